@@ -1,0 +1,58 @@
+/**
+ * HAPA in the browser: typed clients over gRPC-web, and errors that can be read.
+ *
+ * ```ts
+ * const { codegen } = createHapaClient({ baseUrl: "http://127.0.0.1:8000", apiKey });
+ * const stop = new AbortController(); // stop.abort() ends the generation at the engine too
+ * try {
+ *   const question = { userQuestion: "Reverse a linked list", language: "python" };
+ *   for await (const { event } of codegen.streamGenerateCode(question, { signal: stop.signal })) {
+ *     if (event.case === "delta") show(event.value.text, event.value.kind);
+ *   }
+ * } catch (error) {
+ *   const { code, incidentId, retryAfterMs } = readError(error);
+ * }
+ * ```
+ *
+ * @packageDocumentation
+ */
+import { createClient, type Client, type Interceptor } from "@connectrpc/connect";
+import { createGrpcWebTransport } from "@connectrpc/connect-web";
+import { KeyService } from "./gen/hapa/auth/v1/key_pb.js";
+import { CodegenService } from "./gen/hapa/codegen/v1/codegen_pb.js";
+
+export { readError, type FieldError, type HapaError } from "./errors.js";
+export * from "./gen/hapa/auth/v1/key_pb.js";
+export * from "./gen/hapa/codegen/v1/codegen_pb.js";
+
+/** Where HAPA is and who calls it. */
+export interface HapaOptions {
+  /** The gateway's address, such as `https://hapa.example.com`. */
+  readonly baseUrl: string;
+  /**
+   * The key that every call presents. Whoever can open the page can read it: give a page a key
+   * with few scopes and a short life.
+   */
+  readonly apiKey: string;
+}
+
+/** One typed client for each service that the gateway routes. */
+export interface HapaClient {
+  /** Generates code, at once or token by token. */
+  readonly codegen: Client<typeof CodegenService>;
+  /** Manages API keys; needs a key with the scope `auth:admin`. */
+  readonly keys: Client<typeof KeyService>;
+}
+
+/** Makes the clients. Nothing is sent before the first call. */
+export function createHapaClient({ baseUrl, apiKey }: HapaOptions): HapaClient {
+  const presentKey: Interceptor = (next) => (request) => {
+    request.header.set("x-api-key", apiKey);
+    return next(request);
+  };
+  const transport = createGrpcWebTransport({ baseUrl, interceptors: [presentKey] });
+  return {
+    codegen: createClient(CodegenService, transport),
+    keys: createClient(KeyService, transport),
+  };
+}

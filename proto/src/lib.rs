@@ -1,0 +1,17 @@
+//! The wire: what prost and tonic make of `proto/hapa`, and the descriptor set that describes it.
+#![allow(missing_docs, clippy::pedantic)]
+
+/// Every package of the mesh and every google.rpc error detail, as a binary `FileDescriptorSet`.
+pub const FILE_DESCRIPTOR_SET: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/hapa.binpb"));
+
+pub mod auth {
+    pub mod v1 {
+        tonic::include_proto!("hapa.auth.v1");
+    }
+}
+
+pub mod codegen {
+    pub mod v1 {
+        tonic::include_proto!("hapa.codegen.v1");
+    }
+}
