@@ -1,1 +1,29 @@
-//! x
+//! What every HAPA service stands on. No domain noun lives here beyond the principal: who calls.
+//!
+//! A service is a `mount` function that gives a [`Server`] its gRPC services, their [`Rpc`] rows
+//! and its background tasks; the server does the rest, alike for all.
+
+mod accept;
+mod admission;
+pub mod config;
+mod context;
+pub mod db;
+mod deadline;
+pub mod key_text;
+mod layers;
+mod limit;
+mod observe;
+pub mod peer;
+mod probes;
+pub mod rpc;
+pub mod secret;
+mod server;
+mod shed;
+pub mod status;
+pub mod telemetry;
+
+pub use config::Config;
+pub use context::{Call, is_request_id};
+pub use rpc::{Access, Rpc};
+pub use server::{Listeners, Server};
+pub use status::{ErrorCode, Fault};

@@ -1,0 +1,186 @@
+//! Takes connections: the wire's settings, the first-byte guard, and an end that is always reached.
+//!
+//! Our own loop over hyper, because tonic's server applies grpc-timeout itself (to headers only, as
+//! CANCELLED), waits for silent sockets when it ends, and can't bound what never speaks.
+
+use std::io;
+use std::pin::{Pin, pin};
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use axum::Router;
+use hyper::rt::Executor;
+use hyper::server::conn::http2;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::service::TowerToHyperService;
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, ReadBuf};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::{sleep, timeout};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+/// <https://www.rfc-editor.org/rfc/rfc9113#section-3.4>
+const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+/// From connecting to the end of the preface.
+const PREFACE_PATIENCE: Duration = Duration::from_secs(5);
+/// Without it, 3,000 small calls at once exhaust h2's budget for small frames and all fail.
+const MAX_STREAMS: u32 = 256;
+/// What one caller may send before a handler reads.
+const STREAM_WINDOW: u32 = 64 * 1024;
+const CONNECTION_WINDOW: u32 = 1024 * 1024;
+/// Equal to the gateway's `max_request_headers_kb`: a larger header must fail alone there, since
+/// h2 closes the shared connection over it.
+const MAX_HEADERS: u32 = 60 * 1024;
+/// What one stream may hold for a slow reader.
+const SEND_BUFFER: usize = 16 * 1024;
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(20);
+const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// When to stop.
+#[derive(Clone, Default)]
+pub(crate) struct Door {
+    /// No new connections; open ones finish their calls.
+    pub(crate) closing: CancellationToken,
+    /// Every connection ends now.
+    pub(crate) closed: CancellationToken,
+}
+
+/// Accepts until the door closes. Connections and their calls run on `tasks`.
+pub(crate) async fn accept(
+    listener: TcpListener,
+    router: Router,
+    max_connections: u32,
+    door: Door,
+    tasks: TaskTracker,
+) {
+    let room = Arc::new(Semaphore::new(max_connections as usize));
+    loop {
+        let accepted = async {
+            let permit = Arc::clone(&room).acquire_owned().await;
+            (listener.accept().await, permit)
+        };
+        let (stream, permit) = tokio::select! {
+            () = door.closing.cancelled() => return,
+            (Ok((stream, _)), Ok(permit)) = accepted => (stream, permit),
+            // Out of file descriptors or a peer that left again: neither ends the server.
+            else => { sleep(Duration::from_millis(20)).await; continue },
+        };
+        let connection = connection(stream, router.clone(), door.clone(), tasks.clone());
+        tasks.spawn(hold(permit, connection));
+    }
+}
+
+async fn hold(_permit: OwnedSemaphorePermit, connection: impl Future<Output = ()>) {
+    connection.await;
+}
+
+async fn connection(mut stream: TcpStream, router: Router, door: Door, tasks: TaskTracker) {
+    if let Err(error) = stream.set_nodelay(true) {
+        return tracing::debug!(%error, "a connection was gone at once");
+    }
+    let mut preface = [0; PREFACE.len()];
+    let spoke = timeout(PREFACE_PATIENCE, stream.read_exact(&mut preface));
+    let spoke = tokio::select! {
+        spoke = spoke => spoke,
+        () = door.closing.cancelled() => return,
+    };
+    if !matches!(spoke, Ok(Ok(_))) || preface != *PREFACE {
+        return tracing::debug!("a connection did not speak HTTP/2");
+    }
+    let io = TokioIo::new(Replay { seen: preface, next: 0, stream });
+    let served = builder(tasks).serve_connection(io, TowerToHyperService::new(router));
+    let mut served = pin!(served);
+    let ended = tokio::select! {
+        ended = &mut served => ended,
+        () = door.closing.cancelled() => {
+            served.as_mut().graceful_shutdown();
+            tokio::select! {
+                ended = served => ended,
+                () = door.closed.cancelled() => Ok(()),
+            }
+        }
+    };
+    if let Err(error) = ended {
+        tracing::debug!(%error, "a connection broke");
+    }
+}
+
+fn builder(tasks: TaskTracker) -> http2::Builder<OnTracker> {
+    let mut builder = http2::Builder::new(OnTracker(tasks));
+    builder
+        .timer(TokioTimer::new())
+        .max_concurrent_streams(MAX_STREAMS)
+        .initial_stream_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW)
+        .max_header_list_size(MAX_HEADERS)
+        .max_send_buf_size(SEND_BUFFER)
+        .keep_alive_interval(KEEPALIVE_INTERVAL)
+        .keep_alive_timeout(KEEPALIVE_TIMEOUT);
+    builder
+}
+
+/// hyper's calls, on the server's tracker.
+#[derive(Clone)]
+struct OnTracker(TaskTracker);
+
+impl<F: Future<Output: Send> + Send + 'static> Executor<F> for OnTracker {
+    fn execute(&self, call: F) {
+        self.0.spawn(call);
+    }
+}
+
+/// A stream whose preface was read already, as if it had not been.
+struct Replay {
+    seen: [u8; PREFACE.len()],
+    next: usize,
+    stream: TcpStream,
+}
+
+impl AsyncRead for Replay {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let rest = &self.seen[self.next..];
+        if rest.is_empty() {
+            return Pin::new(&mut self.stream).poll_read(cx, buffer);
+        }
+        let taken = rest.len().min(buffer.remaining());
+        buffer.put_slice(&rest[..taken]);
+        self.next += taken;
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl AsyncWrite for Replay {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(cx, bytes)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        slices: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write_vectored(cx, slices)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+}

@@ -1,0 +1,183 @@
+//! The settings that every role shares. The struct is the flag is the environment variable; what is
+//! wrong is refused before anything starts, by its name.
+
+use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{ArgAction, Args, ValueEnum};
+use secrecy::{ExposeSecret as _, SecretString};
+
+use crate::secret;
+
+/// How careful to be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Environment {
+    /// Embedded defaults, secrets made on the spot.
+    Development,
+    /// Like production, for trying things.
+    Staging,
+    /// Secrets must be set; reflection is off unless asked for.
+    Production,
+}
+
+/// A setting with a value that can't work.
+#[derive(Debug, thiserror::Error)]
+#[error("{name}: {problem}")]
+pub struct Wrong {
+    /// The environment variable's name.
+    pub name: &'static str,
+    /// What is wrong and what to do.
+    pub problem: String,
+}
+
+impl Wrong {
+    /// Names a setting and what is wrong with it.
+    pub fn new(name: &'static str, problem: impl Into<String>) -> Self {
+        Wrong { name, problem: problem.into() }
+    }
+}
+
+/// Settings of the server.
+#[derive(Args, Clone, Debug)]
+#[command(next_help_heading = "Server")]
+pub struct Config {
+    /// Address to listen on.
+    #[arg(long, env = "HOST", default_value = "127.0.0.1")]
+    pub host: IpAddr,
+    /// gRPC port of the mesh; 0 picks a free one.
+    #[arg(long, env = "PORT", default_value_t = 50051)]
+    pub port: u16,
+    /// HTTP port of /metrics, /livez and /readyz; 0 picks a free one.
+    #[arg(long, env = "METRICS_PORT", default_value_t = 9464)]
+    pub metrics_port: u16,
+    /// Where embedded stores and made secrets live.
+    #[arg(long, env = "DATA_DIR", default_value = "data")]
+    pub data_dir: PathBuf,
+    /// How careful to be.
+    #[arg(
+        long,
+        env = "ENVIRONMENT",
+        value_enum,
+        ignore_case = true,
+        default_value = "development"
+    )]
+    pub environment: Environment,
+    /// The store, such as sqlite:///var/lib/hapa/hapa.db; without one each service keeps a SQLite
+    /// file of its own in DATA_DIR.
+    #[arg(long, env = "DATABASE_URL", hide_env_values = true)]
+    pub database_url: Option<String>,
+    /// Secret that services of one mesh share, 32 characters or more; without one it is made and
+    /// kept in DATA_DIR/mesh-token.
+    #[arg(long, env = "MESH_TOKEN", hide_env_values = true)]
+    pub mesh_token: Option<SecretString>,
+    /// The auth service, such as http://auth:50051; a process that has the auth role asks itself.
+    #[arg(long, env = "AUTH_ADDRESS")]
+    pub auth_address: Option<String>,
+    /// Server reflection; on unless ENVIRONMENT is production.
+    #[arg(long, env = "REFLECTION", action = ArgAction::Set)]
+    pub reflection: Option<bool>,
+    /// Longest that a call may take, in seconds, whatever its caller allows.
+    #[arg(long, env = "REQUEST_TIMEOUT", default_value = "300", value_parser = seconds)]
+    pub request_timeout: Duration,
+    /// Most calls in progress at once; more are refused with E5005.
+    #[arg(long, env = "MAX_IN_FLIGHT", default_value_t = 2048, value_parser = clap::value_parser!(u32).range(1..))]
+    pub max_in_flight: u32,
+    /// Most connections at once; more wait to be accepted.
+    #[arg(long, env = "MAX_CONNECTIONS", default_value_t = 4096, value_parser = clap::value_parser!(u32).range(1..))]
+    pub max_connections: u32,
+    /// Between "not serving" and the closed door, in seconds, so that load balancers notice.
+    #[arg(long, env = "DRAIN_DELAY_SECONDS", default_value = "0", value_parser = seconds_or_none)]
+    pub drain_delay: Duration,
+    /// Longest that open calls may go on after the door closed, in seconds.
+    #[arg(long, env = "DRAIN_TIMEOUT_SECONDS", default_value = "25", value_parser = seconds)]
+    pub drain_timeout: Duration,
+    #[command(flatten)]
+    #[allow(missing_docs, clippy::allow_attributes)]
+    pub limits: LimitConfig,
+    #[command(flatten)]
+    #[allow(missing_docs, clippy::allow_attributes)]
+    pub log: LogConfig,
+}
+
+/// Settings of the rate limiter.
+#[derive(Args, Clone, Debug)]
+#[command(next_help_heading = "Rate limits")]
+pub struct LimitConfig {
+    /// Whether calls are limited at all.
+    #[arg(long, env = "RATE_LIMIT_ENABLED", action = ArgAction::Set, default_value_t = true)]
+    pub rate_limit_enabled: bool,
+    /// Calls per key, method and window where neither the key nor the method says otherwise; 0: no limit.
+    #[arg(long, env = "DEFAULT_RATE_LIMIT", default_value_t = 100)]
+    pub default_rate_limit: u32,
+    /// That window, in minutes.
+    #[arg(long, env = "RATE_LIMIT_WINDOW_MINUTES", default_value_t = 60, value_parser = clap::value_parser!(u32).range(1..=1440))]
+    pub rate_limit_window_minutes: u32,
+}
+
+/// Settings of the log.
+#[derive(Args, Clone, Debug)]
+#[command(next_help_heading = "Log")]
+pub struct LogConfig {
+    /// error, warn, info, debug or trace; also by module: "info,hapa_codegen=debug".
+    #[arg(long, env = "LOG_LEVEL", default_value = "info")]
+    pub log_level: String,
+    /// One JSON object a line instead of text.
+    #[arg(long, env = "STRUCTURED_LOGGING", action = ArgAction::Set, default_value_t = false)]
+    pub structured_logging: bool,
+}
+
+impl Config {
+    /// Where the mesh port is.
+    pub fn address(&self) -> SocketAddr {
+        (self.host, self.port).into()
+    }
+
+    /// Where probes and metrics are.
+    pub fn metrics_address(&self) -> SocketAddr {
+        (self.host, self.metrics_port).into()
+    }
+
+    /// What only the settings together can say.
+    pub fn check(&self) -> Result<(), Wrong> {
+        let token = self.mesh_token.as_ref().map_or(0, |token| token.expose_secret().len());
+        if token == 0 && self.environment == Environment::Production {
+            return Err(Wrong::new("MESH_TOKEN", "must be set when ENVIRONMENT is production"));
+        }
+        if (1..secret::SHORTEST).contains(&token) {
+            return Err(Wrong::new("MESH_TOKEN", "needs 32 characters or more"));
+        }
+        if !self.store_url("").starts_with("sqlite://") {
+            return Err(Wrong::new("DATABASE_URL", "must begin with sqlite://"));
+        }
+        Ok(())
+    }
+
+    /// Where a service keeps its data.
+    pub fn store_url(&self, service: &str) -> String {
+        let embedded = || format!("sqlite://{}/{service}.db?mode=rwc", self.data_dir.display());
+        self.database_url.clone().filter(|url| !url.is_empty()).unwrap_or_else(embedded)
+    }
+
+    /// Whether to serve reflection.
+    pub fn reflects(&self) -> bool {
+        self.reflection.unwrap_or(self.environment != Environment::Production)
+    }
+}
+
+/// A positive number of seconds, fractions allowed.
+pub fn seconds(text: &str) -> Result<Duration, String> {
+    match seconds_or_none(text)? {
+        Duration::ZERO => Err("must be more than 0 seconds".to_owned()),
+        duration => Ok(duration),
+    }
+}
+
+/// A number of seconds, fractions allowed, 0 too.
+pub fn seconds_or_none(text: &str) -> Result<Duration, String> {
+    let number: f64 = text.parse().map_err(|_| "must be a number of seconds".to_owned())?;
+    if !(0.0..=86_400.0).contains(&number) {
+        return Err("must be from 0 to 86400 seconds".to_owned());
+    }
+    Ok(Duration::from_secs_f64(number))
+}

@@ -1,0 +1,59 @@
+//! The way into every service: one function stacks the layers, and says why each stands where it does.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use axum::body::Body;
+use axum::middleware::from_fn_with_state;
+use axum::response::Response;
+use bytes::Bytes;
+use http::HeaderMap;
+use http_body::Frame;
+use tokio::sync::Semaphore;
+use tonic::Status;
+use tower::ServiceBuilder;
+
+use crate::admission::{Admission, admission};
+use crate::deadline::deadline;
+use crate::observe::observe;
+use crate::rpc::Table;
+use crate::shed::shed;
+use crate::status::Fault;
+
+/// What the layers of one server share.
+pub(crate) struct Shared {
+    pub(crate) table: Table,
+    pub(crate) request_timeout: Duration,
+    pub(crate) in_flight: Arc<Semaphore>,
+    pub(crate) admission: Admission,
+}
+
+/// Outermost first.
+pub(crate) fn stack(services: Router, shared: &Arc<Shared>) -> Router {
+    let layers = ServiceBuilder::new()
+        // Names, counts and logs every call and everything that goes wrong below, panics included;
+        // so nothing may stand above it.
+        .layer(from_fn_with_state(Arc::clone(shared), observe))
+        // Above all that waits, and around the response body, so that no call outlives its time.
+        .layer(from_fn_with_state(Arc::clone(shared), deadline))
+        // Before admission: refusing must stay cheap when there is too much to do.
+        .layer(from_fn_with_state(Arc::clone(shared), shed))
+        // Innermost: no handler runs without a caller who may call it.
+        .layer(from_fn_with_state(Arc::clone(shared), admission));
+    services.layer(layers)
+}
+
+/// A refusal as a response without a body.
+pub(crate) fn refuse(fault: Fault) -> Response {
+    Status::from(fault).into_http::<Body>()
+}
+
+/// A status as the last frame of a stream.
+pub(crate) fn trailers(status: &Status) -> Frame<Bytes> {
+    let mut headers = HeaderMap::new();
+    if status.add_header(&mut headers).is_err() {
+        headers.insert("grpc-status", (status.code() as i32).into());
+    }
+    Frame::trailers(headers)
+}

@@ -1,0 +1,186 @@
+//! Names every call, and says how it ended: one log line, its metrics, and a published status in
+//! place of whatever a library or a panic said. A call that just stops was left by its client.
+
+use std::any::Any;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use axum::body::Body;
+use axum::extract::{Request, State};
+use axum::middleware::Next;
+use axum::response::Response;
+use bytes::Bytes;
+use futures_util::FutureExt as _;
+use http::{HeaderMap, HeaderValue};
+use http_body::{Body as HttpBody, Frame, SizeHint};
+use tonic::{Code, Status};
+use tracing::{Instrument as _, Span};
+
+use crate::context::Call;
+use crate::layers::{Shared, refuse, trailers};
+use crate::status::{ErrorCode, Fault, publish, read};
+
+const REQUEST_ID: &str = "x-request-id";
+/// The label of what is not in the access table: a client must not make labels.
+const UNKNOWN: &str = "unknown";
+
+pub(crate) async fn observe(
+    State(shared): State<Arc<Shared>>,
+    mut request: Request,
+    next: Next,
+) -> Response {
+    let presented = request.headers().get(REQUEST_ID).and_then(|value| value.to_str().ok());
+    let call = Call::new(presented, shared.table.find(request.uri().path()));
+    let path = call.rpc.map_or(UNKNOWN, |rpc| rpc.path);
+    let span = tracing::info_span!("call", rpc = path, request_id = %call.request_id);
+    let mut record = Record::begin(path, &call, span.clone());
+    request.extensions_mut().insert(call.clone());
+
+    let run = AssertUnwindSafe(next.run(request)).catch_unwind().instrument(span.clone());
+    let mut response =
+        run.await.unwrap_or_else(|panic| span.in_scope(|| refuse(panicked(&*panic))));
+    if let Ok(id) = HeaderValue::from_str(&call.request_id) {
+        response.headers_mut().insert(REQUEST_ID, id);
+    }
+    if response.headers().contains_key("grpc-status") {
+        record.end(response.headers_mut());
+        return response;
+    }
+    response.map(|body| Body::new(Observed { body, record }))
+}
+
+fn panicked(panic: &(dyn Any + Send)) -> Fault {
+    let text = panic.downcast_ref::<String>().map(String::as_str);
+    let text = text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("no words");
+    Fault::internal(format_args!("panic: {text}"))
+}
+
+/// One call, counted from its begin to its end.
+struct Record {
+    path: &'static str,
+    call: Call,
+    span: Span,
+    ended: bool,
+}
+
+impl Record {
+    fn begin(path: &'static str, call: &Call, span: Span) -> Self {
+        metrics::gauge!("hapa_requests_in_flight", "rpc" => path).increment(1.0);
+        Record { path, call: call.clone(), span, ended: false }
+    }
+
+    /// Reads how the call ended from its headers or trailers, and publishes it there.
+    fn end(&mut self, headers: &mut HeaderMap) {
+        let status =
+            Status::from_header_map(headers).unwrap_or_else(|| Status::unknown("no status"));
+        if status.code() == Code::Ok {
+            return self.close(Code::Ok, None);
+        }
+        let status = self.span.in_scope(|| publish(status));
+        if status.add_header(headers).is_err() {
+            headers.insert("grpc-status", (status.code() as i32).into());
+        }
+        self.close(status.code(), read(&status));
+    }
+
+    fn close(&mut self, code: Code, failure: Option<(String, String)>) {
+        if std::mem::replace(&mut self.ended, true) {
+            return;
+        }
+        let (path, elapsed) = (self.path, self.call.arrived.elapsed());
+        let code = code_name(code);
+        metrics::gauge!("hapa_requests_in_flight", "rpc" => path).decrement(1.0);
+        metrics::counter!("hapa_requests_total", "rpc" => path, "code" => code).increment(1);
+        metrics::histogram!("hapa_request_duration_seconds", "rpc" => path).record(elapsed);
+        let duration_ms = u64::try_from(elapsed.as_millis()).unwrap_or(u64::MAX);
+        let _entered = self.span.enter();
+        let Some((error_code, incident_id)) = failure else {
+            if path.starts_with("/grpc.") {
+                tracing::debug!(code, duration_ms, "call ended");
+            } else {
+                tracing::info!(code, duration_ms, "call ended");
+            }
+            return;
+        };
+        metrics::counter!("hapa_errors_total", "rpc" => path, "error_code" => error_code.clone())
+            .increment(1);
+        tracing::info!(code, duration_ms, error_code, incident_id, "call failed");
+    }
+}
+
+impl Drop for Record {
+    fn drop(&mut self) {
+        if !self.ended {
+            let fault = Fault::new(ErrorCode::StreamGivenUp, "the client left");
+            let failure = (fault.code().to_string(), fault.incident_id().to_owned());
+            self.close(Code::Cancelled, Some(failure));
+        }
+    }
+}
+
+/// <https://grpc.io/docs/guides/status-codes/>
+fn code_name(code: Code) -> &'static str {
+    match code {
+        Code::Ok => "OK",
+        Code::Cancelled => "CANCELLED",
+        Code::Unknown => "UNKNOWN",
+        Code::InvalidArgument => "INVALID_ARGUMENT",
+        Code::DeadlineExceeded => "DEADLINE_EXCEEDED",
+        Code::NotFound => "NOT_FOUND",
+        Code::AlreadyExists => "ALREADY_EXISTS",
+        Code::PermissionDenied => "PERMISSION_DENIED",
+        Code::ResourceExhausted => "RESOURCE_EXHAUSTED",
+        Code::FailedPrecondition => "FAILED_PRECONDITION",
+        Code::Aborted => "ABORTED",
+        Code::OutOfRange => "OUT_OF_RANGE",
+        Code::Unimplemented => "UNIMPLEMENTED",
+        Code::Internal => "INTERNAL",
+        Code::Unavailable => "UNAVAILABLE",
+        Code::DataLoss => "DATA_LOSS",
+        Code::Unauthenticated => "UNAUTHENTICATED",
+    }
+}
+
+struct Observed {
+    body: Body,
+    record: Record,
+}
+
+impl HttpBody for Observed {
+    type Data = Bytes;
+    type Error = axum::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
+        let this = &mut *self;
+        let polled = {
+            let _entered = this.record.span.enter();
+            catch_unwind(AssertUnwindSafe(|| Pin::new(&mut this.body).poll_frame(cx)))
+        };
+        let mut frame = match polled {
+            Ok(Poll::Pending) => return Poll::Pending,
+            Ok(Poll::Ready(Some(Ok(frame)))) => frame,
+            Ok(Poll::Ready(other)) => return Poll::Ready(other),
+            Err(panic) => {
+                this.body = Body::empty();
+                trailers(&Status::from(this.record.span.in_scope(|| panicked(&*panic))))
+            }
+        };
+        if let Some(headers) = frame.trailers_mut() {
+            this.record.end(headers);
+        }
+        Poll::Ready(Some(Ok(frame)))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}

@@ -1,0 +1,70 @@
+//! The rows of the access table: each service lists its RPCs, and what is not listed is refused.
+
+use std::collections::HashMap;
+
+/// What a caller must show.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Access {
+    /// Nothing: health and reflection.
+    Public,
+    /// Any key that is alive.
+    AnyKey,
+    /// A key with this scope.
+    Scope(&'static str),
+    /// The mesh token: only services call this.
+    Mesh,
+}
+
+/// Calls in a window of seconds, unless the key says otherwise.
+pub type DefaultLimit = (u32, u32);
+
+/// One RPC of a service.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Rpc {
+    /// `/package.Service/Method`.
+    pub path: &'static str,
+    /// What a caller must show.
+    pub access: Access,
+    /// None: DEFAULT_RATE_LIMIT in RATE_LIMIT_WINDOW_MINUTES.
+    pub limit: Option<DefaultLimit>,
+}
+
+impl Rpc {
+    /// A row with the default limit.
+    pub const fn new(path: &'static str, access: Access) -> Self {
+        Rpc { path, access, limit: None }
+    }
+
+    /// The same row with a limit of its own.
+    #[must_use]
+    pub const fn limited(self, calls: u32, window_seconds: u32) -> Self {
+        Rpc { limit: Some((calls, window_seconds)), ..self }
+    }
+
+    /// The last part of the path.
+    pub fn method(&self) -> &'static str {
+        self.path.rsplit('/').next().unwrap_or(self.path)
+    }
+}
+
+/// The rows of what every server has beside its services.
+pub(crate) const BUILT_IN: &[Rpc] = &[
+    Rpc::new("/grpc.health.v1.Health/Check", Access::Public),
+    Rpc::new("/grpc.health.v1.Health/Watch", Access::Public),
+    Rpc::new("/grpc.reflection.v1.ServerReflection/ServerReflectionInfo", Access::Public),
+    Rpc::new("/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo", Access::Public),
+];
+
+/// Every row of a server, by path.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Table(HashMap<&'static str, &'static Rpc>);
+
+impl Table {
+    pub(crate) fn add(&mut self, rows: &'static [Rpc]) {
+        self.0.extend(rows.iter().map(|row| (row.path, row)));
+    }
+
+    pub(crate) fn find(&self, path: &str) -> Option<&'static Rpc> {
+        self.0.get(path).copied()
+    }
+}

@@ -1,0 +1,56 @@
+//! Secrets that embedded defaults make for themselves: a file under the data folder, readable by its
+//! owner alone, written once.
+
+use std::fs::{self, OpenOptions};
+use std::io::{ErrorKind, Write as _};
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::Path;
+
+use anyhow::Context as _;
+use secrecy::{ExposeSecret as _, SecretString};
+
+/// Fewest characters of a secret that an operator sets.
+pub const SHORTEST: usize = 32;
+
+/// The secret that was set, else the one in `file`, else a new one that `file` keeps.
+pub fn set_or_kept(set: Option<&SecretString>, file: &Path) -> anyhow::Result<SecretString> {
+    if let Some(secret) = set.filter(|secret| !secret.expose_secret().is_empty()) {
+        return Ok(secret.clone());
+    }
+    match read(file)? {
+        Some(secret) => Ok(secret),
+        None => make(file),
+    }
+}
+
+fn read(file: &Path) -> anyhow::Result<Option<SecretString>> {
+    match fs::read_to_string(file) {
+        Ok(text) if text.trim().len() >= SHORTEST => Ok(Some(SecretString::from(text.trim()))),
+        Ok(_) => anyhow::bail!("{} holds no secret; remove it to have one made", file.display()),
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error).with_context(|| format!("reading {}", file.display())),
+    }
+}
+
+fn make(file: &Path) -> anyhow::Result<SecretString> {
+    if let Some(folder) = file.parent() {
+        fs::create_dir_all(folder).with_context(|| format!("making {}", folder.display()))?;
+    }
+    let secret = hex::encode(rand::random::<[u8; 32]>());
+    // Written aside and linked into place: of two that start together one wins, and nobody reads
+    // a half-written file.
+    let aside = file.with_extension(format!("new-{}", std::process::id()));
+    let mut new =
+        OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&aside)?;
+    new.write_all(secret.as_bytes())?;
+    new.sync_all()?;
+    let linked = fs::hard_link(&aside, file);
+    fs::remove_file(&aside)?;
+    match linked {
+        Ok(()) => Ok(SecretString::from(secret)),
+        Err(error) if error.kind() == ErrorKind::AlreadyExists => {
+            read(file)?.context("the secret that was just made is gone")
+        }
+        Err(error) => Err(error).with_context(|| format!("writing {}", file.display())),
+    }
+}

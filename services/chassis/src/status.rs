@@ -1,0 +1,285 @@
+//! The published error codes, and the one way to a failed call: every status that leaves a service
+//! carries an `ErrorInfo` with its code and the id of its incident.
+
+use std::error::Error;
+use std::fmt::{self, Write as _};
+use std::time::Duration;
+
+use time::OffsetDateTime;
+use tonic::{Code, Status};
+use tonic_types::{ErrorDetails, QuotaViolation, StatusExt};
+
+/// `ErrorInfo.domain` of every failure.
+pub const DOMAIN: &str = "hapa";
+
+/// Whether the same call can work later.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Retry {
+    /// The call has to change first.
+    No,
+    /// With backoff.
+    Yes,
+    /// When `RetryInfo` says.
+    AfterDelay,
+}
+
+/// What is published about a code.
+#[derive(Debug)]
+pub struct Entry {
+    /// Such as "E4001".
+    pub name: &'static str,
+    /// `ErrorInfo.reason`: `UPPER_SNAKE_CASE`, as AIP-193 asks.
+    pub reason: &'static str,
+    /// The gRPC status, none where the code never fails a call.
+    pub grpc: Option<Code>,
+    /// Whether a retry can help.
+    pub retry: Retry,
+    /// What it means.
+    pub meaning: &'static str,
+    /// What to do about it.
+    pub advice: &'static str,
+}
+
+macro_rules! error_codes {
+    ($($variant:ident $name:literal $reason:literal $grpc:expr, $retry:ident, $meaning:literal, $advice:literal;)*) => {
+        /// A published error code.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+        pub enum ErrorCode { $(#[doc = concat!($name, ": ", $meaning)] $variant,)* }
+
+        impl ErrorCode {
+            /// Every code, in order.
+            pub const ALL: &[ErrorCode] = &[$(ErrorCode::$variant),*];
+
+            /// What is published about it.
+            pub fn entry(self) -> &'static Entry {
+                match self { $(ErrorCode::$variant => const { &Entry {
+                    name: $name, reason: $reason, grpc: $grpc, retry: Retry::$retry,
+                    meaning: $meaning, advice: $advice,
+                }}),* }
+            }
+        }
+    };
+}
+
+error_codes! {
+    InvalidInput "E4001" "INVALID_INPUT" Some(Code::InvalidArgument), No, "invalid input", "Correct the fields that the error names.";
+    MissingField "E4002" "MISSING_FIELD" Some(Code::InvalidArgument), No, "required field missing", "Send the fields that the error names.";
+    BadKey "E4003" "BAD_API_KEY" Some(Code::Unauthenticated), No, "bad or missing API key", "Present a key as `x-api-key`; check it for typos.";
+    RateLimited "E4004" "RATE_LIMITED" Some(Code::ResourceExhausted), AfterDelay, "rate limit reached", "Wait as long as RetryInfo says, or ask for a higher limit.";
+    NoPermission "E4005" "NO_PERMISSION" Some(Code::PermissionDenied), No, "no permission (scope)", "Use a key with the scope that the error names.";
+    TooLarge "E4006" "TOO_LARGE" Some(Code::ResourceExhausted), No, "message or header too large", "Send less.";
+    KeyEnded "E4007" "KEY_ENDED" Some(Code::Unauthenticated), No, "key expired or revoked", "Ask for a new key.";
+    BudgetUsedUp "E4008" "BUDGET_USED_UP" Some(Code::ResourceExhausted), AfterDelay, "token budget used up", "Wait for the reset time, or ask for a larger budget.";
+    Conflict "E4009" "CONFLICT" Some(Code::Aborted), No, "conflict (idempotency, version)", "Read the current state and decide again.";
+    NotFound "E4010" "NOT_FOUND" Some(Code::NotFound), No, "not found", "Check the id or the name.";
+    StreamGivenUp "E4011" "STREAM_GIVEN_UP" Some(Code::Cancelled), No, "stream given up (client left or reads too slowly)", "Read the stream as it comes, to its end.";
+    Unsupported "E4012" "UNSUPPORTED" Some(Code::Unimplemented), No, "unsupported method or content type", "Check the method's name, and that the client and the mesh are of one version.";
+    ModelTimeout "E5001" "MODEL_TIMEOUT" Some(Code::DeadlineExceeded), Yes, "AI model timeout", "Try again, ask for less, or allow more time.";
+    CacheError "E5002" "CACHE_ERROR" None, No, "cache error (bypassed; shown as a warning, never fails a request)", "Nothing to do for a caller; operators look at the cache.";
+    DatabaseError "E5003" "DATABASE_ERROR" Some(Code::Unavailable), Yes, "database error", "Try again; operators look at the store.";
+    Internal "E5004" "INTERNAL" Some(Code::Internal), No, "internal error", "Report the incident id.";
+    Overloaded "E5005" "OVERLOADED" Some(Code::Unavailable), AfterDelay, "overloaded", "Wait as long as RetryInfo says.";
+    ModelUnreachable "E5006" "MODEL_UNREACHABLE" Some(Code::Unavailable), Yes, "AI model unreachable", "Try again; operators look at the engine.";
+    CutShort "E5007" "CUT_SHORT" Some(Code::Unavailable), No, "generation cut short", "Keep or drop the partial text, then ask again.";
+    ShuttingDown "E5008" "SHUTTING_DOWN" Some(Code::Unavailable), Yes, "shutting down", "Try again at once: another replica answers.";
+    CircuitOpen "E5009" "CIRCUIT_OPEN" Some(Code::Unavailable), AfterDelay, "circuit open", "Wait as long as RetryInfo says.";
+    SpoolFull "E5010" "SPOOL_FULL" None, No, "event spool full (health only)", "Operators look at the services that take the events.";
+}
+
+impl fmt::Display for ErrorCode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.entry().name)
+    }
+}
+
+/// A call that failed, before it is a status: a code, words for the caller, and the details.
+#[derive(Debug)]
+pub struct Fault {
+    code: ErrorCode,
+    message: String,
+    incident_id: String,
+    fields: Vec<(String, String)>,
+    retry_after: Option<Duration>,
+    quota_subject: Option<String>,
+}
+
+impl Fault {
+    /// A failure with words that a caller may read. It has its incident id from here on.
+    pub fn new(code: ErrorCode, message: impl Into<String>) -> Self {
+        Fault {
+            code,
+            message: message.into(),
+            incident_id: incident_id(),
+            fields: Vec::new(),
+            retry_after: None,
+            quota_subject: None,
+        }
+    }
+
+    /// The unexpected: logged here with its causes, shown as a fixed sentence.
+    pub fn internal(cause: impl fmt::Display) -> Self {
+        let fault = Fault::new(ErrorCode::Internal, "an internal error; report the incident id");
+        fault.log(&cause);
+        fault
+    }
+
+    /// Logs what lies behind the failure, under its incident id, and keeps it from the caller.
+    #[must_use]
+    pub fn because(self, cause: &(dyn Error + 'static)) -> Self {
+        self.log(&chain(cause));
+        self
+    }
+
+    /// Names a field and what is wrong with it (`BadRequest`).
+    #[must_use]
+    pub fn field(mut self, name: impl Into<String>, problem: impl Into<String>) -> Self {
+        self.fields.push((name.into(), problem.into()));
+        self
+    }
+
+    /// Says when to come back (`RetryInfo`).
+    #[must_use]
+    pub fn retry_after(mut self, delay: Duration) -> Self {
+        self.retry_after = Some(delay);
+        self
+    }
+
+    /// Says whose quota it was (`QuotaFailure`).
+    #[must_use]
+    pub fn quota(mut self, subject: impl Into<String>) -> Self {
+        self.quota_subject = Some(subject.into());
+        self
+    }
+
+    /// Its code.
+    pub fn code(&self) -> ErrorCode {
+        self.code
+    }
+
+    /// Its words.
+    pub fn message(&self) -> &str {
+        &self.message
+    }
+
+    /// `INC-YYYYMMDD-XXXXXXXX`.
+    pub fn incident_id(&self) -> &str {
+        &self.incident_id
+    }
+
+    fn log(&self, cause: &dyn fmt::Display) {
+        let (error_code, incident_id) = (self.code.entry().name, &self.incident_id);
+        tracing::warn!(error_code, incident_id, %cause, "{}", self.message);
+    }
+}
+
+impl From<Fault> for Status {
+    fn from(fault: Fault) -> Status {
+        let entry = fault.code.entry();
+        let mut details = ErrorDetails::with_error_info(
+            entry.reason,
+            DOMAIN,
+            [("error_code", entry.name), ("incident_id", &fault.incident_id)]
+                .map(|(name, value)| (name.to_owned(), value.to_owned())),
+        );
+        for (name, problem) in fault.fields {
+            details.add_bad_request_violation(name, problem);
+        }
+        if let Some(delay) = fault.retry_after {
+            details.set_retry_info(Some(delay));
+        }
+        if let Some(subject) = fault.quota_subject {
+            details.set_quota_failure(vec![QuotaViolation::new(subject, fault.message.clone())]);
+        }
+        let grpc = entry.grpc.unwrap_or(Code::Internal);
+        let mut status = Status::with_error_details(grpc, fault.message, details);
+        if let Some(delay) = fault.retry_after {
+            let seconds = delay.as_secs() + u64::from(delay.subsec_nanos() > 0);
+            status.metadata_mut().insert("retry-after", seconds.into());
+        }
+        status
+    }
+}
+
+/// The published code and incident id that a status carries, none where it is not one of ours.
+pub fn read(status: &Status) -> Option<(String, String)> {
+    let mut info = status.get_details_error_info().filter(|info| info.domain == DOMAIN)?;
+    Some((info.metadata.remove("error_code")?, info.metadata.remove("incident_id")?))
+}
+
+/// Gives a status that a library made the code, the words and the details that we publish.
+pub(crate) fn publish(status: Status) -> Status {
+    if read(&status).is_some() {
+        return status;
+    }
+    let words = status.message();
+    let fault = match status.code() {
+        Code::Unimplemented => Fault::new(ErrorCode::Unsupported, words),
+        // tonic's word for a message over the limit
+        Code::OutOfRange | Code::ResourceExhausted => Fault::new(ErrorCode::TooLarge, words),
+        Code::Internal if words.starts_with("failed to decode Protobuf message") => {
+            Fault::new(ErrorCode::InvalidInput, "the message is not valid protobuf of this method")
+        }
+        Code::InvalidArgument => Fault::new(ErrorCode::InvalidInput, words),
+        Code::DeadlineExceeded => Fault::new(ErrorCode::ModelTimeout, words),
+        Code::Cancelled => Fault::new(ErrorCode::StreamGivenUp, words),
+        Code::Unavailable => Fault::new(ErrorCode::Overloaded, words),
+        _ => Fault::internal(&status),
+    };
+    fault.into()
+}
+
+fn incident_id() -> String {
+    let day = OffsetDateTime::now_utc().date();
+    let (year, month, day) = (day.year(), u8::from(day.month()), day.day());
+    format!("INC-{year:04}{month:02}{day:02}-{:08X}", rand::random::<u32>())
+}
+
+/// An error and what caused it, outermost first.
+pub fn chain(error: &(dyn Error + 'static)) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let _ = write!(text, ": {error}");
+        cause = error.source();
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn there_are_22_codes_in_order_without_repeats() {
+        let names: Vec<_> = ErrorCode::ALL.iter().map(|code| code.entry().name).collect();
+        assert_eq!(names.len(), 22);
+        assert!(names.is_sorted_by(|a, b| a < b), "{names:?}");
+    }
+
+    #[test]
+    fn a_status_carries_code_incident_and_details() {
+        let fault = Fault::new(ErrorCode::RateLimited, "slow down")
+            .retry_after(Duration::from_millis(1500))
+            .quota("key_1");
+        let id = fault.incident_id().to_owned();
+        let status = Status::from(fault);
+        assert_eq!(status.code(), Code::ResourceExhausted);
+        assert_eq!(read(&status), Some(("E4004".to_owned(), id.clone())));
+        assert_eq!(status.metadata().get("retry-after").unwrap(), "2");
+        let details = status.get_error_details();
+        assert_eq!(details.retry_info().unwrap().retry_delay, Some(Duration::from_millis(1500)));
+        assert_eq!(details.quota_failure().unwrap().violations[0].subject, "key_1");
+        assert_eq!(id.len(), "INC-20260101-0123ABCD".len());
+    }
+
+    #[test]
+    fn what_a_library_says_becomes_what_is_published() {
+        let code = |status| read(&publish(status)).unwrap().0;
+        assert_eq!(code(Status::unimplemented("")), "E4012");
+        assert_eq!(code(Status::out_of_range("decoded message length too large")), "E4006");
+        assert_eq!(code(Status::internal("failed to decode Protobuf message: x")), "E4001");
+        assert_eq!(code(Status::internal("else")), "E5004");
+        let ours = Status::from(Fault::new(ErrorCode::Conflict, "taken"));
+        assert_eq!(code(ours), "E4009");
+    }
+}

@@ -1,0 +1,64 @@
+//! What an operator sees: log lines and metrics. Neither ever holds a key, a prompt or an answer.
+
+use std::io::IsTerminal as _;
+use std::sync::OnceLock;
+
+use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
+use tracing_subscriber::EnvFilter;
+use tracing_subscriber::fmt::format::FmtSpan;
+
+use crate::config::{LogConfig, Wrong};
+
+static METRICS: OnceLock<PrometheusHandle> = OnceLock::new();
+
+/// Seconds; from a cached answer to a long generation.
+const DURATIONS: &[f64] = &[
+    0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0,
+];
+
+/// Starts logging to standard error. A second call in one process keeps the first's settings.
+pub fn start_logging(config: &LogConfig) -> Result<(), Wrong> {
+    // Libraries below warnings only on request: their names stand behind ours in the filter.
+    let directives =
+        format!("h2=warn,hyper=warn,reqwest=warn,sqlx=warn,tower=warn,{}", config.log_level);
+    let filter = EnvFilter::builder().parse(directives);
+    let filter = filter.map_err(|error| Wrong::new("LOG_LEVEL", error.to_string()))?;
+    let log = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_span_events(FmtSpan::NONE)
+        .with_ansi(std::io::stderr().is_terminal())
+        .with_writer(std::io::stderr);
+    // Fails only where logging has started already, as in tests with many servers.
+    let _ =
+        if config.structured_logging { log.json().try_init() } else { log.compact().try_init() };
+    Ok(())
+}
+
+/// The process's metrics, which start to be kept with the first call.
+pub(crate) fn metrics() -> anyhow::Result<&'static PrometheusHandle> {
+    if let Some(handle) = METRICS.get() {
+        return Ok(handle);
+    }
+    let recorder = PrometheusBuilder::new()
+        .set_buckets_for_metric(Matcher::Suffix("seconds".to_owned()), DURATIONS)?
+        .build_recorder();
+    let handle = recorder.handle();
+    if metrics::set_global_recorder(recorder).is_ok() {
+        describe();
+    }
+    // Of two that race, the one whose recorder was taken was also first here or will be ignored
+    // with it: both hand out the same kind of handle and only one is ever stored.
+    Ok(METRICS.get_or_init(|| handle))
+}
+
+fn describe() {
+    metrics::describe_counter!("hapa_requests_total", "Calls that ended, by RPC and gRPC code");
+    metrics::describe_histogram!("hapa_request_duration_seconds", "From arrival to the last byte");
+    metrics::describe_gauge!("hapa_requests_in_flight", "Calls in progress");
+    metrics::describe_counter!("hapa_errors_total", "Calls that failed, by RPC and published code");
+    metrics::describe_counter!("hapa_ai_tokens_used_total", "Tokens as the engine counted them");
+    metrics::describe_histogram!(
+        "gen_ai_server_time_to_first_token_seconds",
+        "From a generation's arrival to its first token"
+    );
+}
