@@ -18,7 +18,10 @@ fn main() -> Result<(), Box<dyn Error>> {
     fs::write(out.join("hapa.binpb"), &bytes)?;
 
     let set = prost_types::FileDescriptorSet::decode(bytes.as_slice())?;
-    tonic_prost_build::configure().compile_fds(set)?;
+    // Names let a program find a message in the descriptor set.
+    let mut config = tonic_prost_build::Config::new();
+    config.enable_type_names();
+    tonic_prost_build::configure().compile_fds_with_config(set, config)?;
 
     println!("cargo:rerun-if-changed=hapa");
     println!("cargo:rerun-if-changed=google");

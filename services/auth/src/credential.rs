@@ -1,5 +1,6 @@
 //! Authenticate: a digest of a presented key to the principal behind it.
 
+use hapa_chassis::Violations;
 use hapa_proto::auth::v1::auth_service_server::AuthService;
 use hapa_proto::auth::v1::{AuthenticateRequest, AuthenticateResponse, Key, Principal};
 use hmac::{Hmac, KeyInit as _, Mac as _};
@@ -7,7 +8,7 @@ use secrecy::{ExposeSecret as _, SecretString};
 use sha2::Sha256;
 use tonic::{Request, Response, Status};
 
-use crate::error::{Error, Violation};
+use crate::error::Error;
 use crate::key::{micros, now};
 use crate::store::Store;
 
@@ -24,10 +25,8 @@ impl AuthService for Credentials {
     ) -> Result<Response<AuthenticateResponse>, Status> {
         let digest = request.into_inner().credential_digest;
         if digest.len() != 32 {
-            let problem = "must be a SHA-256 digest, 32 bytes".to_owned();
-            let violation =
-                Violation { field: "credential_digest", problem, missing: digest.is_empty() };
-            return Err(Error::Invalid(vec![violation]).into());
+            let problem = "must be a SHA-256 digest, 32 bytes";
+            return Err(Error::from(Violations::one("credential_digest", problem)).into());
         }
         let found = self.store.by_hash(&hash(&self.pepper, &digest)?).await?;
         let key = found.ok_or(Error::UnknownCredential)?;

@@ -5,7 +5,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use base64::Engine as _;
 use base64::prelude::BASE64_URL_SAFE_NO_PAD;
-use hapa_chassis::key_text;
+use hapa_chassis::{Violations, key_text};
 use hapa_proto::auth::v1::create_key_request::Expiry;
 use hapa_proto::auth::v1::key_service_server::KeyService;
 use hapa_proto::auth::v1::{
@@ -17,7 +17,7 @@ use secrecy::{ExposeSecret as _, SecretString};
 use tonic::{Request, Response, Status};
 
 use crate::credential::hash;
-use crate::error::{Error, Violation};
+use crate::error::Error;
 use crate::store::{After, Store};
 
 /// What a key may be allowed to do.
@@ -56,7 +56,7 @@ impl KeyService for Keys {
     ) -> Result<Response<CreateKeyResponse>, Status> {
         let request = request.into_inner();
         let create_time = now();
-        check(&request, create_time)?;
+        check(&request, create_time).map_err(Error::from)?;
         let expire_time = match request.expiry {
             Some(Expiry::ExpireTime(time)) => Some(time),
             Some(Expiry::TtlDays(days)) => Some(in_days(create_time, days)),
@@ -143,66 +143,66 @@ fn in_days(from: i64, days: u32) -> Timestamp {
     timestamp(from + i64::from(days) * MICROS_PER_DAY)
 }
 
-fn violation(field: &'static str, problem: impl Into<String>) -> Violation {
-    Violation { field, problem: problem.into(), missing: false }
-}
-
 fn wrong(field: &'static str, problem: &str) -> Error {
-    Error::Invalid(vec![violation(field, problem)])
+    Violations::one(field, problem).into()
 }
 
 fn required_id(key_id: String) -> Result<String, Error> {
+    let mut found = Violations::default();
     if key_id.is_empty() {
-        let problem = "is required".to_owned();
-        return Err(Error::Invalid(vec![Violation { field: "key_id", problem, missing: true }]));
+        found.missing("key_id");
     }
+    found.check()?;
     Ok(key_id)
 }
 
-fn check(request: &CreateKeyRequest, now: i64) -> Result<(), Error> {
-    let mut found = Vec::new();
+fn check(request: &CreateKeyRequest, now: i64) -> Result<(), Violations> {
+    let mut found = Violations::default();
     for (field, text) in [("name", &request.name), ("owner", &request.owner)] {
         if text.trim().is_empty() {
-            found.push(Violation { field, problem: "is required".to_owned(), missing: true });
+            found.missing(field);
         } else if text.chars().count() > LONGEST_NAME || text.chars().any(char::is_control) {
-            found.push(violation(field, "must be 1 to 100 characters without control characters"));
+            found.wrong(field, "must be 1 to 100 characters without control characters");
         }
     }
     if request.scopes.is_empty() {
-        let problem = format!("needs at least one of {}", SCOPES.join(", "));
-        found.push(Violation { field: "scopes", problem, missing: true });
+        found.missing("scopes");
     }
     if let Some(unknown) = request.scopes.iter().find(|scope| !SCOPES.contains(&scope.as_str())) {
-        let problem = format!("has the unknown scope {unknown:?}; known are {}", SCOPES.join(", "));
-        found.push(violation("scopes", problem));
+        let known = SCOPES.join(", ");
+        found.wrong("scopes", format!("has the unknown scope {unknown:?}; known are {known}"));
     }
-    found.extend(expiry_problem(request.expiry.as_ref(), now));
-    found.extend(
-        limits_problem(&request.rate_limits).map(|problem| violation("rate_limits", problem)),
-    );
-    let long = |model: &String| model.is_empty() || model.chars().count() > LONGEST_NAME;
-    if request.allowed_models.len() > MOST_MODELS || request.allowed_models.iter().any(long) {
-        found.push(violation("allowed_models", "takes at most 64 names of 1 to 100 characters"));
+    if let Some((field, problem)) =
+        request.expiry.as_ref().and_then(|expiry| expiry_problem(expiry, now))
+    {
+        found.wrong(field, problem);
     }
-    if found.is_empty() { Ok(()) } else { Err(Error::Invalid(found)) }
+    if let Some(problem) = limits_problem(&request.rate_limits) {
+        found.wrong("rate_limits", problem);
+    }
+    let unfit = |model: &String| model.is_empty() || model.chars().count() > LONGEST_NAME;
+    if request.allowed_models.len() > MOST_MODELS || request.allowed_models.iter().any(unfit) {
+        found.wrong("allowed_models", "takes at most 64 names of 1 to 100 characters");
+    }
+    found.check()
 }
 
-fn expiry_problem(expiry: Option<&Expiry>, now: i64) -> Option<Violation> {
+fn expiry_problem(expiry: &Expiry, now: i64) -> Option<(&'static str, &'static str)> {
+    /// The last second that RFC 3339 can write.
+    const LATEST: i64 = 253_402_300_799;
     match expiry {
-        Some(Expiry::ExpireTime(time)) if micros(time) <= now => {
-            Some(violation("expire_time", "must be in the future"))
+        Expiry::ExpireTime(time) if micros(time) <= now => {
+            Some(("expire_time", "must be in the future"))
         }
-        Some(Expiry::ExpireTime(time))
-            if time.seconds > 253_402_300_799 || !(0..1_000_000_000).contains(&time.nanos) =>
+        Expiry::ExpireTime(time)
+            if time.seconds > LATEST || !(0..1_000_000_000).contains(&time.nanos) =>
         {
-            Some(violation("expire_time", "must be a valid time before the year 10000"))
+            Some(("expire_time", "must be a valid time before the year 10000"))
         }
-        Some(Expiry::TtlDays(days)) if !(1..=LONGEST_LIFE).contains(days) => {
-            Some(violation("ttl_days", "must be from 1 to 3650"))
+        Expiry::TtlDays(days) if !(1..=LONGEST_LIFE).contains(days) => {
+            Some(("ttl_days", "must be from 1 to 3650"))
         }
-        Some(Expiry::NeverExpires(false)) => {
-            Some(violation("never_expires", "must be true where it is set"))
-        }
+        Expiry::NeverExpires(false) => Some(("never_expires", "must be true where it is set")),
         _ => None,
     }
 }
@@ -265,10 +265,7 @@ mod tests {
     }
 
     fn fields(request: &CreateKeyRequest) -> Vec<&'static str> {
-        match check(request, now()) {
-            Err(Error::Invalid(found)) => found.iter().map(|violation| violation.field).collect(),
-            _ => Vec::new(),
-        }
+        check(request, now()).err().map(|found| found.fields()).unwrap_or_default()
     }
 
     #[test]

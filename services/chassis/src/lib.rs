@@ -5,6 +5,7 @@
 
 mod accept;
 mod admission;
+pub mod check;
 pub mod config;
 mod context;
 pub mod db;
@@ -22,6 +23,7 @@ mod shed;
 pub mod status;
 pub mod telemetry;
 
+pub use check::Violations;
 pub use config::Config;
 pub use context::{Call, is_request_id};
 pub use rpc::{Access, Rpc};

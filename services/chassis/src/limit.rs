@@ -156,7 +156,7 @@ mod tests {
 
     use super::*;
 
-    const MINUTE: Duration = Duration::from_secs(60);
+    const MINUTE: Duration = Duration::from_mins(1);
 
     fn rate(limit: u32) -> Rate {
         Rate { limit, window: MINUTE }

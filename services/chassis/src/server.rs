@@ -224,7 +224,7 @@ async fn drain(door: &Door, calls: &TaskTracker, streams_end: &CancellationToken
     if timeout(telling, calls.wait()).await.is_err() {
         tracing::info!(open_calls = calls.len(), "telling open streams to end");
         streams_end.cancel();
-        if timeout(bound - telling, calls.wait()).await.is_err() {
+        if timeout(bound.saturating_sub(telling), calls.wait()).await.is_err() {
             tracing::warn!(open_calls = calls.len(), "dropping what is still open");
         }
     }

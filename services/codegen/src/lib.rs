@@ -1,1 +1,85 @@
-//! x
+//! Questions in, code out: prompts, the engine's stream, and what is said about it.
+
+mod engine;
+mod error;
+mod fence;
+mod generation;
+mod model;
+mod prompt;
+mod question;
+mod service;
+
+use std::time::Duration;
+
+use hapa_chassis::config::seconds;
+use hapa_chassis::{Access, Rpc, Server, config};
+use hapa_proto::codegen::v1::codegen_service_server::CodegenServiceServer;
+use secrecy::SecretString;
+
+use crate::engine::Engine;
+use crate::generation::Patience;
+use crate::model::Models;
+use crate::service::Codegen;
+
+/// Settings of this service.
+#[derive(clap::Args, Clone, Debug)]
+#[command(next_help_heading = "Codegen")]
+pub struct Config {
+    /// The OpenAI-compatible server that has the models, vLLM for one.
+    #[arg(long, env = "AI_MODEL_ENDPOINT", default_value = "http://127.0.0.1:8002/v1")]
+    pub ai_model_endpoint: String,
+    /// Its key, where it asks for one.
+    #[arg(long, env = "AI_MODEL_API_KEY", hide_env_values = true)]
+    pub ai_model_api_key: Option<SecretString>,
+    /// The model that answers when none is named; default: the first that the endpoint lists.
+    #[arg(long, env = "AI_MODEL_NAME")]
+    pub ai_model_name: Option<String>,
+    /// Longest wait for the first token, in seconds.
+    #[arg(long, env = "FIRST_TOKEN_TIMEOUT_SECONDS", default_value = "60", value_parser = seconds)]
+    pub first_token_timeout: Duration,
+    /// Longest gap between two tokens, in seconds.
+    #[arg(long, env = "TOKEN_GAP_TIMEOUT_SECONDS", default_value = "30", value_parser = seconds)]
+    pub token_gap_timeout: Duration,
+    /// Longest that a whole answer may take, in seconds.
+    #[arg(long, env = "VLLM_TIMEOUT_SECONDS", default_value = "300", value_parser = seconds)]
+    pub vllm_timeout: Duration,
+    /// Silence after which a stream sends a heartbeat, in seconds.
+    #[arg(long, env = "HEARTBEAT_SECONDS", default_value = "10", value_parser = seconds)]
+    pub heartbeat: Duration,
+}
+
+/// The documented limits of the original's endpoints.
+const RPCS: &[Rpc] = &[
+    Rpc::new("/hapa.codegen.v1.CodegenService/GenerateCode", Access::Scope("codegen:generate"))
+        .limited(50, 60),
+    Rpc::new(
+        "/hapa.codegen.v1.CodegenService/StreamGenerateCode",
+        Access::Scope("codegen:generate"),
+    )
+    .limited(20, 60),
+    Rpc::new("/hapa.codegen.v1.CodegenService/ListModels", Access::AnyKey),
+    Rpc::new("/hapa.codegen.v1.CodegenService/GetCodeHealth", Access::AnyKey),
+];
+
+/// Adds the service.
+pub async fn mount(config: &Config, server: &mut Server) -> anyhow::Result<()> {
+    let url: reqwest::Url = config.ai_model_endpoint.parse().map_err(|error| {
+        config::Wrong::new("AI_MODEL_ENDPOINT", format!("is not a URL: {error}"))
+    })?;
+    if !matches!(url.scheme(), "http" | "https") {
+        return Err(
+            config::Wrong::new("AI_MODEL_ENDPOINT", "must begin with http:// or https://").into()
+        );
+    }
+    let engine = Engine::new(&config.ai_model_endpoint, config.ai_model_api_key.as_ref())?;
+    let patience = Patience {
+        first_token: config.first_token_timeout,
+        between_tokens: config.token_gap_timeout,
+        whole: config.vllm_timeout,
+        heartbeat: config.heartbeat,
+    };
+    let models = Models::new(engine.clone(), config.ai_model_name.clone());
+    let codegen = Codegen { engine, models, patience, streams_end: server.streams_end() };
+    server.add(CodegenServiceServer::new(codegen), RPCS).await;
+    Ok(())
+}

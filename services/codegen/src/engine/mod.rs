@@ -1,0 +1,206 @@
+//! The engine: a vLLM-compatible server, asked over HTTP. A stream of its answer is pulled, read by
+//! read, by whoever serves the caller: so a slow caller slows the engine, and a caller who left drops
+//! the connection, which is how the engine learns to stop.
+
+mod sse;
+mod wire;
+
+use std::time::Duration;
+
+use anyhow::Context as _;
+use hapa_proto::codegen::v1::Usage;
+use reqwest::header::{AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderValue};
+use reqwest::{Client, Response, StatusCode, redirect};
+use secrecy::{ExposeSecret as _, SecretString};
+use tokio::time::timeout;
+
+use crate::engine::sse::{Reader, TooLong};
+use crate::engine::wire::{Chunk, ModelList, Text, read_error};
+
+pub(crate) use crate::engine::wire::{ChatRequest, ListedModel, Message, StreamOptions};
+
+const CONNECT_PATIENCE: Duration = Duration::from_secs(2);
+/// For what an engine answers from memory: its models.
+const LIST_PATIENCE: Duration = Duration::from_secs(2);
+/// From `[DONE]` to the end of the response.
+const END_PATIENCE: Duration = Duration::from_millis(50);
+/// Below the 5 s after which uvicorn, which vLLM runs on, closes idle connections.
+const IDLE: Duration = Duration::from_secs(4);
+/// Most of an error body or a list that is read.
+const LARGEST_REPLY: usize = 1024 * 1024;
+
+/// What an engine does wrong.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Error {
+    /// It can't be reached, or the connection broke.
+    #[error("the engine can't be reached")]
+    Unreachable(#[source] reqwest::Error),
+    /// It did not answer in time.
+    #[error("the engine did not answer in time")]
+    Silent,
+    /// It answered with an error.
+    #[error("the engine answered {status}: {words}")]
+    Refused { status: StatusCode, words: String, param: String, retry_after: Option<Duration> },
+    /// It sent an error inside of a stream.
+    #[error("the engine broke off: {0}")]
+    BrokeOff(String),
+    /// Its stream ended without saying that it was whole.
+    #[error("the engine's stream ended early")]
+    Truncated,
+    /// It said what this protocol has not.
+    #[error("the engine's reply can't be read: {0}")]
+    Unreadable(String),
+}
+
+impl From<TooLong> for Error {
+    fn from(error: TooLong) -> Error {
+        Error::Unreadable(error.to_string())
+    }
+}
+
+/// A server that speaks the protocol.
+#[derive(Clone, Debug)]
+pub(crate) struct Engine {
+    http: Client,
+    chat: String,
+    models: String,
+}
+
+impl Engine {
+    /// For an endpoint such as `http://127.0.0.1:8002/v1`.
+    pub(crate) fn new(endpoint: &str, key: Option<&SecretString>) -> anyhow::Result<Engine> {
+        // Fails only where another server of this process has done it.
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        let mut headers = HeaderMap::new();
+        if let Some(key) = key.filter(|key| !key.expose_secret().is_empty()) {
+            let mut value = HeaderValue::from_str(&format!("Bearer {}", key.expose_secret()))
+                .context("AI_MODEL_API_KEY can't stand in a header")?;
+            value.set_sensitive(true);
+            headers.insert(AUTHORIZATION, value);
+        }
+        let http = Client::builder()
+            .default_headers(headers)
+            .connect_timeout(CONNECT_PATIENCE)
+            .pool_idle_timeout(IDLE)
+            .tcp_nodelay(true)
+            // An engine that answers with a redirect, or a proxy in the environment, must not send
+            // prompts elsewhere.
+            .redirect(redirect::Policy::none())
+            .no_proxy()
+            .referer(false)
+            .build()?;
+        let endpoint = endpoint.trim_end_matches('/');
+        Ok(Engine {
+            http,
+            chat: format!("{endpoint}/chat/completions"),
+            models: format!("{endpoint}/models"),
+        })
+    }
+
+    /// Asks for an answer. The caller bounds the wait.
+    pub(crate) async fn chat(&self, body: Vec<u8>) -> Result<Tokens, Error> {
+        let request =
+            self.http.post(&self.chat).header(CONTENT_TYPE, "application/json").body(body);
+        let response = request.send().await.map_err(Error::Unreachable)?;
+        if !response.status().is_success() {
+            return Err(refusal(response).await);
+        }
+        Ok(Tokens { response, reader: Reader::default() })
+    }
+
+    /// The models and adapters that it serves.
+    pub(crate) async fn models(&self) -> Result<Vec<ListedModel>, Error> {
+        let list = async {
+            let response = self.http.get(&self.models).send().await.map_err(Error::Unreachable)?;
+            if !response.status().is_success() {
+                return Err(refusal(response).await);
+            }
+            let body = read_whole(response).await?;
+            let list: ModelList = serde_json::from_slice(&body)
+                .map_err(|error| Error::Unreadable(error.to_string()))?;
+            Ok(list.data)
+        };
+        timeout(LIST_PATIENCE, list).await.map_err(|_| Error::Silent)?
+    }
+}
+
+/// What one or more events said.
+#[derive(Debug, Default)]
+pub(crate) struct Batch {
+    pub(crate) text: String,
+    pub(crate) finish_reason: Option<String>,
+    pub(crate) usage: Option<Usage>,
+    /// `[DONE]` came: no more will.
+    pub(crate) done: bool,
+}
+
+/// An answer on its way. Dropping it closes the connection, which aborts the engine's work.
+#[derive(Debug)]
+pub(crate) struct Tokens {
+    response: Response,
+    reader: Reader,
+}
+
+impl Tokens {
+    /// Waits for one read and adds what its events say. Can be dropped at any time and called again.
+    /// Also after an error the batch holds what came before it.
+    pub(crate) async fn read(&mut self, batch: &mut Batch) -> Result<(), Error> {
+        let bytes = self.response.chunk().await.map_err(Error::Unreachable)?;
+        let bytes = bytes.ok_or(Error::Truncated)?;
+        self.reader.feed(&bytes, |data| take_event(data, batch))
+    }
+
+    /// Reads what follows `[DONE]`: the end of the response, after which the connection is free for
+    /// the next call. An engine that does not end is left.
+    pub(crate) async fn close(&mut self) {
+        let end = async { while let Ok(Some(_)) = self.response.chunk().await {} };
+        let _ = timeout(END_PATIENCE, end).await;
+    }
+}
+
+fn take_event(data: &[u8], batch: &mut Batch) -> Result<(), Error> {
+    if batch.done || data == b"[DONE]" {
+        batch.done = true;
+        return Ok(());
+    }
+    let chunk: Chunk<'_> =
+        serde_json::from_slice(data).map_err(|error| Error::Unreadable(error.to_string()))?;
+    // Comes in a stream that began with 200, and is followed by [DONE].
+    if let Some(error) = &chunk.error {
+        return Err(Error::BrokeOff(read_error(error).0));
+    }
+    if let Some(choice) = chunk.choices.into_iter().next() {
+        if let Some(Text(text)) = choice.delta.content {
+            batch.text.push_str(&text);
+        }
+        if let Some(reason) = choice.finish_reason {
+            batch.finish_reason = Some(reason.into_owned());
+        }
+    }
+    if let Some(usage) = chunk.usage {
+        batch.usage = Some(usage.into());
+    }
+    Ok(())
+}
+
+async fn refusal(response: Response) -> Error {
+    let status = response.status();
+    let retry_after = response.headers().get("retry-after").and_then(|value| value.to_str().ok());
+    let retry_after = retry_after.and_then(|text| text.parse().ok()).map(Duration::from_secs);
+    let body = read_whole(response).await.unwrap_or_default();
+    let error = serde_json::from_slice::<serde_json::Value>(&body).ok();
+    let (words, param) =
+        error.as_ref().and_then(|body| body.get("error")).map(read_error).unwrap_or_default();
+    Error::Refused { status, words, param, retry_after }
+}
+
+async fn read_whole(mut response: Response) -> Result<Vec<u8>, Error> {
+    let mut body = Vec::new();
+    while let Some(bytes) = response.chunk().await.map_err(Error::Unreachable)? {
+        if body.len() + bytes.len() > LARGEST_REPLY {
+            return Err(Error::Unreadable("it is over 1 MiB".to_owned()));
+        }
+        body.extend_from_slice(&bytes);
+    }
+    Ok(body)
+}

@@ -1,0 +1,126 @@
+//! What is said to the engine and what it says back, in the OpenAI-compatible form that vLLM,
+//! llama.cpp and others share. The request holds these fields and no others: nothing of a caller's
+//! reaches the engine unseen. Replies are read leniently, since unset fields are left out.
+
+use std::borrow::Cow;
+
+use hapa_proto::codegen::v1::Usage;
+use serde::{Deserialize, Serialize};
+
+/// POST /chat/completions.
+#[derive(Clone, Debug, Serialize)]
+pub(crate) struct ChatRequest<'a> {
+    pub(crate) model: &'a str,
+    pub(crate) messages: [Message<'a>; 2],
+    pub(crate) temperature: f64,
+    pub(crate) top_p: f64,
+    pub(crate) max_tokens: i32,
+    pub(crate) stream: bool,
+    pub(crate) stream_options: StreamOptions,
+}
+
+#[derive(Clone, Debug, Serialize)]
+pub(crate) struct Message<'a> {
+    pub(crate) role: &'static str,
+    pub(crate) content: &'a str,
+}
+
+#[derive(Clone, Debug, Serialize)]
+pub(crate) struct StreamOptions {
+    pub(crate) include_usage: bool,
+}
+
+/// One event of the stream.
+#[derive(Debug, Deserialize)]
+pub(crate) struct Chunk<'a> {
+    #[serde(borrow, default)]
+    pub(crate) choices: Vec<Choice<'a>>,
+    #[serde(default)]
+    pub(crate) usage: Option<WireUsage>,
+    #[serde(default)]
+    pub(crate) error: Option<serde_json::Value>,
+}
+
+#[derive(Debug, Deserialize)]
+pub(crate) struct Choice<'a> {
+    #[serde(borrow, default)]
+    pub(crate) delta: Delta<'a>,
+    #[serde(borrow, default)]
+    pub(crate) finish_reason: Option<Cow<'a, str>>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+pub(crate) struct Delta<'a> {
+    /// Borrowed where the JSON has no escapes.
+    #[serde(borrow, default)]
+    pub(crate) content: Option<Text<'a>>,
+}
+
+/// serde borrows into a `Cow` only where it is asked to at the field, which `Option` hides.
+#[derive(Debug, Deserialize)]
+#[serde(transparent)]
+pub(crate) struct Text<'a>(#[serde(borrow)] pub(crate) Cow<'a, str>);
+
+#[derive(Clone, Copy, Debug, Default, Deserialize)]
+#[serde(default)]
+#[expect(clippy::struct_field_names, reason = "the names of the protocol")]
+pub(crate) struct WireUsage {
+    prompt_tokens: u32,
+    completion_tokens: u32,
+    total_tokens: u32,
+}
+
+impl From<WireUsage> for Usage {
+    fn from(usage: WireUsage) -> Usage {
+        let WireUsage { prompt_tokens, completion_tokens, total_tokens } = usage;
+        Usage { prompt_tokens, completion_tokens, total_tokens }
+    }
+}
+
+/// GET /models.
+#[derive(Debug, Deserialize)]
+pub(crate) struct ModelList {
+    pub(crate) data: Vec<ListedModel>,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+pub(crate) struct ListedModel {
+    pub(crate) id: String,
+    #[serde(default)]
+    pub(crate) parent: Option<String>,
+    #[serde(default)]
+    pub(crate) max_model_len: Option<u32>,
+}
+
+/// The words and the parameter of an error body: an object in most cases, a bare string in some.
+pub(crate) fn read_error(error: &serde_json::Value) -> (String, String) {
+    let text = |name: &str| error.get(name).and_then(|value| value.as_str()).unwrap_or_default();
+    let words = error.as_str().unwrap_or_else(|| text("message"));
+    (words.to_owned(), text("param").to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn chunks_of_vllm_and_llama_cpp_are_read_without_copies() {
+        let vllm = r#"{"id":"chatcmpl-1","object":"chat.completion.chunk","created":1,"model":"m","choices":[{"index":0,"delta":{"content":" 함수"},"logprobs":null,"finish_reason":null}]}"#;
+        let chunk: Chunk<'_> = serde_json::from_str(vllm).unwrap();
+        assert!(matches!(&chunk.choices[0].delta.content, Some(Text(Cow::Borrowed(" 함수")))));
+        let role = r#"{"choices":[{"index":0,"delta":{"role":"assistant","content":null}}]}"#;
+        let chunk: Chunk<'_> = serde_json::from_str(role).unwrap();
+        assert!(chunk.choices[0].delta.content.is_none());
+        let usage =
+            r#"{"choices":[],"usage":{"prompt_tokens":3,"completion_tokens":4,"total_tokens":7}}"#;
+        let chunk: Chunk<'_> = serde_json::from_str(usage).unwrap();
+        assert_eq!(Usage::from(chunk.usage.unwrap()).total_tokens, 7);
+    }
+
+    #[test]
+    fn an_error_is_an_object_or_a_string() {
+        let object = serde_json::json!({"message": "no such model", "param": "model", "code": 404});
+        assert_eq!(read_error(&object), ("no such model".to_owned(), "model".to_owned()));
+        assert_eq!(read_error(&"Unauthorized".into()), ("Unauthorized".to_owned(), String::new()));
+    }
+}

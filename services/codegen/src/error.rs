@@ -1,0 +1,110 @@
+//! What can go wrong with a generation, and the one table from that to a published code. It depends
+//! on whether text was sent: a broken answer must not look like one that never began.
+
+use std::time::Duration;
+
+use hapa_chassis::{ErrorCode, Fault, Violations};
+use reqwest::StatusCode;
+use tonic::Status;
+
+use crate::engine;
+
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Error {
+    #[error(transparent)]
+    Invalid(#[from] Violations),
+    #[error("this key may not use the model {0}")]
+    ModelNotAllowed(String),
+    #[error("the engine serves no model at the moment")]
+    NoModel,
+    #[error(transparent)]
+    Engine(#[from] engine::Error),
+    /// The deadline of the call or of the whole generation.
+    #[error("the answer was not complete when its time was up; allow more time or ask for less")]
+    TimeUp,
+    #[error("the model did not begin to answer in time; try again")]
+    NoFirstToken,
+    #[error("the model fell silent in the middle of its answer")]
+    Stalled,
+    #[error("this server is shutting down; try again at once")]
+    ShuttingDown,
+    #[error("an internal error; report the incident id")]
+    Internal(#[from] anyhow::Error),
+}
+
+impl Error {
+    /// As it is shown to a caller, who got text before or did not.
+    pub(crate) fn fault(self, partial: bool) -> Fault {
+        let words = self.to_string();
+        match self {
+            Error::Invalid(violations) => violations.into(),
+            Error::ModelNotAllowed(_) => Fault::new(ErrorCode::NoPermission, words),
+            Error::NoModel => Fault::new(ErrorCode::ModelUnreachable, words),
+            Error::Engine(error) => engine_fault(error, partial),
+            Error::TimeUp | Error::NoFirstToken => Fault::new(ErrorCode::ModelTimeout, words),
+            Error::Stalled => Fault::new(ErrorCode::CutShort, words),
+            Error::ShuttingDown => Fault::new(ErrorCode::ShuttingDown, words),
+            Error::Internal(cause) => Fault::internal(format_args!("{cause:#}")),
+        }
+    }
+}
+
+impl From<Error> for Status {
+    fn from(error: Error) -> Status {
+        error.fault(false).into()
+    }
+}
+
+fn engine_fault(error: engine::Error, partial: bool) -> Fault {
+    if partial {
+        let words = "the answer was cut short; what was sent is not all of it";
+        return Fault::new(ErrorCode::CutShort, words).because(&error);
+    }
+    match error {
+        engine::Error::Refused { status, words, param, retry_after } => {
+            refused(status, &words, &param, retry_after)
+        }
+        engine::Error::Silent => {
+            Fault::new(ErrorCode::ModelTimeout, "the AI model did not answer in time; try again")
+        }
+        error => {
+            let words = "the AI model can't be reached or broke off; try again";
+            Fault::new(ErrorCode::ModelUnreachable, words).because(&error)
+        }
+    }
+}
+
+fn refused(status: StatusCode, words: &str, param: &str, retry_after: Option<Duration>) -> Fault {
+    match status {
+        StatusCode::NOT_FOUND => {
+            let words = "the engine does not serve this model; ListModels tells what it does";
+            Fault::new(ErrorCode::NotFound, words)
+        }
+        StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE => {
+            Fault::new(ErrorCode::Overloaded, "the AI model is overloaded; try again shortly")
+                .retry_after(retry_after.unwrap_or(Duration::from_secs(1)))
+        }
+        // vLLM names the parameter, llama.cpp says it in words.
+        StatusCode::BAD_REQUEST if param.starts_with("input_") || words.contains("context") => {
+            Fault::new(
+                ErrorCode::InvalidInput,
+                "the question and its context are too long for the model",
+            )
+            .field("code_context", "is too long, together with the question and max_tokens")
+        }
+        StatusCode::BAD_REQUEST => {
+            Fault::new(ErrorCode::InvalidInput, "the engine refused the request's parameters")
+        }
+        // 401 too: it is our key that the engine refuses.
+        _ => {
+            let cause = engine::Error::Refused {
+                status,
+                words: words.to_owned(),
+                param: param.to_owned(),
+                retry_after,
+            };
+            let words = "the AI model failed or refused this server; try again";
+            Fault::new(ErrorCode::ModelUnreachable, words).because(&cause)
+        }
+    }
+}

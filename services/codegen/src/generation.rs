@@ -1,0 +1,317 @@
+//! One answer on its way: opened, read, split into code and explanation, and ended in exactly one of
+//! two ways, `finished` or `failed`.
+//!
+//! It is pulled: nothing runs unless the caller's side asks for the next frame, so there is no task
+//! and no channel to leak, and dropping it at any await closes the engine's connection.
+
+use std::collections::VecDeque;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use hapa_chassis::{Call, Fault};
+use hapa_proto::codegen::v1::stream_generate_code_response::{
+    Delta, Event, Failed, Finished, Heartbeat, Kind, Started,
+};
+use hapa_proto::codegen::v1::{StreamGenerateCodeResponse, Usage};
+use tokio::time::{Instant, Sleep, sleep_until};
+use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
+use tonic::Status;
+
+use crate::engine::{self, Batch, Engine, Tokens};
+use crate::error::Error;
+use crate::fence::Splitter;
+
+/// How long to wait for what.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Patience {
+    pub(crate) first_token: Duration,
+    pub(crate) between_tokens: Duration,
+    pub(crate) whole: Duration,
+    pub(crate) heartbeat: Duration,
+}
+
+/// What a generation is told about itself.
+pub(crate) struct Order {
+    pub(crate) model: String,
+    pub(crate) task: String,
+    pub(crate) request_id: Arc<str>,
+    pub(crate) body: Vec<u8>,
+}
+
+type Opening = Pin<Box<dyn Future<Output = Result<Tokens, engine::Error>> + Send>>;
+
+enum Source {
+    /// The engine has not answered yet.
+    Opening(Opening),
+    Open(Tokens),
+    /// All was said; the connection can be kept for the next call once its end was read.
+    Closing(Tokens),
+    /// Nothing more will be read: the connection is closed or done.
+    Ended,
+}
+
+/// What happened while waiting.
+enum Happened {
+    Opened(Tokens),
+    Read,
+    Alarm,
+}
+
+pub(crate) struct Generation {
+    source: Source,
+    order: Order,
+    patience: Patience,
+    arrived: Instant,
+    first_token: Option<Instant>,
+    /// The last sign of life that was sent, and the last that the engine gave.
+    last_sent: Instant,
+    last_heard: Instant,
+    deadline: Instant,
+    /// One timer for all waits: set to the earliest, and left alone while tokens push that out.
+    alarm: Pin<Box<Sleep>>,
+    ending: Pin<Box<WaitForCancellationFutureOwned>>,
+    splitter: Splitter,
+    batch: Batch,
+    frames: VecDeque<Event>,
+    sequence: u32,
+    failure: Option<Status>,
+}
+
+impl Generation {
+    /// Asks the engine, and waits for its answer to begin as long as nothing need be sent: so that
+    /// an engine that refuses at once gives a plain status and no stream.
+    pub(crate) async fn begin(
+        engine: &Engine,
+        mut order: Order,
+        call: &Call,
+        patience: Patience,
+        streams_end: CancellationToken,
+    ) -> Result<Generation, Error> {
+        let now = Instant::now();
+        let (engine, body) = (engine.clone(), std::mem::take(&mut order.body));
+        let deadline = call.arrived + patience.whole;
+        let deadline = call.deadline.map_or(deadline, |at| at.min(deadline));
+        let mut generation = Generation {
+            source: Source::Opening(Box::pin(async move { engine.chat(body).await })),
+            order,
+            patience,
+            arrived: call.arrived,
+            first_token: None,
+            last_sent: now,
+            last_heard: now,
+            deadline,
+            alarm: Box::pin(sleep_until(now)),
+            ending: Box::pin(streams_end.cancelled_owned()),
+            splitter: Splitter::default(),
+            batch: Batch::default(),
+            frames: VecDeque::new(),
+            sequence: 0,
+            failure: None,
+        };
+        let due = generation.due();
+        generation.alarm.as_mut().reset(due);
+        match generation.wait().await? {
+            Happened::Opened(tokens) => generation.source = Source::Open(tokens),
+            Happened::Read | Happened::Alarm => generation.check_time()?,
+        }
+        let started = Started {
+            request_id: generation.order.request_id.to_string(),
+            model: generation.order.model.clone(),
+            task: generation.order.task.clone(),
+            cached: false,
+        };
+        generation.frames.push_back(Event::Started(started));
+        Ok(generation)
+    }
+
+    /// The next frame of the stream; after `failed`, its status; none after the end.
+    pub(crate) async fn next(&mut self) -> Option<Result<StreamGenerateCodeResponse, Status>> {
+        loop {
+            if let Some(event) = self.frames.pop_front() {
+                let sequence = self.sequence;
+                self.sequence += 1;
+                return Some(Ok(StreamGenerateCodeResponse { sequence, event: Some(event) }));
+            }
+            if let Some(status) = self.failure.take() {
+                return Some(Err(status));
+            }
+            match &mut self.source {
+                Source::Ended => return None,
+                Source::Closing(tokens) => {
+                    tokens.close().await;
+                    self.source = Source::Ended;
+                }
+                Source::Opening(_) | Source::Open(_) => {
+                    if let Err(error) = self.advance().await {
+                        self.fail(error);
+                    }
+                }
+            }
+        }
+    }
+
+    async fn advance(&mut self) -> Result<(), Error> {
+        match self.wait().await {
+            Ok(Happened::Opened(tokens)) => self.source = Source::Open(tokens),
+            Ok(Happened::Read) => self.take_batch()?,
+            Ok(Happened::Alarm) => {
+                self.check_time()?;
+                if Instant::now() >= self.last_sent + self.patience.heartbeat {
+                    self.send(Event::Heartbeat(Heartbeat {}));
+                }
+            }
+            Err(error) => {
+                // What came in the same read before the break is the caller's.
+                self.take_text();
+                return Err(error);
+            }
+        }
+        Ok(())
+    }
+
+    /// Waits for the engine, the earliest time that means something, or the end of the server.
+    async fn wait(&mut self) -> Result<Happened, Error> {
+        let (source, batch) = (&mut self.source, &mut self.batch);
+        let heard = async {
+            match source {
+                Source::Opening(opening) => opening.await.map(Happened::Opened),
+                Source::Open(tokens) => tokens.read(batch).await.map(|()| Happened::Read),
+                Source::Closing(_) | Source::Ended => std::future::pending().await,
+            }
+        };
+        let happened = tokio::select! {
+            biased;
+            heard = heard => heard?,
+            () = &mut self.alarm => Happened::Alarm,
+            () = &mut self.ending => return Err(Error::ShuttingDown),
+        };
+        if matches!(happened, Happened::Read) {
+            self.last_heard = Instant::now();
+        }
+        Ok(happened)
+    }
+
+    fn check_time(&mut self) -> Result<(), Error> {
+        let now = Instant::now();
+        if now >= self.deadline {
+            return Err(Error::TimeUp);
+        }
+        if now >= self.silence_ends() {
+            return Err(if self.first_token.is_some() {
+                Error::Stalled
+            } else {
+                Error::NoFirstToken
+            });
+        }
+        let due = self.due();
+        self.alarm.as_mut().reset(due);
+        Ok(())
+    }
+
+    fn silence_ends(&self) -> Instant {
+        match self.first_token {
+            Some(_) => self.last_heard + self.patience.between_tokens,
+            None => self.arrived + self.patience.first_token,
+        }
+    }
+
+    fn due(&self) -> Instant {
+        let (now, heartbeat) = (Instant::now(), self.patience.heartbeat);
+        let next_beat = Some(self.last_sent + heartbeat).filter(|at| *at > now);
+        self.deadline.min(self.silence_ends()).min(next_beat.unwrap_or(now + heartbeat))
+    }
+
+    fn send(&mut self, event: Event) {
+        self.last_sent = Instant::now();
+        self.frames.push_back(event);
+    }
+
+    /// Turns what was read into frames.
+    fn take_batch(&mut self) -> Result<(), Error> {
+        self.take_text();
+        if !self.batch.done {
+            return Ok(());
+        }
+        // [DONE] follows errors too: only a reason says that the answer is whole.
+        let reason = self.batch.finish_reason.take();
+        let Some(finish_reason) =
+            reason.filter(|reason| !matches!(reason.as_str(), "abort" | "error"))
+        else {
+            return Err(engine::Error::Truncated.into());
+        };
+        self.end_text();
+        let usage = self.batch.usage.take();
+        account(usage.as_ref());
+        let finished = Finished {
+            finish_reason,
+            usage,
+            time_to_first_token_ms: self.first_token.map_or(0, |at| millis(at - self.arrived)),
+            response_time_ms: millis(self.arrived.elapsed()),
+            warnings: Vec::new(),
+        };
+        self.send(Event::Finished(finished));
+        if let Source::Open(tokens) = std::mem::replace(&mut self.source, Source::Ended) {
+            self.source = Source::Closing(tokens);
+        }
+        Ok(())
+    }
+
+    fn take_text(&mut self) {
+        if self.batch.text.is_empty() {
+            return;
+        }
+        if self.first_token.is_none() {
+            let now = Instant::now();
+            self.first_token = Some(now);
+            metrics::histogram!("gen_ai_server_time_to_first_token_seconds")
+                .record(now - self.arrived);
+        }
+        let text = std::mem::take(&mut self.batch.text);
+        let (splitter, frames) = (&mut self.splitter, &mut self.frames);
+        splitter.push(&text, &mut |kind, text| add_delta(frames, kind, text));
+        self.last_sent = self.last_heard;
+    }
+
+    fn end_text(&mut self) {
+        let (splitter, frames) = (&mut self.splitter, &mut self.frames);
+        splitter.end(&mut |kind, text| add_delta(frames, kind, text));
+    }
+
+    fn fail(&mut self, error: Error) {
+        self.end_text();
+        let usage = self.batch.usage.take();
+        account(usage.as_ref());
+        let partial = self.first_token.is_some();
+        let fault: Fault = error.fault(partial);
+        let failed = Failed {
+            error_code: fault.code().to_string(),
+            message: fault.message().to_owned(),
+            incident_id: fault.incident_id().to_owned(),
+            partial,
+        };
+        self.send(Event::Failed(failed));
+        self.failure = Some(fault.into());
+        // Dropping the source is what stops the engine.
+        self.source = Source::Ended;
+    }
+}
+
+fn account(usage: Option<&Usage>) {
+    let Some(usage) = usage else { return };
+    for (kind, tokens) in [("input", usage.prompt_tokens), ("output", usage.completion_tokens)] {
+        metrics::counter!("hapa_ai_tokens_used_total", "type" => kind).increment(tokens.into());
+    }
+}
+
+/// Neighbours of one kind become one frame.
+fn add_delta(frames: &mut VecDeque<Event>, kind: Kind, text: &str) {
+    match frames.back_mut() {
+        Some(Event::Delta(last)) if last.kind == kind as i32 => last.text.push_str(text),
+        _ => frames.push_back(Event::Delta(Delta { text: text.to_owned(), kind: kind.into() })),
+    }
+}
+
+pub(crate) fn millis(span: Duration) -> u32 {
+    u32::try_from(span.as_millis()).unwrap_or(u32::MAX)
+}

@@ -1,0 +1,244 @@
+//! A request that has been checked, with its defaults filled in.
+
+use hapa_chassis::{Violations, is_request_id};
+use hapa_proto::codegen::v1::{GenerateCodeRequest, UserProfile};
+
+use crate::engine::{ChatRequest, Message, StreamOptions};
+use crate::prompt::{self, VOCABULARY, Words};
+
+const LONGEST_QUESTION: usize = 10_000;
+const LONGEST_CONTEXT: usize = 50_000;
+const LONGEST_PATH: usize = 1_024;
+const LONGEST_NAME: usize = 200;
+const LONGEST_LANGUAGE: usize = 40;
+const LONGEST_SESSION: usize = 128;
+const MOST_TOKENS: i32 = 4_096;
+const DEFAULT_TEMPERATURE: f64 = 0.3;
+const DEFAULT_TOP_P: f64 = 0.95;
+const DEFAULT_TOKENS: i32 = 1_024;
+
+/// What is asked.
+#[derive(Clone, Debug)]
+pub(crate) struct Question {
+    pub(crate) text: String,
+    pub(crate) context: String,
+    pub(crate) language: String,
+    pub(crate) file_path: String,
+    pub(crate) profile: UserProfile,
+    pub(crate) task: String,
+    /// The model that was named, if one was.
+    pub(crate) model: Option<String>,
+    pub(crate) request_id: Option<String>,
+    temperature: f64,
+    top_p: f64,
+    max_tokens: i32,
+}
+
+impl Question {
+    /// Checks every field, and names all that are wrong.
+    pub(crate) fn check(request: GenerateCodeRequest) -> Result<Question, Violations> {
+        let mut found = Violations::default();
+        check_texts(&request, &mut found);
+        check_numbers(&request, &mut found);
+        let profile = with_defaults(request.user_profile.unwrap_or_default());
+        check_profile(&profile, &mut found);
+        let task = or_default(request.task, "generate");
+        check_word("task", &task, &VOCABULARY.task, &mut found);
+        found.check()?;
+        Ok(Question {
+            text: request.user_question,
+            context: request.code_context,
+            language: or_default(request.language, "python"),
+            file_path: request.file_path,
+            profile,
+            task,
+            model: Some(request.model).filter(|model| !model.is_empty()),
+            request_id: Some(request.request_id).filter(|id| !id.is_empty()),
+            temperature: request.temperature.unwrap_or(DEFAULT_TEMPERATURE),
+            top_p: request.top_p.unwrap_or(DEFAULT_TOP_P),
+            max_tokens: request.max_tokens.unwrap_or(DEFAULT_TOKENS),
+        })
+    }
+
+    /// The body of the engine's request.
+    pub(crate) fn body(&self, model: &str) -> serde_json::Result<Vec<u8>> {
+        serde_json::to_vec(&ChatRequest {
+            model,
+            messages: [
+                Message { role: "system", content: &prompt::system(self) },
+                Message { role: "user", content: &prompt::user(self) },
+            ],
+            temperature: self.temperature,
+            top_p: self.top_p,
+            max_tokens: self.max_tokens,
+            stream: true,
+            stream_options: StreamOptions { include_usage: true },
+        })
+    }
+}
+
+fn or_default(text: String, default: &str) -> String {
+    if text.is_empty() { default.to_owned() } else { text }
+}
+
+fn with_defaults(profile: UserProfile) -> UserProfile {
+    UserProfile {
+        python_skill_level: or_default(profile.python_skill_level, "intermediate"),
+        code_output_structure: or_default(profile.code_output_structure, "standard"),
+        explanation_style: or_default(profile.explanation_style, "standard"),
+        project_context: or_default(profile.project_context, "general_purpose"),
+        error_handling_preference: or_default(profile.error_handling_preference, "basic"),
+        preferred_language_features: profile.preferred_language_features,
+    }
+}
+
+fn check_texts(request: &GenerateCodeRequest, found: &mut Violations) {
+    if request.user_question.trim().is_empty() {
+        found.missing("user_question");
+    }
+    let bounded = [
+        ("user_question", &request.user_question, LONGEST_QUESTION),
+        ("code_context", &request.code_context, LONGEST_CONTEXT),
+        ("file_path", &request.file_path, LONGEST_PATH),
+        ("model", &request.model, LONGEST_NAME),
+        ("session_id", &request.session_id, LONGEST_SESSION),
+    ];
+    for (field, text, most) in bounded {
+        let length = text.chars().count();
+        if length > most {
+            found.wrong(field, format!("may have {most} characters and has {length}"));
+        }
+    }
+    if request.file_path.contains(char::is_control) {
+        found.wrong("file_path", "must not hold control characters");
+    }
+    let fits = |byte: u8| byte.is_ascii_alphanumeric() || b"+#.-_".contains(&byte);
+    if request.language.len() > LONGEST_LANGUAGE || !request.language.bytes().all(fits) {
+        found.wrong("language", "must be 1 to 40 letters, digits and + # . - _");
+    }
+    if !request.request_id.is_empty() && !is_request_id(&request.request_id) {
+        found.wrong("request_id", "must be 1 to 128 letters, digits and - _ .");
+    }
+}
+
+fn check_numbers(request: &GenerateCodeRequest, found: &mut Violations) {
+    if request.temperature.is_some_and(|number| !(0.0..=2.0).contains(&number)) {
+        found.wrong("temperature", "must be from 0 to 2");
+    }
+    if request.top_p.is_some_and(|number| !(number > 0.0 && number <= 1.0)) {
+        found.wrong("top_p", "must be above 0 and at most 1");
+    }
+    if request.max_tokens.is_some_and(|number| !(1..=MOST_TOKENS).contains(&number)) {
+        found.wrong("max_tokens", format!("must be from 1 to {MOST_TOKENS}"));
+    }
+}
+
+fn check_profile(profile: &UserProfile, found: &mut Violations) {
+    let words = &*VOCABULARY;
+    let fields = [
+        ("user_profile.python_skill_level", &profile.python_skill_level, &words.python_skill_level),
+        (
+            "user_profile.code_output_structure",
+            &profile.code_output_structure,
+            &words.code_output_structure,
+        ),
+        ("user_profile.explanation_style", &profile.explanation_style, &words.explanation_style),
+        ("user_profile.project_context", &profile.project_context, &words.project_context),
+        (
+            "user_profile.error_handling_preference",
+            &profile.error_handling_preference,
+            &words.error_handling_preference,
+        ),
+    ];
+    for (field, word, words) in fields {
+        check_word(field, word, words, found);
+    }
+    let field = "user_profile.preferred_language_features";
+    if profile.preferred_language_features.len() > words.preferred_language_features.len() {
+        found.wrong(field, "names a feature more than once");
+    }
+    for word in &profile.preferred_language_features {
+        check_word(field, word, &words.preferred_language_features, found);
+    }
+}
+
+fn check_word(field: &'static str, word: &str, words: &Words, found: &mut Violations) {
+    if !words.contains_key(word) {
+        let known = words.keys().map(String::as_str).collect::<Vec<_>>().join(", ");
+        let shown: String = word.chars().take(40).collect();
+        found.wrong(field, format!("is {shown:?}; known are {known}"));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn fields(change: impl FnOnce(&mut GenerateCodeRequest)) -> Vec<&'static str> {
+        let mut request =
+            GenerateCodeRequest { user_question: "q".to_owned(), ..Default::default() };
+        change(&mut request);
+        Question::check(request).err().map(|found| found.fields()).unwrap_or_default()
+    }
+
+    #[test]
+    fn limits_count_characters_and_both_ends_are_allowed() {
+        assert_eq!(
+            fields(|request| request.user_question = "한".repeat(10_000)),
+            Vec::<&str>::new()
+        );
+        assert_eq!(
+            fields(|request| request.user_question = "한".repeat(10_001)),
+            ["user_question"]
+        );
+        assert_eq!(fields(|request| request.user_question = " \n".to_owned()), ["user_question"]);
+        assert_eq!(fields(|request| request.code_context = "x".repeat(50_001)), ["code_context"]);
+        assert_eq!(fields(|request| request.temperature = Some(2.0)), Vec::<&str>::new());
+        assert_eq!(fields(|request| request.temperature = Some(f64::NAN)), ["temperature"]);
+        assert_eq!(fields(|request| request.top_p = Some(0.0)), ["top_p"]);
+        assert_eq!(fields(|request| request.max_tokens = Some(4_097)), ["max_tokens"]);
+        assert_eq!(fields(|request| request.max_tokens = Some(0)), ["max_tokens"]);
+        assert_eq!(fields(|request| request.language = "c++".to_owned()), Vec::<&str>::new());
+        assert_eq!(fields(|request| request.language = "py\nthon".to_owned()), ["language"]);
+    }
+
+    #[test]
+    fn unknown_words_are_refused_with_the_known_ones() {
+        let profile = UserProfile {
+            python_skill_level: "guru".to_owned(),
+            preferred_language_features: vec!["goto".to_owned()],
+            ..UserProfile::default()
+        };
+        let request = GenerateCodeRequest {
+            user_question: "q".to_owned(),
+            user_profile: Some(profile),
+            task: "dance".to_owned(),
+            ..Default::default()
+        };
+        let found = Question::check(request).unwrap_err();
+        let words = found.to_string();
+        assert_eq!(found.fields().len(), 3, "{words}");
+        assert!(
+            words.contains("\"guru\"; known are advanced, beginner, expert, intermediate"),
+            "{words}"
+        );
+    }
+
+    #[test]
+    fn the_engine_is_told_what_is_on_the_list_and_nothing_else() {
+        let question = Question::check(GenerateCodeRequest {
+            user_question: "q".to_owned(),
+            session_id: "mine".to_owned(),
+            max_tokens: Some(7),
+            ..Default::default()
+        });
+        let body = question.unwrap().body("m").unwrap();
+        let body: serde_json::Value = serde_json::from_slice(&body).unwrap();
+        let fields: Vec<_> = body.as_object().unwrap().keys().collect();
+        let allowed =
+            ["max_tokens", "messages", "model", "stream", "stream_options", "temperature", "top_p"];
+        assert_eq!(fields, allowed);
+        assert_eq!(body["stream_options"]["include_usage"], true);
+        assert_eq!(body["max_tokens"], 7);
+    }
+}

@@ -1,0 +1,144 @@
+//! The RPCs of code generation: check, order, and hand on the frames or gather them into one reply.
+
+use std::pin::Pin;
+use std::sync::Arc;
+
+use futures_util::Stream;
+use futures_util::stream::unfold;
+use hapa_chassis::Call;
+use hapa_proto::codegen::v1::codegen_service_server::CodegenService;
+use hapa_proto::codegen::v1::stream_generate_code_response::{Event, Kind};
+use hapa_proto::codegen::v1::{
+    GenerateCodeRequest, GenerateCodeResponse, GetCodeHealthRequest, GetCodeHealthResponse,
+    ListModelsRequest, ListModelsResponse, StreamGenerateCodeResponse,
+};
+use reqwest::StatusCode;
+use tokio_util::sync::CancellationToken;
+use tonic::{Request, Response, Status};
+
+use crate::engine::{self, Engine};
+use crate::error::Error;
+use crate::generation::{Generation, Order, Patience, millis};
+use crate::model::Models;
+use crate::question::Question;
+
+pub(crate) struct Codegen {
+    pub(crate) engine: Engine,
+    pub(crate) models: Models,
+    pub(crate) patience: Patience,
+    pub(crate) streams_end: CancellationToken,
+}
+
+type Frames = Pin<Box<dyn Stream<Item = Result<StreamGenerateCodeResponse, Status>> + Send>>;
+
+#[tonic::async_trait]
+impl CodegenService for Codegen {
+    type StreamGenerateCodeStream = Frames;
+
+    async fn generate_code(
+        &self,
+        request: Request<GenerateCodeRequest>,
+    ) -> Result<Response<GenerateCodeResponse>, Status> {
+        let arrived = Call::of(request.extensions())?.arrived;
+        let mut generation = self.begin(request).await?;
+        let mut answer = Answer::default();
+        while let Some(frame) = generation.next().await {
+            answer.take(frame?);
+        }
+        answer.reply.response_time_ms = millis(arrived.elapsed());
+        Ok(Response::new(answer.whole()))
+    }
+
+    async fn stream_generate_code(
+        &self,
+        request: Request<GenerateCodeRequest>,
+    ) -> Result<Response<Frames>, Status> {
+        // Boxed: the state moves with every frame.
+        let generation = Box::new(self.begin(request).await?);
+        let frames = unfold(generation, |mut generation| async {
+            Some((generation.next().await?, generation))
+        });
+        Ok(Response::new(Box::pin(frames)))
+    }
+
+    async fn list_models(
+        &self,
+        _: Request<ListModelsRequest>,
+    ) -> Result<Response<ListModelsResponse>, Status> {
+        Ok(Response::new(self.models.show().await?))
+    }
+
+    async fn get_code_health(
+        &self,
+        _: Request<GetCodeHealthRequest>,
+    ) -> Result<Response<GetCodeHealthResponse>, Status> {
+        Ok(Response::new(self.models.health().await))
+    }
+}
+
+impl Codegen {
+    async fn begin(&self, request: Request<GenerateCodeRequest>) -> Result<Generation, Error> {
+        let call = Call::of(request.extensions()).map_err(|status| anyhow::anyhow!("{status}"))?;
+        let question = Question::check(request.into_inner())?;
+        let model = match &question.model {
+            Some(named) => named.clone(),
+            None => self.models.default().await?,
+        };
+        let allowed =
+            call.principal.as_ref().map_or(&[][..], |principal| &principal.allowed_models);
+        if !allowed.is_empty() && !allowed.contains(&model) {
+            return Err(Error::ModelNotAllowed(model));
+        }
+        let body = question.body(&model).map_err(anyhow::Error::from)?;
+        let request_id = question.request_id.map_or_else(|| call.request_id.clone(), Arc::from);
+        let order = Order { model, task: question.task, request_id, body };
+        let begun =
+            Generation::begin(&self.engine, order, &call, self.patience, self.streams_end.clone())
+                .await;
+        if let Err(Error::Engine(engine::Error::Refused {
+            status: StatusCode::NOT_FOUND, ..
+        })) = &begun
+        {
+            self.models.forget();
+        }
+        begun
+    }
+}
+
+/// A stream's frames, gathered.
+#[derive(Default)]
+struct Answer {
+    reply: GenerateCodeResponse,
+    has_code: bool,
+}
+
+impl Answer {
+    fn take(&mut self, frame: StreamGenerateCodeResponse) {
+        match frame.event {
+            Some(Event::Started(started)) => {
+                self.reply.request_id = started.request_id;
+                self.reply.model = started.model;
+                self.reply.cached = started.cached;
+            }
+            Some(Event::Delta(delta)) if delta.kind() == Kind::Code => {
+                self.has_code = true;
+                self.reply.generated_code.push_str(&delta.text);
+            }
+            Some(Event::Delta(delta)) => self.reply.explanation.push_str(&delta.text),
+            Some(Event::Finished(finished)) => {
+                self.reply.finish_reason = finished.finish_reason;
+                self.reply.usage = finished.usage;
+                self.reply.warnings = finished.warnings;
+            }
+            Some(Event::Heartbeat(_) | Event::Failed(_)) | None => {}
+        }
+    }
+
+    fn whole(mut self) -> GenerateCodeResponse {
+        if !self.has_code {
+            self.reply.generated_code = std::mem::take(&mut self.reply.explanation);
+        }
+        "success".clone_into(&mut self.reply.status);
+        self.reply
+    }
+}

@@ -1,0 +1,130 @@
+//! A generation request as the engine understands it, or the reason why it does not.
+//!
+//! Kept true: the checks come in vLLM's order (credential, content type, shape, model, length) and
+//! refuse in its words. Unknown fields are accepted and ignored, as vLLM does.
+
+use serde_json::Value;
+
+use super::Shared;
+use super::http::{Request, Response};
+use super::shapes;
+
+/// What a token of a prompt is worth here.
+const CHARS_PER_TOKEN: usize = 4;
+
+#[derive(Debug)]
+pub(super) struct Ask {
+    pub(super) id: String,
+    pub(super) model: String,
+    pub(super) stream: bool,
+    pub(super) include_usage: bool,
+    pub(super) continuous_usage: bool,
+    pub(super) max_tokens: Option<usize>,
+    pub(super) prompt_tokens: u64,
+}
+
+impl Ask {
+    pub(super) fn read(shared: &Shared, request: &Request, body: &Value) -> Result<Self, Response> {
+        if !authorized(shared, request) {
+            return Err(Response::json(401, &shapes::unauthorized()));
+        }
+        let stream = check_shape(request, body)?;
+        let model = match &body["model"] {
+            Value::String(name) => name,
+            _ => &shared.setup.model,
+        };
+        if *model != shared.setup.model && !shared.setup.adapters.contains(model) {
+            let message = format!("The model `{model}` does not exist.");
+            return Err(Response::json(404, &shapes::error(404, &message, Some("model"))));
+        }
+        let max_tokens = ["max_completion_tokens", "max_tokens"]
+            .iter()
+            .find_map(|name| usize::try_from(body[*name].as_u64()?).ok());
+        let prompt_tokens = prompt_chars(body).div_ceil(CHARS_PER_TOKEN);
+        check_length(shared.setup.max_model_len, prompt_tokens, max_tokens)?;
+        let include_usage = body["stream_options"]["include_usage"] == true;
+        Ok(Self {
+            id: id(shared, request),
+            model: model.clone(),
+            stream,
+            include_usage,
+            // vLLM heeds it only together with include_usage.
+            continuous_usage: include_usage
+                && body["stream_options"]["continuous_usage_stats"] == true,
+            max_tokens,
+            prompt_tokens: prompt_tokens as u64,
+        })
+    }
+}
+
+/// Whether the request may enter `/v1`.
+pub(super) fn authorized(shared: &Shared, request: &Request) -> bool {
+    let Some(key) = &shared.setup.api_key else { return true };
+    let presented = request.header("authorization").and_then(|value| value.split_once(' '));
+    presented.is_some_and(|(scheme, token)| scheme.eq_ignore_ascii_case("bearer") && token == key)
+}
+
+/// Returns whether a stream is wanted.
+fn check_shape(request: &Request, body: &Value) -> Result<bool, Response> {
+    let bad = |message: &str, param| Response::json(400, &shapes::bad_request(message, param));
+    let kind = request.header("content-type").unwrap_or_default();
+    if !kind.to_ascii_lowercase().starts_with("application/json") {
+        return Err(bad("Unsupported Media Type: Only 'application/json' is allowed", None));
+    }
+    if !body.is_object() {
+        return Err(bad("The body is not a JSON object: JSON decode error", None));
+    }
+    if !body["messages"].is_array() {
+        return Err(bad("messages: a list of messages is required", Some("messages")));
+    }
+    let stream = match &body["stream"] {
+        Value::Null => false,
+        Value::Bool(stream) => *stream,
+        _ => return Err(bad("stream: Input should be a valid boolean", Some("stream"))),
+    };
+    let options = &body["stream_options"];
+    if options.as_object().is_some_and(|options| !options.is_empty()) && !stream {
+        let message = "Stream options can only be defined when `stream=True`.";
+        let error = shapes::error(400, message, Some("stream_options"));
+        return Err(Response::json(400, &error));
+    }
+    Ok(stream)
+}
+
+fn check_length(limit: usize, prompt: usize, wanted: Option<usize>) -> Result<(), Response> {
+    let total = prompt + wanted.unwrap_or(1);
+    if total <= limit {
+        return Ok(());
+    }
+    let however = match wanted {
+        Some(wanted) => format!(
+            "you requested {wanted} output tokens and your prompt contains at least {prompt} input \
+             tokens, for a total of at least {total} tokens. Please reduce the length of the input \
+             prompt or the number of requested output tokens."
+        ),
+        None => format!("your prompt contains at least {prompt} input tokens."),
+    };
+    let message =
+        format!("This model's maximum context length is {limit} tokens. However, {however}");
+    Err(Response::json(400, &shapes::error(400, &message, Some("input_tokens"))))
+}
+
+/// The characters of all messages, whether their content is a string or a list of parts.
+fn prompt_chars(body: &Value) -> usize {
+    let chars = |text: &Value| text.as_str().map_or(0, |text| text.chars().count());
+    let messages = body["messages"].as_array().into_iter().flatten();
+    messages
+        .map(|message| match &message["content"] {
+            Value::Array(parts) => parts.iter().map(|part| chars(&part["text"])).sum(),
+            content => chars(content),
+        })
+        .sum()
+}
+
+/// A client's request id becomes part of the completion's.
+fn id(shared: &Shared, request: &Request) -> String {
+    match request.header("x-request-id") {
+        Some(id) => format!("chatcmpl-{id}"),
+        None => format!("chatcmpl-{:016x}", shared.next_serial()),
+    }
+}
