@@ -91,7 +91,7 @@ impl<'a, 'w, 'f> Player<'a, 'w, 'f> {
         if self.script.fault == Some(Fault::HangAfterHeaders) {
             return pending().await;
         }
-        tokio::time::sleep(self.script.first_after).await;
+        rest(self.script.first_after).await;
         let chunks = Chunks::new(ask);
         self.event(|body| chunks.role(body)).await?;
         let length = length(self.script, ask);
@@ -166,7 +166,7 @@ impl<'a, 'w, 'f> Player<'a, 'w, 'f> {
     async fn whole(&mut self, ask: &Ask) -> io::Result<End> {
         let length = length(self.script, ask);
         let gaps = u32::try_from(length.saturating_sub(1)).unwrap_or(u32::MAX);
-        tokio::time::sleep(self.script.first_after + self.script.gap * gaps).await;
+        rest(self.script.first_after + self.script.gap * gaps).await;
         for _ in &self.script.holds {
             self.shared.pass_gate().await;
         }
@@ -191,7 +191,7 @@ impl<'a, 'w, 'f> Player<'a, 'w, 'f> {
         let piece = self.script.pieces.unwrap_or(response.body.len());
         for piece in response.body.chunks(piece) {
             self.out.write_all(piece).await?;
-            drip(self.script).await;
+            rest(self.script.piece_gap).await;
         }
         Ok(End::Finished(finish))
     }
@@ -261,16 +261,17 @@ impl<'a, 'w, 'f> Player<'a, 'w, 'f> {
             if last {
                 break;
             }
-            drip(self.script).await;
+            rest(self.script.piece_gap).await;
         }
         self.body.clear();
         Ok(())
     }
 }
 
-async fn drip(script: &Script) {
-    if script.piece_gap > Duration::ZERO {
-        tokio::time::sleep(script.piece_gap).await;
+/// Sleeps, but not for nothing: the timer rounds up to a millisecond, which a first token would pay.
+async fn rest(time: Duration) {
+    if time > Duration::ZERO {
+        tokio::time::sleep(time).await;
     }
 }
 

@@ -1,0 +1,108 @@
+//! `hapa gateway`: Envoy's configuration, from the template and the settings, with the descriptor set
+//! of this very binary beside it.
+
+use std::fs;
+use std::io::Write as _;
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+
+use anyhow::Context as _;
+use hapa_chassis::config::Wrong;
+use hapa_proto::FILE_DESCRIPTOR_SET;
+use tonic::transport::Uri;
+
+use crate::cli::Failure;
+
+const TEMPLATE: &str = include_str!("../../../../gateway/envoy.yaml");
+
+#[derive(clap::Args, Clone, Debug)]
+pub(super) struct Args {
+    /// The folder to write envoy.yaml and hapa.binpb to.
+    #[arg(long, value_name = "DIR", default_value = "data/gateway")]
+    out: PathBuf,
+    /// Address to listen on.
+    #[arg(long, env = "GATEWAY_HOST", default_value = "127.0.0.1")]
+    gateway_host: IpAddr,
+    /// Port for gRPC, gRPC-Web and JSON.
+    #[arg(long, env = "GATEWAY_PORT", default_value_t = 8000)]
+    gateway_port: u16,
+    /// Envoy's own port, on loopback alone.
+    #[arg(long, env = "ENVOY_ADMIN_PORT", default_value_t = 9901)]
+    envoy_admin_port: u16,
+    /// Origins whose pages may call, exact, comma-separated: https://editor.example.com.
+    #[arg(long, env = "CORS_ORIGINS", value_delimiter = ',')]
+    cors_origins: Vec<String>,
+    /// The code generation service; default: PORT on this machine.
+    #[arg(long, env = "CODEGEN_ADDRESS")]
+    codegen_address: Option<String>,
+    /// The auth service; default: PORT on this machine.
+    #[arg(long, env = "AUTH_ADDRESS")]
+    auth_address: Option<String>,
+    /// The mesh port of a process on this machine that has every role.
+    #[arg(long, env = "PORT", default_value_t = 50051)]
+    port: u16,
+}
+
+pub(super) fn write(args: &Args) -> Result<(), Failure> {
+    let descriptors = args.out.join("hapa.binpb");
+    let config = render(args, &descriptors)?;
+    let put = |path: &Path, bytes: &[u8]| {
+        fs::write(path, bytes).with_context(|| format!("writing {}", path.display()))
+    };
+    fs::create_dir_all(&args.out).with_context(|| format!("making {}", args.out.display()))?;
+    put(&descriptors, FILE_DESCRIPTOR_SET)?;
+    put(&args.out.join("envoy.yaml"), config.as_bytes())?;
+    writeln!(std::io::stdout(), "envoy -c {}", args.out.join("envoy.yaml").display())?;
+    Ok(())
+}
+
+fn render(args: &Args, descriptors: &Path) -> Result<String, Failure> {
+    let (codegen_host, codegen_port) =
+        place("CODEGEN_ADDRESS", args.codegen_address.as_deref(), args.port)?;
+    let (auth_host, auth_port) = place("AUTH_ADDRESS", args.auth_address.as_deref(), args.port)?;
+    let origins: Vec<_> = args.cors_origins.iter().filter(|origin| !origin.is_empty()).collect();
+    if let Some(wrong) = origins.iter().find(|origin| !is_origin(origin)) {
+        let problem = format!("{wrong:?} is not an origin like https://editor.example.com");
+        return Err(Wrong::new("CORS_ORIGINS", problem).into());
+    }
+    let matchers: Vec<_> =
+        origins.iter().map(|origin| format!("{{exact: \"{origin}\"}}")).collect();
+    let values = [
+        ("GATEWAY_HOST", args.gateway_host.to_string()),
+        ("GATEWAY_PORT", args.gateway_port.to_string()),
+        ("ADMIN_PORT", args.envoy_admin_port.to_string()),
+        ("DESCRIPTOR_SET", descriptors.display().to_string()),
+        ("CORS_ORIGINS", format!("[{}]", matchers.join(", "))),
+        ("CODEGEN_HOST", codegen_host),
+        ("CODEGEN_PORT", codegen_port.to_string()),
+        ("AUTH_HOST", auth_host),
+        ("AUTH_PORT", auth_port.to_string()),
+    ];
+    let fill =
+        |text: String, (name, value): &(&str, String)| text.replace(&format!("${{{name}}}"), value);
+    let config = values.iter().fold(TEMPLATE.to_owned(), fill);
+    if let Some((_, rest)) = config.split_once("${") {
+        let name = rest.split('}').next().unwrap_or(rest);
+        return Err(anyhow::anyhow!("gateway/envoy.yaml asks for {name}, which nobody sets").into());
+    }
+    Ok(config)
+}
+
+fn place(setting: &'static str, address: Option<&str>, port: u16) -> Result<(String, u16), Wrong> {
+    let Some(address) = address.filter(|address| !address.is_empty()) else {
+        return Ok(("127.0.0.1".to_owned(), port));
+    };
+    let uri: Option<Uri> = address.parse().ok();
+    let place = uri.as_ref().and_then(|uri| Some((uri.host()?.to_owned(), uri.port_u16()?)));
+    place.ok_or_else(|| {
+        Wrong::new(setting, format!("{address:?} is not an address like http://host:port"))
+    })
+}
+
+/// Scheme, host and maybe a port: what a browser sends, letter for letter.
+fn is_origin(text: &str) -> bool {
+    let rest = text.strip_prefix("https://").or_else(|| text.strip_prefix("http://"));
+    let plain =
+        |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || b".-:[]".contains(&byte);
+    rest.is_some_and(|rest| !rest.is_empty() && rest.bytes().all(plain))
+}

@@ -1,0 +1,66 @@
+//! The command line: which commands there are, and how a failure is told.
+
+mod config;
+mod connection;
+mod failure;
+mod gateway;
+mod generate;
+mod json;
+mod key;
+mod serve;
+
+use clap::error::ErrorKind;
+use clap::{CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
+
+pub use failure::Failure;
+
+/// Typed code generation on your own GPUs.
+#[derive(Debug, Parser)]
+#[command(name = "hapa", version, propagate_version = true)]
+pub struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run every service in this process, on embedded stores.
+    All(Box<serve::All>),
+    /// Run the auth service.
+    Auth(Box<serve::Auth>),
+    /// Run the code generation service.
+    Codegen(Box<serve::Codegen>),
+    /// Ask for code and watch it come.
+    Generate(Box<generate::Args>),
+    /// Make, list and end API keys.
+    #[command(subcommand)]
+    Key(Box<key::Command>),
+    /// Print the effective settings, secrets redacted.
+    Config(Box<config::Args>),
+    /// Write the gateway's configuration for Envoy.
+    Gateway(Box<gateway::Args>),
+}
+
+/// Reads the command line and the environment. Prints help and ends the process where that is asked.
+pub fn parse() -> Result<Cli, Failure> {
+    let read = Cli::command().try_get_matches().and_then(|matches| Cli::from_arg_matches(&matches));
+    read.map_err(|error| match error.kind() {
+        ErrorKind::InvalidValue | ErrorKind::ValueValidation => {
+            Failure::setting(&error, &Cli::command())
+        }
+        _ => error.exit(),
+    })
+}
+
+/// Does what was asked.
+pub async fn execute(cli: Cli) -> Result<(), Failure> {
+    match cli.command {
+        Command::All(args) => serve::serve(args.into()).await,
+        Command::Auth(args) => serve::serve(args.into()).await,
+        Command::Codegen(args) => serve::serve(args.into()).await,
+        Command::Generate(args) => generate::generate(*args).await,
+        Command::Key(command) => key::execute(*command).await,
+        Command::Config(args) => config::print(&args, &Cli::command()),
+        Command::Gateway(args) => gateway::write(&args),
+    }
+}
