@@ -1,1 +1,3 @@
-//! x
+//! The mesh from outside: what tests and benchmarks stand on.
+
+pub mod engine;

@@ -16,6 +16,7 @@ use crate::store::Store;
 /// Settings of this service.
 #[derive(clap::Args, Clone, Debug)]
 #[command(next_help_heading = "Auth")]
+#[group(id = "auth")]
 pub struct Config {
     /// Life of a key that is made without an end of its own, in days.
     #[arg(long, env = "API_KEY_EXPIRY_DAYS", default_value_t = 90, value_parser = clap::value_parser!(u32).range(1..=3650))]

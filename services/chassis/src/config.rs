@@ -41,6 +41,7 @@ impl Wrong {
 /// Settings of the server.
 #[derive(Args, Clone, Debug)]
 #[command(next_help_heading = "Server")]
+#[group(id = "server")]
 pub struct Config {
     /// Address to listen on.
     #[arg(long, env = "HOST", default_value = "127.0.0.1")]

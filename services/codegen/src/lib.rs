@@ -24,6 +24,7 @@ use crate::service::Codegen;
 /// Settings of this service.
 #[derive(clap::Args, Clone, Debug)]
 #[command(next_help_heading = "Codegen")]
+#[group(id = "codegen")]
 pub struct Config {
     /// The OpenAI-compatible server that has the models, vLLM for one.
     #[arg(long, env = "AI_MODEL_ENDPOINT", default_value = "http://127.0.0.1:8002/v1")]

@@ -10,6 +10,7 @@ use crate::cli::{Failure, serve};
 
 /// Takes the flags of `hapa all`, so that it can be asked what they would do.
 #[derive(clap::Args, Clone, Debug)]
+#[group(id = "config_args")]
 pub(super) struct Args {
     #[command(flatten)]
     settings: serve::All,

@@ -17,6 +17,7 @@ use crate::cli::Failure;
 /// Where the mesh is and who asks.
 #[derive(clap::Args, Clone, Debug)]
 #[command(next_help_heading = "Connection")]
+#[group(id = "connection_args")]
 pub(super) struct Args {
     /// The mesh.
     #[arg(long, env = "HAPA_ADDRESS", default_value = "http://127.0.0.1:50051")]

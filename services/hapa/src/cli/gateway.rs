@@ -16,6 +16,7 @@ use crate::cli::Failure;
 const TEMPLATE: &str = include_str!("../../../../gateway/envoy.yaml");
 
 #[derive(clap::Args, Clone, Debug)]
+#[group(id = "gateway_args")]
 pub(super) struct Args {
     /// The folder to write envoy.yaml and hapa.binpb to.
     #[arg(long, value_name = "DIR", default_value = "data/gateway")]

@@ -16,6 +16,7 @@ use crate::cli::{Failure, connection, json};
 const MOST_BYTES: u64 = 4 * 50_000;
 
 #[derive(clap::Args, Clone, Debug)]
+#[group(id = "generate_args")]
 pub(super) struct Args {
     /// What to do, in any language; "-" reads it from standard input.
     question: String,

@@ -64,3 +64,13 @@ pub async fn execute(cli: Cli) -> Result<(), Failure> {
         Command::Gateway(args) => gateway::write(&args),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+}

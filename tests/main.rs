@@ -1,0 +1,1 @@
+//! Every story in one binary.
