@@ -1,1 +1,11 @@
-//! Every story in one binary.
+//! The stories: what the mesh does, seen from outside. One binary, so that the mesh is linked once.
+#![expect(clippy::unwrap_used, reason = "a test that can't go on should say where")]
+
+mod admission;
+mod cli;
+mod failures;
+mod gateway;
+mod generate;
+mod house;
+mod keys;
+mod lifecycle;

@@ -1,3 +1,10 @@
 //! The mesh from outside: what tests and benchmarks stand on.
 
 pub mod engine;
+mod gateway;
+mod tools;
+mod world;
+
+pub use gateway::Gateway;
+pub use tools::{Metrics, hapa, incident, within};
+pub use world::{Client, Keys, World};

@@ -89,10 +89,10 @@ pub struct Config {
     pub max_connections: u32,
     /// Between "not serving" and the closed door, in seconds, so that load balancers notice.
     #[arg(long, env = "DRAIN_DELAY_SECONDS", default_value = "0", value_parser = seconds_or_none)]
-    pub drain_delay: Duration,
+    pub drain_delay_seconds: Duration,
     /// Longest that open calls may go on after the door closed, in seconds.
     #[arg(long, env = "DRAIN_TIMEOUT_SECONDS", default_value = "25", value_parser = seconds)]
-    pub drain_timeout: Duration,
+    pub drain_timeout_seconds: Duration,
     #[command(flatten)]
     #[allow(missing_docs, clippy::allow_attributes)]
     pub limits: LimitConfig,

@@ -20,7 +20,7 @@ use tracing::{Instrument as _, Span};
 
 use crate::context::Call;
 use crate::layers::{Shared, refuse, trailers};
-use crate::status::{ErrorCode, Fault, publish, read};
+use crate::status::{ErrorCode, Fault, code_name, publish, read};
 
 const REQUEST_ID: &str = "x-request-id";
 /// The label of what is not in the access table: a client must not make labels.
@@ -117,29 +117,6 @@ impl Drop for Record {
             let failure = (fault.code().to_string(), fault.incident_id().to_owned());
             self.close(Code::Cancelled, Some(failure));
         }
-    }
-}
-
-/// <https://grpc.io/docs/guides/status-codes/>
-fn code_name(code: Code) -> &'static str {
-    match code {
-        Code::Ok => "OK",
-        Code::Cancelled => "CANCELLED",
-        Code::Unknown => "UNKNOWN",
-        Code::InvalidArgument => "INVALID_ARGUMENT",
-        Code::DeadlineExceeded => "DEADLINE_EXCEEDED",
-        Code::NotFound => "NOT_FOUND",
-        Code::AlreadyExists => "ALREADY_EXISTS",
-        Code::PermissionDenied => "PERMISSION_DENIED",
-        Code::ResourceExhausted => "RESOURCE_EXHAUSTED",
-        Code::FailedPrecondition => "FAILED_PRECONDITION",
-        Code::Aborted => "ABORTED",
-        Code::OutOfRange => "OUT_OF_RANGE",
-        Code::Unimplemented => "UNIMPLEMENTED",
-        Code::Internal => "INTERNAL",
-        Code::Unavailable => "UNAVAILABLE",
-        Code::DataLoss => "DATA_LOSS",
-        Code::Unauthenticated => "UNAUTHENTICATED",
     }
 }
 

@@ -171,8 +171,8 @@ impl Server {
         for name in &self.names {
             self.health.set_service_status(name, ServingStatus::NotServing).await;
         }
-        tokio::time::sleep(config.drain_delay).await;
-        drain(&door, &calls, &self.streams_end, config.drain_timeout).await;
+        tokio::time::sleep(config.drain_delay_seconds).await;
+        drain(&door, &calls, &self.streams_end, config.drain_timeout_seconds).await;
         self.tasks.close();
         self.tasks_end.cancel();
         if timeout(TASKS_PATIENCE, self.tasks.wait()).await.is_err() {

@@ -37,16 +37,16 @@ pub struct Config {
     pub ai_model_name: Option<String>,
     /// Longest wait for the first token, in seconds.
     #[arg(long, env = "FIRST_TOKEN_TIMEOUT_SECONDS", default_value = "60", value_parser = seconds)]
-    pub first_token_timeout: Duration,
+    pub first_token_timeout_seconds: Duration,
     /// Longest gap between two tokens, in seconds.
     #[arg(long, env = "TOKEN_GAP_TIMEOUT_SECONDS", default_value = "30", value_parser = seconds)]
-    pub token_gap_timeout: Duration,
+    pub token_gap_timeout_seconds: Duration,
     /// Longest that a whole answer may take, in seconds.
     #[arg(long, env = "VLLM_TIMEOUT_SECONDS", default_value = "300", value_parser = seconds)]
-    pub vllm_timeout: Duration,
+    pub vllm_timeout_seconds: Duration,
     /// Silence after which a stream sends a heartbeat, in seconds.
     #[arg(long, env = "HEARTBEAT_SECONDS", default_value = "10", value_parser = seconds)]
-    pub heartbeat: Duration,
+    pub heartbeat_seconds: Duration,
 }
 
 /// The documented limits of the original's endpoints.
@@ -74,10 +74,10 @@ pub async fn mount(config: &Config, server: &mut Server) -> anyhow::Result<()> {
     }
     let engine = Engine::new(&config.ai_model_endpoint, config.ai_model_api_key.as_ref())?;
     let patience = Patience {
-        first_token: config.first_token_timeout,
-        between_tokens: config.token_gap_timeout,
-        whole: config.vllm_timeout,
-        heartbeat: config.heartbeat,
+        first_token: config.first_token_timeout_seconds,
+        between_tokens: config.token_gap_timeout_seconds,
+        whole: config.vllm_timeout_seconds,
+        heartbeat: config.heartbeat_seconds,
     };
     let models = Models::new(engine.clone(), config.ai_model_name.clone());
     let codegen = Codegen { engine, models, patience, streams_end: server.streams_end() };

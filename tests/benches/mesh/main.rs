@@ -1,2 +1,159 @@
-//! x
-fn main() {}
+//! What the mesh costs, measured against the engine itself and against a plain Envoy, all in one run
+//! on one machine: so the ratios hold where the absolute numbers don't. Authentication, a limit that
+//! counts, logs at info and metrics are on.
+//!
+//! `make bench` builds what it needs and runs it.
+
+mod caller;
+mod cost;
+mod engine;
+mod first_token;
+mod gauge;
+mod http;
+mod leaving;
+mod open;
+mod report;
+mod samples;
+mod stage;
+mod streams;
+
+use std::io::Write as _;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, bail, ensure};
+use clap::Parser;
+use tokio::signal::unix::{SignalKind, signal};
+
+use crate::cost::Pace;
+use crate::report::Table;
+use crate::stage::{Stage, repository};
+
+/// The longest that it may take, whatever hangs.
+const BOUND: Duration = Duration::from_secs(900);
+
+/// Measures what the mesh costs.
+#[derive(Debug, Parser)]
+struct Args {
+    /// A tenth of everything: for a look, not for conclusions.
+    #[arg(long)]
+    quick: bool,
+    /// The release binary; default: where cargo puts it.
+    #[arg(long, env = "HAPA_BIN")]
+    hapa: Option<PathBuf>,
+    /// Envoy; default: where the tool installer puts it.
+    #[arg(long, env = "ENVOY_BIN")]
+    envoy: Option<PathBuf>,
+    /// Said by cargo.
+    #[arg(long, hide = true)]
+    bench: bool,
+    /// Be the engine that the others ask.
+    #[arg(long, hide = true)]
+    as_engine: bool,
+}
+
+/// What is measured.
+#[derive(Debug)]
+pub(crate) struct Binaries {
+    hapa: PathBuf,
+    envoy: PathBuf,
+}
+
+/// How much of each.
+#[derive(Clone, Copy, Debug)]
+struct Extent {
+    rounds: usize,
+    sections: usize,
+    section: Duration,
+    hold: Duration,
+    drops: usize,
+}
+
+const FULL: Extent = Extent {
+    rounds: 3_000,
+    sections: 4,
+    section: Duration::from_secs(3),
+    hold: Duration::from_secs(8),
+    drops: 300,
+};
+const QUICK: Extent = Extent {
+    rounds: 300,
+    sections: 1,
+    section: Duration::from_millis(1_200),
+    hold: Duration::from_millis(1_200),
+    drops: 30,
+};
+
+const PACED: Pace = Pace { streams: 50, gap: Duration::from_millis(20) };
+const UNPACED: Pace = Pace { streams: 4, gap: Duration::ZERO };
+/// How many are open at once; the gap keeps two cores from being what is measured.
+const OPEN: [Pace; 2] = [
+    Pace { streams: 200, gap: Duration::from_millis(50) },
+    Pace { streams: 1_000, gap: Duration::from_millis(100) },
+];
+
+/// One thread: what calls must not keep those who answer from their cores.
+#[tokio::main(flavor = "current_thread")]
+async fn main() -> anyhow::Result<()> {
+    let args = Args::parse();
+    if args.as_engine {
+        return engine::serve().await;
+    }
+    let (mut interrupt, mut terminate) =
+        (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
+    // Whatever comes first: what was started ends with the future that holds it.
+    let report = tokio::select! {
+        report = tokio::time::timeout(BOUND, bench(&args)) => report.context("it hung")??,
+        _ = interrupt.recv() => bail!("interrupted"),
+        _ = terminate.recv() => bail!("terminated"),
+    };
+    Ok(std::io::stdout().write_all(report.as_bytes())?)
+}
+
+async fn bench(args: &Args) -> anyhow::Result<String> {
+    let (from, binaries) = (Instant::now(), binaries(args)?);
+    let extent = if args.quick { QUICK } else { FULL };
+    let mut report = String::from("Everything on one machine, over loopback; the engine is simulated. Keys, a limit that counts,\nlogs and metrics are on.\n");
+    let mut add = |table: Table| {
+        eprint!("{table}");
+        report += &table.to_string();
+    };
+    say(from, "starting the engine, the mesh, the gateway and a plain Envoy");
+    let mut stage = Stage::start(&binaries).await?;
+    say(from, "first token");
+    add(first_token::measure(&mut stage, extent.rounds).await?);
+    for pace in [PACED, UNPACED] {
+        say(from, "processor time per token");
+        add(cost::measure(&mut stage, pace, extent.sections, extent.section).await?);
+    }
+    say(from, "clients who leave");
+    let leaving = leaving::measure(&mut stage, extent.drops).await?;
+    drop(stage);
+    for Pace { streams, gap } in OPEN {
+        say(from, &format!("{streams} open streams, with everything started anew"));
+        let mut stage = Stage::start(&binaries).await?;
+        add(open::measure(&mut stage, streams, gap, extent.hold).await?);
+    }
+    add(leaving);
+    say(from, "done");
+    Ok(report)
+}
+
+fn binaries(args: &Args) -> anyhow::Result<Binaries> {
+    let built = || {
+        let own = std::env::current_exe()?;
+        // .../release/deps/mesh-<hash> stands below .../release/hapa
+        let folder = own.ancestors().nth(2).context("this binary stands nowhere")?;
+        anyhow::Ok(folder.join("hapa"))
+    };
+    let hapa = args.hapa.clone().map_or_else(built, Ok)?;
+    let envoy = args.envoy.clone().unwrap_or_else(|| repository(".tools/bin/envoy"));
+    for (file, remedy) in [(&hapa, "cargo build --release"), (&envoy, "infra/tools/install run")] {
+        ensure!(file.exists(), "{} is missing; type: {remedy}", file.display());
+    }
+    Ok(Binaries { hapa, envoy })
+}
+
+fn say(from: Instant, words: &str) {
+    eprintln!("[{:>3} s] {words}", from.elapsed().as_secs());
+}

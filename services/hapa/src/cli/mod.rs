@@ -73,4 +73,18 @@ mod tests {
     fn the_command_line_is_consistent() {
         Cli::command().debug_assert();
     }
+
+    #[test]
+    fn a_flag_is_its_environment_variable() {
+        // A key of the caller's and a mesh's are told apart by a prefix.
+        let unprefixed =
+            |name: &str| name.trim_start_matches("HAPA_").to_lowercase().replace('_', "-");
+        for command in Cli::command().get_subcommands() {
+            for argument in command.get_arguments().filter(|argument| argument.get_env().is_some())
+            {
+                let name = argument.get_env().and_then(|name| name.to_str()).map(unprefixed);
+                assert_eq!(argument.get_long(), name.as_deref());
+            }
+        }
+    }
 }

@@ -1,0 +1,210 @@
+//! Who may call what: deny by default, scopes, expiry, limits, and what happens when auth is gone.
+
+use std::collections::BTreeSet;
+use std::time::{Duration, SystemTime};
+
+use hapa_proto::FILE_DESCRIPTOR_SET;
+use hapa_proto::auth::v1::auth_service_client::AuthServiceClient;
+use hapa_proto::auth::v1::create_key_request::Expiry;
+use hapa_proto::auth::v1::{AuthenticateRequest, ListKeysRequest, RateLimit, RevokeKeyRequest};
+use hapa_proto::codegen::v1::GetCodeHealthRequest;
+use hapa_tests::{World, incident, within};
+use prost::Message as _;
+use prost_types::FileDescriptorSet;
+use secrecy::ExposeSecret as _;
+use tonic::{Code, Request};
+use tonic_types::StatusExt as _;
+
+use crate::generate::question;
+
+#[tokio::test]
+async fn no_key_a_wrong_key_and_one_mistyped_character_are_e4003() {
+    let world = World::start().await;
+    let mistyped = {
+        let mut letters: Vec<_> = world.key.chars().collect();
+        letters[20] = if letters[20] == 'x' { 'y' } else { 'x' };
+        letters.into_iter().collect::<String>()
+    };
+    let (_, of_nobody) = hapa_chassis::key_text::mint();
+    let of_nobody = of_nobody.expose_secret();
+    let clients = [world.anonymous(), world.client_with(&mistyped), world.client_with("sk-else")];
+    for mut client in clients {
+        let status = client.generate_code(question("q")).await.unwrap_err();
+        assert_eq!((incident(&status).0.as_str(), status.code()), ("E4003", Code::Unauthenticated));
+    }
+    let status = world.client_with(of_nobody).generate_code(question("q")).await.unwrap_err();
+    assert_eq!(incident(&status).0, "E4003");
+    assert_eq!(world.engine.counts().started, 0);
+}
+
+#[tokio::test]
+async fn a_key_is_taken_as_bearer_too() {
+    let world = World::start().await;
+    let mut request = Request::new(question("q"));
+    request
+        .metadata_mut()
+        .insert("authorization", format!("bearer {}", world.key).parse().unwrap());
+    assert!(world.anonymous().generate_code(request).await.is_ok());
+}
+
+#[tokio::test]
+async fn a_missing_scope_is_e4005_and_names_the_scope() {
+    let world = World::start().await;
+    let mut request = World::dev_key();
+    request.scopes = vec!["analytics:read".to_owned()];
+    let key = world.create_key(request).await.key_text;
+    let status = world.client_with(&key).generate_code(question("q")).await.unwrap_err();
+    assert_eq!((incident(&status).0.as_str(), status.code()), ("E4005", Code::PermissionDenied));
+    assert!(status.message().contains("codegen:generate"), "{}", status.message());
+    let status = world.keys_with(&key).list_keys(ListKeysRequest::default()).await.unwrap_err();
+    assert_eq!(incident(&status).0, "E4005");
+    assert!(world.client_with(&key).get_code_health(GetCodeHealthRequest {}).await.is_ok());
+}
+
+#[tokio::test]
+async fn an_expired_and_a_revoked_key_are_e4007() {
+    let world = World::start().await;
+    let mut request = World::dev_key();
+    let soon = SystemTime::now() + Duration::from_millis(400);
+    request.expiry = Some(Expiry::ExpireTime(soon.into()));
+    let expiring = world.create_key(request).await.key_text;
+    let mut client = world.client_with(&expiring);
+    within("the key to expire, also where it is known", async {
+        while client.get_code_health(GetCodeHealthRequest {}).await.is_ok() {}
+    })
+    .await;
+    assert!(SystemTime::now() >= soon);
+    let status = client.generate_code(question("q")).await.unwrap_err();
+    assert_eq!((incident(&status).0.as_str(), status.code()), ("E4007", Code::Unauthenticated));
+
+    let made = world.create_key(World::dev_key()).await;
+    let key_id = made.key.unwrap().key_id;
+    world.keys().revoke_key(RevokeKeyRequest { key_id }).await.unwrap();
+    let status = world.client_with(&made.key_text).generate_code(question("q")).await.unwrap_err();
+    assert_eq!((incident(&status).0.as_str(), status.code()), ("E4007", Code::Unauthenticated));
+}
+
+#[tokio::test]
+async fn call_51_in_a_minute_is_e4004_with_headers_and_the_time_to_wait() {
+    let world = World::start().await;
+    let mut request = World::dev_key();
+    request.rate_limits.clear();
+    let mut client = world.client_with(&world.create_key(request).await.key_text);
+    for call in 1..=50u32 {
+        let reply = client.generate_code(question("q")).await.unwrap();
+        assert_eq!(reply.metadata().get("ratelimit-limit").unwrap(), "50");
+        let remaining = reply.metadata().get("ratelimit-remaining").unwrap().to_str().unwrap();
+        assert_eq!(remaining, (50 - call).to_string());
+    }
+    let status = client.generate_code(question("q")).await.unwrap_err();
+    assert_eq!((incident(&status).0.as_str(), status.code()), ("E4004", Code::ResourceExhausted));
+    let wait = status.get_details_retry_info().unwrap().retry_delay.unwrap();
+    assert!(!wait.is_zero() && wait <= Duration::from_secs(61), "{wait:?}");
+    assert!(status.get_details_quota_failure().is_some());
+    for header in ["retry-after", "ratelimit-limit", "ratelimit-remaining", "ratelimit-reset"] {
+        assert!(status.metadata().contains_key(header), "{header} is missing");
+    }
+    // Another method counts apart.
+    assert!(client.stream_generate_code(question("q")).await.is_ok());
+}
+
+#[tokio::test]
+async fn exactly_as_many_as_allowed_of_many_calls_at_once_pass() {
+    let world = World::start().await;
+    let mut request = World::dev_key();
+    let limit = RateLimit { method: "GetCodeHealth".to_owned(), limit: 20, window_seconds: 3_600 };
+    request.rate_limits = vec![limit];
+    let key = world.create_key(request).await.key_text;
+    let mut calls = tokio::task::JoinSet::new();
+    for _ in 0..100 {
+        let mut client = world.client_with(&key);
+        calls.spawn(async move { client.get_code_health(GetCodeHealthRequest {}).await.is_ok() });
+    }
+    let passed = within("the calls", calls.join_all()).await;
+    assert_eq!(passed.into_iter().filter(|passed| *passed).count(), 20);
+}
+
+#[tokio::test]
+async fn limits_can_be_turned_off() {
+    let world = World::with(&["--rate-limit-enabled=false"]).await;
+    let mut request = World::dev_key();
+    request.rate_limits = vec![RateLimit { method: "*".to_owned(), limit: 1, window_seconds: 60 }];
+    let mut client = world.client_with(&world.create_key(request).await.key_text);
+    for _ in 0..3 {
+        assert!(client.get_code_health(GetCodeHealthRequest {}).await.is_ok());
+    }
+}
+
+#[tokio::test]
+async fn what_is_for_services_takes_the_mesh_token_and_nothing_else() {
+    let world = World::start().await;
+    let mut auth = AuthServiceClient::new(world.connect().await);
+    let ask = |header: &'static str, value: &str| {
+        let mut request = Request::new(AuthenticateRequest { credential_digest: vec![0; 32] });
+        request.metadata_mut().insert(header, value.parse().unwrap());
+        request
+    };
+    for (header, value) in [("x-api-key", world.key.as_str()), ("x-mesh-token", "guess")] {
+        let status = auth.authenticate(ask(header, value)).await.unwrap_err();
+        assert_eq!((incident(&status).0.as_str(), status.code()), ("E4003", Code::Unauthenticated));
+    }
+    let status = auth.authenticate(ask("x-mesh-token", world.mesh_token())).await.unwrap_err();
+    assert_eq!((incident(&status).0.as_str(), status.code()), ("E4010", Code::NotFound));
+}
+
+#[tokio::test]
+async fn a_key_that_cannot_be_checked_is_unavailable_and_never_passed_or_called_wrong() {
+    // An auth service that is not there.
+    let nobody = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = format!("--auth-address=http://{}", nobody.local_addr().unwrap());
+    drop(nobody);
+    let world = World::with(&[&address]).await;
+    let status = world.client().generate_code(question("q")).await.unwrap_err();
+    assert_eq!((incident(&status).0.as_str(), status.code()), ("E5003", Code::Unavailable));
+    assert_eq!(world.engine.counts().started, 0);
+}
+
+#[tokio::test]
+async fn too_many_calls_at_once_are_shed_with_the_time_to_come_back() {
+    let world = World::with(&["--max-in-flight=1"]).await;
+    world.engine.once(hapa_tests::engine::Script::tokens(["a", "b"]).hold(1));
+    let mut frames = world.client().stream_generate_code(question("q")).await.unwrap().into_inner();
+    within("the first frame", frames.message()).await.unwrap();
+    let status = world.client().generate_code(question("q")).await.unwrap_err();
+    assert_eq!((incident(&status).0.as_str(), status.code()), ("E5005", Code::Unavailable));
+    assert!(status.get_details_retry_info().is_some());
+    world.engine.release();
+    within("the end", async { while frames.message().await.unwrap().is_some() {} }).await;
+    drop(frames);
+    within("the place to be free", async {
+        while world.client().generate_code(question("q")).await.is_err() {}
+    })
+    .await;
+}
+
+/// Every RPC of every service must refuse a caller without a credential: one that is not in an
+/// access table is refused as unknown, one that was left open would answer.
+#[tokio::test]
+async fn every_rpc_of_the_descriptor_set_refuses_a_stranger() {
+    let world = World::start().await;
+    let set = FileDescriptorSet::decode(FILE_DESCRIPTOR_SET).unwrap();
+    let mut statuses = BTreeSet::new();
+    let mut walked = 0;
+    for file in set.file.iter().filter(|file| file.package().starts_with("hapa.")) {
+        for service in &file.service {
+            for method in &service.method {
+                let path = format!("/{}.{}/{}", file.package(), service.name(), method.name());
+                let mut grpc = tonic::client::Grpc::new(world.connect().await);
+                grpc.ready().await.unwrap();
+                let codec = tonic_prost::ProstCodec::<(), ()>::default();
+                let status =
+                    grpc.unary(Request::new(()), path.parse().unwrap(), codec).await.unwrap_err();
+                assert_eq!(incident(&status).0, "E4003", "{path}: {status:?}");
+                statuses.insert(status.code() as i32);
+                walked += 1;
+            }
+        }
+    }
+    assert_eq!(statuses, BTreeSet::from([Code::Unauthenticated as i32]));
+    assert!(walked >= 9, "{walked} RPCs");
+}

@@ -1,0 +1,168 @@
+//! Those who call: the same question to the engine itself and on each way to it, and what comes
+//! back, counted in tokens.
+
+use std::time::Duration;
+
+use anyhow::{Context as _, ensure};
+use hapa_proto::codegen::v1::codegen_service_client::CodegenServiceClient;
+use hapa_proto::codegen::v1::stream_generate_code_response::Event;
+use hapa_proto::codegen::v1::{GenerateCodeRequest, StreamGenerateCodeResponse};
+use tonic::metadata::{Ascii, MetadataValue};
+use tonic::transport::{Channel, Endpoint};
+use tonic::{Request, Streaming};
+
+use crate::engine::{MOST_TOKENS, TOKEN_BYTES};
+use crate::http::{Ask, Connection};
+use crate::stage::{Stage, loopback};
+
+const QUESTION: &str = "Write a function that greets by name.";
+/// Streams that share a connection: below what the mesh allows on one.
+const STREAMS_A_CHANNEL: usize = 100;
+
+/// A way to the engine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Way {
+    Direct,
+    PlainEnvoy,
+    Mesh,
+    Gateway,
+    GatewayJson,
+}
+
+impl Way {
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Way::Direct => "the engine directly, SSE",
+            Way::PlainEnvoy => "plain Envoy, SSE",
+            Way::Mesh => "the mesh, gRPC",
+            Way::Gateway => "the gateway, gRPC",
+            Way::GatewayJson => "the gateway, JSON as SSE",
+        }
+    }
+}
+
+/// One who has at most one stream open.
+pub(crate) struct Caller(Kind);
+
+enum Kind {
+    Http { connection: Connection, ask: Ask },
+    Grpc { client: Client, stream: Option<Box<Streaming<StreamGenerateCodeResponse>>> },
+}
+
+#[derive(Clone)]
+struct Client {
+    service: CodegenServiceClient<Channel>,
+    key: MetadataValue<Ascii>,
+}
+
+impl Caller {
+    /// As many callers, each ready to ask.
+    pub(crate) async fn many(stage: &Stage, way: Way, n: usize) -> anyhow::Result<Vec<Self>> {
+        let mut callers = Vec::with_capacity(n);
+        let mut client = None;
+        for index in 0..n {
+            if let Way::Mesh | Way::Gateway = way {
+                if index % STREAMS_A_CHANNEL == 0 {
+                    client = Some(Client::connect(stage, way).await?);
+                }
+                let client = client.clone().context("no client")?;
+                callers.push(Caller(Kind::Grpc { client, stream: None }));
+            } else {
+                callers.push(Self::http(stage, way).await?);
+            }
+        }
+        Ok(callers)
+    }
+
+    pub(crate) async fn one(stage: &Stage, way: Way) -> anyhow::Result<Self> {
+        Self::many(stage, way, 1).await?.pop().context("no caller")
+    }
+
+    async fn http(stage: &Stage, way: Way) -> anyhow::Result<Self> {
+        let address = match way {
+            Way::PlainEnvoy => stage.plain.address(),
+            Way::GatewayJson => stage.gateway.address(),
+            _ => loopback(stage.engine.port),
+        };
+        let ask = if way == Way::GatewayJson {
+            let body = format!(r#"{{"user_question":"{QUESTION}","max_tokens":{MOST_TOKENS}}}"#);
+            Ask::post("/api/v1/enhanced-stream-generate", &stage.key, &body)
+        } else {
+            let body = format!(
+                r#"{{"messages":[{{"role":"user","content":"{QUESTION}"}}],"stream":true,"max_tokens":{MOST_TOKENS},"stream_options":{{"include_usage":true}}}}"#
+            );
+            Ask::post("/v1/chat/completions", "", &body)
+        };
+        Ok(Caller(Kind::Http { connection: Connection::open(address).await?, ask }))
+    }
+
+    /// One like this: over the same connection where it carries many streams.
+    pub(crate) async fn another(&self) -> anyhow::Result<Self> {
+        Ok(Caller(match &self.0 {
+            Kind::Http { connection, ask } => {
+                Kind::Http { connection: connection.another().await?, ask: ask.clone() }
+            }
+            Kind::Grpc { client, .. } => Kind::Grpc { client: client.clone(), stream: None },
+        }))
+    }
+
+    /// Asks, and waits until the answer begins.
+    pub(crate) async fn ask(&mut self) -> anyhow::Result<()> {
+        match &mut self.0 {
+            Kind::Http { connection, ask } => {
+                let status = connection.ask(ask).await?;
+                ensure!(status == 200, "the answer was {status}");
+            }
+            Kind::Grpc { client, stream } => {
+                // Only now: dropping it before the end is what tells the mesh to stop.
+                *stream = None;
+                *stream = Some(Box::new(client.ask().await?));
+            }
+        }
+        Ok(())
+    }
+
+    /// The number of tokens that come next, none at the stream's end.
+    pub(crate) async fn tokens(&mut self) -> anyhow::Result<Option<u32>> {
+        let stream = match &mut self.0 {
+            Kind::Http { connection, .. } => return connection.tokens().await,
+            Kind::Grpc { stream, .. } => stream.as_mut().context("nothing was asked")?,
+        };
+        while let Some(frame) = stream.message().await? {
+            match frame.event {
+                Some(Event::Delta(delta)) => {
+                    return Ok(Some(u32::try_from(delta.text.len() / TOKEN_BYTES)?));
+                }
+                Some(Event::Failed(failed)) => anyhow::bail!("it failed: {}", failed.message),
+                _ => {}
+            }
+        }
+        Ok(None)
+    }
+
+    /// Reads to the end, after which the connection is free.
+    pub(crate) async fn drain(&mut self) -> anyhow::Result<()> {
+        while self.tokens().await?.is_some() {}
+        Ok(())
+    }
+}
+
+impl Client {
+    async fn connect(stage: &Stage, way: Way) -> anyhow::Result<Self> {
+        let part = if way == Way::Mesh { &stage.hapa } else { &stage.gateway };
+        let endpoint = Endpoint::from_shared(format!("http://{}", part.address()))?;
+        let endpoint = endpoint.connect_timeout(Duration::from_secs(5)).tcp_nodelay(true);
+        let service = CodegenServiceClient::new(endpoint.connect().await?);
+        Ok(Client { service, key: stage.key.parse()? })
+    }
+
+    async fn ask(&mut self) -> anyhow::Result<Streaming<StreamGenerateCodeResponse>> {
+        let mut request = Request::new(GenerateCodeRequest {
+            user_question: QUESTION.to_owned(),
+            max_tokens: Some(i32::try_from(MOST_TOKENS)?),
+            ..GenerateCodeRequest::default()
+        });
+        request.metadata_mut().insert("x-api-key", self.key.clone());
+        Ok(self.service.stream_generate_code(request).await?.into_inner())
+    }
+}

@@ -1,0 +1,285 @@
+//! The same through a real Envoy: JSON in the documented shape, SSE, gRPC, gRPC-Web from a browser,
+//! and nothing that is not public.
+
+use std::process::Stdio;
+
+use hapa_proto::codegen::v1::codegen_service_client::CodegenServiceClient;
+use hapa_tests::engine::{Fault, Script};
+use hapa_tests::{Gateway, World, within};
+use serde_json::{Value, json};
+use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader, Lines};
+use tokio::process::{ChildStdin, ChildStdout, Command};
+use tonic::Request;
+
+use crate::generate::question;
+
+async fn body(reply: reqwest::Response) -> Value {
+    let text = within("the body", reply.text()).await.unwrap();
+    serde_json::from_str(&text).unwrap_or_else(|_| panic!("not JSON: {text}"))
+}
+
+/// Status, published code and incident id of a refusal.
+async fn refusal(reply: reqwest::Response) -> (u16, String, String) {
+    let status = reply.status().as_u16();
+    let body = body(reply).await;
+    let info = body["details"].as_array().into_iter().flatten().find(|one| one["domain"] == "hapa");
+    let info = info.unwrap_or_else(|| panic!("no ErrorInfo in {body}"));
+    let text = |name: &str| info["metadata"][name].as_str().unwrap_or_default().to_owned();
+    let id = text("incident_id");
+    assert!(id.starts_with("INC-") && id.len() == "INC-20260101-0123ABCD".len(), "{body}");
+    (status, text("error_code"), id)
+}
+
+const GENERATE: &str = "/api/v1/generate-code";
+const STREAM: &str = "/api/v1/enhanced-stream-generate";
+
+#[tokio::test]
+async fn the_documented_json_goes_in_and_comes_out() {
+    let world = World::start().await;
+    let gateway = world.gateway(&[]).await;
+    let asked = json!({
+        "user_question": "중복 제거", "code_context": "", "language": "python", "stream": false,
+        "userProfile": {"pythonSkillLevel": "expert", "preferredLanguageFeatures": ["type_hints"]},
+        "a_field_of_tomorrow": 1,
+    });
+    let reply = gateway.post(GENERATE, Some(&world.key), &asked).await;
+    assert_eq!(reply.status(), 200);
+    assert!(reply.headers().contains_key("x-request-id"));
+    let answer = body(reply).await;
+    assert_eq!(answer["status"], "success");
+    assert!(answer["generated_code"].as_str().unwrap().contains("def greet"));
+    assert!(answer["explanation"].as_str().unwrap().contains("이 함수는"));
+    assert!(answer["response_time_ms"].is_u64() && answer["usage"]["total_tokens"].is_u64());
+    assert_eq!(answer["cached"], false);
+    assert_eq!(answer["warnings"], json!([]));
+    let prompt = world.engine.requests()[0].body["messages"][0]["content"].to_string();
+    assert!(prompt.contains("expert") && prompt.contains("type hints"), "{prompt}");
+
+    let models = body(gateway.get("/api/v1/code/models", &world.key).await).await;
+    assert_eq!(models["models"][4]["name"], "sim-coder");
+    let health = body(gateway.get("/api/v1/code/health", &world.key).await).await;
+    assert_eq!(health["status"], "healthy");
+}
+
+#[tokio::test]
+async fn a_stream_is_server_sent_events_that_come_as_the_engine_speaks() {
+    let world = World::start().await;
+    let gateway = world.gateway(&[]).await;
+    world.engine.once(Script::tokens(["하나 ", "둘"]).hold(1));
+    let mut reply = gateway.post(STREAM, Some(&world.key), &json!({"user_question": "q"})).await;
+    assert_eq!(reply.headers()["content-type"], "text/event-stream");
+    let mut text = String::new();
+    while !text.contains("하나") {
+        let piece = within("the first token", reply.chunk()).await.unwrap().unwrap();
+        text += std::str::from_utf8(&piece).unwrap();
+    }
+    assert!(!text.contains('둘'), "the engine has not said it yet");
+    world.engine.release();
+    text += &within("the rest", reply.text()).await.unwrap();
+    let events: Vec<Value> = text
+        .split("\n\n")
+        .filter(|event| !event.is_empty())
+        .map(|event| serde_json::from_str(event.strip_prefix("data: ").unwrap()).unwrap())
+        .collect();
+    assert!(events[0]["started"].is_object());
+    let said: String = events.iter().filter_map(|event| event["delta"]["text"].as_str()).collect();
+    assert_eq!(said, "하나 둘");
+    assert_eq!(events.last().unwrap()["finished"]["finish_reason"], "stop");
+}
+
+#[tokio::test]
+async fn a_broken_stream_says_failed_as_its_last_event() {
+    let world = World::start().await;
+    let gateway = world.gateway(&[]).await;
+    world.engine.once(Script::tokens(["one ", "two"]).fault(Fault::CutAfter(1)));
+    let reply = gateway.post(STREAM, Some(&world.key), &json!({"user_question": "q"})).await;
+    let text = within("the stream", reply.text()).await.unwrap();
+    let last = text.trim_end().rsplit("data: ").next().unwrap();
+    let last: Value = serde_json::from_str(last).unwrap();
+    assert_eq!(last["failed"]["error_code"], "E5007", "{text}");
+    assert_eq!(last["failed"]["partial"], true);
+}
+
+#[tokio::test]
+async fn refusals_are_json_with_status_code_and_incident() {
+    let world = World::start().await;
+    let gateway = world.gateway(&[]).await;
+    let key = Some(world.key.as_str());
+    let cases = [
+        (None, json!({"user_question": "q"}), 401, "E4003"),
+        (Some("hapa_wrong"), json!({"user_question": "q"}), 401, "E4003"),
+        (key, json!({}), 400, "E4002"),
+        (key, json!({"user_question": "x".repeat(10_001)}), 400, "E4001"),
+        (key, json!({"user_question": "q", "temperature": 3}), 400, "E4001"),
+        (
+            key,
+            json!({"user_question": "q", "user_profile": {"python_skill_level": "guru"}}),
+            400,
+            "E4001",
+        ),
+        (key, json!({"user_question": "q", "model": "none"}), 404, "E4010"),
+        (key, json!({"user_question": "x".repeat(5 * 1024 * 1024)}), 413, "E4006"),
+    ];
+    for path in [GENERATE, STREAM] {
+        for (key, asked, status, code) in &cases {
+            let (got, said, _) = refusal(gateway.post(path, *key, asked).await).await;
+            assert_eq!((got, said.as_str()), (*status, *code), "{path}");
+        }
+        let malformed =
+            gateway.request("POST", path).header("content-type", "application/json").body("{");
+        let malformed = within("a reply", malformed.send()).await.unwrap();
+        assert_eq!(refusal(malformed).await.1, "E4001");
+        let wrong_method = within("a reply", gateway.request("PUT", path).send()).await.unwrap();
+        assert_eq!(refusal(wrong_method).await.1, "E4012");
+    }
+    world.engine.stop().await;
+    let asked = json!({"user_question": "q"});
+    let (status, code, _) = refusal(gateway.post(GENERATE, key, &asked).await).await;
+    assert_eq!((status, code.as_str()), (503, "E5006"));
+}
+
+#[tokio::test]
+async fn keys_are_managed_in_json() {
+    let world = World::start().await;
+    let gateway = world.gateway(&[]).await;
+    let key = Some(world.key.as_str());
+    let asked = json!({"name": "ci", "owner": "me", "scopes": ["codegen:generate"], "ttl_days": 3});
+    let made = body(gateway.post("/api/v1/keys", key, &asked).await).await;
+    let key_id = made["key"]["key_id"].as_str().unwrap();
+    assert!(made["key_text"].as_str().unwrap().starts_with("hapa_"));
+    let shown = body(gateway.get(&format!("/api/v1/keys/{key_id}"), &world.key).await).await;
+    assert_eq!(shown["key"]["name"], "ci");
+    let listed = body(gateway.get("/api/v1/keys?page_size=1", &world.key).await).await;
+    assert_eq!(listed["keys"][0]["key_id"], key_id);
+    let revoked =
+        body(gateway.post(&format!("/api/v1/keys/{key_id}:revoke"), key, &json!({})).await).await;
+    assert!(revoked["key"]["revoke_time"].is_string());
+}
+
+#[tokio::test]
+async fn what_is_for_the_mesh_is_not_reachable_and_identity_headers_are_inert() {
+    let world = World::start().await;
+    let gateway = world.gateway(&[]).await;
+    for path in ["/hapa.auth.v1.AuthService/Authenticate", "/nothing"] {
+        let request = gateway.request("POST", path).header("content-type", "application/json");
+        let reply = within("a reply", request.header("x-mesh-token", world.mesh_token()).send())
+            .await
+            .unwrap();
+        assert_eq!(refusal(reply).await.1, "E4012", "{path}");
+    }
+    let forged = gateway.request("GET", "/api/v1/keys").header("x-mesh-token", world.mesh_token());
+    let reply = within("a reply", forged.send()).await.unwrap();
+    assert_eq!(refusal(reply).await.1, "E4003");
+}
+
+#[tokio::test]
+async fn grpc_goes_through_and_a_client_that_leaves_is_noticed_behind_envoy() {
+    let world = World::start().await;
+    let gateway = world.gateway(&[]).await;
+    let channel = tonic::transport::Endpoint::from_shared(gateway.url.clone()).unwrap();
+    let mut client =
+        CodegenServiceClient::new(within("a connection", channel.connect()).await.unwrap());
+    world.engine.once(Script::tokens(["a", "b"]).hold(1));
+    let mut request = Request::new(question("q"));
+    request.metadata_mut().insert("x-api-key", world.key.parse().unwrap());
+    let mut frames = client.stream_generate_code(request).await.unwrap().into_inner();
+    within("a frame", frames.message()).await.unwrap();
+    drop(frames);
+    world.engine.wait_for_aborted(1).await;
+}
+
+#[tokio::test]
+async fn grpcurl_works_without_proto_files_at_both_doors() {
+    let world = World::start().await;
+    let gateway = world.gateway(&[]).await;
+    let through = gateway.url.trim_start_matches("http://").to_owned();
+    for address in [world.mesh.to_string(), through] {
+        let mut command = Command::new("../.tools/bin/grpcurl");
+        command.args(["-plaintext", "-H", &format!("x-api-key: {}", world.key)]);
+        command.args(["-d", "{\"user_question\":\"q\"}", &address]);
+        command.arg("hapa.codegen.v1.CodegenService/StreamGenerateCode").kill_on_drop(true);
+        let done = within("grpcurl", command.output()).await.unwrap();
+        let said = String::from_utf8(done.stdout).unwrap();
+        assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
+        assert!(said.contains("\"finishReason\": \"stop\""), "{said}");
+    }
+}
+
+#[tokio::test]
+async fn the_configuration_takes_exact_origins_only_and_envoy_accepts_it() {
+    let folder = tempfile::tempdir().unwrap();
+    for wrong in
+        ["*", "https://*.example.com", "example.com", "https://example.com/", "https://a\"b"]
+    {
+        let refused = Gateway::write(folder.path(), &[("CORS_ORIGINS", wrong)]).await.unwrap_err();
+        assert!(refused.contains("CORS_ORIGINS"), "{wrong}: {refused}");
+    }
+    let origins = "https://editor.example.com,http://localhost:3000";
+    let config = Gateway::write(folder.path(), &[("CORS_ORIGINS", origins)]).await.unwrap();
+    let mut validate = Command::new("../.tools/bin/envoy");
+    validate.args(["--mode", "validate", "-c"]).arg(config);
+    let done = within("envoy --mode validate", validate.output()).await.unwrap();
+    assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
+}
+
+/// The lines that the browser's driver prints, and the ones it waits for.
+struct Browser {
+    events: Lines<BufReader<ChildStdout>>,
+    go: ChildStdin,
+}
+
+impl Browser {
+    async fn event(&mut self, name: &str) -> Value {
+        let line = within(name, self.events.next_line()).await.unwrap();
+        let event: Value =
+            serde_json::from_str(&line.expect("the browser's driver lives")).unwrap();
+        assert_eq!(event["event"], name, "{event}");
+        event
+    }
+
+    async fn go(&mut self, word: &str) {
+        let line = format!("{}\n", json!({ "go": word }));
+        self.go.write_all(line.as_bytes()).await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn a_page_of_an_allowed_origin_streams_cancels_and_others_are_refused() {
+    let world = World::start().await;
+    let [allowed, other] = free_ports();
+    let origin = format!("http://127.0.0.1:{allowed}");
+    let gateway = world.gateway(&[&origin]).await;
+    let mut command = Command::new("node");
+    command.arg("browser/run.mjs").kill_on_drop(true).stdin(Stdio::piped()).stdout(Stdio::piped());
+    command.env("HAPA_GATEWAY", &gateway.url).env("HAPA_KEY", &world.key);
+    command.env("HAPA_PAGE_PORT_ALLOWED", allowed.to_string());
+    command.env("HAPA_PAGE_PORT_OTHER", other.to_string());
+    let mut node = command.spawn().expect("node runs: Node 20 or newer is needed");
+    let events = BufReader::new(node.stdout.take().unwrap()).lines();
+    let mut browser = Browser { events, go: node.stdin.take().unwrap() };
+
+    world.engine.once(Script::text("see:\n```python\nx = 1\n```\nend").hold(1));
+    world.engine.once(Script::tokens(["a", "b"]).hold(1));
+    browser.event("first-token-rendered").await;
+    assert_eq!(world.engine.in_flight(), 1, "the engine has not finished");
+    world.engine.release();
+    browser.go("finish").await;
+    let finished = browser.event("finished").await;
+    assert_eq!(finished["finish_reason"], "stop");
+    assert_eq!(finished["code"].as_str().unwrap().trim(), "x = 1");
+
+    browser.event("cancelled").await;
+    world.engine.wait_for_aborted(1).await;
+    browser.go("next").await;
+    browser.event("refused").await;
+    let error = browser.event("error").await;
+    assert_eq!(error["code"], "E4003");
+    assert!(error["incident_id"].as_str().unwrap().starts_with("INC-"));
+    assert!(within("the driver to end", node.wait()).await.unwrap().success());
+    assert_eq!(world.engine.counts().started, 2, "the refused page reached nothing");
+}
+
+fn free_ports() -> [u16; 2] {
+    let sockets = [0, 0].map(|port| std::net::TcpListener::bind(("127.0.0.1", port)).unwrap());
+    sockets.map(|socket| socket.local_addr().unwrap().port())
+}

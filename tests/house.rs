@@ -1,0 +1,129 @@
+//! The rules of the house, checked: arrows, rooms, sizes, and that what is published is documented.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use hapa_chassis::ErrorCode;
+use hapa_chassis::status::{Retry, code_name};
+
+const LONGEST_FILE: usize = 600;
+
+fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap().to_owned()
+}
+
+fn read(path: impl AsRef<Path>) -> String {
+    let path = root().join(path);
+    std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
+}
+
+fn sources(folder: &str) -> Vec<(PathBuf, String)> {
+    let mut found = Vec::new();
+    let mut folders = vec![root().join(folder)];
+    while let Some(folder) = folders.pop() {
+        for entry in std::fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() && !path.ends_with("node_modules") {
+                folders.push(path);
+            } else if path.extension().is_some_and(|ending| ending == "rs") {
+                let text = std::fs::read_to_string(&path).unwrap();
+                found.push((path.strip_prefix(root()).unwrap().to_owned(), text));
+            }
+        }
+    }
+    found
+}
+
+#[test]
+fn arrows_point_one_way() {
+    let allowed: BTreeMap<&str, &[&str]> = BTreeMap::from([
+        ("proto", &[][..]),
+        ("services/chassis", &["hapa-proto"][..]),
+        ("services/auth", &["hapa-proto", "hapa-chassis"][..]),
+        ("services/codegen", &["hapa-proto", "hapa-chassis"][..]),
+        ("services/hapa", &["hapa-proto", "hapa-chassis", "hapa-auth", "hapa-codegen"][..]),
+    ]);
+    for folder in std::fs::read_dir(root().join("services")).unwrap() {
+        let name = format!("services/{}", folder.unwrap().file_name().to_str().unwrap());
+        assert!(allowed.contains_key(name.as_str()), "{name} has no arrows in this table");
+    }
+    for (folder, allowed) in allowed {
+        let manifest: toml::Table = read(format!("{folder}/Cargo.toml")).parse().unwrap();
+        let sections = ["dependencies", "dev-dependencies", "build-dependencies"];
+        let tables = sections.iter().filter_map(|section| manifest.get(*section)?.as_table());
+        for name in tables.flat_map(toml::Table::keys).filter(|name| name.starts_with("hapa")) {
+            assert!(allowed.contains(&name.as_str()), "{folder} must not know {name}");
+        }
+    }
+}
+
+#[test]
+fn sql_stays_in_stores_and_the_chassis_store() {
+    let words = ["sqlx::query", "SELECT ", "INSERT INTO", "PRAGMA "];
+    for (path, text) in sources("services") {
+        let is_store = path.ends_with("store.rs") || path.ends_with("chassis/src/db.rs");
+        assert!(
+            is_store || !words.iter().any(|word| text.contains(word)),
+            "{} has SQL",
+            path.display()
+        );
+    }
+}
+
+#[test]
+fn files_are_short_and_say_what_they_are() {
+    for folder in ["proto", "services", "tests"] {
+        for (path, text) in sources(folder) {
+            assert!(text.lines().count() <= LONGEST_FILE, "{} is too long", path.display());
+            assert!(text.starts_with("//!"), "{} does not say what it is", path.display());
+        }
+    }
+}
+
+#[test]
+fn every_error_code_is_documented_as_the_code_says_it() {
+    let rows: Vec<_> = ErrorCode::ALL
+        .iter()
+        .map(|code| {
+            let entry = code.entry();
+            let grpc = entry.grpc.map_or_else(|| "–".to_owned(), |grpc| code_name(grpc).to_owned());
+            let retry = match entry.retry {
+                Retry::No => "no",
+                Retry::Yes => "yes",
+                Retry::AfterDelay => "after `RetryInfo`",
+            };
+            let (name, reason, meaning, advice) =
+                (entry.name, entry.reason, entry.meaning, entry.advice);
+            format!("| {name} | {meaning} | `{reason}` | {grpc} | {retry} | {advice} |")
+        })
+        .collect();
+    let page = read("docs/errors.md");
+    let documented: Vec<_> = page.lines().filter(|line| line.starts_with("| E")).collect();
+    assert_eq!(documented, rows, "docs/errors.md should hold:\n{}\n", rows.join("\n"));
+}
+
+#[test]
+fn the_gateway_knows_every_public_service_and_no_private_one() {
+    let gateway = read("gateway/envoy.yaml");
+    for public in ["hapa.codegen.v1.CodegenService", "hapa.auth.v1.KeyService"] {
+        assert!(gateway.contains(public), "{public} has no way in");
+    }
+    let routed =
+        gateway.lines().filter(|line| line.contains("match:") || line.contains("services:"));
+    assert!(!routed.into_iter().any(|line| line.contains("AuthService")));
+}
+
+#[test]
+fn every_setting_is_documented() {
+    let readme = read("docs/settings.md");
+    for (path, text) in sources("services") {
+        for part in text.split("env = \"").skip(1) {
+            let name = part.split('"').next().unwrap();
+            assert!(
+                readme.contains(&format!("`{name}`")),
+                "{name} of {} is not documented",
+                path.display()
+            );
+        }
+    }
+}

@@ -1,0 +1,149 @@
+//! A real Envoy in front of a mesh, with the configuration that `hapa gateway` writes.
+
+use std::net::SocketAddr;
+use std::path::Path;
+use std::process::Stdio;
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use tempfile::TempDir;
+use tokio::process::{Child, Command};
+use tokio::time::sleep;
+
+use crate::tools::{hapa, root, within};
+use crate::world::reqwest_client;
+
+/// A running Envoy; it ends with this.
+#[derive(Debug)]
+pub struct Gateway {
+    /// Where it listens: `http://127.0.0.1:PORT`.
+    pub url: String,
+    admin: String,
+    _envoy: Child,
+    _folder: TempDir,
+}
+
+impl Gateway {
+    pub(crate) async fn start(mesh: SocketAddr, origins: &[&str]) -> Gateway {
+        let folder = tempfile::tempdir().expect("a folder for the test");
+        let origins = origins.join(",");
+        let port = mesh.port().to_string();
+        let settings = [("PORT", port.as_str()), ("CORS_ORIGINS", &origins)];
+        let config = write(folder.path(), &settings).await.expect("a configuration");
+        let admin_file = folder.path().join("admin");
+        let envoy = envoy()
+            .arg("-c")
+            .arg(config)
+            .args(["--disable-hot-restart", "--concurrency", "1", "--log-level", "error"])
+            .arg("--admin-address-path")
+            .arg(&admin_file)
+            .stdout(Stdio::null())
+            .spawn()
+            .expect(".tools/bin/envoy runs: `make tools` installs it");
+        let admin = within("Envoy's admin port", async {
+            loop {
+                match std::fs::read_to_string(&admin_file) {
+                    Ok(address) if !address.is_empty() => return format!("http://{address}"),
+                    _ => sleep(Duration::from_millis(10)).await,
+                }
+            }
+        });
+        let admin = admin.await;
+        let url = within("Envoy's listener", listener(&admin)).await;
+        let gateway = Gateway { url, admin, _envoy: envoy, _folder: folder };
+        gateway.wait_until_healthy().await;
+        gateway
+    }
+
+    /// Health checks must have seen the mesh, or the first calls of a test would be refused.
+    async fn wait_until_healthy(&self) {
+        let url = format!("{}/clusters?format=json", self.admin);
+        within("the gateway to see the mesh", async {
+            loop {
+                let clusters = get(&url).await;
+                let hosts = clusters["cluster_statuses"].as_array().into_iter().flatten();
+                let mut hosts =
+                    hosts.filter_map(|cluster| cluster["host_statuses"].as_array()).flatten();
+                let healthy = |host: &Value| {
+                    host["health_status"]["eds_health_status"] == "HEALTHY"
+                        && host["health_status"]["failed_active_health_check"] != true
+                };
+                if hosts.all(healthy) {
+                    return;
+                }
+                sleep(Duration::from_millis(20)).await;
+            }
+        })
+        .await;
+    }
+
+    /// POSTs JSON, as `curl` would.
+    pub async fn post(&self, path: &str, key: Option<&str>, body: &Value) -> reqwest::Response {
+        let mut request = reqwest_client()
+            .post(format!("{}{path}", self.url))
+            .header("content-type", "application/json")
+            .body(body.to_string());
+        if let Some(key) = key {
+            request = request.header("x-api-key", key);
+        }
+        within(path, request.send()).await.expect("the gateway answers")
+    }
+
+    /// GETs.
+    pub async fn get(&self, path: &str, key: &str) -> reqwest::Response {
+        let request = reqwest_client().get(format!("{}{path}", self.url)).header("x-api-key", key);
+        within(path, request.send()).await.expect("the gateway answers")
+    }
+
+    /// Any other request.
+    pub fn request(&self, method: &str, path: &str) -> reqwest::RequestBuilder {
+        let method = method.parse().expect("a method");
+        reqwest_client().request(method, format!("{}{path}", self.url))
+    }
+
+    /// Writes a configuration with these settings beside the ones of a test; none where
+    /// `hapa gateway` refuses them, with what it says.
+    pub async fn write(
+        folder: &Path,
+        settings: &[(&str, &str)],
+    ) -> Result<std::path::PathBuf, String> {
+        write(folder, settings).await
+    }
+}
+
+/// The installed Envoy.
+pub(crate) fn envoy() -> Command {
+    let mut command = Command::new(root().join(".tools/bin/envoy"));
+    command.kill_on_drop(true);
+    command
+}
+
+async fn write(folder: &Path, settings: &[(&str, &str)]) -> Result<std::path::PathBuf, String> {
+    let mut command = hapa();
+    command.args(["gateway", "--out"]).arg(folder);
+    command.envs([("GATEWAY_PORT", "0"), ("ENVOY_ADMIN_PORT", "0")]);
+    command.envs(settings.iter().copied());
+    let done = within("hapa gateway", command.output()).await.expect("it runs");
+    if done.status.success() {
+        return Ok(folder.join("envoy.yaml"));
+    }
+    Err(String::from_utf8_lossy(&done.stderr).into_owned())
+}
+
+async fn get(url: &str) -> Value {
+    let reply = reqwest_client().get(url).send().await.expect("Envoy's admin port answers");
+    let text = reply.text().await.expect("text");
+    serde_json::from_str(&text).unwrap_or_else(|_| json!({}))
+}
+
+async fn listener(admin: &str) -> String {
+    loop {
+        let listeners = get(&format!("{admin}/listeners?format=json")).await;
+        let port =
+            &listeners["listener_statuses"][0]["local_address"]["socket_address"]["port_value"];
+        if let Some(port) = port.as_u64() {
+            return format!("http://127.0.0.1:{port}");
+        }
+        sleep(Duration::from_millis(10)).await;
+    }
+}

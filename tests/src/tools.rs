@@ -1,0 +1,69 @@
+//! Small things that stories share: a bound for every wait, the binary, reading details.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use tokio::process::Command;
+use tokio::time::timeout;
+use tonic::Status;
+
+/// How long anything may take on a busy machine before a test says that it hangs.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// Waits, but not for ever.
+pub async fn within<T>(what: &str, future: impl Future<Output = T>) -> T {
+    let done = timeout(PATIENCE, future).await;
+    done.unwrap_or_else(|_| panic!("waited {} s for {what}", PATIENCE.as_secs()))
+}
+
+/// The folder of the workspace.
+pub(crate) fn root() -> PathBuf {
+    let tests = PathBuf::from(env!("CARGO_MANIFEST_DIR"));
+    tests.parent().expect("the tests stand in the workspace").to_owned()
+}
+
+/// The binary, without the settings that the surrounding shell may have.
+pub fn hapa() -> Command {
+    let test = std::env::current_exe().expect("a test is a file");
+    let target = test.ancestors().nth(2).expect("target/PROFILE/deps/test");
+    let hapa = target.join("hapa");
+    assert!(hapa.exists(), "{} is missing: `cargo build` makes it", hapa.display());
+    let mut command = Command::new(hapa);
+    command.env_clear().kill_on_drop(true).current_dir(root());
+    command
+}
+
+/// The published code and the incident id of a failed call.
+#[track_caller]
+pub fn incident(status: &Status) -> (String, String) {
+    let (code, id) = hapa_chassis::status::read(status)
+        .unwrap_or_else(|| panic!("no published code in {status:?}"));
+    let parts: Vec<_> = id.split('-').collect();
+    let hex = |text: &str| text.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'A'..=b'F'));
+    let well_formed =
+        matches!(parts[..], ["INC", day, tail] if day.len() == 8 && tail.len() == 8 && hex(tail));
+    assert!(well_formed, "{id} is no incident id");
+    (code, id)
+}
+
+/// What /metrics says.
+#[derive(Debug)]
+pub struct Metrics(pub(crate) String);
+
+impl Metrics {
+    /// The sum of a metric's series that have all of these label texts, such as `code="OK"`.
+    pub fn sum(&self, name: &str, labels: &[&str]) -> f64 {
+        let series = self.0.lines().filter_map(|line| {
+            let (series, value) = line.rsplit_once(' ')?;
+            let (metric, rest) = series.split_once('{').unwrap_or((series, ""));
+            (metric == name && labels.iter().all(|label| rest.contains(label)))
+                .then(|| value.parse::<f64>().ok())?
+        });
+        series.sum()
+    }
+
+    /// The whole text.
+    pub fn text(&self) -> &str {
+        &self.0
+    }
+}

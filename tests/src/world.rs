@@ -1,0 +1,217 @@
+//! One test's world: a whole mesh in this process, on ports of its own, with an engine that does as
+//! it is told. Dropping it ends everything.
+
+use std::net::SocketAddr;
+use std::path::Path;
+
+use clap::Parser;
+use hapa::{Roles, run};
+use hapa_chassis::Listeners;
+use hapa_chassis::peer::MESH_TOKEN;
+use hapa_proto::auth::v1::key_service_client::KeyServiceClient;
+use hapa_proto::auth::v1::{CreateKeyRequest, CreateKeyResponse, RateLimit};
+use hapa_proto::codegen::v1::codegen_service_client::CodegenServiceClient;
+use tempfile::TempDir;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+use tonic::metadata::{Ascii, MetadataValue};
+use tonic::service::Interceptor;
+use tonic::service::interceptor::InterceptedService;
+use tonic::transport::{Channel, Endpoint};
+use tonic::{Request, Status};
+
+use crate::engine::{Engine, Setup};
+use crate::gateway::Gateway;
+use crate::tools::{Metrics, within};
+
+/// The secret that services of every test's mesh share.
+const TOKEN: &str = "the-mesh-token-of-a-test-which-is-long";
+
+/// A client of code generation.
+pub type Client = CodegenServiceClient<InterceptedService<Channel, Header>>;
+/// A client of keys.
+pub type Keys = KeyServiceClient<InterceptedService<Channel, Header>>;
+
+/// One metadata entry on every call.
+#[derive(Clone, Debug)]
+pub struct Header(Option<(&'static str, MetadataValue<Ascii>)>);
+
+impl Interceptor for Header {
+    fn call(&mut self, mut request: Request<()>) -> Result<Request<()>, Status> {
+        if let Some((name, value)) = &self.0 {
+            request.metadata_mut().insert(*name, value.clone());
+        }
+        Ok(request)
+    }
+}
+
+/// The settings of `hapa all`, read as the binary reads them.
+#[derive(Parser)]
+struct Settings {
+    #[command(flatten)]
+    server: hapa_chassis::Config,
+    #[command(flatten)]
+    auth: hapa_auth::Config,
+    #[command(flatten)]
+    codegen: hapa_codegen::Config,
+}
+
+/// See the module.
+#[derive(Debug)]
+pub struct World {
+    /// The engine behind code generation.
+    pub engine: Engine,
+    /// The mesh's gRPC port.
+    pub mesh: SocketAddr,
+    /// A key with every scope and no limits.
+    pub key: String,
+    metrics: SocketAddr,
+    folder: TempDir,
+    channel: Channel,
+    shutdown: CancellationToken,
+    running: JoinSet<anyhow::Result<()>>,
+}
+
+impl World {
+    /// With the settings that a newcomer has.
+    pub async fn start() -> World {
+        World::with(&[]).await
+    }
+
+    /// With these flags of `hapa all`.
+    pub async fn with(flags: &[&str]) -> World {
+        World::build(Engine::start().await, flags).await
+    }
+
+    /// With an engine that serves something else.
+    pub async fn with_engine(setup: Setup) -> World {
+        World::build(Engine::start_with(setup).await, &[]).await
+    }
+
+    async fn build(engine: Engine, flags: &[&str]) -> World {
+        let folder = tempfile::tempdir().expect("a folder for the test");
+        let always = [
+            "hapa",
+            "--port=0",
+            "--metrics-port=0",
+            "--log-level=off",
+            &format!("--data-dir={}", folder.path().display()),
+            &format!("--mesh-token={TOKEN}"),
+            &format!("--ai-model-endpoint={}", engine.url()),
+        ]
+        .map(str::to_owned);
+        let flags = always.into_iter().chain(flags.iter().map(|&flag| flag.to_owned()));
+        let Settings { server, auth, codegen } = Settings::parse_from(flags);
+        let listeners = Listeners::bind(&server).await.expect("free ports");
+        let mesh = listeners.mesh.local_addr().expect("a bound port");
+        let metrics = listeners.metrics.local_addr().expect("a bound port");
+        let shutdown = CancellationToken::new();
+        let mut running = JoinSet::new();
+        let roles = Roles { server, auth: Some(auth), codegen: Some(codegen) };
+        running.spawn(run(roles, listeners, shutdown.clone().cancelled_owned()));
+        let endpoint = Endpoint::from_shared(format!("http://{mesh}")).expect("an address");
+        let channel = endpoint.connect_lazy();
+        let key = String::new();
+        let mut world = World { engine, mesh, key, metrics, folder, channel, shutdown, running };
+        world.key = world.create_key(World::dev_key()).await.key_text;
+        world
+    }
+
+    /// A request for a key with every scope and no limits.
+    pub fn dev_key() -> CreateKeyRequest {
+        let scopes = ["codegen:generate", "auth:admin"].map(str::to_owned).to_vec();
+        let unlimited = RateLimit { method: "*".to_owned(), limit: 0, window_seconds: 0 };
+        CreateKeyRequest {
+            name: "test".to_owned(),
+            owner: "tester".to_owned(),
+            scopes,
+            rate_limits: vec![unlimited],
+            ..CreateKeyRequest::default()
+        }
+    }
+
+    /// Code generation, with the world's key.
+    pub fn client(&self) -> Client {
+        self.client_with(&self.key)
+    }
+
+    /// Code generation, with this key.
+    pub fn client_with(&self, key: &str) -> Client {
+        let header = Header(Some(("x-api-key", key.parse().expect("plain text"))));
+        CodegenServiceClient::new(InterceptedService::new(self.channel.clone(), header))
+            .max_encoding_message_size(usize::MAX)
+    }
+
+    /// Code generation, without any credential.
+    pub fn anonymous(&self) -> Client {
+        CodegenServiceClient::new(InterceptedService::new(self.channel.clone(), Header(None)))
+    }
+
+    /// Keys, as a service of the mesh.
+    pub fn keys(&self) -> Keys {
+        let header = Header(Some((MESH_TOKEN, TOKEN.parse().expect("plain text"))));
+        KeyServiceClient::new(InterceptedService::new(self.channel.clone(), header))
+    }
+
+    /// Keys, with this key.
+    pub fn keys_with(&self, key: &str) -> Keys {
+        let header = Header(Some(("x-api-key", key.parse().expect("plain text"))));
+        KeyServiceClient::new(InterceptedService::new(self.channel.clone(), header))
+    }
+
+    /// Makes a key.
+    pub async fn create_key(&self, request: CreateKeyRequest) -> CreateKeyResponse {
+        let made = within("a key", async { self.keys().create_key(request).await }).await;
+        made.expect("a key can be made").into_inner()
+    }
+
+    /// The mesh's secret, for calls that only services may make.
+    pub fn mesh_token(&self) -> &'static str {
+        TOKEN
+    }
+
+    /// A connection of its own, for calls that speak the wire by hand.
+    pub async fn connect(&self) -> Channel {
+        let endpoint = Endpoint::from_shared(format!("http://{}", self.mesh)).expect("an address");
+        within("a connection", endpoint.connect()).await.expect("the mesh listens")
+    }
+
+    /// Where the embedded stores are.
+    pub fn folder(&self) -> &Path {
+        self.folder.path()
+    }
+
+    /// A real Envoy in front of this mesh, open to pages of these origins.
+    pub async fn gateway(&self, origins: &[&str]) -> Gateway {
+        Gateway::start(self.mesh, origins).await
+    }
+
+    /// One page of the metrics port: its status and text.
+    pub async fn page(&self, path: &str) -> (u16, String) {
+        let url = format!("http://{}{path}", self.metrics);
+        let reply = within(path, reqwest_client().get(url).send()).await.expect("the port listens");
+        let status = reply.status().as_u16();
+        (status, within(path, reply.text()).await.expect("text"))
+    }
+
+    /// What is counted now.
+    pub async fn metrics(&self) -> Metrics {
+        Metrics(self.page("/metrics").await.1)
+    }
+
+    /// Asks the mesh to stop, as a signal would.
+    pub fn begin_shutdown(&self) {
+        self.shutdown.cancel();
+    }
+
+    /// Waits until the mesh has stopped by itself.
+    pub async fn ended(&mut self) {
+        let done = within("the mesh to stop", self.running.join_next()).await;
+        done.expect("it ran").expect("it did not panic").expect("it stopped cleanly");
+    }
+}
+
+/// A plain HTTP client.
+pub(crate) fn reqwest_client() -> reqwest::Client {
+    reqwest::Client::builder().no_proxy().build().expect("a client")
+}
