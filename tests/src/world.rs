@@ -47,6 +47,7 @@ impl Interceptor for Header {
 
 /// The settings of `hapa all`, read as the binary reads them.
 #[derive(Parser)]
+#[command(args_override_self = true)]
 struct Settings {
     #[command(flatten)]
     server: hapa_chassis::Config,

@@ -236,20 +236,27 @@ pub(crate) fn publish(status: Status) -> Status {
         return status;
     }
     let words = status.message();
-    let fault = match status.code() {
-        Code::Unimplemented => Fault::new(ErrorCode::Unsupported, words),
-        // tonic's word for a message over the limit
-        Code::OutOfRange | Code::ResourceExhausted => Fault::new(ErrorCode::TooLarge, words),
+    let code = match status.code() {
         Code::Internal if words.starts_with("failed to decode Protobuf message") => {
-            Fault::new(ErrorCode::InvalidInput, "the message is not valid protobuf of this method")
+            let words = "the message is not valid protobuf of this method";
+            return Fault::new(ErrorCode::InvalidInput, words).into();
         }
-        Code::InvalidArgument => Fault::new(ErrorCode::InvalidInput, words),
-        Code::DeadlineExceeded => Fault::new(ErrorCode::ModelTimeout, words),
-        Code::Cancelled => Fault::new(ErrorCode::StreamGivenUp, words),
-        Code::Unavailable => Fault::new(ErrorCode::Overloaded, words),
-        _ => Fault::internal(&status),
+        Code::InvalidArgument | Code::FailedPrecondition => ErrorCode::InvalidInput,
+        Code::Unauthenticated => ErrorCode::BadKey,
+        Code::PermissionDenied => ErrorCode::NoPermission,
+        // tonic's word for a message over the limit
+        Code::OutOfRange | Code::ResourceExhausted => ErrorCode::TooLarge,
+        Code::Aborted | Code::AlreadyExists => ErrorCode::Conflict,
+        Code::NotFound => ErrorCode::NotFound,
+        Code::Cancelled => ErrorCode::StreamGivenUp,
+        Code::Unimplemented => ErrorCode::Unsupported,
+        Code::DeadlineExceeded => ErrorCode::ModelTimeout,
+        Code::Unavailable => ErrorCode::Overloaded,
+        Code::Ok | Code::Unknown | Code::Internal | Code::DataLoss => {
+            return Fault::internal(&status).into();
+        }
     };
-    fault.into()
+    Fault::new(code, words).into()
 }
 
 fn incident_id() -> String {

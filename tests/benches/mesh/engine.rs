@@ -84,11 +84,11 @@ impl Engine {
             .spawn()?;
         let orders = child.stdin.take().context("the engine's input")?;
         let replies = child.stdout.take().context("the engine's output")?;
-        let mut engine = Engine { child, orders, replies: BufReader::new(replies).lines(), port: 0 };
+        let mut engine =
+            Engine { child, orders, replies: BufReader::new(replies).lines(), port: 0 };
         engine.port = engine.reply().await?.parse()?;
         Ok(engine)
     }
-
 
     /// Answers every request from now on this way.
     pub(crate) async fn play(&mut self, play: Play) -> anyhow::Result<()> {

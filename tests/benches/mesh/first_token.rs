@@ -12,8 +12,7 @@ use crate::samples::Samples;
 use crate::stage::Stage;
 
 /// The engine first: it is what the others are compared with.
-const WAYS: [Way; 5] =
-    [Way::Direct, Way::PlainEnvoy, Way::Mesh, Way::Gateway, Way::GatewayJson];
+const WAYS: [Way; 5] = [Way::Direct, Way::PlainEnvoy, Way::Mesh, Way::Gateway, Way::GatewayJson];
 const TOKENS: usize = 8;
 const MESH_TARGET: f64 = 0.5;
 const GATEWAY_TARGET: f64 = 1.0;

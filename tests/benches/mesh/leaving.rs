@@ -63,11 +63,7 @@ pub(crate) async fn measure(stage: &mut Stage, times: usize) -> anyhow::Result<T
     Ok(table)
 }
 
-async fn leave(
-    stage: &mut Stage,
-    caller: &Caller,
-    moment: Moment,
-) -> anyhow::Result<Duration> {
+async fn leave(stage: &mut Stage, caller: &Caller, moment: Moment) -> anyhow::Result<Duration> {
     let aborted = stage.engine.aborted().await?;
     let mut caller = caller.another().await?;
     caller.ask().await?;

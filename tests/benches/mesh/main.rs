@@ -113,7 +113,9 @@ async fn main() -> anyhow::Result<()> {
 async fn bench(args: &Args) -> anyhow::Result<String> {
     let (from, binaries) = (Instant::now(), binaries(args)?);
     let extent = if args.quick { QUICK } else { FULL };
-    let mut report = String::from("Everything on one machine, over loopback; the engine is simulated. Keys, a limit that counts,\nlogs and metrics are on.\n");
+    let mut report = String::from(
+        "Everything on one machine, over loopback; the engine is simulated. Keys, a limit that counts,\nlogs and metrics are on.\n",
+    );
     let mut add = |table: Table| {
         eprint!("{table}");
         report += &table.to_string();

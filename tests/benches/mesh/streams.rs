@@ -87,9 +87,8 @@ pub(crate) async fn hold(stage: &mut Stage, load: Load) -> anyhow::Result<Seen> 
     ensure!(tokens > 0, "no token came");
     tasks.shutdown().await;
     stage.engine.idle().await?;
-    let deviations = std::mem::take(
-        &mut *tally.deviations.lock().unwrap_or_else(PoisonError::into_inner),
-    );
+    let deviations =
+        std::mem::take(&mut *tally.deviations.lock().unwrap_or_else(PoisonError::into_inner));
     Ok(Seen { tokens, cpu, grown, deviations, busy })
 }
 

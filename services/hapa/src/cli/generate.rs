@@ -118,6 +118,8 @@ struct Printer {
     form: Form,
     /// The last text did not end its line.
     in_line: bool,
+    /// The last code did not: a file ends with a line feed.
+    code_in_line: bool,
     finished: bool,
 }
 
@@ -131,7 +133,7 @@ impl Printer {
             (_, true) => Form::Raw,
             _ => Form::Apart,
         };
-        Printer { form, in_line: false, finished: false }
+        Printer { form, in_line: false, code_in_line: false, finished: false }
     }
 
     fn print(&mut self, frame: StreamGenerateCodeResponse) -> Result<(), Failure> {
@@ -157,6 +159,7 @@ impl Printer {
                 out.flush()?;
             }
             (_, Kind::Code) => {
+                self.code_in_line = self.in_line;
                 let mut out = anstream::stdout();
                 write!(out, "{CODE}{text}{CODE:#}")?;
                 out.flush()?;
@@ -188,6 +191,9 @@ impl Printer {
     }
 
     fn end(&self) -> Result<(), Failure> {
+        if self.code_in_line && matches!(self.form, Form::Apart) {
+            writeln!(std::io::stdout())?;
+        }
         if !self.finished {
             return Err(anyhow::anyhow!("the stream ended before the answer did").into());
         }
