@@ -9,3 +9,4 @@ mod generate;
 mod house;
 mod keys;
 mod lifecycle;
+mod run;

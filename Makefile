@@ -1,0 +1,53 @@
+# `make` alone lists the targets. Everything that is installed goes into .tools/ and node_modules/.
+SHELL := bash -o pipefail -e -u
+WEB := gateway/clients/web
+BUF := $(WEB)/node_modules/.bin/buf
+.DEFAULT_GOAL := help
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  \033[1m%-10s\033[0m %s\n", $$1, $$2 }' Makefile
+
+run: ## install what is missing, build, and run model, mesh and gateway in the foreground
+	@infra/tools/install run
+	@cargo build
+	@infra/run
+
+build: ## build the one binary
+	cargo build
+
+test: lint build client ## run every check and every test, on real parts
+	@infra/tools/install test
+	cargo test --workspace
+
+lint: proto ## check formatting, clippy and the protos
+	cargo fmt --all --check
+	cargo clippy --workspace --all-targets -- --deny warnings
+
+proto: $(BUF) ## check the protos: style, format, and compatibility with what was released
+	$(BUF) lint
+	$(BUF) format --diff --exit-code --path proto/hapa
+	$(BUF) breaking --against proto/released.txtpb
+
+release-proto: $(BUF) ## declare the protos of this moment released: from now on they may only grow
+	$(BUF) build --exclude-source-info --path proto/hapa -o proto/released.txtpb
+
+client: $(BUF) ## generate, build and test the TypeScript client
+	npm --prefix $(WEB) test --silent
+
+bench: ## measure what the mesh adds to an engine, in a release build
+	@infra/tools/install run
+	cargo build --release
+	cargo bench --package hapa-tests --bench mesh
+
+fmt: $(BUF) ## format Rust and protos
+	cargo fmt --all
+	$(BUF) format --write --path proto/hapa
+
+clean: ## remove what was built and installed, and the development data
+	rm -rf target .tools data $(WEB)/node_modules $(WEB)/dist $(WEB)/src/gen
+
+$(BUF): $(WEB)/package-lock.json
+	npm --prefix $(WEB) ci --no-audit --no-fund --silent
+	@touch $@
+
+.PHONY: help run build test lint proto release-proto client bench fmt clean
