@@ -69,7 +69,8 @@ impl Play {
 
 /// The other process.
 pub(crate) struct Engine {
-    child: Child,
+    /// Dropping it ends the process.
+    _child: Child,
     orders: ChildStdin,
     replies: Lines<BufReader<ChildStdout>>,
     pub(crate) port: u16,
@@ -85,7 +86,7 @@ impl Engine {
         let orders = child.stdin.take().context("the engine's input")?;
         let replies = child.stdout.take().context("the engine's output")?;
         let mut engine =
-            Engine { child, orders, replies: BufReader::new(replies).lines(), port: 0 };
+            Engine { _child: child, orders, replies: BufReader::new(replies).lines(), port: 0 };
         engine.port = engine.reply().await?.parse()?;
         Ok(engine)
     }

@@ -29,15 +29,15 @@ impl Display for Table {
         };
         let widths: Vec<_> = (0..columns).map(widest).collect();
         for row in &self.rows {
-            let mut line = String::from("  ");
-            for (column, (cell, width)) in row.iter().zip(&widths).enumerate() {
-                line += &match column {
-                    0 => format!("{cell:<width$}"),
-                    _ if column + 1 == columns => format!("  {cell}"),
-                    _ => format!("  {cell:>width$}"),
-                };
-            }
-            writeln!(out, "{}", line.trim_end())?;
+            let cells = row.iter().zip(&widths).enumerate();
+            let cells: Vec<_> = cells
+                .map(|(column, (cell, width))| match column {
+                    0 => format!("  {cell:<width$}"),
+                    _ if column + 1 == columns => cell.clone(),
+                    _ => format!("{cell:>width$}"),
+                })
+                .collect();
+            writeln!(out, "{}", cells.join("  ").trim_end())?;
         }
         Ok(())
     }

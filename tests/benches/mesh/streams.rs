@@ -77,7 +77,7 @@ pub(crate) async fn hold(stage: &mut Stage, load: Load) -> anyhow::Result<Seen> 
     sleep(load.lasts).await;
     tally.measuring.store(false, Ordering::Relaxed);
     let tokens = tally.tokens.load(Ordering::Relaxed) - tokens;
-    let cpu = minus(look(stage, gauge::cpu)?, cpu, |to, from| to.saturating_sub(from));
+    let cpu = minus(look(stage, gauge::cpu)?, cpu, Duration::saturating_sub);
     let busy = gauge::busy(machine, gauge::machine()?);
     let grown = minus(look(stage, gauge::memory)?, before, u64::saturating_sub);
 
