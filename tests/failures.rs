@@ -3,7 +3,7 @@
 
 use hapa_proto::codegen::v1::{GenerateCodeRequest, UserProfile};
 use hapa_tests::engine::{Fault, Script};
-use hapa_tests::{World, incident};
+use hapa_tests::{World, incident, within};
 use tonic::client::Grpc;
 use tonic::codec::{Codec, DecodeBuf, Decoder, EncodeBuf, Encoder};
 use tonic::{Code, Request, Status};
@@ -133,6 +133,13 @@ async fn malformed_and_oversized_messages_and_unknown_methods_are_published_too(
         let status = raw(&world, unknown, Vec::new()).await;
         assert_eq!((incident(&status).0.as_str(), status.code()), ("E4012", Code::Unimplemented));
     }
+    let mut json = tokio::process::Command::new("curl");
+    json.args(["--silent", "--http2-prior-knowledge", "--dump-header", "-", "--data", "{}"]);
+    json.args(["--header", "content-type: application/json"])
+        .arg(format!("http://{}{generate}", world.mesh));
+    let reply = within("curl", json.output()).await.unwrap();
+    let headers = String::from_utf8(reply.stdout).unwrap();
+    assert!(headers.contains(&format!("grpc-status: {}", Code::Unimplemented as i32)), "{headers}");
     let mut bad_timeout = Request::new(question("q"));
     bad_timeout.metadata_mut().insert("grpc-timeout", "soon".parse().unwrap());
     let status = world.client().generate_code(bad_timeout).await.unwrap_err();

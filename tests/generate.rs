@@ -181,6 +181,13 @@ async fn a_client_that_leaves_at_any_moment_ends_the_engines_work() {
         call.abort();
         world.engine.wait_for_aborted(index).await;
     }
+    // One who waits for a whole reply, too.
+    world.engine.once(Fault::HangAfterHeaders);
+    let mut client = world.client();
+    let call = tokio::spawn(async move { client.generate_code(question("q")).await });
+    world.engine.wait_for_started(4).await;
+    call.abort();
+    world.engine.wait_for_aborted(4).await;
     // And in the middle of a flood, with a reader that stops first.
     let token = "t".repeat(16 * 1024);
     world.engine.once(Script::tokens(std::iter::repeat_n(token.as_str(), 4_000)));
@@ -188,7 +195,7 @@ async fn a_client_that_leaves_at_any_moment_ends_the_engines_work() {
     let mut frames = world.client().stream_generate_code(request).await.unwrap().into_inner();
     within("a frame", frames.message()).await.unwrap();
     drop(frames);
-    world.engine.wait_for_aborted(4).await;
+    world.engine.wait_for_aborted(5).await;
     assert_eq!(world.engine.in_flight(), 0);
 }
 
@@ -252,6 +259,18 @@ async fn first_token_gap_and_whole_answer_have_bounds_of_their_own() {
         assert_eq!((incident(&status).0.as_str(), status.code()), (code, grpc));
     }
     world.engine.wait_for_aborted(8).await;
+}
+
+#[tokio::test]
+async fn an_engine_that_never_pauses_is_held_to_the_deadline_too() {
+    // 64 MiB in 50 ms: no reader is that fast.
+    let world = World::with(&["--vllm-timeout-seconds=0.05"]).await;
+    let token = "t".repeat(16 * 1024);
+    world.engine.once(Script::tokens(std::iter::repeat_n(token.as_str(), 4_096)));
+    let request = GenerateCodeRequest { max_tokens: Some(4_096), ..question("q") };
+    let read = stream(&mut world.client(), request).await;
+    assert!(read.finished.is_none());
+    assert_eq!(incident(&read.status.unwrap()).0, "E5001");
 }
 
 #[tokio::test]

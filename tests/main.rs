@@ -1,5 +1,6 @@
 //! The stories: what the mesh does, seen from outside. One binary, so that the mesh is linked once.
 #![expect(clippy::unwrap_used, reason = "a test that can't go on should say where")]
+#![expect(clippy::disallowed_methods, reason = "a test's clients are not the server's tasks")]
 
 mod admission;
 mod cli;

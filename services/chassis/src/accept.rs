@@ -25,6 +25,8 @@ use tokio_util::task::TaskTracker;
 const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 /// From connecting to the end of the preface.
 const PREFACE_PATIENCE: Duration = Duration::from_secs(5);
+/// After an accept that failed, so that a lasting cause does not spin.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(20);
 /// Without it, 3,000 small calls at once exhaust h2's budget for small frames and all fail.
 const MAX_STREAMS: u32 = 256;
 /// What one caller may send before a handler reads.
@@ -58,14 +60,18 @@ pub(crate) async fn accept(
     let room = Arc::new(Semaphore::new(max_connections as usize));
     loop {
         let accepted = async {
-            let permit = Arc::clone(&room).acquire_owned().await;
-            (listener.accept().await, permit)
+            let permit = Arc::clone(&room).acquire_owned().await.ok()?;
+            // Out of file descriptors, or a peer that left again: neither ends the server.
+            let (stream, _) = listener.accept().await.ok()?;
+            Some((stream, permit))
         };
-        let (stream, permit) = tokio::select! {
+        let accepted = tokio::select! {
             () = door.closing.cancelled() => return,
-            (Ok((stream, _)), Ok(permit)) = accepted => (stream, permit),
-            // Out of file descriptors or a peer that left again: neither ends the server.
-            else => { sleep(Duration::from_millis(20)).await; continue },
+            accepted = accepted => accepted,
+        };
+        let Some((stream, permit)) = accepted else {
+            sleep(ACCEPT_PAUSE).await;
+            continue;
         };
         let connection = connection(stream, router.clone(), door.clone(), tasks.clone());
         tasks.spawn(hold(permit, connection));

@@ -12,6 +12,7 @@ use axum::middleware::Next;
 use axum::response::Response;
 use hapa_proto::auth::v1::auth_service_client::AuthServiceClient;
 use hapa_proto::auth::v1::{AuthenticateRequest, Principal};
+use http::header::CONTENT_TYPE;
 use http::{HeaderMap, HeaderValue};
 use moka::future::Cache;
 use secrecy::{ExposeSecret as _, SecretString};
@@ -71,6 +72,11 @@ pub(crate) async fn admission(
         let words = format!("there is no method {}", request.uri().path());
         return refuse(Fault::new(ErrorCode::Unsupported, words));
     };
+    let kind = request.headers().get(CONTENT_TYPE).map(HeaderValue::as_bytes);
+    if !kind.is_some_and(|kind| kind.starts_with(b"application/grpc")) {
+        let words = "this port speaks gRPC; JSON goes through the gateway";
+        return refuse(Fault::new(ErrorCode::Unsupported, words));
+    }
     let decision = match shared.admission.admit(rpc, &mut call, request.headers()).await {
         Ok(decision) => decision,
         Err(fault) => return refuse(fault),

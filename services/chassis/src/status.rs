@@ -12,6 +12,9 @@ use tonic_types::{ErrorDetails, QuotaViolation, StatusExt};
 /// `ErrorInfo.domain` of every failure.
 pub const DOMAIN: &str = "hapa";
 
+/// How tonic begins to speak of a message that can't be read.
+const UNREADABLE: [&str; 2] = ["failed to decode Protobuf message", "protocol error"];
+
 /// Whether the same call can work later.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Retry {
@@ -237,8 +240,9 @@ pub(crate) fn publish(status: Status) -> Status {
     }
     let words = status.message();
     let code = match status.code() {
-        Code::Internal if words.starts_with("failed to decode Protobuf message") => {
-            let words = "the message is not valid protobuf of this method";
+        // What tonic says of a message that can't be read.
+        Code::Internal if UNREADABLE.iter().any(|begin| words.starts_with(begin)) => {
+            let words = "the message can't be read: it is not valid protobuf of this method";
             return Fault::new(ErrorCode::InvalidInput, words).into();
         }
         Code::InvalidArgument | Code::FailedPrecondition => ErrorCode::InvalidInput,

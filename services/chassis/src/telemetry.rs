@@ -9,7 +9,7 @@ use tracing_subscriber::fmt::format::FmtSpan;
 
 use crate::config::{LogConfig, Wrong};
 
-static METRICS: OnceLock<PrometheusHandle> = OnceLock::new();
+static METRICS: OnceLock<Result<PrometheusHandle, String>> = OnceLock::new();
 
 /// Seconds; from a cached answer to a long generation.
 const DURATIONS: &[f64] = &[
@@ -36,19 +36,19 @@ pub fn start_logging(config: &LogConfig) -> Result<(), Wrong> {
 
 /// The process's metrics, which start to be kept with the first call.
 pub(crate) fn metrics() -> anyhow::Result<&'static PrometheusHandle> {
-    if let Some(handle) = METRICS.get() {
-        return Ok(handle);
-    }
+    let kept = METRICS.get_or_init(|| start_metrics().map_err(|error| error.to_string()));
+    kept.as_ref().map_err(|error| anyhow::anyhow!("metrics can't be kept: {error}"))
+}
+
+fn start_metrics() -> anyhow::Result<PrometheusHandle> {
     let recorder = PrometheusBuilder::new()
         .set_buckets_for_metric(Matcher::Suffix("seconds".to_owned()), DURATIONS)?
         .build_recorder();
     let handle = recorder.handle();
-    if metrics::set_global_recorder(recorder).is_ok() {
-        describe();
-    }
-    // Of two that race, the one whose recorder was taken was also first here or will be ignored
-    // with it: both hand out the same kind of handle and only one is ever stored.
-    Ok(METRICS.get_or_init(|| handle))
+    metrics::set_global_recorder(recorder)
+        .map_err(|_| anyhow::anyhow!("something else keeps them"))?;
+    describe();
+    Ok(handle)
 }
 
 fn describe() {

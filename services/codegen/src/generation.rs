@@ -182,12 +182,16 @@ impl Generation {
         };
         let happened = tokio::select! {
             biased;
+            () = &mut self.ending => return Err(Error::ShuttingDown),
             heard = heard => heard?,
             () = &mut self.alarm => Happened::Alarm,
-            () = &mut self.ending => return Err(Error::ShuttingDown),
         };
         if matches!(happened, Happened::Read) {
             self.last_heard = Instant::now();
+            // An engine that never pauses leaves the alarm no turn.
+            if self.last_heard >= self.deadline {
+                return Err(Error::TimeUp);
+            }
         }
         Ok(happened)
     }
