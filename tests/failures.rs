@@ -134,7 +134,15 @@ async fn malformed_and_oversized_messages_and_unknown_methods_are_published_too(
         assert_eq!((incident(&status).0.as_str(), status.code()), ("E4012", Code::Unimplemented));
     }
     let mut json = tokio::process::Command::new("curl");
-    json.args(["--silent", "--http2-prior-knowledge", "--dump-header", "-", "--data", "{}"]);
+    json.args([
+        "--silent",
+        "--show-error",
+        "--http2-prior-knowledge",
+        "--dump-header",
+        "-",
+        "--request",
+        "POST",
+    ]);
     json.args(["--header", "content-type: application/json"])
         .arg(format!("http://{}{generate}", world.mesh));
     let reply = within("curl", json.output()).await.unwrap();

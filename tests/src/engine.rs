@@ -31,7 +31,7 @@ pub use ledger::{Abort, Counts, Recorded};
 pub use script::{Fault, LineEnd, Script};
 
 /// How long a `wait_…` waits before it fails the test.
-const PATIENCE: Duration = Duration::from_secs(10);
+const PATIENCE: Duration = Duration::from_mins(1);
 
 /// What an engine serves; `Setup::default()` is what [`Engine::start`] uses.
 #[derive(Clone, Debug)]
@@ -94,18 +94,17 @@ struct Scripts {
 
 impl Engine {
     /// Starts an engine with the default [`Setup`] on a free loopback port.
-    pub async fn start() -> Self {
-        Self::start_with(Setup::default()).await
+    pub fn start() -> Self {
+        Self::start_with(Setup::default())
     }
 
     /// Starts an engine with this setup on a free loopback port.
-    pub async fn start_with(setup: Setup) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free loopback port");
-        Self::start_on(listener, setup)
+    pub fn start_with(setup: Setup) -> Self {
+        let socket = reserve(([127, 0, 0, 1], 0).into()).expect("a free loopback port");
+        Self::start_on(socket.listen(1024).expect("a free loopback port"), setup)
     }
 
-    /// Starts an engine on a listener that is already bound.
-    pub fn start_on(listener: TcpListener, setup: Setup) -> Self {
+    fn start_on(listener: TcpListener, setup: Setup) -> Self {
         let address = listener.local_addr().expect("a bound listener");
         let shared = Arc::new(Shared {
             setup,
@@ -133,9 +132,11 @@ impl Engine {
         let before = std::mem::replace(&mut *lock(&self.port), Port::Changing);
         let after = match before {
             Port::Serving { mut accepting, stop } => {
+                // Taken a second time before it is given up, so that nobody else gets the number.
+                let kept = reserve(self.address).expect("the port that was ours");
                 let _ = stop.send(());
                 while accepting.join_next().await.is_some() {}
-                Port::Refusing(reserve(self.address).expect("the port that was ours"))
+                Port::Refusing(kept)
             }
             other => other,
         };
@@ -204,7 +205,7 @@ impl Engine {
         self.aborts()[index].noticed_at
     }
 
-    /// Waits until the counts satisfy `wanted`; panics after ten seconds, naming the counts.
+    /// Waits until the counts satisfy `wanted`; panics after a minute, naming the counts.
     pub async fn wait_until(&self, wanted: impl Fn(Counts) -> bool) -> Counts {
         let met = self.shared.ledger.wait_until(wanted);
         tokio::time::timeout(PATIENCE, met).await.unwrap_or_else(|_| {
@@ -260,10 +261,14 @@ async fn accept(listener: TcpListener, shared: Arc<Shared>, mut stopped: oneshot
     connections.shutdown().await;
 }
 
+/// A bound socket whose number may be bound a second time, by us. A free number is chosen before
+/// that is allowed: with it the kernel may choose one that another engine has.
 fn reserve(address: SocketAddr) -> io::Result<TcpSocket> {
-    let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
+    let socket = TcpSocket::new_v4()?;
     socket.set_reuseaddr(true)?;
+    socket.set_reuseport(address.port() != 0)?;
     socket.bind(address)?;
+    socket.set_reuseport(true)?;
     Ok(socket)
 }
 

@@ -81,12 +81,12 @@ impl World {
 
     /// With these flags of `hapa all`.
     pub async fn with(flags: &[&str]) -> World {
-        World::build(Engine::start().await, flags).await
+        World::build(Engine::start(), flags).await
     }
 
     /// With an engine that serves something else.
     pub async fn with_engine(setup: Setup) -> World {
-        World::build(Engine::start_with(setup).await, &[]).await
+        World::build(Engine::start_with(setup), &[]).await
     }
 
     async fn build(engine: Engine, flags: &[&str]) -> World {

@@ -125,7 +125,7 @@ impl Engine {
 
 /// The engine's side: it ends when its orders do.
 pub(crate) async fn serve() -> anyhow::Result<()> {
-    let engine = engine::Engine::start().await;
+    let engine = engine::Engine::start();
     let mut out = tokio::io::stdout();
     out.write_all(format!("{}\n", engine.address().port()).as_bytes()).await?;
     out.flush().await?;

@@ -14,7 +14,7 @@ fn abc() -> Script {
 
 /// Lets a client read up to `mark`, drops it, and checks the one abort.
 async fn leave(script: Script, mark: Option<&str>, tokens: u64) {
-    let engine = Engine::start().await;
+    let engine = Engine::start();
     engine.script(script);
     let mut client = Client::streaming(&engine).await;
     engine.wait_for_started(1).await;
@@ -64,7 +64,7 @@ async fn leaving_between_two_tokens_is_noticed() {
 
 #[tokio::test]
 async fn leaving_while_the_engine_cannot_write_is_noticed() {
-    let engine = Engine::start().await;
+    let engine = Engine::start();
     // One write of more than loopback buffers take, which nobody reads: it stands still for good.
     let tokens = std::iter::repeat_n("x".repeat(10_000), 2000);
     engine.script(Script::tokens(tokens).batch(usize::MAX));
@@ -76,7 +76,7 @@ async fn leaving_while_the_engine_cannot_write_is_noticed() {
 
 #[tokio::test]
 async fn an_abort_takes_no_release_with_it() {
-    let engine = Engine::start().await;
+    let engine = Engine::start();
     engine.script(abc().hold(1));
     let first = Client::streaming(&engine).await;
     engine.wait_until(|counts| counts.held == 1).await;
@@ -88,7 +88,7 @@ async fn an_abort_takes_no_release_with_it() {
 
 #[tokio::test]
 async fn a_release_may_come_before_the_stream_reaches_the_hold() {
-    let engine = Engine::start().await;
+    let engine = Engine::start();
     engine.script(abc().hold(2));
     engine.release();
     assert_eq!(Client::streaming(&engine).await.reply().await.said(), "abc");
@@ -98,7 +98,7 @@ async fn a_release_may_come_before_the_stream_reaches_the_hold() {
 
 #[tokio::test]
 async fn a_release_after_it_lets_exactly_one_step_happen() {
-    let engine = Engine::start().await;
+    let engine = Engine::start();
     engine.script(abc().batch(100).hold(0).hold(1).hold(99).fault(Fault::CutAfter(99)));
     let mut client = Client::streaming(&engine).await;
     client.head().await;
@@ -118,7 +118,7 @@ async fn a_release_after_it_lets_exactly_one_step_happen() {
 
 #[tokio::test]
 async fn scripts_set_once_are_used_in_order_and_then_the_default() {
-    let engine = Engine::start().await;
+    let engine = Engine::start();
     engine.script(Script::text("c"));
     engine.once(Script::text("a"));
     engine.once(Script::text("b"));

@@ -15,7 +15,7 @@ fn abc() -> Script {
 
 #[tokio::test]
 async fn a_status_comes_instead_of_an_answer_and_the_connection_stays() {
-    let engine = Engine::start().await;
+    let engine = Engine::start();
     let mut client = Client::to(&engine).await;
     for code in [500, 503] {
         engine.once(Fault::status(code));
@@ -38,7 +38,7 @@ async fn a_status_comes_instead_of_an_answer_and_the_connection_stays() {
 
 #[tokio::test]
 async fn hanging_is_silence_before_or_after_the_headers() {
-    let engine = Engine::start().await;
+    let engine = Engine::start();
     engine.once(Fault::HangBeforeHeaders);
     let mut client = Client::streaming(&engine).await;
     assert_eq!(engine.wait_for_started(1).await.waiting, 1);
@@ -53,7 +53,7 @@ async fn hanging_is_silence_before_or_after_the_headers() {
 
 #[tokio::test]
 async fn a_stall_is_silence_after_some_tokens() {
-    let engine = Engine::start().await;
+    let engine = Engine::start();
     engine.once(abc().batch(100).fault(Fault::StallAfter(2)));
     let mut client = Client::streaming(&engine).await;
     client.head().await;
@@ -64,7 +64,7 @@ async fn a_stall_is_silence_after_some_tokens() {
 
 #[tokio::test]
 async fn a_cut_closes_the_connection_within_the_body() {
-    let engine = Engine::start().await;
+    let engine = Engine::start();
     for (after, said) in [(0, ""), (2, "ab"), (9, "abc")] {
         engine.once(abc().fault(Fault::CutAfter(after)));
         let reply = Client::streaming(&engine).await.reply().await;
@@ -82,7 +82,7 @@ async fn a_cut_closes_the_connection_within_the_body() {
 
 #[tokio::test]
 async fn a_clean_end_lacks_the_reason_and_done() {
-    let engine = Engine::start().await;
+    let engine = Engine::start();
     engine.once(abc().fault(Fault::EndAfter(2)));
     let reply = Client::streaming(&engine).await.reply().await;
     assert!(reply.complete);
@@ -93,7 +93,7 @@ async fn a_clean_end_lacks_the_reason_and_done() {
 
 #[tokio::test]
 async fn an_error_inside_the_stream_is_followed_by_done() {
-    let engine = Engine::start().await;
+    let engine = Engine::start();
     engine.once(abc().fault(Fault::ErrorAfter(1)));
     let reply = Client::streaming(&engine).await.reply().await;
     let events = reply.events();
@@ -106,7 +106,7 @@ async fn an_error_inside_the_stream_is_followed_by_done() {
 
 #[tokio::test]
 async fn an_endless_line_goes_on_until_the_client_leaves() {
-    let engine = Engine::start().await;
+    let engine = Engine::start();
     engine.once(abc().fault(Fault::EndlessLineAfter(1)));
     let mut client = Client::streaming(&engine).await;
     client.head().await;
@@ -123,7 +123,7 @@ async fn an_endless_line_goes_on_until_the_client_leaves() {
 
 #[tokio::test]
 async fn a_slow_drip_takes_its_time() {
-    let engine = Engine::start().await;
+    let engine = Engine::start();
     let wait = Duration::from_millis(2);
     engine.once(Script::tokens(["a"]).batch(9).pieces(100).piece_gap(wait));
     let before = Instant::now();
@@ -134,7 +134,7 @@ async fn a_slow_drip_takes_its_time() {
 
 #[tokio::test]
 async fn a_whole_answer_fails_in_its_own_ways() {
-    let engine = Engine::start().await;
+    let engine = Engine::start();
     let body = json!({"messages": []});
     engine.once(Fault::CutAfter(1));
     let mut client = Client::to(&engine).await;
@@ -156,7 +156,7 @@ async fn a_whole_answer_fails_in_its_own_ways() {
 
 #[tokio::test]
 async fn a_stopped_engine_cuts_refuses_and_comes_back_on_its_port() {
-    let engine = Engine::start().await;
+    let engine = Engine::start();
     engine.script(abc().fault(Fault::StallAfter(1)));
     let mut client = Client::streaming(&engine).await;
     client.head().await;
@@ -178,7 +178,7 @@ async fn a_stopped_engine_cuts_refuses_and_comes_back_on_its_port() {
 
 #[tokio::test]
 async fn a_dropped_engine_is_gone() {
-    let engine = Engine::start().await;
+    let engine = Engine::start();
     engine.script(Fault::HangBeforeHeaders);
     let address = engine.address();
     let mut client = Client::streaming(&engine).await;

@@ -15,7 +15,7 @@ async fn answer(engine: &Engine, body: &serde_json::Value) -> Reply {
 
 #[tokio::test]
 async fn a_stream_has_the_chunks_of_vllm() {
-    let engine = Engine::start().await;
+    let engine = Engine::start();
     engine.script(Script::tokens(["안녕", " \"you\"\n"]));
     let mut client = Client::to(&engine).await;
     client.post_with("X-Request-Id: r1\r\n", &ask().to_string()).await;
@@ -55,7 +55,7 @@ async fn a_stream_has_the_chunks_of_vllm() {
 
 #[tokio::test]
 async fn usage_comes_only_when_asked_for_and_on_every_chunk_when_continuous() {
-    let engine = Engine::start().await;
+    let engine = Engine::start();
     engine.script(Script::tokens(["a", "b"]).usage(7, 9));
     let mut body = ask();
     body["stream_options"] = json!({"include_usage": true, "continuous_usage_stats": true});
@@ -72,7 +72,7 @@ async fn usage_comes_only_when_asked_for_and_on_every_chunk_when_continuous() {
 
 #[tokio::test]
 async fn a_whole_answer_has_the_text_the_reason_and_the_usage() {
-    let engine = Engine::start().await;
+    let engine = Engine::start();
     let script = Script::default();
     let body = json!({"messages": [{"role": "user", "content": [{"type": "text", "text": "Hi"}]}]});
     let reply = answer(&engine, &body).await.json();
@@ -86,7 +86,7 @@ async fn a_whole_answer_has_the_text_the_reason_and_the_usage() {
 
 #[tokio::test]
 async fn max_tokens_shortens_an_answer_and_says_length() {
-    let engine = Engine::start().await;
+    let engine = Engine::start();
     engine.script(Script::tokens(["a", "b", "c"]));
     let mut body = ask();
     body["max_tokens"] = json!(2);
@@ -111,7 +111,7 @@ async fn a_text_is_split_into_tokens_that_join_to_the_text() {
 
 #[tokio::test]
 async fn line_ends_comments_batches_and_pieces_change_the_bytes_but_not_the_text() {
-    let engine = Engine::start().await;
+    let engine = Engine::start();
     let script = Script::default();
     let text = script.full_text();
 
@@ -139,7 +139,7 @@ async fn line_ends_comments_batches_and_pieces_change_the_bytes_but_not_the_text
 
 #[tokio::test]
 async fn a_script_may_leave_out_finish_done_and_usage() {
-    let engine = Engine::start().await;
+    let engine = Engine::start();
     engine.once(Script::tokens(["a"]).without_finish());
     let events = Client::streaming(&engine).await.reply().await.events();
     assert!(events.iter().all(|event| event["choices"][0]["finish_reason"].is_null()));
@@ -153,7 +153,7 @@ async fn a_script_may_leave_out_finish_done_and_usage() {
 
 #[tokio::test]
 async fn tokens_keep_their_pace() {
-    let engine = Engine::start().await;
+    let engine = Engine::start();
     let gap = Duration::from_millis(10);
     engine.script(Script::tokens(["a", "b", "c", "d"]).gap(gap).first_after(gap));
     let before = Instant::now();
@@ -163,7 +163,7 @@ async fn tokens_keep_their_pace() {
 
 #[tokio::test]
 async fn a_connection_serves_one_request_after_the_other_and_chunked_bodies() {
-    let engine = Engine::start().await;
+    let engine = Engine::start();
     let mut client = Client::to(&engine).await;
     for _ in 0..3 {
         client.post(&ask()).await;
@@ -188,7 +188,7 @@ async fn a_connection_serves_one_request_after_the_other_and_chunked_bodies() {
 #[tokio::test]
 async fn what_it_cannot_serve_is_refused_in_the_words_of_vllm() {
     let setup = Setup { max_model_len: 10, ..Setup::default() };
-    let engine = Engine::start_with(setup).await;
+    let engine = Engine::start_with(setup);
     let mut body = ask();
     body["model"] = json!("nobody");
     let reply = answer(&engine, &body).await;
@@ -223,7 +223,7 @@ async fn what_it_cannot_serve_is_refused_in_the_words_of_vllm() {
 #[tokio::test]
 async fn a_key_guards_v1_and_nothing_else() {
     let setup = Setup { api_key: Some("k1".into()), ..Setup::default() };
-    let engine = Engine::start_with(setup).await;
+    let engine = Engine::start_with(setup);
     let mut client = Client::streaming(&engine).await;
     let reply = client.reply().await;
     assert_eq!((reply.status, reply.json()), (401, json!({"error": "Unauthorized"})));
@@ -235,7 +235,7 @@ async fn a_key_guards_v1_and_nothing_else() {
 
 #[tokio::test]
 async fn models_metrics_version_and_health_tell_the_truth() {
-    let engine = Engine::start().await;
+    let engine = Engine::start();
     engine.script(Script::tokens(["a", "b"]).hold(1));
     let mut asked = Client::streaming(&engine).await;
     asked.head().await;
