@@ -5,6 +5,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use base64::Engine as _;
 use base64::prelude::BASE64_URL_SAFE_NO_PAD;
+use hapa_chassis::rpc::SCOPES;
 use hapa_chassis::{Violations, key_text};
 use hapa_proto::auth::v1::create_key_request::Expiry;
 use hapa_proto::auth::v1::key_service_server::KeyService;
@@ -20,18 +21,6 @@ use crate::credential::hash;
 use crate::error::Error;
 use crate::store::{After, Store};
 
-/// What a key may be allowed to do.
-const SCOPES: &[&str] = &[
-    "codegen:generate",
-    "codegen:complete",
-    "cache:admin",
-    "errors:read",
-    "errors:write",
-    "errors:admin",
-    "analytics:read",
-    "analytics:write",
-    "auth:admin",
-];
 const MICROS_PER_DAY: i64 = 86_400_000_000;
 const LONGEST_NAME: usize = 100;
 const MOST_LIMITS: usize = 32;

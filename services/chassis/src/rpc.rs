@@ -2,6 +2,19 @@
 
 use std::collections::HashMap;
 
+/// What a key may be allowed to do.
+pub const SCOPES: &[&str] = &[
+    "codegen:generate",
+    "codegen:complete",
+    "cache:admin",
+    "errors:read",
+    "errors:write",
+    "errors:admin",
+    "analytics:read",
+    "analytics:write",
+    "auth:admin",
+];
+
 /// What a caller must show.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Access {

@@ -191,7 +191,9 @@ impl Printer {
     }
 
     fn end(&self) -> Result<(), Failure> {
-        if self.code_in_line && matches!(self.form, Form::Apart) {
+        // Where both are one terminal the summary has ended the line.
+        let ended = std::io::stdout().is_terminal() && std::io::stderr().is_terminal();
+        if self.code_in_line && !ended && matches!(self.form, Form::Apart) {
             writeln!(std::io::stdout())?;
         }
         if !self.finished {

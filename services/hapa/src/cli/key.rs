@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
 use comfy_table::{Table, presets};
+use hapa_chassis::rpc::SCOPES;
 use hapa_proto::auth::v1::create_key_request::Expiry;
 use hapa_proto::auth::v1::key_service_client::KeyServiceClient;
 use hapa_proto::auth::v1::{CreateKeyRequest, Key, ListKeysRequest, RateLimit, RevokeKeyRequest};
@@ -14,18 +15,6 @@ use hapa_proto::codegen::v1::GetCodeHealthRequest;
 use hapa_proto::codegen::v1::codegen_service_client::CodegenServiceClient;
 
 use crate::cli::{Failure, connection, json};
-
-const ALL_SCOPES: &[&str] = &[
-    "codegen:generate",
-    "codegen:complete",
-    "cache:admin",
-    "errors:read",
-    "errors:write",
-    "errors:admin",
-    "analytics:read",
-    "analytics:write",
-    "auth:admin",
-];
 
 #[derive(Clone, Debug, clap::Subcommand)]
 pub(super) enum Command {
@@ -118,7 +107,7 @@ pub(super) async fn execute(command: Command) -> Result<(), Failure> {
 }
 
 async fn create(args: Create) -> Result<(), Failure> {
-    let all = || ALL_SCOPES.iter().map(|scope| (*scope).to_owned()).collect();
+    let all = || SCOPES.iter().map(|scope| (*scope).to_owned()).collect();
     let unlimited = RateLimit { method: "*".to_owned(), limit: 0, window_seconds: 0 };
     let request = CreateKeyRequest {
         name: args.name,
