@@ -17,7 +17,7 @@ build: ## build the one binary
 
 test: lint build client ## run every check and every test, on real parts
 	@infra/tools/install test
-	cargo test --workspace
+	cargo test --workspace --lib --bins --tests
 
 lint: proto ## check formatting, clippy and the protos
 	cargo fmt --all --check

@@ -97,7 +97,7 @@ async fn what_is_not_http2_is_closed_and_does_not_disturb_others() {
 }
 
 #[tokio::test]
-async fn calls_are_counted_by_what_became_of_them_and_gauges_return_to_zero() {
+async fn calls_are_counted_by_what_became_of_them_and_no_label_holds_a_key() {
     let world = World::start().await;
     let rpc = "rpc=\"/hapa.codegen.v1.CodegenService/GenerateCode\"";
     let before = world.metrics().await;
