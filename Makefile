@@ -16,12 +16,13 @@ build: ## build the one binary
 	cargo build
 
 test: lint build client ## run every check and every test, on real parts
-	@infra/tools/install test
 	cargo test --workspace --lib --bins --tests
 
-lint: proto ## check formatting, clippy and the protos
+lint: proto ## check formatting, clippy, dependencies and the protos
+	@infra/tools/install test
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets -- --deny warnings
+	.tools/bin/cargo-deny check bans licenses sources
 
 proto: $(BUF) ## check the protos: style, format, and compatibility with what was released
 	$(BUF) lint
