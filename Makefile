@@ -37,8 +37,8 @@ client: $(BUF) ## generate, build and test the TypeScript client
 
 bench: ## measure what the mesh adds to an engine, in a release build
 	@infra/tools/install run
-	cargo build --release
-	cargo bench --package hapa-tests --bench mesh
+	cargo build --release --package hapa --package hapa-tests --bin hapa
+	cargo bench --package hapa --package hapa-tests --bench mesh
 
 fmt: $(BUF) ## format Rust and protos
 	cargo fmt --all

@@ -44,16 +44,16 @@ type Opening = Pin<Box<dyn Future<Output = Result<Tokens, engine::Error>> + Send
 enum Source {
     /// The engine has not answered yet.
     Opening(Opening),
-    Open(Tokens),
+    Open(Box<Tokens>),
     /// All was said; the connection can be kept for the next call once its end was read.
-    Closing(Tokens),
+    Closing(Box<Tokens>),
     /// Nothing more will be read: the connection is closed or done.
     Ended,
 }
 
 /// What happened while waiting.
 enum Happened {
-    Opened(Tokens),
+    Opened(Box<Tokens>),
     Read,
     Alarm,
 }
@@ -156,6 +156,8 @@ impl Generation {
             Ok(Happened::Opened(tokens)) => self.source = Source::Open(tokens),
             Ok(Happened::Read) => self.take_batch()?,
             Ok(Happened::Alarm) => {
+                // The alarm may have come between two chunks that were to be taken together.
+                self.take_text();
                 self.check_time()?;
                 if Instant::now() >= self.last_sent + self.patience.heartbeat {
                     self.send(Event::Heartbeat(Heartbeat {}));
@@ -175,7 +177,9 @@ impl Generation {
         let (source, batch) = (&mut self.source, &mut self.batch);
         let heard = async {
             match source {
-                Source::Opening(opening) => opening.await.map(Happened::Opened),
+                Source::Opening(opening) => {
+                    opening.await.map(|tokens| Happened::Opened(Box::new(tokens)))
+                }
                 Source::Open(tokens) => tokens.read(batch).await.map(|()| Happened::Read),
                 Source::Closing(_) | Source::Ended => std::future::pending().await,
             }

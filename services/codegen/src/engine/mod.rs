@@ -8,11 +8,14 @@ mod wire;
 use std::time::Duration;
 
 use anyhow::Context as _;
+use bytes::Bytes;
+use futures_util::FutureExt as _;
 use hapa_proto::codegen::v1::Usage;
 use reqwest::header::{AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderValue};
 use reqwest::{Client, Response, StatusCode, redirect};
 use secrecy::{ExposeSecret as _, SecretString};
-use tokio::time::timeout;
+use tokio::task::yield_now;
+use tokio::time::{Instant, timeout};
 
 use crate::engine::sse::{Reader, TooLong};
 use crate::engine::wire::{Chunk, ModelList, Text, read_error};
@@ -22,6 +25,10 @@ pub(crate) use crate::engine::wire::{ChatRequest, ListedModel, Message, StreamOp
 const CONNECT_PATIENCE: Duration = Duration::from_secs(2);
 /// For what an engine answers from memory: its models.
 const LIST_PATIENCE: Duration = Duration::from_secs(2);
+/// Chunks that come closer together than this are a flow, not single tokens.
+const FULL_FLOW: Duration = Duration::from_micros(500);
+/// Most chunks that are taken together.
+const MOST_TOGETHER: usize = 32;
 /// From `[DONE]` to the end of the response.
 const END_PATIENCE: Duration = Duration::from_millis(50);
 /// Below the 5 s after which uvicorn, which vLLM runs on, closes idle connections.
@@ -105,7 +112,7 @@ impl Engine {
         if !response.status().is_success() {
             return Err(refusal(response).await);
         }
-        Ok(Tokens { response, reader: Reader::default() })
+        Ok(Tokens { response, reader: Reader::default(), last_read: Instant::now() })
     }
 
     /// The models and adapters that it serves.
@@ -139,13 +146,34 @@ pub(crate) struct Batch {
 pub(crate) struct Tokens {
     response: Response,
     reader: Reader,
+    last_read: Instant,
 }
 
 impl Tokens {
-    /// Waits for one read and adds what its events say. Can be dropped at any time and called again.
-    /// Also after an error the batch holds what came before it.
+    /// Waits for the engine and adds what its events say. Can be dropped at any time and called
+    /// again: what was read stays in the batch, also after an error.
+    ///
+    /// An engine writes each token as an HTTP chunk of its own. In full flow those that have arrived
+    /// already are taken together: a frame for each would cost more than the token does.
     pub(crate) async fn read(&mut self, batch: &mut Batch) -> Result<(), Error> {
         let bytes = self.response.chunk().await.map_err(Error::Unreachable)?;
+        self.take(bytes, batch)?;
+        let now = Instant::now();
+        let in_full_flow = now - std::mem::replace(&mut self.last_read, now) < FULL_FLOW;
+        let more = if in_full_flow { MOST_TOGETHER } else { 0 };
+        for _ in 0..more {
+            if batch.done {
+                break;
+            }
+            // The connection has a task of its own, which hands over one chunk at a turn.
+            yield_now().await;
+            let Some(read) = self.response.chunk().now_or_never() else { break };
+            self.take(read.map_err(Error::Unreachable)?, batch)?;
+        }
+        Ok(())
+    }
+
+    fn take(&mut self, bytes: Option<Bytes>, batch: &mut Batch) -> Result<(), Error> {
         let bytes = bytes.ok_or(Error::Truncated)?;
         self.reader.feed(&bytes, |data| take_event(data, batch))
     }
