@@ -152,6 +152,10 @@ impl Client {
         let part = if way == Way::Mesh { &stage.hapa } else { &stage.gateway };
         let endpoint = Endpoint::from_shared(format!("http://{}", part.address()))?;
         let endpoint = endpoint.connect_timeout(Duration::from_secs(5)).tcp_nodelay(true);
+        // What a client of token streams should set: with h2's defaults unread small frames end the
+        // connection before flow control can slow the sender.
+        let endpoint = endpoint.initial_stream_window_size(16 * 1024);
+        let endpoint = endpoint.initial_connection_window_size(64 * 1024 * 1024);
         let service = CodegenServiceClient::new(endpoint.connect().await?);
         Ok(Client { service, key: stage.key.parse()? })
     }
