@@ -3,10 +3,14 @@
 use std::path::Path;
 use std::process::{Output, Stdio};
 
-use hapa_tests::engine::Script;
+use hapa_proto::codegen::v1::GenerateCodeRequest;
+use hapa_proto::codegen::v1::codegen_service_client::CodegenServiceClient;
+use hapa_tests::engine::{Engine, Script};
 use hapa_tests::{World, hapa, within};
 use serde_json::Value;
 use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader};
+
+use crate::generate::question;
 
 async fn run(world: Option<&World>, arguments: &[&str], settings: &[(&str, &str)]) -> Output {
     let mut command = hapa();
@@ -162,6 +166,36 @@ async fn keys_are_made_listed_and_revoked() {
 fn assert_private(file: &Path) {
     use std::os::unix::fs::PermissionsExt as _;
     assert_eq!(std::fs::metadata(file).unwrap().permissions().mode() & 0o777, 0o600);
+}
+
+#[tokio::test]
+async fn the_id_in_a_requests_body_stands_in_the_log() {
+    let engine = Engine::start();
+    let folder = tempfile::tempdir().unwrap();
+    let mut command = hapa();
+    command.args(["all", "--port=0", "--metrics-port=0", "--structured-logging=true"]);
+    command.env("DATA_DIR", folder.path()).env("AI_MODEL_ENDPOINT", engine.url());
+    let mut mesh = command.stderr(Stdio::piped()).spawn().unwrap();
+    let mut lines = BufReader::new(mesh.stderr.take().unwrap()).lines();
+    let serving = within("the first line", lines.next_line()).await.unwrap().unwrap();
+    let serving: Value = serde_json::from_str(&serving).unwrap();
+    let address = format!("http://{}", serving["fields"]["address"].as_str().unwrap());
+    let token = std::fs::read_to_string(folder.path().join("mesh-token")).unwrap();
+    let mut client = CodegenServiceClient::connect(address).await.unwrap();
+    let request_id = "pasted-by-a-user".to_owned();
+    let mut request = tonic::Request::new(GenerateCodeRequest { request_id, ..question("q") });
+    request.metadata_mut().insert("x-mesh-token", token.parse().unwrap());
+    client.generate_code(request).await.unwrap();
+    within("the log line", async {
+        while let Some(line) = lines.next_line().await.unwrap() {
+            let line: Value = serde_json::from_str(&line).unwrap();
+            if line["span"]["body_request_id"] == "pasted-by-a-user" {
+                return;
+            }
+        }
+        panic!("the log ended");
+    })
+    .await;
 }
 
 #[tokio::test]

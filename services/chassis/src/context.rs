@@ -13,6 +13,9 @@ use crate::status::Fault;
 /// Longest request id that is taken over from a caller.
 const LONGEST_ID: usize = 128;
 
+/// The span's field for the id in a request's body.
+pub(crate) const BODY_ID: &str = "body_request_id";
+
 /// One call.
 #[derive(Clone, Debug)]
 pub struct Call {
@@ -33,6 +36,11 @@ impl Call {
     pub fn of(extensions: &Extensions) -> Result<Call, Status> {
         let call = extensions.get::<Call>().cloned();
         call.ok_or_else(|| Fault::internal("a handler ran outside of the layers").into())
+    }
+
+    /// Puts the id that a request's body gives it beside the call's own, in every log line.
+    pub fn also_named(&self, request_id: &str) {
+        tracing::Span::current().record(BODY_ID, request_id);
     }
 
     pub(crate) fn new(presented_id: Option<&str>, rpc: Option<&'static Rpc>) -> Call {

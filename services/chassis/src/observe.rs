@@ -16,9 +16,10 @@ use futures_util::FutureExt as _;
 use http::{HeaderMap, HeaderValue};
 use http_body::{Body as HttpBody, Frame, SizeHint};
 use tonic::{Code, Status};
+use tracing::field::Empty;
 use tracing::{Instrument as _, Span};
 
-use crate::context::Call;
+use crate::context::{BODY_ID, Call};
 use crate::layers::{Shared, refuse, trailers};
 use crate::status::{ErrorCode, Fault, code_name, publish, read};
 
@@ -34,7 +35,8 @@ pub(crate) async fn observe(
     let presented = request.headers().get(REQUEST_ID).and_then(|value| value.to_str().ok());
     let call = Call::new(presented, shared.table.find(request.uri().path()));
     let path = call.rpc.map_or(UNKNOWN, |rpc| rpc.path);
-    let span = tracing::info_span!("call", rpc = path, request_id = %call.request_id);
+    let span =
+        tracing::info_span!("call", rpc = path, request_id = %call.request_id, { BODY_ID } = Empty);
     let mut record = Record::begin(path, &call, span.clone());
     request.extensions_mut().insert(call.clone());
 

@@ -80,6 +80,9 @@ impl Codegen {
     async fn begin(&self, request: Request<GenerateCodeRequest>) -> Result<Generation, Error> {
         let call = Call::of(request.extensions()).map_err(|status| anyhow::anyhow!("{status}"))?;
         let question = Question::check(request.into_inner())?;
+        if let Some(id) = &question.request_id {
+            call.also_named(id);
+        }
         let model = match &question.model {
             Some(named) => named.clone(),
             None => self.models.default().await?,
