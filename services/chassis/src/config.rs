@@ -93,11 +93,11 @@ pub struct Config {
     /// Longest that open calls may go on after the door closed, in seconds.
     #[arg(long, env = "DRAIN_TIMEOUT_SECONDS", default_value = "25", value_parser = seconds)]
     pub drain_timeout_seconds: Duration,
+    /// How often a key may call.
     #[command(flatten)]
-    #[allow(missing_docs, clippy::allow_attributes)]
     pub limits: LimitConfig,
+    /// What is logged, and how.
     #[command(flatten)]
-    #[allow(missing_docs, clippy::allow_attributes)]
     pub log: LogConfig,
 }
 
