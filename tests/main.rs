@@ -4,10 +4,13 @@
 
 mod admission;
 mod cli;
+mod cli_auth;
 mod failures;
 mod gateway;
 mod generate;
 mod house;
 mod keys;
 mod lifecycle;
+mod limits;
 mod run;
+mod stores;

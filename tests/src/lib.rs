@@ -2,9 +2,13 @@
 
 pub mod engine;
 mod gateway;
+mod postgres;
+mod redis;
 mod tools;
 mod world;
 
 pub use gateway::Gateway;
+pub use postgres::{Database, Postgres, Store};
+pub use redis::RedisServer;
 pub use tools::{Metrics, hapa, incident, within};
 pub use world::{Client, Keys, World};

@@ -7,6 +7,7 @@ use std::path::Path;
 use clap::Parser;
 use hapa::{Roles, run};
 use hapa_chassis::Listeners;
+use hapa_chassis::config::LimitConfig;
 use hapa_chassis::peer::MESH_TOKEN;
 use hapa_proto::auth::v1::key_service_client::KeyServiceClient;
 use hapa_proto::auth::v1::{CreateKeyRequest, CreateKeyResponse, RateLimit};
@@ -22,6 +23,7 @@ use tonic::{Request, Status};
 
 use crate::engine::{Engine, Setup};
 use crate::gateway::Gateway;
+use crate::postgres::Store;
 use crate::tools::{Metrics, within};
 
 /// The secret that services of every test's mesh share.
@@ -84,6 +86,12 @@ impl World {
         World::build(Engine::start(), flags).await
     }
 
+    /// On this store, with these flags of `hapa all`.
+    pub async fn on(store: &Store, flags: &[&str]) -> World {
+        let store = format!("--database-url={}", store.url());
+        World::with(&[&[store.as_str()], flags].concat()).await
+    }
+
     /// With an engine that serves something else.
     pub async fn with_engine(setup: Setup) -> World {
         World::build(Engine::start_with(setup), &[]).await
@@ -116,6 +124,11 @@ impl World {
         let mut world = World { engine, mesh, key, metrics, folder, channel, shutdown, running };
         world.key = world.create_key(World::dev_key()).await.key_text;
         world
+    }
+
+    /// The settings of the limiter that a newcomer has.
+    pub fn limits() -> LimitConfig {
+        Settings::parse_from(["hapa"]).server.limits
     }
 
     /// A request for a key with every scope and no limits.

@@ -1,18 +1,47 @@
 //! What can go wrong here, and the one table from that to a published status.
 
+use std::time::Duration;
+
 use hapa_chassis::{ErrorCode, Fault, Violations};
 use tonic::Status;
+
+use crate::store::Used;
+use crate::times::{now, until_next};
 
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Error {
     #[error(transparent)]
     Invalid(#[from] Violations),
-    #[error("there is no key {0}")]
-    NoSuchKey(String),
-    #[error("no key has this digest")]
+    /// Also what belongs to someone else.
+    #[error("there is no {0} {1}")]
+    NoSuch(&'static str, String),
+    #[error("no key or session has this credential")]
     UnknownCredential,
-    #[error("the key has expired or was revoked")]
+    #[error("the key or session has expired or was revoked")]
     Ended,
+    #[error("{0}")]
+    NotAllowed(String),
+    #[error("another user has this address")]
+    EmailTaken,
+    #[error("another reservation has this lease_id")]
+    LeaseTaken,
+    #[error("the token budget of {} for this {} is used up", .0.payer, if .0.is_month { "month" } else { "day" })]
+    UsedUp(Used),
+    /// Never says what was wrong with it.
+    #[error("this login is not valid: check the address and the password, or get a new ID token")]
+    BadProof,
+    #[error("the current password is wrong")]
+    BadPassword,
+    #[error("no identity provider is set up here; set OIDC_ISSUER")]
+    NoProvider,
+    #[error("the identity provider can't be asked at the moment; try again")]
+    Provider(#[source] anyhow::Error),
+    #[error("too many are logging in at the moment; try again shortly")]
+    Busy,
+    #[error("this replica is going; ask another")]
+    ShuttingDown,
+    #[error("the audit log can't be read at the moment; try again")]
+    Blind,
     #[error("the store can't be asked at the moment; try again")]
     Store(#[from] sqlx::Error),
     #[error("an internal error; report the incident id")]
@@ -24,10 +53,27 @@ impl From<Error> for Status {
         let words = error.to_string();
         let fault = match error {
             Error::Invalid(violations) => violations.into(),
-            Error::NoSuchKey(_) | Error::UnknownCredential => {
-                Fault::new(ErrorCode::NotFound, words)
-            }
+            Error::NoSuch(..) | Error::UnknownCredential => Fault::new(ErrorCode::NotFound, words),
             Error::Ended => Fault::new(ErrorCode::KeyEnded, words),
+            Error::NotAllowed(_) => Fault::new(ErrorCode::NoPermission, words),
+            Error::EmailTaken | Error::LeaseTaken => Fault::new(ErrorCode::Conflict, words),
+            Error::UsedUp(Used { payer, is_month }) => {
+                let subject =
+                    format!("{payer}/tokens_per_{}", if is_month { "month" } else { "day" });
+                Fault::new(ErrorCode::BudgetUsedUp, words)
+                    .retry_after(until_next(now(), is_month))
+                    .quota(subject)
+            }
+            Error::BadProof | Error::BadPassword => Fault::new(ErrorCode::BadKey, words),
+            Error::NoProvider => Fault::new(ErrorCode::Unsupported, words),
+            Error::Provider(cause) => {
+                Fault::new(ErrorCode::DatabaseError, words).because(cause.as_ref())
+            }
+            Error::Busy => {
+                Fault::new(ErrorCode::Overloaded, words).retry_after(Duration::from_secs(1))
+            }
+            Error::Blind => Fault::new(ErrorCode::DatabaseError, words),
+            Error::ShuttingDown => Fault::new(ErrorCode::ShuttingDown, words),
             Error::Store(cause) => Fault::new(ErrorCode::DatabaseError, words).because(&cause),
             Error::Internal(cause) => Fault::internal(format_args!("{cause:#}")),
         };

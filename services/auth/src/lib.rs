@@ -1,17 +1,51 @@
-//! Keys and who holds them: the truth that every service's admission asks for.
+//! Keys, users and sessions, what they may do and spend, and who changed it: the truth that every
+//! service's admission asks for.
 
+mod audit;
+mod budget;
+mod check;
 mod credential;
 mod error;
+mod identity;
+mod ids;
+mod jws;
 mod key;
+mod last_use;
+mod page;
+mod password;
+mod revocation;
+mod session;
 mod store;
+mod times;
+mod token;
+mod user;
+
+use std::path::PathBuf;
+use std::sync::Arc;
 
 use hapa_chassis::db::Db;
 use hapa_chassis::{Access, Rpc, Server, config, secret};
+use hapa_proto::auth::v1::audit_service_server::AuditServiceServer;
 use hapa_proto::auth::v1::auth_service_server::AuthServiceServer;
 use hapa_proto::auth::v1::key_service_server::KeyServiceServer;
+use hapa_proto::auth::v1::session_service_server::SessionServiceServer;
+use hapa_proto::auth::v1::user_service_server::UserServiceServer;
 use secrecy::{ExposeSecret as _, SecretString};
+use tokio::sync::watch;
 
+use crate::audit::Audit;
+use crate::credential::{Credentials, Pepper};
+use crate::identity::Identity;
+use crate::key::Keys;
+use crate::last_use::Uses;
+use crate::password::Passwords;
+use crate::revocation::News;
+use crate::session::Sessions;
 use crate::store::Store;
+use crate::token::Tokens;
+use crate::user::Users;
+
+pub use crate::identity::IdentityConfig;
 
 /// Settings of this service.
 #[derive(clap::Args, Clone, Debug)]
@@ -25,25 +59,97 @@ pub struct Config {
     /// kept in DATA_DIR/key-pepper. Keys made with one pepper are unknown under another.
     #[arg(long, env = "API_KEY_PEPPER", hide_env_values = true)]
     pub api_key_pepper: Option<SecretString>,
+    /// Secret that access tokens of sessions are signed with, 32 characters or more; without one it
+    /// is made and kept in DATA_DIR/secret-key. Another secret ends all access tokens.
+    #[arg(long, env = "SECRET_KEY", hide_env_values = true)]
+    pub secret_key: Option<SecretString>,
+    /// A file with an Ed25519 key (PKCS#8 PEM) that signs access tokens in place of SECRET_KEY.
+    #[arg(long, env = "SESSION_KEY_FILE")]
+    pub session_key_file: Option<PathBuf>,
+    /// Life of an access token, in minutes.
+    #[arg(long, env = "ACCESS_TOKEN_MINUTES", default_value_t = 15, value_parser = clap::value_parser!(u32).range(1..=1440))]
+    pub access_token_minutes: u32,
+    /// Life of a session that is not refreshed, in days.
+    #[arg(long, env = "SESSION_DAYS", default_value_t = 30, value_parser = clap::value_parser!(u32).range(1..=365))]
+    pub session_days: u32,
+    /// Who else may log users in.
+    #[command(flatten)]
+    pub identity: IdentityConfig,
 }
+
+const ADMIN: &str = "auth:admin";
 
 const RPCS: &[Rpc] = &[
     Rpc::new("/hapa.auth.v1.AuthService/Authenticate", Access::Mesh),
-    Rpc::new("/hapa.auth.v1.KeyService/CreateKey", Access::Scope("auth:admin")),
-    Rpc::new("/hapa.auth.v1.KeyService/ListKeys", Access::Scope("auth:admin")),
-    Rpc::new("/hapa.auth.v1.KeyService/GetKey", Access::Scope("auth:admin")),
-    Rpc::new("/hapa.auth.v1.KeyService/RevokeKey", Access::Scope("auth:admin")),
+    Rpc::new("/hapa.auth.v1.AuthService/WatchRevocations", Access::Mesh),
+    Rpc::new("/hapa.auth.v1.AuthService/ReserveTokens", Access::Mesh),
+    Rpc::new("/hapa.auth.v1.AuthService/SettleTokens", Access::Mesh),
+    Rpc::new("/hapa.auth.v1.KeyService/CreateKey", Access::Own(ADMIN)),
+    Rpc::new("/hapa.auth.v1.KeyService/ListKeys", Access::Caller),
+    Rpc::new("/hapa.auth.v1.KeyService/GetKey", Access::Caller),
+    Rpc::new("/hapa.auth.v1.KeyService/RotateKey", Access::Own(ADMIN)),
+    Rpc::new("/hapa.auth.v1.KeyService/UpdateKey", Access::Own(ADMIN)),
+    Rpc::new("/hapa.auth.v1.KeyService/RevokeKey", Access::Own(ADMIN)),
+    Rpc::new("/hapa.auth.v1.UserService/CreateUser", Access::Scope(ADMIN)),
+    Rpc::new("/hapa.auth.v1.UserService/GetUser", Access::Caller),
+    Rpc::new("/hapa.auth.v1.UserService/ListUsers", Access::Scope(ADMIN)),
+    Rpc::new("/hapa.auth.v1.UserService/UpdateUser", Access::Own(ADMIN)),
+    Rpc::new("/hapa.auth.v1.UserService/DeleteUser", Access::Scope(ADMIN)),
+    Rpc::new("/hapa.auth.v1.UserService/GetProfile", Access::Caller),
+    Rpc::new("/hapa.auth.v1.UserService/UpdateProfile", Access::Caller),
+    Rpc::new("/hapa.auth.v1.SessionService/CreateSession", Access::Open),
+    Rpc::new("/hapa.auth.v1.SessionService/RefreshSession", Access::Open),
+    Rpc::new("/hapa.auth.v1.SessionService/ListSessions", Access::Own(ADMIN)),
+    Rpc::new("/hapa.auth.v1.SessionService/RevokeSession", Access::Own(ADMIN)),
+    Rpc::new("/hapa.auth.v1.AuditService/ListAuditEntries", Access::Scope(ADMIN)),
+    Rpc::new("/hapa.auth.v1.AuditService/VerifyAuditLog", Access::Scope(ADMIN)),
 ];
 
 /// Opens the store and adds the services.
 pub async fn mount(config: &Config, server: &mut Server) -> anyhow::Result<()> {
-    let pepper = pepper(config, server.config())?;
-    let store = Store::new(Db::open(&server.config().store_url("auth"), store::MIGRATIONS).await?);
-    let credentials = credential::Credentials { store: store.clone(), pepper: pepper.clone() };
-    let keys = key::Keys { store, pepper, default_days: config.api_key_expiry_days };
+    let pepper = Pepper(pepper(config, server.config())?);
+    let tokens = Arc::new(tokens(config, server.config())?);
+    let identity = Identity::new(&config.identity)?;
+    let url = server.config().store_url("auth");
+    let store = Store::new(Db::open("auth", &url, store::MIGRATIONS).await?);
+    let (passwords, last_uses) = (Passwords::new(), Uses::default());
+    let (head, news) = watch::channel(0);
+    server.spawn(revocation::look(store.clone(), head));
+    server.spawn(last_uses.clone().write(store.clone()));
+    server.spawn(budget::release(store.clone()));
+    server.spawn(session::forget(store.clone()));
+    let credentials = Credentials {
+        store: store.clone(),
+        pepper: pepper.clone(),
+        tokens: Arc::clone(&tokens),
+        uses: last_uses,
+        news: News::new(store.clone(), news, server.closing()),
+    };
+    let sessions = Sessions {
+        store: store.clone(),
+        pepper: pepper.clone(),
+        passwords: passwords.clone(),
+        tokens,
+        identity,
+        access_minutes: config.access_token_minutes,
+        session_days: config.session_days,
+    };
+    let keys = Keys { store: store.clone(), pepper, default_days: config.api_key_expiry_days };
+    let users = Users { store: store.clone(), passwords };
     server.add(AuthServiceServer::new(credentials), RPCS).await;
     server.add(KeyServiceServer::new(keys), &[]).await;
+    server.add(UserServiceServer::new(users), &[]).await;
+    server.add(SessionServiceServer::new(sessions), &[]).await;
+    server.add(AuditServiceServer::new(Audit { store }), &[]).await;
     Ok(())
+}
+
+fn tokens(config: &Config, server: &config::Config) -> anyhow::Result<Tokens> {
+    let production = server.environment == config::Environment::Production;
+    let set = config.secret_key.as_ref();
+    token::check_secret(set, production && config.session_key_file.is_none())?;
+    let secret = secret::set_or_kept(set, &server.data_dir.join("secret-key"))?;
+    Tokens::new(&secret, config.session_key_file.as_deref())
 }
 
 fn pepper(config: &Config, server: &config::Config) -> anyhow::Result<SecretString> {

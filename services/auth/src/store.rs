@@ -1,124 +1,145 @@
-//! The only SQL of this service: one method is one statement.
+//! The only SQL of this service, here and in the rooms below: one method is one statement or one
+//! transaction.
+//!
+//! A change and its audit entries are one transaction, which locks the head of the log first: so
+//! entries are numbered in the order of commits, and who reads the log misses none.
 
+mod audit;
+mod budgets;
+mod keys;
+mod sessions;
+mod users;
+
+use futures_util::future::BoxFuture;
+use hapa_chassis::Call;
 use hapa_chassis::db::{Db, Step};
-use hapa_proto::auth::v1::{Key, RateLimit};
+use hapa_proto::auth::v1::TokenBudget;
 use serde::{Deserialize, Serialize};
-use sqlx::Row as _;
+use serde_json::Value;
 use sqlx::any::AnyRow;
+use sqlx::{AnyConnection, Row as _};
+use tokio::sync::Notify;
+
+use std::sync::Arc;
 
 use crate::error::Error;
-use crate::key::{micros, timestamp};
+use crate::times::now;
 
-pub(crate) const MIGRATIONS: &[Step] = &[(1, "keys", include_str!("../migrations/0001_keys.sql"))];
+pub(crate) use audit::Entries;
+pub(crate) use budgets::{Lease, Used};
+pub(crate) use keys::{Changes, End, Filter, Known};
+pub(crate) use sessions::{Live, NewSession, Refreshed};
+pub(crate) use users::{NewUser, UserChanges, Who};
 
-/// Where a page of the list begins: after this key.
+pub(crate) const MIGRATIONS: &[Step] = &[
+    (1, "keys", include_str!("../migrations/0001_keys.sql")),
+    (2, "people", include_str!("../migrations/0002_people.sql")),
+];
+
+/// Where a page begins: after this row.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct After {
     pub(crate) create_time: i64,
-    pub(crate) key_id: String,
+    pub(crate) id: String,
 }
 
-#[derive(Clone)]
-pub(crate) struct Store(Db);
-
-#[derive(Deserialize, Serialize)]
-struct StoredLimit {
-    method: String,
-    limit: u32,
-    window_seconds: u32,
+#[derive(Clone, Debug)]
+pub(crate) struct Store {
+    db: Db,
+    /// Wakes who tells other replicas.
+    changed: Arc<Notify>,
 }
+
+/// Who changes something, from where, and when.
+#[derive(Clone, Debug)]
+pub(crate) struct By {
+    pub(crate) time: i64,
+    actor: String,
+    owner: String,
+    address: String,
+    request_id: String,
+}
+
+impl By {
+    pub(crate) fn of(call: &Call) -> Self {
+        By {
+            time: now(),
+            actor: call.actor(),
+            owner: call.principal.as_ref().map(|caller| caller.owner.clone()).unwrap_or_default(),
+            address: call.address.to_string(),
+            request_id: call.request_id.to_string(),
+        }
+    }
+
+    /// The address alone.
+    pub(crate) fn address(&self) -> &str {
+        &self.address
+    }
+}
+
+/// What a change means to caches of credentials.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Effect {
+    None = 0,
+    /// Ask again.
+    Changed = 1,
+    /// And end calls in progress: something was taken away.
+    Ended = 2,
+}
+
+/// One line of the audit log, without who and when.
+pub(crate) struct Note {
+    action: &'static str,
+    subject: String,
+    detail: Value,
+    effect: Effect,
+}
+
+impl Note {
+    fn new(action: &'static str, subject: String, detail: Value, effect: Effect) -> Self {
+        Note { action, subject, detail, effect }
+    }
+}
+
+/// What a transaction gives, and what it did.
+type Done<T> = Result<(T, Vec<Note>), Error>;
 
 impl Store {
     pub(crate) fn new(db: Db) -> Self {
-        Store(db)
+        Store { db, changed: Arc::new(Notify::new()) }
     }
 
-    pub(crate) async fn insert(&self, key: &Key, hash: &str) -> Result<(), Error> {
-        let limits: Vec<_> = key.rate_limits.iter().map(stored).collect();
-        sqlx::query(
-            "INSERT INTO keys (key_id, hash, name, owner, scopes, rate_limits, allowed_models, create_time, expire_time)
-             VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)",
-        )
-        .bind(&key.key_id)
-        .bind(hash)
-        .bind(&key.name)
-        .bind(&key.owner)
-        .bind(json(&key.scopes)?)
-        .bind(json(&limits)?)
-        .bind(json(&key.allowed_models)?)
-        .bind(key.create_time.as_ref().map(micros))
-        .bind(key.expire_time.as_ref().map(micros))
-        .execute(&self.0.writer)
-        .await?;
-        Ok(())
+    /// Wakes up with every change that this process makes.
+    pub(crate) async fn changed(&self) {
+        self.changed.notified().await;
     }
 
-    pub(crate) async fn by_hash(&self, hash: &str) -> Result<Option<Key>, Error> {
-        let row = sqlx::query("SELECT * FROM keys WHERE hash = $1").bind(hash);
-        row.fetch_optional(&self.0.reader).await?.map(|row| key(&row)).transpose()
-    }
-
-    pub(crate) async fn by_id(&self, key_id: &str) -> Result<Option<Key>, Error> {
-        let row = sqlx::query("SELECT * FROM keys WHERE key_id = $1").bind(key_id);
-        row.fetch_optional(&self.0.reader).await?.map(|row| key(&row)).transpose()
-    }
-
-    /// Newest first; an empty owner means every one.
-    pub(crate) async fn page(
+    /// Does something and writes down what was done, both or neither.
+    async fn change<T: Send + 'static>(
         &self,
-        owner: &str,
-        after: &After,
-        size: i64,
-    ) -> Result<Vec<Key>, Error> {
-        let rows = sqlx::query(
-            "SELECT * FROM keys
-             WHERE ($1 = '' OR owner = $1)
-               AND (create_time < $2 OR (create_time = $2 AND key_id < $3))
-             ORDER BY create_time DESC, key_id DESC
-             LIMIT $4",
-        )
-        .bind(owner)
-        .bind(after.create_time)
-        .bind(&after.key_id)
-        .bind(size);
-        rows.fetch_all(&self.0.reader).await?.iter().map(key).collect()
-    }
-
-    /// Ends a key, unless it has ended before; none where there is no such key.
-    pub(crate) async fn revoke(&self, key_id: &str, now: i64) -> Result<Option<Key>, Error> {
-        let row = sqlx::query(
-            "UPDATE keys SET revoke_time = COALESCE(revoke_time, $2) WHERE key_id = $1 RETURNING *",
-        )
-        .bind(key_id)
-        .bind(now);
-        row.fetch_optional(&self.0.writer).await?.map(|row| key(&row)).transpose()
+        by: By,
+        work: impl for<'t> FnOnce(&'t mut AnyConnection) -> BoxFuture<'t, Done<T>> + Send + 'static,
+    ) -> Result<T, Error> {
+        let done = self.db.transaction(move |connection| {
+            Box::pin(async move {
+                let head = audit::lock_head(connection).await?;
+                let (done, notes) = work(connection).await?;
+                audit::append(connection, head, &by, &notes).await?;
+                Ok::<_, Error>(done)
+            })
+        });
+        let done = done.await?;
+        self.changed.notify_one();
+        Ok(done)
     }
 }
 
-fn key(row: &AnyRow) -> Result<Key, Error> {
-    let limits: Vec<StoredLimit> = from_json(row.try_get("rate_limits")?)?;
-    let time = |column| Ok::<_, sqlx::Error>(row.try_get::<Option<i64>, _>(column)?.map(timestamp));
-    Ok(Key {
-        key_id: row.try_get("key_id")?,
-        name: row.try_get("name")?,
-        owner: row.try_get("owner")?,
-        scopes: from_json(row.try_get("scopes")?)?,
-        rate_limits: limits.into_iter().map(shown).collect(),
-        allowed_models: from_json(row.try_get("allowed_models")?)?,
-        create_time: time("create_time")?,
-        expire_time: time("expire_time")?,
-        revoke_time: time("revoke_time")?,
-    })
-}
-
-fn stored(limit: &RateLimit) -> StoredLimit {
-    let RateLimit { method, limit, window_seconds } = limit.clone();
-    StoredLimit { method, limit, window_seconds }
-}
-
-fn shown(limit: StoredLimit) -> RateLimit {
-    let StoredLimit { method, limit, window_seconds } = limit;
-    RateLimit { method, limit, window_seconds }
+fn budget(row: &AnyRow) -> Result<Option<TokenBudget>, Error> {
+    let budget = TokenBudget {
+        per_day: row.try_get("day_budget")?,
+        per_month: row.try_get("month_budget")?,
+    };
+    Ok(Some(budget).filter(|budget| *budget != TokenBudget::default()))
 }
 
 fn json(value: &impl Serialize) -> Result<String, Error> {

@@ -3,6 +3,7 @@
 //! Our own loop over hyper, because tonic's server applies grpc-timeout itself (to headers only, as
 //! CANCELLED), waits for silent sockets when it ends, and can't bound what never speaks.
 
+use std::convert::Infallible;
 use std::io;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
@@ -10,6 +11,9 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use axum::Router;
+use axum::response::Response;
+use http::Request;
+use hyper::body::Incoming;
 use hyper::rt::Executor;
 use hyper::server::conn::http2;
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -20,6 +24,9 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
+use tower::{Service, ServiceExt as _};
+
+use crate::context::Peer;
 
 /// <https://www.rfc-editor.org/rfc/rfc9113#section-3.4>
 const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
@@ -62,18 +69,22 @@ pub(crate) async fn accept(
         let accepted = async {
             let permit = Arc::clone(&room).acquire_owned().await.ok()?;
             // Out of file descriptors, or a peer that left again: neither ends the server.
-            let (stream, _) = listener.accept().await.ok()?;
-            Some((stream, permit))
+            let (stream, peer) = listener.accept().await.ok()?;
+            Some((stream, Peer(peer.ip()), permit))
         };
         let accepted = tokio::select! {
             () = door.closing.cancelled() => return,
             accepted = accepted => accepted,
         };
-        let Some((stream, permit)) = accepted else {
+        let Some((stream, peer, permit)) = accepted else {
             sleep(ACCEPT_PAUSE).await;
             continue;
         };
-        let connection = connection(stream, router.clone(), door.clone(), tasks.clone());
+        let router = router.clone().map_request(move |mut request: Request<Incoming>| {
+            request.extensions_mut().insert(peer);
+            request
+        });
+        let connection = connection(stream, router, door.clone(), tasks.clone());
         tasks.spawn(hold(permit, connection));
     }
 }
@@ -82,7 +93,13 @@ async fn hold(_permit: OwnedSemaphorePermit, connection: impl Future<Output = ()
     connection.await;
 }
 
-async fn connection(mut stream: TcpStream, router: Router, door: Door, tasks: TaskTracker) {
+async fn connection<S>(mut stream: TcpStream, service: S, door: Door, tasks: TaskTracker)
+where
+    S: Service<Request<Incoming>, Response = Response, Error = Infallible, Future: Send>
+        + Clone
+        + Send
+        + 'static,
+{
     if let Err(error) = stream.set_nodelay(true) {
         return tracing::debug!(%error, "a connection was gone at once");
     }
@@ -96,7 +113,7 @@ async fn connection(mut stream: TcpStream, router: Router, door: Door, tasks: Ta
         return tracing::debug!("a connection did not speak HTTP/2");
     }
     let io = TokioIo::new(Replay { seen: preface, next: 0, stream });
-    let served = builder(tasks).serve_connection(io, TowerToHyperService::new(router));
+    let served = builder(tasks).serve_connection(io, TowerToHyperService::new(service));
     let mut served = pin!(served);
     let ended = tokio::select! {
         ended = &mut served => ended,

@@ -1,62 +1,43 @@
-//! Who may call what, decided alike in front of every service: deny by default, a key's digest to a
-//! cached principal, the method's scope, then one limiter decision.
+//! Who may call what, decided alike in front of every service: deny by default, a credential to its
+//! principal, the method's row of the access table, then one limiter decision.
 //!
-//! Auth owns the truth and is asked over gRPC on a miss. Where it can't be asked, a key that is not
-//! known yet gets UNAVAILABLE: never "wrong key", and never a pass.
+//! A call that was admitted ends when its credential does, also in the middle of a stream.
 
+use std::pin::Pin;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::task::{Context, Poll};
+use std::time::Duration;
 
+use axum::body::Body;
 use axum::extract::{Request, State};
 use axum::middleware::Next;
 use axum::response::Response;
-use hapa_proto::auth::v1::auth_service_client::AuthServiceClient;
-use hapa_proto::auth::v1::{AuthenticateRequest, Principal};
+use bytes::Bytes;
 use http::header::CONTENT_TYPE;
 use http::{HeaderMap, HeaderValue};
-use moka::future::Cache;
+use http_body::{Body as HttpBody, Frame, SizeHint};
 use secrecy::{ExposeSecret as _, SecretString};
 use subtle::ConstantTimeEq as _;
-use tokio::time::timeout;
-use tonic::transport::Channel;
+use tokio_util::sync::WaitForCancellationFutureOwned;
 use tonic::{Code, Status};
 
 use crate::config::LimitConfig;
 use crate::context::Call;
-use crate::deadline::left;
-use crate::key_text::{self, KeyDigest};
-use crate::layers::{Shared, refuse};
-use crate::limit::{Decision, Limiter, rate};
+use crate::credential::{Caller, Callers, Presented, ended, unknown};
+use crate::layers::{Shared, refuse, trailers};
+use crate::limit::{Decision, Limiter, Rate, rate};
 use crate::peer::MESH_TOKEN;
 use crate::rpc::{Access, Rpc};
-use crate::status::{ErrorCode, Fault, read};
+use crate::status::{ErrorCode, Fault};
 
-/// The longest that a revoked key can live in a cache.
-const REMEMBERED: Duration = Duration::from_secs(5);
-/// Most credentials remembered.
-const MOST_REMEMBERED: u64 = 100_000;
-/// Auth answers in a millisecond; past this it is as good as down.
-const PATIENCE: Duration = Duration::from_secs(2);
-
-/// What auth said about a digest.
-#[derive(Clone, Debug)]
-enum Known {
-    Caller(Arc<Caller>),
-    Refused(ErrorCode),
-}
-
-#[derive(Debug)]
-struct Caller {
-    key_id: Arc<str>,
-    principal: Arc<Principal>,
-    expires: Option<SystemTime>,
-}
+/// What failed authentications count as.
+const ATTEMPT: &str = "Authentication";
+const ATTEMPT_WINDOW: Duration = Duration::from_mins(1);
 
 pub(crate) struct Admission {
     mesh_token: SecretString,
-    auth: AuthServiceClient<Channel>,
-    known: Cache<KeyDigest, Known>,
-    limiter: Limiter,
+    callers: Callers,
+    pub(crate) limiter: Arc<Limiter>,
     limits: LimitConfig,
 }
 
@@ -86,24 +67,31 @@ pub(crate) async fn admission(
         show(decision, response.headers_mut());
         return response;
     }
-    request.extensions_mut().insert(call);
+    request.extensions_mut().insert(call.clone());
     let mut response = next.run(request).await;
+    if rpc.access == Access::Open && has_failed(&response) {
+        shared.admission.count_failure(&call).await;
+    }
     if let Some(decision) = decision {
         show(decision, response.headers_mut());
     }
-    response
+    match call.ended {
+        Some(token) if !response.headers().contains_key("grpc-status") => {
+            let ended = Box::pin(token.cancelled_owned());
+            response.map(|body| Body::new(Held { body, ended }))
+        }
+        _ => response,
+    }
 }
 
 impl Admission {
-    pub(crate) fn new(mesh_token: SecretString, auth: Channel, limits: &LimitConfig) -> Self {
-        let known = Cache::builder().max_capacity(MOST_REMEMBERED).time_to_live(REMEMBERED).build();
-        Admission {
-            mesh_token,
-            auth: AuthServiceClient::new(auth),
-            known,
-            limiter: Limiter::new(limits),
-            limits: limits.clone(),
-        }
+    pub(crate) fn new(
+        mesh_token: SecretString,
+        callers: Callers,
+        limiter: Arc<Limiter>,
+        limits: &LimitConfig,
+    ) -> Self {
+        Admission { mesh_token, callers, limiter, limits: limits.clone() }
     }
 
     async fn admit(
@@ -112,27 +100,31 @@ impl Admission {
         call: &mut Call,
         headers: &HeaderMap,
     ) -> Result<Option<Decision>, Fault> {
-        let scope = match rpc.access {
-            Access::Public => return Ok(None),
-            _ if self.is_mesh(headers) => return Ok(None),
+        if rpc.access == Access::Public {
+            return Ok(None);
+        }
+        if self.is_mesh(headers) {
+            call.is_mesh = true;
+            return Ok(None);
+        }
+        match rpc.access {
             Access::Mesh => {
                 let words =
                     "only services of the mesh call this; present its token as x-mesh-token";
                 return Err(Fault::new(ErrorCode::BadKey, words));
             }
-            Access::AnyKey => None,
-            Access::Scope(scope) => Some(scope),
-        };
-        let caller = self.caller(call, headers).await?;
-        if let Some(scope) =
-            scope.filter(|scope| !caller.principal.scopes.iter().any(|has| has == scope))
-        {
-            let words = format!("this key lacks the scope {scope}, which {} needs", rpc.method());
-            return Err(Fault::new(ErrorCode::NoPermission, words));
+            Access::Open => {
+                self.check_failures(call).await?;
+                return Ok(None);
+            }
+            _ => {}
         }
-        call.principal = Some(Arc::clone(&caller.principal));
+        let caller = self.caller(call, headers).await?;
+        check_access(rpc, &caller)?;
         let rate = rate(&caller.principal, rpc, &self.limits);
-        Ok(self.limiter.decide(&caller.key_id, rpc, rate))
+        call.principal = Some(Arc::clone(&caller.principal));
+        call.ended = Some(caller.ended.clone());
+        Ok(self.limiter.decide(&caller.subject, rpc.path, rate).await)
     }
 
     fn is_mesh(&self, headers: &HeaderMap) -> bool {
@@ -141,78 +133,86 @@ impl Admission {
         presented.is_some_and(|presented| presented.ct_eq(token).into())
     }
 
+    /// A guess costs the address that made it; a caller who is known is not asked what others of
+    /// its address did.
     async fn caller(&self, call: &Call, headers: &HeaderMap) -> Result<Arc<Caller>, Fault> {
-        let digest = presented_digest(headers)?;
-        let asked = self.known.try_get_with(digest, self.ask(call, digest)).await;
-        let known = asked.map_err(|status| {
-            let words = "credentials can't be checked at the moment; try again";
-            Fault::new(ErrorCode::DatabaseError, words).because(&*status)
-        })?;
-        match known {
-            Known::Caller(caller) if caller.expires.is_none_or(|end| SystemTime::now() < end) => {
-                Ok(caller)
-            }
-            Known::Refused(ErrorCode::BadKey) => Err(unknown_key()),
-            Known::Caller(_) | Known::Refused(_) => {
-                let words = "this API key has expired or was revoked; ask for a new one";
-                Err(Fault::new(ErrorCode::KeyEnded, words))
-            }
+        let Some(presented) = presented(headers)? else {
+            self.check_failures(call).await?;
+            self.count_failure(call).await;
+            return Err(unknown());
+        };
+        if let Some(caller) = self.callers.known(&presented).await {
+            return Ok(caller);
         }
+        self.check_failures(call).await?;
+        let found = self.callers.find(&presented, call.deadline).await;
+        if found.as_ref().is_err_and(|fault| fault.code() == ErrorCode::BadKey) {
+            self.count_failure(call).await;
+        }
+        found
     }
 
-    async fn ask(&self, call: &Call, digest: KeyDigest) -> Result<Known, Status> {
-        let mut request =
-            tonic::Request::new(AuthenticateRequest { credential_digest: digest.into() });
-        let token = self.mesh_token.expose_secret().parse();
-        request
-            .metadata_mut()
-            .insert(MESH_TOKEN, token.map_err(|_| Status::internal("mesh token"))?);
-        let mut auth = self.auth.clone();
-        // Around the whole call: a lazy channel also queues.
-        let reply = timeout(left(call.deadline, PATIENCE), auth.authenticate(request)).await;
-        match reply.map_err(|_| Status::deadline_exceeded("auth did not answer"))? {
-            Ok(reply) => {
-                let principal = reply.into_inner().principal;
-                let principal = principal.ok_or_else(|| Status::internal("auth named nobody"))?;
-                Ok(Known::Caller(Arc::new(Caller {
-                    key_id: principal.key_id.as_str().into(),
-                    expires: principal.expire_time.and_then(|time| time.try_into().ok()),
-                    principal: Arc::new(principal),
-                })))
-            }
-            Err(status) if status.code() == Code::Unauthenticated => match read(&status) {
-                Some((code, _)) if code == "E4007" => Ok(Known::Refused(ErrorCode::KeyEnded)),
-                // about our own token, and no word about the key
-                _ => Err(status),
-            },
-            Err(status) if status.code() == Code::NotFound => Ok(Known::Refused(ErrorCode::BadKey)),
-            Err(status) => Err(status),
-        }
+    fn attempts(&self) -> Rate {
+        Rate::new(self.limits.auth_failure_limit, ATTEMPT_WINDOW)
+    }
+
+    async fn check_failures(&self, call: &Call) -> Result<(), Fault> {
+        let subject = format!("address:{}", call.address);
+        let decision = self.limiter.peek(&subject, ATTEMPT, self.attempts()).await;
+        let wait = decision.and_then(|decision| decision.retry_after);
+        wait.map_or(Ok(()), |wait| {
+            let words = "too many failed attempts to authenticate from this address; wait";
+            Err(Fault::new(ErrorCode::RateLimited, words).retry_after(wait).quota(subject))
+        })
+    }
+
+    async fn count_failure(&self, call: &Call) {
+        let subject = format!("address:{}", call.address);
+        self.limiter.decide(&subject, ATTEMPT, self.attempts()).await;
     }
 }
 
-fn presented_digest(headers: &HeaderMap) -> Result<KeyDigest, Fault> {
+fn check_access(rpc: &Rpc, caller: &Caller) -> Result<(), Fault> {
+    let has = |scope: &str| caller.principal.scopes.iter().any(|own| own == scope);
+    match rpc.access {
+        Access::Scope(scope) if !has(scope) => {
+            let words =
+                format!("this credential lacks the scope {scope}, which {} needs", rpc.method());
+            Err(Fault::new(ErrorCode::NoPermission, words))
+        }
+        Access::Own(scope) if caller.principal.session_id.is_empty() && !has(scope) => {
+            let words = format!("{} needs a session, or a key with {scope}", rpc.method());
+            Err(Fault::new(ErrorCode::NoPermission, words))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// What the headers present; none where it can't be a credential.
+fn presented(headers: &HeaderMap) -> Result<Option<Presented>, Fault> {
+    if let Some(key) = headers.get("x-api-key") {
+        return Ok(key.to_str().ok().and_then(|key| Presented::read(key, false)));
+    }
     let bearer = headers.get("authorization").and_then(|value| value.to_str().ok());
     let bearer = bearer.and_then(|value| {
         let (scheme, token) = value.split_once(' ')?;
         scheme.eq_ignore_ascii_case("bearer").then(|| token.trim())
     });
-    let key = headers.get("x-api-key").and_then(|value| value.to_str().ok()).or(bearer);
-    let words = "an API key is needed; present it as x-api-key, or as authorization: Bearer";
-    let key = key.ok_or_else(|| Fault::new(ErrorCode::BadKey, words))?;
-    key_text::digest(key).ok_or_else(unknown_key)
+    let words = "a credential is needed: an API key as x-api-key, or a key or an access token as authorization: Bearer";
+    let token = bearer.ok_or_else(|| Fault::new(ErrorCode::BadKey, words))?;
+    Ok(Presented::read(token, true))
 }
 
-fn unknown_key() -> Fault {
-    Fault::new(ErrorCode::BadKey, "this API key is not known; check it for typos")
+fn has_failed(response: &Response) -> bool {
+    Status::from_header_map(response.headers())
+        .is_some_and(|status| status.code() == Code::Unauthenticated)
 }
 
 fn over_limit(rpc: &Rpc, call: &Call, decision: Decision) -> Fault {
-    let key = call.principal.as_ref().map_or("", |principal| &principal.key_id);
     let words = format!("{} may be called {} times in its window", rpc.method(), decision.limit);
     Fault::new(ErrorCode::RateLimited, words)
         .retry_after(decision.retry_after.unwrap_or_default())
-        .quota(format!("key:{key}/{}", rpc.method()))
+        .quota(format!("{}/{}", call.actor(), rpc.method()))
 }
 
 /// The IETF draft's names: <https://datatracker.ietf.org/doc/draft-ietf-httpapi-ratelimit-headers/>.
@@ -221,4 +221,39 @@ fn show(decision: Decision, headers: &mut HeaderMap) {
     headers.insert("ratelimit-remaining", decision.remaining.into());
     let seconds = decision.reset.as_secs() + u64::from(decision.reset.subsec_nanos() > 0);
     headers.insert("ratelimit-reset", seconds.into());
+}
+
+/// A body that ends with its credential. What is below speaks first, so that a handler which watches
+/// the same token can say it in its own words.
+struct Held {
+    body: Body,
+    ended: Pin<Box<WaitForCancellationFutureOwned>>,
+}
+
+impl HttpBody for Held {
+    type Data = Bytes;
+    type Error = axum::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
+        if let Poll::Ready(frame) = Pin::new(&mut self.body).poll_frame(cx) {
+            return Poll::Ready(frame);
+        }
+        if self.body.is_end_stream() || self.ended.as_mut().poll(cx).is_pending() {
+            return Poll::Pending;
+        }
+        // Dropped now: what feeds it must not run on.
+        self.body = Body::empty();
+        Poll::Ready(Some(Ok(trailers(&Status::from(ended())))))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
 }

@@ -6,8 +6,10 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{ArgAction, Args, ValueEnum};
+use ipnet::IpNet;
 use secrecy::{ExposeSecret as _, SecretString};
 
+use crate::db::Engine;
 use crate::secret;
 
 /// How careful to be.
@@ -64,10 +66,15 @@ pub struct Config {
         default_value = "development"
     )]
     pub environment: Environment,
-    /// The store, such as sqlite:///var/lib/hapa/hapa.db; without one each service keeps a SQLite
+    /// The store: postgres://user:password@host/database, needed for more than one replica, or
+    /// sqlite:///var/lib/hapa/hapa.db, one process per file; without one each service keeps a SQLite
     /// file of its own in DATA_DIR.
     #[arg(long, env = "DATABASE_URL", hide_env_values = true)]
-    pub database_url: Option<String>,
+    pub database_url: Option<SecretString>,
+    /// The Redis in which replicas count calls together, such as redis://redis:6379 or
+    /// rediss://user:password@host; without one each counts its own.
+    #[arg(long, env = "REDIS_URL", hide_env_values = true)]
+    pub redis_url: Option<SecretString>,
     /// Secret that services of one mesh share, 32 characters or more; without one it is made and
     /// kept in DATA_DIR/mesh-token.
     #[arg(long, env = "MESH_TOKEN", hide_env_values = true)]
@@ -93,6 +100,14 @@ pub struct Config {
     /// Longest that open calls may go on after the door closed, in seconds.
     #[arg(long, env = "DRAIN_TIMEOUT_SECONDS", default_value = "25", value_parser = seconds)]
     pub drain_timeout_seconds: Duration,
+    /// Networks whose x-forwarded-for is believed: the gateway's. Comma-separated.
+    #[arg(
+        long,
+        env = "TRUSTED_PROXIES",
+        value_delimiter = ',',
+        default_value = "127.0.0.0/8,::1/128"
+    )]
+    pub trusted_proxies: Vec<IpNet>,
     /// How often a key may call.
     #[command(flatten)]
     pub limits: LimitConfig,
@@ -114,6 +129,9 @@ pub struct LimitConfig {
     /// That window, in minutes.
     #[arg(long, env = "RATE_LIMIT_WINDOW_MINUTES", default_value_t = 60, value_parser = clap::value_parser!(u32).range(1..=1440))]
     pub rate_limit_window_minutes: u32,
+    /// Failed authentications per address and minute, after which that address has to wait; 0: no limit.
+    #[arg(long, env = "AUTH_FAILURE_LIMIT", default_value_t = 60)]
+    pub auth_failure_limit: u32,
 }
 
 /// Settings of the log.
@@ -148,22 +166,36 @@ impl Config {
         if (1..secret::SHORTEST).contains(&token) {
             return Err(Wrong::new("MESH_TOKEN", "needs 32 characters or more"));
         }
-        if !self.store_url("").starts_with("sqlite://") {
-            return Err(Wrong::new("DATABASE_URL", "must begin with sqlite://"));
-        }
-        Ok(())
+        let store = Engine::of(&self.store_url(""));
+        store.map_err(|problem| Wrong::new("DATABASE_URL", problem))?;
+        self.redis_url().map_or(Ok(()), check_redis_url)
+    }
+
+    /// The Redis that replicas share, if there is one.
+    pub fn redis_url(&self) -> Option<&SecretString> {
+        self.redis_url.as_ref().filter(|url| !url.expose_secret().is_empty())
     }
 
     /// Where a service keeps its data.
     pub fn store_url(&self, service: &str) -> String {
         let embedded = || format!("sqlite://{}/{service}.db?mode=rwc", self.data_dir.display());
-        self.database_url.clone().filter(|url| !url.is_empty()).unwrap_or_else(embedded)
+        let set = self.database_url.as_ref().map(SecretString::expose_secret);
+        set.filter(|url| !url.is_empty()).map_or_else(embedded, str::to_owned)
     }
 
     /// Whether to serve reflection.
     pub fn reflects(&self) -> bool {
         self.reflection.unwrap_or(self.environment != Environment::Production)
     }
+}
+
+/// One server, plain or over TLS: what else a Redis can be is not built in.
+pub(crate) fn check_redis_url(url: &SecretString) -> Result<(), Wrong> {
+    let url = url.expose_secret();
+    if url.starts_with("redis://") || url.starts_with("rediss://") {
+        return Ok(());
+    }
+    Err(Wrong::new("REDIS_URL", "must begin with redis:// or rediss://"))
 }
 
 /// A positive number of seconds, fractions allowed.

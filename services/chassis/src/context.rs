@@ -1,9 +1,12 @@
 //! What is known about a call from its first byte on; handlers and inner layers read it.
 
+use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 
 use hapa_proto::auth::v1::Principal;
+use ipnet::IpNet;
 use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
 use tonic::{Extensions, Status};
 use uuid::Uuid;
 
@@ -27,8 +30,14 @@ pub struct Call {
     pub deadline: Option<Instant>,
     /// Its row of the access table, none for an unknown method.
     pub(crate) rpc: Option<&'static Rpc>,
-    /// Who calls, once admitted with a key or as a service.
+    /// From where it came: the client's address, as far as trusted proxies say.
+    pub address: IpAddr,
+    /// Who calls, once admitted with a key or a session.
     pub principal: Option<Arc<Principal>>,
+    /// Whether the caller is a service of the mesh, or an operator who holds its token.
+    pub is_mesh: bool,
+    /// Fires when the caller's credential ends; none where no credential is behind the call.
+    pub ended: Option<CancellationToken>,
 }
 
 impl Call {
@@ -38,25 +47,111 @@ impl Call {
         call.ok_or_else(|| Fault::internal("a handler ran outside of the layers").into())
     }
 
+    /// Whether the caller may do everything.
+    pub fn is_admin(&self) -> bool {
+        self.is_mesh || self.has_scope("auth:admin")
+    }
+
+    /// Whether the caller may see what belongs to `owner`.
+    pub fn may_see(&self, owner: &str) -> bool {
+        let principal = self.principal.as_ref();
+        self.is_admin() || principal.is_some_and(|principal| principal.owner == owner)
+    }
+
+    /// Whether the caller's credential has a scope.
+    pub fn has_scope(&self, scope: &str) -> bool {
+        let principal = self.principal.as_ref();
+        principal.is_some_and(|principal| principal.scopes.iter().any(|own| own == scope))
+    }
+
+    /// Who calls, as audit and quota failures name it.
+    pub fn actor(&self) -> String {
+        match &self.principal {
+            Some(principal) if principal.key_id.is_empty() => {
+                format!("session:{}", principal.session_id)
+            }
+            Some(principal) => format!("key:{}", principal.key_id),
+            None if self.is_mesh => "mesh".to_owned(),
+            None => "anonymous".to_owned(),
+        }
+    }
+
     /// Puts the id that a request's body gives it beside the call's own, in every log line.
     pub fn also_named(&self, request_id: &str) {
         tracing::Span::current().record(BODY_ID, request_id);
     }
 
-    pub(crate) fn new(presented_id: Option<&str>, rpc: Option<&'static Rpc>) -> Call {
+    pub(crate) fn new(
+        presented_id: Option<&str>,
+        rpc: Option<&'static Rpc>,
+        address: IpAddr,
+    ) -> Call {
         let id = presented_id.filter(|id| is_request_id(id));
         Call {
             request_id: id.map_or_else(|| Uuid::now_v7().to_string().into(), Arc::from),
             arrived: Instant::now(),
             deadline: None,
             rpc,
+            address,
             principal: None,
+            is_mesh: false,
+            ended: None,
         }
     }
+}
+
+/// The other end of a connection.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Peer(pub(crate) IpAddr);
+
+/// Where a request came from. A trusted proxy appends whom it heard to x-forwarded-for, so the last
+/// entry that no trusted proxy made is the client; anyone else's header is inert.
+pub(crate) fn origin(request: &http::Request<axum::body::Body>, trusted: &[IpNet]) -> IpAddr {
+    let peer =
+        request.extensions().get::<Peer>().map_or(Ipv4Addr::UNSPECIFIED.into(), |peer| peer.0);
+    let is_trusted = |address: &IpAddr| trusted.iter().any(|net| net.contains(address));
+    let mut client = peer.to_canonical();
+    let headers = request.headers().get_all("x-forwarded-for").iter().rev();
+    let entries = headers.filter_map(|value| value.to_str().ok()).flat_map(|text| text.rsplit(','));
+    for entry in entries {
+        if !is_trusted(&client) {
+            break;
+        }
+        let Ok(address) = entry.trim().parse::<IpAddr>() else { break };
+        client = address.to_canonical();
+    }
+    client
 }
 
 /// Whether a text may name a request in logs and replies.
 pub fn is_request_id(text: &str) -> bool {
     let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte);
     (1..=LONGEST_ID).contains(&text.len()) && text.bytes().all(plain)
+}
+
+#[cfg(test)]
+mod tests {
+    use axum::body::Body;
+
+    use super::*;
+
+    fn from(peer: &str, forwarded: &[&str]) -> String {
+        let mut request = http::Request::new(Body::empty());
+        request.extensions_mut().insert(Peer(peer.parse().unwrap()));
+        for value in forwarded {
+            request.headers_mut().append("x-forwarded-for", value.parse().unwrap());
+        }
+        origin(&request, &["127.0.0.0/8".parse().unwrap(), "10.0.0.0/8".parse().unwrap()])
+            .to_string()
+    }
+
+    #[test]
+    fn only_trusted_proxies_are_believed_about_where_a_call_came_from() {
+        assert_eq!(from("203.0.113.7", &["198.51.100.1"]), "203.0.113.7");
+        assert_eq!(from("127.0.0.1", &[]), "127.0.0.1");
+        assert_eq!(from("127.0.0.1", &["198.51.100.1"]), "198.51.100.1");
+        assert_eq!(from("127.0.0.1", &["6.6.6.6, 198.51.100.1, 10.1.2.3"]), "198.51.100.1");
+        assert_eq!(from("::ffff:127.0.0.1", &["6.6.6.6", "198.51.100.1"]), "198.51.100.1");
+        assert_eq!(from("127.0.0.1", &["6.6.6.6, nonsense"]), "127.0.0.1");
+    }
 }

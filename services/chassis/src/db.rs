@@ -1,66 +1,306 @@
-//! A service's store: SQLite by default, through sqlx's `Any` driver so that one SQL text serves
-//! PostgreSQL too. One connection writes, so that writers wait in line instead of failing.
+//! A service's store: a SQLite file for one process, PostgreSQL for several. Both speak through
+//! sqlx's `Any` driver, so that one SQL text serves both.
+//!
+//! SQLite has one connection that writes, so that writers wait in line instead of failing.
+//! PostgreSQL has one pool for all, and limits of its own on what a lost caller leaves behind.
 
 use std::borrow::Cow;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
+use futures_util::future::BoxFuture;
 use sqlx::any::{AnyConnectOptions, AnyPoolOptions, install_default_drivers};
-use sqlx::migrate::{Migration, MigrationType, Migrator};
-use sqlx::{AnyPool, Executor as _, SqlSafeStr as _};
+use sqlx::migrate::{MigrateError, Migration, MigrationType, Migrator};
+use sqlx::{
+    AnyConnection, AnyPool, AssertSqlSafe, ConnectOptions as _, Connection as _, Error,
+    Executor as _, Row as _, SqlSafeStr as _,
+};
+use tokio::time::{Instant, sleep, timeout};
+use tokio_util::task::TaskTracker;
+use tracing::Instrument as _;
+
+use crate::config::Wrong;
 
 /// Waiting longer than this for a connection is being overloaded.
 const ACQUIRE: Duration = Duration::from_secs(2);
+/// SQLite's readers.
 const READERS: u32 = 4;
+/// PostgreSQL's connections, of each process.
+const CONNECTIONS: u32 = 10;
+/// Whatever state a connection is in, it ends.
+const LIFETIME: Duration = Duration::from_mins(5);
+/// How long a PostgreSQL that is not up yet is waited for.
+const COMING_UP: Duration = Duration::from_secs(30);
+/// How long one attempt to connect may take.
+const CONNECT: Duration = Duration::from_secs(5);
+/// How long migrating may take, with the wait for others that migrate.
+const MIGRATING: Duration = Duration::from_mins(1);
+
+/// Credentials must survive a power cut: FULL.
+const PRAGMAS: &str =
+    "PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; PRAGMA foreign_keys = ON;
+                       PRAGMA busy_timeout = 5000";
+
+/// A dropped query goes on in PostgreSQL until one of these ends it.
+const LIMITS: &str = "SET statement_timeout = '5s'; SET lock_timeout = '2s';
+                      SET idle_in_transaction_session_timeout = '10s'";
+/// The connection that migrates waits for the other replicas, whatever limits its role has.
+const NO_LIMITS: &str = "SET statement_timeout = 0; SET lock_timeout = 0";
 
 /// A migration: its number, its name, its SQL.
 pub type Step = (i64, &'static str, &'static str);
 
+/// What keeps a store.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Engine {
+    /// A file, of one process.
+    Sqlite,
+    /// A server, of as many processes as there are.
+    Postgres,
+}
+
+impl Engine {
+    /// The engine that a URL names, or what is wrong with the URL. Neither shows any of it: it has
+    /// the password.
+    pub fn of(url: &str) -> Result<Engine, &'static str> {
+        match url.split_once("://") {
+            Some(("sqlite", _)) => Ok(Engine::Sqlite),
+            Some(("postgres" | "postgresql", _)) => {
+                let parsed = url.parse::<AnyConnectOptions>();
+                // With a # in the password the rest is no host, but none would tell.
+                let whole = parsed.is_ok_and(|options| options.database_url.fragment().is_none());
+                let wrong = "can't be read; in a password write / ? # @ as %2F %3F %23 %40";
+                if whole { Ok(Engine::Postgres) } else { Err(wrong) }
+            }
+            _ => Err("must begin with sqlite://, postgres:// or postgresql://"),
+        }
+    }
+}
+
 /// An open store.
+///
+/// A caller may vanish at any await. A single statement on `writer` is its own transaction and can
+/// be left alone; what takes several goes through [`Db::transaction`].
 #[derive(Clone, Debug)]
 pub struct Db {
     /// For statements that change something.
     pub writer: AnyPool,
     /// For the others.
     pub reader: AnyPool,
+    engine: Engine,
+    tasks: TaskTracker,
 }
 
 impl Db {
-    /// Opens the store at `url`, makes it where it is a SQLite file, and migrates it.
-    pub async fn open(url: &str, steps: &[Step]) -> anyhow::Result<Db> {
+    /// Opens the store at `url` and migrates it. A SQLite file is made; a PostgreSQL that is not up
+    /// yet is waited for. Steps are counted by service, so that services may share a database.
+    pub async fn open(service: &'static str, url: &str, steps: &[Step]) -> anyhow::Result<Db> {
         install_default_drivers();
-        if let Some(path) = url.strip_prefix("sqlite://") {
-            let path = path.split('?').next().unwrap_or(path);
-            if let Some(folder) = Path::new(path).parent() {
-                std::fs::create_dir_all(folder)
-                    .with_context(|| format!("making the folder {}", folder.display()))?;
-            }
+        let engine = Engine::of(url).map_err(|problem| Wrong::new("DATABASE_URL", problem))?;
+        let options: AnyConnectOptions = url.parse().context("DATABASE_URL can't be read")?;
+        if engine == Engine::Sqlite {
+            make_folder(url)?;
         }
-        let options: AnyConnectOptions = url.parse().context("the store's URL can't be read")?;
-        let writer = pool(1).connect_with(options.clone()).await.context("opening the store")?;
-        migrator(steps).run(&writer).await.context("migrating the store")?;
-        let reader = pool(READERS).connect_with(options).await.context("opening the store")?;
-        Ok(Db { writer, reader })
+        let connection = connect(&options).await?;
+        let migrated = timeout(MIGRATING, migrate(connection, engine, migrator(service, steps)));
+        migrated
+            .await
+            .context("migrating the store took too long")?
+            .context("migrating the store")?;
+        let open = async |pool: AnyPoolOptions| {
+            pool.connect_with(options.clone()).await.context("opening the store")
+        };
+        let (writer, reader) = match engine {
+            Engine::Sqlite => (open(file_pool(1)).await?, open(file_pool(READERS)).await?),
+            Engine::Postgres => {
+                let pool = open(server_pool(service)).await?;
+                (pool.clone(), pool)
+            }
+        };
+        Ok(Db { writer, reader, engine, tasks: TaskTracker::new() })
+    }
+
+    /// What keeps it.
+    pub fn engine(&self) -> Engine {
+        self.engine
+    }
+
+    /// Runs a transaction to its end (commit or rollback) whatever becomes of the caller.
+    ///
+    /// SQLite's has the file's write lock from its start. PostgreSQL's is READ COMMITTED: what must
+    /// not change between two statements is locked by the first, with an UPDATE for one.
+    pub async fn transaction<T, E>(
+        &self,
+        work: impl for<'t> FnOnce(&'t mut AnyConnection) -> BoxFuture<'t, Result<T, E>> + Send + 'static,
+    ) -> Result<T, E>
+    where
+        T: Send + 'static,
+        E: From<Error> + Send + 'static,
+    {
+        // sqlx up to 0.9.0 counts a BEGIN when it is answered. One that is dropped before leaves a
+        // connection in a transaction that nobody ends, and the pool hands it on. So none is
+        // dropped: it runs in a task of its own.
+        let writer = self.writer.clone();
+        // Deferred, SQLite refuses a write after a read where another writer came between, at once
+        // and whatever its busy_timeout.
+        let begin = match self.engine {
+            Engine::Sqlite => "BEGIN IMMEDIATE",
+            Engine::Postgres => "BEGIN",
+        };
+        let run = async move {
+            let mut transaction = writer.begin_with(begin).await?;
+            match work(&mut transaction).await {
+                Ok(value) => {
+                    transaction.commit().await?;
+                    Ok(value)
+                }
+                Err(error) => {
+                    if let Err(error) = transaction.rollback().await {
+                        tracing::warn!(%error, "a transaction was not rolled back by us");
+                    }
+                    Err(error)
+                }
+            }
+        };
+        match self.tasks.spawn(run.in_current_span()).await {
+            Ok(done) => done,
+            Err(error) => match error.try_into_panic() {
+                Ok(panic) => std::panic::resume_unwind(panic),
+                Err(_) => Err(Error::PoolClosed.into()), // the process ends
+            },
+        }
+    }
+
+    /// Whether the store answers, for health; bounded.
+    pub async fn ping(&self) -> Result<(), Error> {
+        let answer = timeout(ACQUIRE, self.reader.execute("SELECT 1"));
+        answer.await.unwrap_or(Err(Error::PoolTimedOut)).map(drop)
     }
 }
 
-fn pool(most: u32) -> AnyPoolOptions {
-    AnyPoolOptions::new().max_connections(most).acquire_timeout(ACQUIRE).after_connect(|connection, _| {
-        Box::pin(async move {
-            // Credentials must survive a power cut: FULL.
-            let pragmas = "PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; PRAGMA foreign_keys = ON;
-                           PRAGMA busy_timeout = 5000";
-            connection.execute(pragmas).await?;
-            Ok(())
-        })
-    })
+fn make_folder(url: &str) -> anyhow::Result<()> {
+    let path = url.trim_start_matches("sqlite://");
+    let path = path.split('?').next().unwrap_or(path);
+    let Some(folder) = Path::new(path).parent() else { return Ok(()) };
+    std::fs::create_dir_all(folder)
+        .with_context(|| format!("making the folder {}", folder.display()))
 }
 
-fn migrator(steps: &[Step]) -> Migrator {
+fn file_pool(most: u32) -> AnyPoolOptions {
+    AnyPoolOptions::new().max_connections(most).acquire_timeout(ACQUIRE).after_connect(
+        |connection, _| Box::pin(async move { connection.execute(PRAGMAS).await.map(drop) }),
+    )
+}
+
+fn server_pool(service: &str) -> AnyPoolOptions {
+    let greeting: Arc<str> = format!("{LIMITS}; SET application_name = 'hapa-{service}'").into();
+    AnyPoolOptions::new()
+        .max_connections(CONNECTIONS)
+        .acquire_timeout(ACQUIRE)
+        .max_lifetime(LIFETIME)
+        .after_connect(move |connection, _| {
+            let greeting = AssertSqlSafe(Arc::clone(&greeting));
+            Box::pin(async move { connection.execute(greeting).await.map(drop) })
+        })
+        .after_release(|connection, _| Box::pin(is_idle(connection)))
+}
+
+/// Whether a PostgreSQL connection is outside of any transaction.
+///
+/// sqlx does not show what the server says of it, but a statement outside starts its own
+/// transaction, and so at its own time. A failed transaction answers with an error, which closes the
+/// connection too. It costs a round trip that nobody waits for.
+async fn is_idle(connection: &mut AnyConnection) -> Result<bool, Error> {
+    let row = connection.fetch_one("SELECT now() = statement_timestamp()").await?;
+    row.try_get(0)
+}
+
+/// Connects to a store that may be coming up. Errors never tell the URL: it has the password.
+async fn connect(options: &AnyConnectOptions) -> anyhow::Result<AnyConnection> {
+    let host = options.database_url.host_str().unwrap_or("this machine").to_owned();
+    let (begin, mut pause, mut told) = (Instant::now(), Duration::from_millis(100), false);
+    loop {
+        let connected = timeout(CONNECT, options.connect()).await;
+        let error = match connected.unwrap_or(Err(Error::PoolTimedOut)) {
+            Ok(connection) => return Ok(connection),
+            Err(error) => error,
+        };
+        if !is_coming_up(&error) {
+            return Err(error).with_context(|| format!("opening the store on {host}"));
+        }
+        if begin.elapsed() + pause > COMING_UP {
+            let waited = COMING_UP.as_secs();
+            return Err(error)
+                .with_context(|| format!("waited {waited} s for the store on {host}"));
+        }
+        if !told {
+            tracing::warn!(%error, host, "waiting for the store");
+            told = true;
+        }
+        sleep(pause).await;
+        pause = (pause * 2).min(Duration::from_secs(2));
+    }
+}
+
+/// Whether it may work in a moment: nobody listens, or a server that starts, stops or is full.
+fn is_coming_up(error: &Error) -> bool {
+    match error {
+        Error::Io(_) | Error::PoolTimedOut => true,
+        Error::Database(error) => {
+            let code = error.code().unwrap_or_default();
+            matches!(&*code, "57P01" | "57P02" | "57P03" | "53300")
+        }
+        _ => false,
+    }
+}
+
+/// Migrates on a connection of its own, whose end gives back sqlx's advisory lock whatever happens:
+/// replicas that start together on PostgreSQL migrate one after the other.
+async fn migrate(
+    mut connection: AnyConnection,
+    engine: Engine,
+    migrator: Migrator,
+) -> Result<(), MigrateError> {
+    match engine {
+        Engine::Sqlite => {
+            connection.execute(PRAGMAS).await?;
+            adopt(&mut connection, &migrator).await?;
+        }
+        Engine::Postgres => {
+            connection.execute(NO_LIMITS).await?;
+        }
+    }
+    // Not `run`: a future that holds its `Acquire` is not seen to be Send.
+    migrator.run_direct(None, &mut connection, false).await?;
+    drop(connection.close().await); // the steps are done either way
+    Ok(())
+}
+
+/// Takes over the table in which sqlx counted the steps of a SQLite store before services counted
+/// their own: where its first step is ours.
+async fn adopt(connection: &mut AnyConnection, migrator: &Migrator) -> Result<(), Error> {
+    const OLD: &str = "SELECT name FROM sqlite_master WHERE name = '_sqlx_migrations'";
+    let Some(first) = migrator.migrations.first() else { return Ok(()) };
+    if connection.fetch_optional(OLD).await?.is_none() {
+        return Ok(());
+    }
+    let ours = sqlx::query("SELECT version FROM _sqlx_migrations WHERE checksum = $1");
+    let ours = ours.bind(first.checksum.to_vec());
+    if ours.fetch_optional(&mut *connection).await?.is_some() {
+        let rename = format!("ALTER TABLE _sqlx_migrations RENAME TO {}", migrator.table_name);
+        connection.execute(AssertSqlSafe(rename)).await?;
+    }
+    Ok(())
+}
+
+fn migrator(service: &str, steps: &[Step]) -> Migrator {
     let migration = |&(version, name, sql): &Step| {
         let (name, sql) = (Cow::Borrowed(name), sql.into_sql_str());
         Migration::new(version, name, MigrationType::Simple, sql, false)
     };
-    Migrator { migrations: steps.iter().map(migration).collect(), ..Migrator::DEFAULT }
+    let mut migrator = Migrator::with_migrations(steps.iter().map(migration).collect());
+    migrator.dangerous_set_table_name(format!("migrations_{service}"));
+    migrator
 }

@@ -24,6 +24,15 @@ pub fn mint() -> (String, SecretString) {
     (format!("key_{}", &body[..ID]), SecretString::from(text + &checksum))
 }
 
+/// Another text for a key that has one; none where its id is no public id.
+pub fn renew(key_id: &str) -> Option<SecretString> {
+    let id = key_id.strip_prefix("key_").filter(|id| id.len() == ID)?;
+    let secret = rand::rng().sample_iter(Alphanumeric).take(SECRET).map(char::from);
+    let text: String = PREFIX.chars().chain(id.chars()).chain(secret).collect();
+    let checksum = checksum(&text);
+    Some(SecretString::from(text + &checksum))
+}
+
 /// Digests a presented text, none where it can't be a key: wrong form or mistyped.
 pub fn digest(text: &str) -> Option<KeyDigest> {
     let well_formed = text.len() == LENGTH
@@ -57,6 +66,17 @@ mod tests {
         assert!(digest(text.expose_secret()).is_some());
         assert!(text.expose_secret().contains(id.strip_prefix("key_").unwrap()));
         assert_ne!(text.expose_secret(), mint().1.expose_secret());
+    }
+
+    #[test]
+    fn a_renewed_key_keeps_its_id_and_nothing_else() {
+        let (id, text) = mint();
+        let renewed = renew(&id).unwrap();
+        assert!(digest(renewed.expose_secret()).is_some());
+        let begin = PREFIX.len() + ID;
+        assert_eq!(text.expose_secret()[..begin], renewed.expose_secret()[..begin]);
+        assert_ne!(text.expose_secret()[begin..], renewed.expose_secret()[begin..]);
+        assert!(renew("key_short").is_none());
     }
 
     proptest! {

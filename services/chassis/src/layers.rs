@@ -10,6 +10,7 @@ use axum::response::Response;
 use bytes::Bytes;
 use http::HeaderMap;
 use http_body::Frame;
+use ipnet::IpNet;
 use tokio::sync::Semaphore;
 use tonic::Status;
 use tower::ServiceBuilder;
@@ -25,6 +26,7 @@ use crate::status::Fault;
 pub(crate) struct Shared {
     pub(crate) table: Table,
     pub(crate) request_timeout: Duration,
+    pub(crate) trusted_proxies: Vec<IpNet>,
     pub(crate) in_flight: Arc<Semaphore>,
     pub(crate) admission: Admission,
 }

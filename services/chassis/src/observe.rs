@@ -19,7 +19,7 @@ use tonic::{Code, Status};
 use tracing::field::Empty;
 use tracing::{Instrument as _, Span};
 
-use crate::context::{BODY_ID, Call};
+use crate::context::{BODY_ID, Call, origin};
 use crate::layers::{Shared, refuse, trailers};
 use crate::status::{ErrorCode, Fault, code_name, publish, read};
 
@@ -33,7 +33,8 @@ pub(crate) async fn observe(
     next: Next,
 ) -> Response {
     let presented = request.headers().get(REQUEST_ID).and_then(|value| value.to_str().ok());
-    let call = Call::new(presented, shared.table.find(request.uri().path()));
+    let rpc = shared.table.find(request.uri().path());
+    let call = Call::new(presented, rpc, origin(&request, &shared.trusted_proxies));
     let path = call.rpc.map_or(UNKNOWN, |rpc| rpc.path);
     let span =
         tracing::info_span!("call", rpc = path, request_id = %call.request_id, { BODY_ID } = Empty);

@@ -4,10 +4,43 @@
 use std::time::Duration;
 
 use anyhow::Context as _;
+use hapa_proto::auth::v1::auth_service_client::AuthServiceClient;
+use secrecy::{ExposeSecret as _, SecretString};
+use tonic::metadata::{Ascii, MetadataValue};
+use tonic::service::Interceptor;
+use tonic::service::interceptor::InterceptedService;
 use tonic::transport::{Channel, Endpoint};
+use tonic::{Request, Status};
+
+use crate::config::Wrong;
 
 /// The metadata key by which a service proves that it is one.
 pub const MESH_TOKEN: &str = "x-mesh-token";
+
+/// A client of the auth service that proves to be a service itself.
+pub type AuthClient = AuthServiceClient<InterceptedService<Channel, MeshToken>>;
+
+/// The mesh token on every call.
+#[derive(Clone, Debug)]
+pub struct MeshToken(MetadataValue<Ascii>);
+
+impl Interceptor for MeshToken {
+    fn call(&mut self, mut request: Request<()>) -> Result<Request<()>, Status> {
+        request.metadata_mut().insert(MESH_TOKEN, self.0.clone());
+        Ok(request)
+    }
+}
+
+/// A client of the auth service at `address`, on a connection of its own.
+pub fn auth(address: &str, token: &SecretString) -> anyhow::Result<AuthClient> {
+    let mut token: MetadataValue<Ascii> = token
+        .expose_secret()
+        .parse()
+        .map_err(|_| Wrong::new("MESH_TOKEN", "must be plain text without spaces around"))?;
+    token.set_sensitive(true);
+    let channel = InterceptedService::new(channel(address)?, MeshToken(token));
+    Ok(AuthServiceClient::new(channel))
+}
 
 /// A channel for unary calls to `address`, such as `http://auth:50051`.
 pub fn channel(address: &str) -> anyhow::Result<Channel> {

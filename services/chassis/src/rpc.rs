@@ -15,14 +15,22 @@ pub const SCOPES: &[&str] = &[
     "auth:admin",
 ];
 
+/// What a user may do unless its maker says otherwise.
+pub const DEFAULT_SCOPES: &[&str] =
+    &["codegen:generate", "codegen:complete", "errors:read", "analytics:read"];
+
 /// What a caller must show.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Access {
-    /// Nothing: health and reflection.
+    /// Nothing: health and reflection, which live as long as they want.
     Public,
-    /// Any key that is alive.
-    AnyKey,
-    /// A key with this scope.
+    /// Nothing, since it is how one comes by a credential; failures count for the address.
+    Open,
+    /// Any credential that is alive; the handler shows what is its caller's.
+    Caller,
+    /// A session, for what is its user's; or a credential with this scope, for everything.
+    Own(&'static str),
+    /// A credential with this scope.
     Scope(&'static str),
     /// The mesh token: only services call this.
     Mesh,

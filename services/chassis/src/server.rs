@@ -27,7 +27,10 @@ use tower::Service;
 use crate::accept::{Door, accept};
 use crate::admission::Admission;
 use crate::config::{Config, Wrong};
+use crate::credential::Callers;
 use crate::layers::{Shared, stack};
+use crate::limit::Limiter;
+use crate::peer::AuthClient;
 use crate::rpc::{BUILT_IN, Rpc, Table};
 use crate::{peer, probes, secret, telemetry};
 
@@ -68,6 +71,7 @@ pub struct Server {
     tasks: TaskTracker,
     tasks_end: CancellationToken,
     streams_end: CancellationToken,
+    door: Door,
 }
 
 impl Server {
@@ -90,6 +94,7 @@ impl Server {
             tasks: TaskTracker::new(),
             tasks_end: CancellationToken::new(),
             streams_end: CancellationToken::new(),
+            door: Door::default(),
         };
         server.table.add(BUILT_IN);
         server.routes.add_service(health_service);
@@ -107,6 +112,26 @@ impl Server {
     /// Fires when streams must end within a few seconds.
     pub fn streams_end(&self) -> CancellationToken {
         self.streams_end.clone()
+    }
+
+    /// Fires when the door closes: what only waits for news must end at once.
+    pub fn closing(&self) -> CancellationToken {
+        self.door.closing.clone()
+    }
+
+    /// A client of the auth service, which may be in this process.
+    pub fn auth(&self) -> anyhow::Result<AuthClient> {
+        let address = match &self.config.auth_address {
+            Some(address) => address.clone(),
+            None if self.names.contains(&"hapa.auth.v1.AuthService") => {
+                format!("http://{}", dialable(self.listeners.mesh.local_addr()?))
+            }
+            None => {
+                let words = "this role needs the address of auth";
+                return Err(Wrong::new("AUTH_ADDRESS", words).into());
+            }
+        };
+        peer::auth(&address, &self.mesh_token).context("AUTH_ADDRESS")
     }
 
     /// Adds a gRPC service and its rows of the access table.
@@ -138,16 +163,25 @@ impl Server {
         });
     }
 
+    /// Runs a background task that ends by itself, within 2 s of its token.
+    pub fn spawn_to_end<F: Future<Output = ()> + Send + 'static>(
+        &self,
+        task: impl FnOnce(CancellationToken) -> F,
+    ) {
+        self.tasks.spawn(task(self.tasks_end.clone()));
+    }
+
     /// Serves until `shutdown`, then drains; returns when all is over.
     pub async fn serve(self, shutdown: impl Future<Output = ()>) -> anyhow::Result<()> {
         let mesh_address = self.listeners.mesh.local_addr()?;
-        let shared = Arc::new(self.shared(mesh_address)?);
+        let shared = Arc::new(self.shared()?);
         let router = stack(self.routes.routes().into_axum_router().with_state(()), &shared);
-        let (door, calls) = (Door::default(), TaskTracker::new());
+        let (door, calls) = (self.door, TaskTracker::new());
         let (draining, config) = (CancellationToken::new(), &self.config);
         let probes = probes::serve(
             self.listeners.metrics,
             telemetry::metrics()?,
+            Arc::clone(&shared.admission.limiter),
             draining.clone(),
             self.tasks_end.clone(),
         );
@@ -182,24 +216,20 @@ impl Server {
         Ok(())
     }
 
-    fn shared(&self, mesh_address: SocketAddr) -> anyhow::Result<Shared> {
+    fn shared(&self) -> anyhow::Result<Shared> {
         let config = &self.config;
-        let has_auth = self.names.contains(&"hapa.auth.v1.AuthService");
-        let auth_address = match &config.auth_address {
-            Some(address) => address.clone(),
-            None if has_auth => format!("http://{}", dialable(mesh_address)),
-            None => {
-                return Err(
-                    Wrong::new("AUTH_ADDRESS", "this role needs the address of auth").into()
-                );
-            }
-        };
-        let auth = peer::channel(&auth_address).context("AUTH_ADDRESS")?;
+        let callers = Callers::new(self.auth()?);
+        // On a connection of its own: news must not wait behind questions.
+        self.spawn(callers.clone().watch(self.auth()?));
+        self.spawn(callers.clone().expire());
+        let limiter = Arc::new(Limiter::new(&config.limits, config.redis_url())?);
+        let token = self.mesh_token.clone();
         Ok(Shared {
             table: self.table.clone(),
             request_timeout: config.request_timeout,
+            trusted_proxies: config.trusted_proxies.clone(),
             in_flight: Arc::new(Semaphore::new(config.max_in_flight as usize)),
-            admission: Admission::new(self.mesh_token.clone(), auth, &config.limits),
+            admission: Admission::new(token, callers, limiter, &config.limits),
         })
     }
 

@@ -19,8 +19,10 @@ const DURATIONS: &[f64] = &[
 /// Starts logging to standard error. A second call in one process keeps the first's settings.
 pub fn start_logging(config: &LogConfig) -> Result<(), Wrong> {
     // Libraries below warnings only on request: their names stand behind ours in the filter.
-    let directives =
-        format!("h2=warn,hyper=warn,reqwest=warn,sqlx=warn,tower=warn,{}", config.log_level);
+    let directives = format!(
+        "fred=error,h2=warn,hyper=warn,reqwest=warn,sqlx=warn,tower=warn,{}",
+        config.log_level
+    );
     let filter = EnvFilter::builder().parse(directives);
     let filter = filter.map_err(|error| Wrong::new("LOG_LEVEL", error.to_string()))?;
     let log = tracing_subscriber::fmt()
@@ -57,6 +59,11 @@ fn describe() {
     metrics::describe_gauge!("hapa_requests_in_flight", "Calls in progress");
     metrics::describe_counter!("hapa_errors_total", "Calls that failed, by RPC and published code");
     metrics::describe_counter!("hapa_ai_tokens_used_total", "Tokens as the engine counted them");
+    metrics::describe_counter!(
+        "hapa_limiter_fallbacks_total",
+        "Limits decided by this process because Redis did not answer"
+    );
+    metrics::describe_gauge!("hapa_redis_up", "1 while Redis answers, 0 while it does not");
     metrics::describe_histogram!(
         "gen_ai_server_time_to_first_token_seconds",
         "From a generation's arrival to its first token"

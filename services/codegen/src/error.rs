@@ -19,6 +19,13 @@ pub(crate) enum Error {
     NoModel,
     #[error(transparent)]
     Engine(#[from] engine::Error),
+    /// What another service has for the caller, in published words.
+    #[error("{}", .0.message())]
+    Told(Box<Status>),
+    #[error("token budgets can't be checked at the moment; try again")]
+    Budget(#[source] Box<Status>),
+    #[error("this API key or session has expired or was revoked; ask for a new one")]
+    KeyEnded,
     /// The deadline of the call or of the whole generation.
     #[error("the answer was not complete when its time was up; allow more time or ask for less")]
     TimeUp,
@@ -42,6 +49,11 @@ impl Error {
             Error::NoModel => Fault::new(ErrorCode::ModelUnreachable, words),
             Error::Engine(error) => engine_fault(error, partial),
             Error::TimeUp | Error::NoFirstToken => Fault::new(ErrorCode::ModelTimeout, words),
+            Error::Told(status) => Fault::internal(status),
+            Error::Budget(status) => {
+                Fault::new(ErrorCode::DatabaseError, words).because(status.as_ref())
+            }
+            Error::KeyEnded => Fault::new(ErrorCode::KeyEnded, words),
             Error::Stalled => Fault::new(ErrorCode::CutShort, words),
             Error::ShuttingDown => Fault::new(ErrorCode::ShuttingDown, words),
             Error::Internal(cause) => Fault::internal(format_args!("{cause:#}")),
@@ -51,7 +63,10 @@ impl Error {
 
 impl From<Error> for Status {
     fn from(error: Error) -> Status {
-        error.fault(false).into()
+        match error {
+            Error::Told(status) => *status,
+            error => error.fault(false).into(),
+        }
     }
 }
 

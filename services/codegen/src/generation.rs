@@ -18,9 +18,13 @@ use tokio::time::{Instant, Sleep, sleep_until};
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 use tonic::Status;
 
+use crate::budget::Lease;
 use crate::engine::{self, Batch, Engine, Tokens};
 use crate::error::Error;
 use crate::fence::Splitter;
+
+/// Of prompts, in the middle between code, English and Korean.
+const BYTES_PER_TOKEN: usize = 4;
 
 /// How long to wait for what.
 #[derive(Clone, Copy, Debug)]
@@ -37,6 +41,8 @@ pub(crate) struct Order {
     pub(crate) task: String,
     pub(crate) request_id: Arc<str>,
     pub(crate) body: Vec<u8>,
+    /// Who pays.
+    pub(crate) lease: Option<Lease>,
 }
 
 type Opening = Pin<Box<dyn Future<Output = Result<Tokens, engine::Error>> + Send>>;
@@ -71,6 +77,10 @@ pub(crate) struct Generation {
     /// One timer for all waits: set to the earliest, and left alone while tokens push that out.
     alarm: Pin<Box<Sleep>>,
     ending: Pin<Box<WaitForCancellationFutureOwned>>,
+    /// The end of the caller's credential.
+    revoked: Option<Pin<Box<WaitForCancellationFutureOwned>>>,
+    /// About as many tokens as the prompt has, until the engine says.
+    prompt_tokens: i64,
     splitter: Splitter,
     batch: Batch,
     frames: VecDeque<Event>,
@@ -90,6 +100,7 @@ impl Generation {
     ) -> Result<Generation, Error> {
         let now = Instant::now();
         let (engine, body) = (engine.clone(), std::mem::take(&mut order.body));
+        let prompt_tokens = i64::try_from(body.len() / BYTES_PER_TOKEN).unwrap_or(i64::MAX);
         let deadline = call.arrived + patience.whole;
         let deadline = call.deadline.map_or(deadline, |at| at.min(deadline));
         let mut generation = Generation {
@@ -103,6 +114,8 @@ impl Generation {
             deadline,
             alarm: Box::pin(sleep_until(now)),
             ending: Box::pin(streams_end.cancelled_owned()),
+            revoked: call.ended.clone().map(|ended| Box::pin(ended.cancelled_owned())),
+            prompt_tokens,
             splitter: Splitter::default(),
             batch: Batch::default(),
             frames: VecDeque::new(),
@@ -112,7 +125,7 @@ impl Generation {
         let due = generation.due();
         generation.alarm.as_mut().reset(due);
         match generation.wait().await? {
-            Happened::Opened(tokens) => generation.source = Source::Open(tokens),
+            Happened::Opened(tokens) => generation.open(tokens),
             Happened::Read | Happened::Alarm => generation.check_time()?,
         }
         let started = Started {
@@ -153,7 +166,7 @@ impl Generation {
 
     async fn advance(&mut self) -> Result<(), Error> {
         match self.wait().await {
-            Ok(Happened::Opened(tokens)) => self.source = Source::Open(tokens),
+            Ok(Happened::Opened(tokens)) => self.open(tokens),
             Ok(Happened::Read) => self.take_batch()?,
             Ok(Happened::Alarm) => {
                 // The alarm may have come between two chunks that were to be taken together.
@@ -172,6 +185,20 @@ impl Generation {
         Ok(())
     }
 
+    fn open(&mut self, tokens: Box<Tokens>) {
+        self.source = Source::Open(tokens);
+        self.count();
+    }
+
+    /// Tells the lease what was used until now: as the engine says, else by what was read.
+    fn count(&mut self) {
+        let Some(lease) = &mut self.order.lease else { return };
+        lease.count(match &self.batch.usage {
+            Some(usage) => usage.total_tokens.into(),
+            None => self.prompt_tokens.saturating_add(self.batch.pieces.into()),
+        });
+    }
+
     /// Waits for the engine, the earliest time that means something, or the end of the server.
     async fn wait(&mut self) -> Result<Happened, Error> {
         let (source, batch) = (&mut self.source, &mut self.batch);
@@ -187,6 +214,7 @@ impl Generation {
         let happened = tokio::select! {
             biased;
             () = &mut self.ending => return Err(Error::ShuttingDown),
+            () = fired(&mut self.revoked) => return Err(Error::KeyEnded),
             heard = heard => heard?,
             () = &mut self.alarm => Happened::Alarm,
         };
@@ -238,6 +266,7 @@ impl Generation {
     /// Turns what was read into frames.
     fn take_batch(&mut self) -> Result<(), Error> {
         self.take_text();
+        self.count();
         if !self.batch.done {
             return Ok(());
         }
@@ -288,6 +317,9 @@ impl Generation {
 
     fn fail(&mut self, error: Error) {
         self.end_text();
+        if !matches!(self.source, Source::Opening(_)) {
+            self.count();
+        }
         let usage = self.batch.usage.take();
         account(usage.as_ref());
         let partial = self.first_token.is_some();
@@ -302,6 +334,13 @@ impl Generation {
         self.failure = Some(fault.into());
         // Dropping the source is what stops the engine.
         self.source = Source::Ended;
+    }
+}
+
+async fn fired(token: &mut Option<Pin<Box<WaitForCancellationFutureOwned>>>) {
+    match token {
+        Some(token) => token.await,
+        None => std::future::pending().await,
     }
 }
 

@@ -1,5 +1,6 @@
 //! Questions in, code out: prompts, the engine's stream, and what is said about it.
 
+mod budget;
 mod engine;
 mod error;
 mod fence;
@@ -16,6 +17,7 @@ use hapa_chassis::{Access, Rpc, Server, config};
 use hapa_proto::codegen::v1::codegen_service_server::CodegenServiceServer;
 use secrecy::SecretString;
 
+use crate::budget::Budgets;
 use crate::engine::Engine;
 use crate::generation::Patience;
 use crate::model::Models;
@@ -58,8 +60,8 @@ const RPCS: &[Rpc] = &[
         Access::Scope("codegen:generate"),
     )
     .limited(20, 60),
-    Rpc::new("/hapa.codegen.v1.CodegenService/ListModels", Access::AnyKey),
-    Rpc::new("/hapa.codegen.v1.CodegenService/GetCodeHealth", Access::AnyKey),
+    Rpc::new("/hapa.codegen.v1.CodegenService/ListModels", Access::Caller),
+    Rpc::new("/hapa.codegen.v1.CodegenService/GetCodeHealth", Access::Caller),
 ];
 
 /// Adds the service.
@@ -80,7 +82,8 @@ pub async fn mount(config: &Config, server: &mut Server) -> anyhow::Result<()> {
         heartbeat: config.heartbeat_seconds,
     };
     let models = Models::new(engine.clone(), config.ai_model_name.clone());
-    let codegen = Codegen { engine, models, patience, streams_end: server.streams_end() };
+    let budgets = Budgets::new(server, config.vllm_timeout_seconds)?;
+    let codegen = Codegen { engine, models, budgets, patience, streams_end: server.streams_end() };
     server.add(CodegenServiceServer::new(codegen), RPCS).await;
     Ok(())
 }

@@ -121,6 +121,7 @@ fn answer_in<'a>(question: &str, sentences: &'a AnswerIn) -> &'a str {
 
 #[cfg(test)]
 mod tests {
+    use hapa_chassis::profile::{FEATURES, FIELDS};
     use hapa_proto::codegen::v1::GenerateCodeRequest;
     use proptest::prelude::*;
 
@@ -132,7 +133,7 @@ mod tests {
             ..GenerateCodeRequest::default()
         };
         change(&mut request);
-        Question::check(request).unwrap()
+        Question::check(request, None).unwrap()
     }
 
     #[test]
@@ -187,6 +188,22 @@ mod tests {
         // Every word but the five defaults says something of its own.
         assert_eq!((prompts.len(), distinct.len()), (4 + 4 + 4 + 6 + 6 - 5, 4 + 4 + 4 + 6 + 6 - 5));
         assert!(plain.contains("```python"));
+    }
+
+    #[test]
+    fn a_word_that_is_accepted_has_words_here() {
+        let ours = &*VOCABULARY;
+        let ours = [
+            &ours.python_skill_level,
+            &ours.code_output_structure,
+            &ours.explanation_style,
+            &ours.project_context,
+            &ours.error_handling_preference,
+            &ours.preferred_language_features,
+        ];
+        for ((field, known), words) in FIELDS.iter().chain([&FEATURES]).zip(ours) {
+            assert!(known.iter().eq(words.keys()), "{field}: {known:?}, {words:?}");
+        }
     }
 
     #[test]

@@ -1,10 +1,10 @@
 //! A request that has been checked, with its defaults filled in.
 
-use hapa_chassis::{Violations, is_request_id};
+use hapa_chassis::{Violations, is_request_id, profile};
 use hapa_proto::codegen::v1::{GenerateCodeRequest, UserProfile};
 
 use crate::engine::{ChatRequest, Message, StreamOptions};
-use crate::prompt::{self, VOCABULARY, Words};
+use crate::prompt::{self, VOCABULARY};
 
 const LONGEST_QUESTION: usize = 10_000;
 const LONGEST_CONTEXT: usize = 50_000;
@@ -35,15 +35,21 @@ pub(crate) struct Question {
 }
 
 impl Question {
-    /// Checks every field, and names all that are wrong.
-    pub(crate) fn check(request: GenerateCodeRequest) -> Result<Question, Violations> {
+    /// Checks every field, and names all that are wrong. A request without a profile is answered as
+    /// the user's stored one says.
+    pub(crate) fn check(
+        request: GenerateCodeRequest,
+        stored: Option<&UserProfile>,
+    ) -> Result<Question, Violations> {
         let mut found = Violations::default();
         check_texts(&request, &mut found);
         check_numbers(&request, &mut found);
-        let profile = with_defaults(request.user_profile.unwrap_or_default());
-        check_profile(&profile, &mut found);
+        let profile =
+            with_defaults(request.user_profile.or_else(|| stored.cloned()).unwrap_or_default());
+        profile::check(&profile, &mut found);
         let task = or_default(request.task, "generate");
-        check_word("task", &task, &VOCABULARY.task, &mut found);
+        let tasks: Vec<_> = VOCABULARY.task.keys().map(String::as_str).collect();
+        profile::check_word("task", &task, &tasks, &mut found);
         found.check()?;
         Ok(Question {
             text: request.user_question,
@@ -58,6 +64,12 @@ impl Question {
             top_p: request.top_p.unwrap_or(DEFAULT_TOP_P),
             max_tokens: request.max_tokens.unwrap_or(DEFAULT_TOKENS),
         })
+    }
+
+    /// The most tokens that prompt and answer can be, for a budget: a token is rarely less than
+    /// three bytes of what models are asked in, and the template adds some.
+    pub(crate) fn most_tokens(&self, body: &[u8]) -> i64 {
+        i64::try_from(body.len() / 3).unwrap_or(i64::MAX).saturating_add(self.max_tokens.into())
     }
 
     /// The body of the engine's request.
@@ -133,43 +145,6 @@ fn check_numbers(request: &GenerateCodeRequest, found: &mut Violations) {
     }
 }
 
-fn check_profile(profile: &UserProfile, found: &mut Violations) {
-    let words = &*VOCABULARY;
-    let fields = [
-        ("user_profile.python_skill_level", &profile.python_skill_level, &words.python_skill_level),
-        (
-            "user_profile.code_output_structure",
-            &profile.code_output_structure,
-            &words.code_output_structure,
-        ),
-        ("user_profile.explanation_style", &profile.explanation_style, &words.explanation_style),
-        ("user_profile.project_context", &profile.project_context, &words.project_context),
-        (
-            "user_profile.error_handling_preference",
-            &profile.error_handling_preference,
-            &words.error_handling_preference,
-        ),
-    ];
-    for (field, word, words) in fields {
-        check_word(field, word, words, found);
-    }
-    let field = "user_profile.preferred_language_features";
-    if profile.preferred_language_features.len() > words.preferred_language_features.len() {
-        found.wrong(field, "names a feature more than once");
-    }
-    for word in &profile.preferred_language_features {
-        check_word(field, word, &words.preferred_language_features, found);
-    }
-}
-
-fn check_word(field: &'static str, word: &str, words: &Words, found: &mut Violations) {
-    if !words.contains_key(word) {
-        let known = words.keys().map(String::as_str).collect::<Vec<_>>().join(", ");
-        let shown: String = word.chars().take(40).collect();
-        found.wrong(field, format!("is {shown:?}; known are {known}"));
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -178,7 +153,7 @@ mod tests {
         let mut request =
             GenerateCodeRequest { user_question: "q".to_owned(), ..Default::default() };
         change(&mut request);
-        Question::check(request).err().map(|found| found.fields()).unwrap_or_default()
+        Question::check(request, None).err().map(|found| found.fields()).unwrap_or_default()
     }
 
     #[test]
@@ -215,7 +190,7 @@ mod tests {
             task: "dance".to_owned(),
             ..Default::default()
         };
-        let found = Question::check(request).unwrap_err();
+        let found = Question::check(request, None).unwrap_err();
         let words = found.to_string();
         assert_eq!(found.fields().len(), 3, "{words}");
         assert!(
@@ -225,13 +200,31 @@ mod tests {
     }
 
     #[test]
+    fn the_stored_profile_answers_where_a_request_carries_none() {
+        let level = |level: &str| UserProfile {
+            python_skill_level: level.to_owned(),
+            ..UserProfile::default()
+        };
+        let ask = |own: Option<UserProfile>| {
+            let user_question = "q".to_owned();
+            let request =
+                GenerateCodeRequest { user_question, user_profile: own, ..Default::default() };
+            Question::check(request, Some(&level("expert"))).unwrap().profile
+        };
+        assert_eq!(ask(None).python_skill_level, "expert");
+        assert_eq!(ask(Some(level("beginner"))).python_skill_level, "beginner");
+        assert_eq!(ask(Some(UserProfile::default())).python_skill_level, "intermediate");
+    }
+
+    #[test]
     fn the_engine_is_told_what_is_on_the_list_and_nothing_else() {
-        let question = Question::check(GenerateCodeRequest {
+        let request = GenerateCodeRequest {
             user_question: "q".to_owned(),
             session_id: "mine".to_owned(),
             max_tokens: Some(7),
             ..Default::default()
-        });
+        };
+        let question = Question::check(request, None);
         let body = question.unwrap().body("m").unwrap();
         let body: serde_json::Value = serde_json::from_slice(&body).unwrap();
         let fields: Vec<_> = body.as_object().unwrap().keys().collect();

@@ -16,6 +16,7 @@ use reqwest::StatusCode;
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status};
 
+use crate::budget::Budgets;
 use crate::engine::{self, Engine};
 use crate::error::Error;
 use crate::generation::{Generation, Order, Patience, millis};
@@ -25,6 +26,7 @@ use crate::question::Question;
 pub(crate) struct Codegen {
     pub(crate) engine: Engine,
     pub(crate) models: Models,
+    pub(crate) budgets: Budgets,
     pub(crate) patience: Patience,
     pub(crate) streams_end: CancellationToken,
 }
@@ -79,7 +81,8 @@ impl CodegenService for Codegen {
 impl Codegen {
     async fn begin(&self, request: Request<GenerateCodeRequest>) -> Result<Generation, Error> {
         let call = Call::of(request.extensions()).map_err(|status| anyhow::anyhow!("{status}"))?;
-        let question = Question::check(request.into_inner())?;
+        let stored = call.principal.as_ref().and_then(|caller| caller.profile.as_ref());
+        let question = Question::check(request.into_inner(), stored)?;
         if let Some(id) = &question.request_id {
             call.also_named(id);
         }
@@ -93,8 +96,9 @@ impl Codegen {
             return Err(Error::ModelNotAllowed(model));
         }
         let body = question.body(&model).map_err(anyhow::Error::from)?;
+        let lease = self.budgets.reserve(&call, question.most_tokens(&body)).await?;
         let request_id = question.request_id.map_or_else(|| call.request_id.clone(), Arc::from);
-        let order = Order { model, task: question.task, request_id, body };
+        let order = Order { model, task: question.task, request_id, body, lease };
         let begun =
             Generation::begin(&self.engine, order, &call, self.patience, self.streams_end.clone())
                 .await;

@@ -135,6 +135,8 @@ impl Engine {
 #[derive(Debug, Default)]
 pub(crate) struct Batch {
     pub(crate) text: String,
+    /// Events that had text, since the begin: about as many tokens.
+    pub(crate) pieces: u32,
     pub(crate) finish_reason: Option<String>,
     pub(crate) usage: Option<Usage>,
     /// `[DONE]` came: no more will.
@@ -200,6 +202,7 @@ fn take_event(data: &[u8], batch: &mut Batch) -> Result<(), Error> {
     if let Some(choice) = chunk.choices.into_iter().next() {
         if let Some(Text(text)) = choice.delta.content {
             batch.text.push_str(&text);
+            batch.pieces = batch.pieces.saturating_add(1);
         }
         if let Some(reason) = choice.finish_reason {
             batch.finish_reason = Some(reason.into_owned());

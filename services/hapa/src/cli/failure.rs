@@ -61,8 +61,11 @@ impl Failure {
         Failure::Setting(format!("{name}: {value:?} {problem}"))
     }
 
-    /// Tells what went wrong, to standard error.
+    /// Tells what went wrong, to standard error. A reader who has left, such as `head`, is told nothing.
     pub fn print(&self) {
+        if self.reader_left() {
+            return;
+        }
         let style = Style::new().bold().fg_color(Some(AnsiColor::Red.into()));
         let mut out = anstream::stderr();
         let _ = match self {
@@ -70,6 +73,12 @@ impl Failure {
             Failure::Refused(status) => writeln!(out, "{style}error{style:#} {}", explain(status)),
             Failure::Other(error) => writeln!(out, "{style}error{style:#} {error:#}"),
         };
+    }
+
+    fn reader_left(&self) -> bool {
+        let Failure::Other(error) = self else { return false };
+        let error = error.downcast_ref::<std::io::Error>();
+        error.is_some_and(|error| error.kind() == std::io::ErrorKind::BrokenPipe)
     }
 
     /// 78 for settings, 1 for the rest.

@@ -1,5 +1,7 @@
 //! The command line: which commands there are, and how a failure is told.
 
+mod audit;
+mod budget;
 mod config;
 mod connection;
 mod failure;
@@ -7,7 +9,13 @@ mod gateway;
 mod generate;
 mod json;
 mod key;
+mod moment;
+mod password;
+mod private;
 mod serve;
+mod session;
+mod table;
+mod user;
 
 use clap::error::ErrorKind;
 use clap::{CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
@@ -32,9 +40,18 @@ enum Command {
     Codegen(Box<serve::Codegen>),
     /// Ask for code and watch it come.
     Generate(Box<generate::Args>),
-    /// Make, list and end API keys.
+    /// Make, list, change, rotate and end API keys, and see what they use.
     #[command(subcommand)]
     Key(Box<key::Command>),
+    /// Make, list, change and remove users, who log in and own keys.
+    #[command(subcommand)]
+    User(Box<user::Command>),
+    /// Log in as a user; list and end sessions.
+    #[command(subcommand)]
+    Session(Box<session::Command>),
+    /// Read and check the log of who changed what.
+    #[command(subcommand)]
+    Audit(Box<audit::Command>),
     /// Print the effective settings, secrets redacted.
     Config(Box<config::Args>),
     /// Write the gateway's configuration for Envoy.
@@ -60,6 +77,9 @@ pub async fn execute(cli: Cli) -> Result<(), Failure> {
         Command::Codegen(args) => serve::serve(args.into()).await,
         Command::Generate(args) => generate::generate(*args).await,
         Command::Key(command) => key::execute(*command).await,
+        Command::User(command) => user::execute(*command).await,
+        Command::Session(command) => session::execute(*command).await,
+        Command::Audit(command) => audit::execute(*command).await,
         Command::Config(args) => config::print(&args, &Cli::command()),
         Command::Gateway(args) => gateway::write(&args),
     }

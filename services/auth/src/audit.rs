@@ -1,0 +1,63 @@
+//! The RPCs of the audit log.
+
+use hapa_chassis::Violations;
+use hapa_proto::auth::v1::audit_service_server::AuditService;
+use hapa_proto::auth::v1::{
+    ListAuditEntriesRequest, ListAuditEntriesResponse, VerifyAuditLogRequest,
+    VerifyAuditLogResponse,
+};
+use tonic::{Request, Response, Status};
+
+use crate::error::Error;
+use crate::page;
+use crate::store::{Entries, Store};
+use crate::times::micros;
+
+pub(crate) struct Audit {
+    pub(crate) store: Store,
+}
+
+#[tonic::async_trait]
+impl AuditService for Audit {
+    async fn list_audit_entries(
+        &self,
+        request: Request<ListAuditEntriesRequest>,
+    ) -> Result<Response<ListAuditEntriesResponse>, Status> {
+        let request = request.into_inner();
+        let size = page::size(request.page_size).map_err(Error::from)?;
+        let before = match request.page_token.as_str() {
+            "" => i64::MAX,
+            token => token.parse().map_err(|_| {
+                Error::from(Violations::one("page_token", "is not one that a reply gave"))
+            })?,
+        };
+        let entries = Entries {
+            before,
+            actor: request.actor,
+            subject: request.subject,
+            action: request.action,
+            start: request.start_time.as_ref().map_or(i64::MIN, micros),
+            end: request.end_time.as_ref().map_or(i64::MAX, micros),
+        };
+        let found = self.store.audit_page(&entries, size + 1).await?;
+        let (entries, more) = page::cut(found, size);
+        let last = entries.last().filter(|_| more);
+        let next_page_token = last.map(|entry| entry.sequence.to_string()).unwrap_or_default();
+        Ok(Response::new(ListAuditEntriesResponse { entries, next_page_token }))
+    }
+
+    async fn verify_audit_log(
+        &self,
+        _: Request<VerifyAuditLogRequest>,
+    ) -> Result<Response<VerifyAuditLogResponse>, Status> {
+        let verdict = self.store.verify_audit().await?;
+        let (broken_sequence, problem) = verdict.broken.clone().unwrap_or_default();
+        Ok(Response::new(VerifyAuditLogResponse {
+            intact: verdict.broken.is_none(),
+            entries: verdict.entries,
+            head_hash: verdict.head_hash,
+            broken_sequence,
+            problem,
+        }))
+    }
+}

@@ -1,0 +1,57 @@
+//! When keys were last used: noted in memory, written in batches, so that no call pays for a write.
+//!
+//! Replicas ask again for a key every 45 s at the latest, and notes are written every 10 s: what is
+//! shown is true to 60 s.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use tokio::time::sleep;
+
+use crate::store::Store;
+use crate::times::now;
+
+const PAUSE: Duration = Duration::from_secs(10);
+/// Texts in use between two writes; what is above is noted the next time.
+const MOST: usize = 100_000;
+
+/// By a text's hash: its last use.
+#[derive(Clone, Default)]
+pub(crate) struct Uses(Arc<Mutex<HashMap<String, i64>>>);
+
+impl Uses {
+    pub(crate) fn note(&self, hash: String) {
+        let mut noted = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if noted.len() < MOST || noted.contains_key(&hash) {
+            noted.insert(hash, now());
+        }
+    }
+
+    /// Writes for as long as the server runs.
+    pub(crate) async fn write(self, store: Store) {
+        loop {
+            sleep(PAUSE).await;
+            self.flush(&store).await;
+        }
+    }
+
+    /// Writes what is noted; what can't be written is noted again.
+    pub(crate) async fn flush(&self, store: &Store) {
+        let mut noted: Vec<_> = {
+            let mut noted = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+            noted.drain().collect()
+        };
+        // Rows are always locked in one order.
+        noted.sort();
+        for uses in noted.chunks(1_000) {
+            if let Err(error) = store.touch(uses.to_vec()).await {
+                tracing::warn!(%error, "last uses of keys were not written; tried again later");
+                let mut again = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+                for (hash, time) in uses {
+                    again.entry(hash.clone()).or_insert(*time);
+                }
+            }
+        }
+    }
+}

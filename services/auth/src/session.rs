@@ -1,0 +1,225 @@
+//! The RPCs of sessions: a proof for a pair of tokens, a refresh token for the next pair, the end.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use hapa_chassis::{Call, Violations};
+use hapa_proto::auth::v1::create_session_request::{Password, Proof};
+use hapa_proto::auth::v1::session_service_server::SessionService;
+use hapa_proto::auth::v1::{
+    CreateSessionRequest, CreateSessionResponse, ListSessionsRequest, ListSessionsResponse,
+    RefreshSessionRequest, RefreshSessionResponse, RevokeSessionRequest, RevokeSessionResponse,
+    Session, User,
+};
+use hapa_proto::codegen::v1::UserProfile;
+use secrecy::{ExposeSecret as _, SecretString};
+use tokio::time::sleep;
+use tonic::{Request, Response, Status};
+
+use crate::credential::Pepper;
+use crate::error::Error;
+use crate::identity::Identity;
+use crate::password::Passwords;
+use crate::store::{By, NewSession, NewUser, Refreshed, Store};
+use crate::times::{DAY, in_days, now};
+use crate::token::{Claims, Tokens};
+use crate::user::visible;
+use crate::{check, ids};
+
+const LONGEST_PASSWORD: usize = 1_024;
+const LONGEST_REFRESH: usize = 128;
+/// How often ended sessions are forgotten, and how long they are kept to tell a late refresh why.
+const FORGETTING: Duration = Duration::from_hours(1);
+const KEPT: i64 = 30 * DAY;
+
+pub(crate) struct Sessions {
+    pub(crate) store: Store,
+    pub(crate) pepper: Pepper,
+    pub(crate) passwords: Passwords,
+    pub(crate) tokens: Arc<Tokens>,
+    pub(crate) identity: Option<Identity>,
+    pub(crate) access_minutes: u32,
+    pub(crate) session_days: u32,
+}
+
+#[tonic::async_trait]
+impl SessionService for Sessions {
+    async fn create_session(
+        &self,
+        request: Request<CreateSessionRequest>,
+    ) -> Result<Response<CreateSessionResponse>, Status> {
+        let by = By::of(&Call::of(request.extensions())?);
+        let (user_id, method) = match request.into_inner().proof {
+            Some(Proof::Password(proof)) => (self.by_password(proof).await?, "password"),
+            Some(Proof::IdToken(token)) => (self.by_token(&by, &token).await?, "identity_provider"),
+            None => {
+                let mut found = Violations::default();
+                found.missing("password");
+                return Err(Error::from(found).into());
+            }
+        };
+        let refresh_token = ids::refresh_token();
+        let new = NewSession {
+            session_id: ids::session(),
+            user_id,
+            method,
+            expire_time: in_days(by.time, self.session_days),
+            refresh_hash: self.pepper.hash_text(refresh_token.expose_secret())?,
+        };
+        let session = self.store.insert_session(by, new).await?;
+        let access_token = self.access_token(&session)?.expose_secret().to_owned();
+        Ok(Response::new(CreateSessionResponse {
+            session: Some(session),
+            access_token,
+            token_type: "bearer".to_owned(),
+            expires_in: self.access_minutes * 60,
+            refresh_token: refresh_token.expose_secret().to_owned(),
+        }))
+    }
+
+    async fn refresh_session(
+        &self,
+        request: Request<RefreshSessionRequest>,
+    ) -> Result<Response<RefreshSessionResponse>, Status> {
+        let by = By::of(&Call::of(request.extensions())?);
+        let token = check::required("refresh_token", request.into_inner().refresh_token);
+        let token = token.map_err(Error::from)?;
+        if token.len() > LONGEST_REFRESH {
+            return Err(Error::BadProof.into());
+        }
+        let next = ids::refresh_token();
+        let hash = self.pepper.hash_text(&token)?;
+        let next_hash = self.pepper.hash_text(next.expose_secret())?;
+        let end = in_days(by.time, self.session_days);
+        let session = match self.store.refresh_session(by, hash, next_hash, end).await? {
+            Refreshed::Session(session) => session,
+            Refreshed::Unknown => return Err(Error::BadProof.into()),
+            Refreshed::Ended => return Err(Error::Ended.into()),
+        };
+        let access_token = self.access_token(&session)?.expose_secret().to_owned();
+        Ok(Response::new(RefreshSessionResponse {
+            session: Some(session),
+            access_token,
+            token_type: "bearer".to_owned(),
+            expires_in: self.access_minutes * 60,
+            refresh_token: next.expose_secret().to_owned(),
+        }))
+    }
+
+    async fn list_sessions(
+        &self,
+        request: Request<ListSessionsRequest>,
+    ) -> Result<Response<ListSessionsResponse>, Status> {
+        let call = Call::of(request.extensions())?;
+        let user_id = request.into_inner().user_id;
+        let user_id = if user_id.is_empty() { "me".to_owned() } else { user_id };
+        let user_id = self.existing(visible(&call, user_id)?).await?;
+        let sessions = self.store.sessions_of(&user_id, now()).await?;
+        Ok(Response::new(ListSessionsResponse { sessions }))
+    }
+
+    async fn revoke_session(
+        &self,
+        request: Request<RevokeSessionRequest>,
+    ) -> Result<Response<RevokeSessionResponse>, Status> {
+        let call = Call::of(request.extensions())?;
+        let RevokeSessionRequest { session_id, all_of_user } = request.into_inner();
+        let revoked = match (session_id.is_empty(), all_of_user.is_empty()) {
+            (false, true) => {
+                let session = self.store.session_by_id(&session_id).await?;
+                let session = session.filter(|session| call.may_see(&session.user_id));
+                session.ok_or(Error::NoSuch("session", session_id.clone()))?;
+                self.store.revoke_session(By::of(&call), session_id).await?
+            }
+            (true, false) => {
+                let user_id = self.existing(visible(&call, all_of_user)?).await?;
+                self.store.revoke_sessions(By::of(&call), user_id).await?
+            }
+            _ => {
+                let problem = "or all_of_user must be set, and only one of them";
+                return Err(Error::from(Violations::one("session_id", problem)).into());
+            }
+        };
+        let revoked_sessions = u32::try_from(revoked).unwrap_or(u32::MAX);
+        Ok(Response::new(RevokeSessionResponse { revoked_sessions }))
+    }
+}
+
+impl Sessions {
+    /// An unknown address takes as long as a wrong password, and is told the same.
+    async fn by_password(&self, proof: Password) -> Result<String, Error> {
+        let mut found = Violations::default();
+        let email = check::email(&proof.email, &mut found);
+        if proof.password.is_empty() {
+            found.missing("password.password");
+        } else if proof.password.len() > LONGEST_PASSWORD {
+            found.wrong("password.password", "is too long");
+        }
+        found.check()?;
+        let user = self.store.user_by_email(&email).await?;
+        let (user, hash) = user.map_or((None, None), |(user, hash)| (Some(user), hash));
+        let password = SecretString::from(proof.password);
+        let fits = self.passwords.verify(&password, hash.as_deref()).await?;
+        user.filter(|_| fits).map(|user| user.user_id).ok_or(Error::BadProof)
+    }
+
+    /// Whom the identity provider vouches for: known by its subject, or by its verified address
+    /// the first time, or new.
+    async fn by_token(&self, by: &By, token: &str) -> Result<String, Error> {
+        let provider = self.identity.as_ref().ok_or(Error::NoProvider)?;
+        let person = provider.verify(token, by.time / 1_000_000).await?;
+        let identity = format!("{} {}", provider.issuer(), person.subject);
+        if let Some(user) = self.store.user_by_identity(&identity).await? {
+            return Ok(user.user_id);
+        }
+        if let Some((user, _)) = self.store.user_by_email(&person.email).await? {
+            // An address that nobody verified must not open someone else's account.
+            if !person.email_verified {
+                return Err(Error::BadProof);
+            }
+            let user_id = user.user_id;
+            let tied = self.store.tie_identity(by.clone(), user_id.clone(), identity).await?;
+            return if tied { Ok(user_id) } else { Err(Error::BadProof) };
+        }
+        let user = User {
+            user_id: ids::user(),
+            email: person.email,
+            name: person.name,
+            scopes: provider.scopes().to_vec(),
+            ..User::default()
+        };
+        let user_id = user.user_id.clone();
+        let identity = Some(identity);
+        let new = NewUser { user, password_hash: None, identity, profile: UserProfile::default() };
+        self.store.insert_user(by.clone(), new).await?;
+        Ok(user_id)
+    }
+
+    fn access_token(&self, session: &Session) -> Result<SecretString, Error> {
+        let issue_time = now() / 1_000_000;
+        self.tokens.issue(&Claims {
+            user_id: session.user_id.clone(),
+            session_id: session.session_id.clone(),
+            token_id: ids::session(),
+            issue_time,
+            expire_time: issue_time + i64::from(self.access_minutes) * 60,
+        })
+    }
+
+    async fn existing(&self, user_id: String) -> Result<String, Error> {
+        match self.store.user_by_id(&user_id).await? {
+            Some(_) => Ok(user_id),
+            None => Err(Error::NoSuch("user", user_id)),
+        }
+    }
+}
+
+/// Forgets sessions long after their end, for as long as the server runs.
+pub(crate) async fn forget(store: Store) {
+    loop {
+        sleep(FORGETTING).await;
+        if let Err(error) = store.forget_sessions(now() - KEPT).await {
+            tracing::warn!(%error, "old sessions were not forgotten; tried again later");
+        }
+    }
+}

@@ -1,0 +1,131 @@
+//! How often a caller may call a method: at most `limit` calls in any window.
+//!
+//! A sliding window of two counters, the first of which opens with the first call. Where a token
+//! bucket lets `limit` and what trickles in meanwhile through, this refuses call 51 of "50 a minute"
+//! however slowly the first fifty came; its state is as small.
+//!
+//! Replicas count together where they share a Redis. While it does not answer, each counts alone.
+
+mod breaker;
+mod memory;
+mod redis;
+
+use std::time::{Duration, Instant};
+
+use hapa_proto::auth::v1::Principal;
+use secrecy::SecretString;
+
+pub use self::memory::Memory;
+pub use self::redis::Redis;
+use crate::config::LimitConfig;
+use crate::rpc::Rpc;
+
+/// What was decided, as the `ratelimit-*` headers say it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Decision {
+    /// Calls that a window holds.
+    pub limit: u32,
+    /// Calls that may follow now.
+    pub remaining: u32,
+    /// Until the window ends.
+    pub reset: Duration,
+    /// None: the call may pass. Else: when one will.
+    pub retry_after: Option<Duration>,
+}
+
+/// A number of calls in a window.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Rate {
+    limit: u32,
+    window: Duration,
+}
+
+impl Rate {
+    /// So many calls in a window of a millisecond or more; 0 calls: no limit.
+    pub const fn new(limit: u32, window: Duration) -> Self {
+        let shortest = Duration::from_millis(1);
+        let window = if window.as_millis() == 0 { shortest } else { window };
+        Rate { limit, window }
+    }
+}
+
+/// Where calls are counted.
+#[derive(Debug)]
+pub enum Limiter {
+    /// RATE_LIMIT_ENABLED=false.
+    Off,
+    /// In this process.
+    Memory(Memory),
+    /// In a Redis that replicas share, and in this process while that does not answer.
+    Redis(Redis),
+}
+
+impl Limiter {
+    /// Needs a runtime where there is a Redis, but does not wait for it.
+    pub fn new(config: &LimitConfig, redis_url: Option<&SecretString>) -> anyhow::Result<Self> {
+        Ok(match redis_url {
+            _ if !config.rate_limit_enabled => Limiter::Off,
+            None => Limiter::Memory(Memory::default()),
+            Some(url) => Limiter::Redis(Redis::new(url)?),
+        })
+    }
+
+    /// Counts one call of a subject such as `key:key_ab12`, none where no limit applies.
+    pub async fn decide(
+        &self,
+        subject: &str,
+        method: &'static str,
+        rate: Rate,
+    ) -> Option<Decision> {
+        match self {
+            Limiter::Memory(memory) if rate.limit > 0 => {
+                Some(memory.decide(subject, method, rate, Instant::now()))
+            }
+            Limiter::Redis(redis) if rate.limit > 0 => {
+                Some(redis.decide(subject, method, rate).await)
+            }
+            _ => None,
+        }
+    }
+
+    /// What `decide` would say, without a call being counted.
+    pub async fn peek(&self, subject: &str, method: &'static str, rate: Rate) -> Option<Decision> {
+        match self {
+            Limiter::Memory(memory) if rate.limit > 0 => {
+                Some(memory.peek(subject, method, rate, Instant::now()))
+            }
+            Limiter::Redis(redis) if rate.limit > 0 => {
+                Some(redis.peek(subject, method, rate).await)
+            }
+            _ => None,
+        }
+    }
+
+    /// Words for an operator while Redis is configured and does not answer.
+    pub fn degraded(&self) -> Option<&'static str> {
+        match self {
+            Limiter::Redis(redis) if !redis.is_up() => {
+                Some("Redis does not answer: each replica limits calls on its own")
+            }
+            _ => None,
+        }
+    }
+
+    /// Sets the gauge that says whether Redis answers.
+    pub(crate) fn gauge(&self) {
+        if let Limiter::Redis(redis) = self {
+            metrics::gauge!("hapa_redis_up").set(f64::from(u8::from(redis.is_up())));
+        }
+    }
+}
+
+/// The limit that applies: the key's for the method, the key's for all, the method's, the default.
+pub(crate) fn rate(principal: &Principal, rpc: &Rpc, config: &LimitConfig) -> Rate {
+    let of_key = |method: &str| principal.rate_limits.iter().find(|limit| limit.method == method);
+    let (limit, seconds) = match (of_key(rpc.method()).or_else(|| of_key("*")), rpc.limit) {
+        (Some(own), _) => (own.limit, own.window_seconds),
+        (None, Some(default)) => default,
+        (None, None) => (config.default_rate_limit, config.rate_limit_window_minutes * 60),
+    };
+    Rate::new(limit, Duration::from_secs(seconds.max(1).into()))
+}

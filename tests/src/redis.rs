@@ -1,0 +1,161 @@
+//! A Redis of one test's own: Debian's, on a port of its own, without persistence. It ends with this.
+
+use std::net::TcpListener;
+use std::process::Stdio;
+use std::time::Duration;
+
+use tempfile::TempDir;
+use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
+use tokio::net::TcpStream;
+use tokio::process::{Child, Command};
+use tokio::time::sleep;
+
+use crate::tools::within;
+
+/// Between two looks at something that takes a moment.
+const SHORTLY: Duration = Duration::from_millis(10);
+
+/// See the module.
+#[derive(Debug)]
+pub struct RedisServer {
+    port: u16,
+    /// Tells this server from another that took the port first.
+    password: String,
+    process: Child,
+    folder: TempDir,
+}
+
+impl RedisServer {
+    /// Starts one, and waits until it answers.
+    pub async fn start() -> RedisServer {
+        let folder = tempfile::tempdir().expect("a folder for the test");
+        let password =
+            folder.path().file_name().expect("a name").to_string_lossy().replace('.', "x");
+        within("a Redis", async {
+            loop {
+                let free = TcpListener::bind("127.0.0.1:0").expect("a free port");
+                let port = free.local_addr().expect("a bound port").port();
+                drop(free);
+                let mut process = spawn(port, &password, &folder);
+                if answers(port, &password, &mut process).await {
+                    return RedisServer { port, password, process, folder };
+                }
+            }
+        })
+        .await
+    }
+
+    /// As REDIS_URL says it.
+    pub fn url(&self) -> String {
+        format!("redis://:{}@127.0.0.1:{}", self.password, self.port)
+    }
+
+    /// Stops it from running; its connections stay.
+    pub async fn freeze(&self) {
+        self.signal("-STOP").await;
+        let stat = format!("/proc/{}/stat", self.process.id().expect("it runs"));
+        within("Redis to freeze", async {
+            while !std::fs::read_to_string(&stat).expect("it runs").contains(") T ") {
+                sleep(SHORTLY).await;
+            }
+        })
+        .await;
+    }
+
+    /// Lets it run again.
+    pub async fn thaw(&self) {
+        self.signal("-CONT").await;
+    }
+
+    /// Ends it at once.
+    pub async fn kill(&mut self) {
+        self.process.kill().await.expect("it ran");
+    }
+
+    /// Starts it where it was, with nothing in it.
+    pub async fn start_again(&mut self) {
+        within("Redis to start again", async {
+            loop {
+                self.process = spawn(self.port, &self.password, &self.folder);
+                if answers(self.port, &self.password, &mut self.process).await {
+                    return;
+                }
+                sleep(SHORTLY).await;
+            }
+        })
+        .await;
+    }
+
+    /// What it says to a command: its values as texts, those of lists one after the other.
+    pub async fn ask(&self, words: &[&str]) -> Vec<String> {
+        let reply = within("Redis", ask(self.port, &self.password, words)).await;
+        reply.unwrap_or_else(|error| panic!("{words:?}: {error}"))
+    }
+
+    async fn signal(&self, name: &str) {
+        let process = self.process.id().expect("it runs").to_string();
+        let status = Command::new("kill").args([name, &process]).status().await;
+        assert!(status.expect("kill runs").success());
+    }
+}
+
+fn spawn(port: u16, password: &str, folder: &TempDir) -> Child {
+    Command::new("/usr/bin/redis-server")
+        .args(["--bind", "127.0.0.1", "--port", &port.to_string(), "--requirepass", password])
+        .args(["--save", "", "--appendonly", "no", "--daemonize", "no", "--dir"])
+        .arg(folder.path())
+        .stdout(Stdio::null())
+        .kill_on_drop(true)
+        .spawn()
+        .expect("redis-server runs: `infra/tools/install test` installs it")
+}
+
+/// Whether it came to answer; it ends where the port was taken.
+async fn answers(port: u16, password: &str, process: &mut Child) -> bool {
+    while process.try_wait().expect("a child").is_none() {
+        if ask(port, password, &["PING"]).await.is_ok_and(|reply| reply == ["PONG"]) {
+            return true;
+        }
+        sleep(SHORTLY).await;
+    }
+    false
+}
+
+async fn ask(port: u16, password: &str, asked: &[&str]) -> std::io::Result<Vec<String>> {
+    let mut stream = BufReader::new(TcpStream::connect(("127.0.0.1", port)).await?);
+    for command in [&["AUTH", password][..], asked] {
+        let words = command.iter().map(|word| format!("${}\r\n{word}\r\n", word.len()));
+        let text = format!("*{}\r\n{}", command.len(), words.collect::<String>());
+        stream.write_all(text.as_bytes()).await?;
+        let values = read(&mut stream).await?;
+        if command == asked {
+            return Ok(values);
+        }
+    }
+    Ok(Vec::new())
+}
+
+async fn read(stream: &mut BufReader<TcpStream>) -> std::io::Result<Vec<String>> {
+    let (mut values, mut left) = (Vec::new(), 1);
+    while left > 0 {
+        left -= 1;
+        let mut line = String::new();
+        stream.read_line(&mut line).await?;
+        let (kind, rest) = line.trim_end().split_at_checked(1).unwrap_or_default();
+        match kind {
+            "+" | ":" => values.push(rest.to_owned()),
+            "*" => left += rest.parse::<usize>().unwrap_or_default(),
+            "$" => {
+                let length = rest.parse().unwrap_or_default();
+                let mut value = vec![0; length];
+                stream.read_exact(&mut value).await?;
+                if rest != "-1" {
+                    stream.read_line(&mut String::new()).await?;
+                }
+                values.push(String::from_utf8_lossy(&value).into_owned());
+            }
+            _ => return Err(std::io::Error::other(line)),
+        }
+    }
+    Ok(values)
+}
