@@ -1,16 +1,12 @@
 //! Who may call what: deny by default, scopes, expiry, limits, and what happens when auth is gone.
 
-use std::collections::BTreeSet;
 use std::time::{Duration, SystemTime};
 
-use hapa_proto::FILE_DESCRIPTOR_SET;
 use hapa_proto::auth::v1::auth_service_client::AuthServiceClient;
 use hapa_proto::auth::v1::create_key_request::Expiry;
-use hapa_proto::auth::v1::{AuthenticateRequest, ListKeysRequest, RateLimit, RevokeKeyRequest};
+use hapa_proto::auth::v1::{AuthenticateRequest, RateLimit, RevokeKeyRequest};
 use hapa_proto::codegen::v1::GetCodeHealthRequest;
 use hapa_tests::{World, incident, within};
-use prost::Message as _;
-use prost_types::FileDescriptorSet;
 use secrecy::ExposeSecret as _;
 use tonic::{Code, Request};
 use tonic_types::StatusExt as _;
