@@ -3,6 +3,8 @@
 #![expect(clippy::disallowed_methods, reason = "a test's clients are not the server's tasks")]
 
 mod admission;
+mod audit;
+mod budgets;
 mod cli;
 mod cli_auth;
 mod failures;
@@ -12,5 +14,9 @@ mod house;
 mod keys;
 mod lifecycle;
 mod limits;
+mod roles;
 mod run;
+mod sessions;
 mod stores;
+mod tenants;
+mod users;

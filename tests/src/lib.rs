@@ -2,12 +2,14 @@
 
 pub mod engine;
 mod gateway;
+mod people;
 mod postgres;
 mod redis;
 mod tools;
 mod world;
 
 pub use gateway::Gateway;
+pub use people::{PASSWORD, Person, Who, Wire};
 pub use postgres::{Database, Postgres, Store};
 pub use redis::RedisServer;
 pub use tools::{Metrics, hapa, incident, within};

@@ -155,8 +155,19 @@ pub enum Store {
 impl Store {
     /// One empty store on each engine.
     pub async fn both() -> [Store; 2] {
-        let folder = tempfile::tempdir().expect("a folder for the test");
-        [Store::Sqlite(folder), Store::Postgres(Postgres::database().await)]
+        [Store::sqlite(), Store::Postgres(Postgres::database().await)]
+    }
+
+    /// An empty file.
+    pub fn sqlite() -> Store {
+        Store::Sqlite(tempfile::tempdir().expect("a folder for the test"))
+    }
+
+    /// Changes something past the mesh.
+    pub async fn execute(&self, sql: &str) {
+        let mut connection = connect(&self.url()).await;
+        let done = within(sql, connection.execute(AssertSqlSafe(sql.to_owned()))).await;
+        done.unwrap_or_else(|error| panic!("{sql}: {error}"));
     }
 
     /// Where it is.
@@ -208,5 +219,5 @@ async fn every_row(database: &Database) -> Result<Vec<String>, sqlx::Error> {
 async fn connect(url: &str) -> AnyConnection {
     install_default_drivers();
     let options: AnyConnectOptions = url.parse().expect("a URL");
-    within("a connection", options.connect()).await.expect("PostgreSQL listens")
+    within("a connection", options.connect()).await.expect("the store opens")
 }

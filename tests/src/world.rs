@@ -8,44 +8,27 @@ use clap::Parser;
 use hapa::{Roles, run};
 use hapa_chassis::Listeners;
 use hapa_chassis::config::LimitConfig;
-use hapa_chassis::peer::MESH_TOKEN;
 use hapa_proto::auth::v1::key_service_client::KeyServiceClient;
 use hapa_proto::auth::v1::{CreateKeyRequest, CreateKeyResponse, RateLimit};
 use hapa_proto::codegen::v1::codegen_service_client::CodegenServiceClient;
 use tempfile::TempDir;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
-use tonic::metadata::{Ascii, MetadataValue};
-use tonic::service::Interceptor;
-use tonic::service::interceptor::InterceptedService;
 use tonic::transport::{Channel, Endpoint};
-use tonic::{Request, Status};
 
 use crate::engine::{Engine, Setup};
 use crate::gateway::Gateway;
+use crate::people::{Who, Wire};
 use crate::postgres::Store;
 use crate::tools::{Metrics, within};
 
 /// The secret that services of every test's mesh share.
-const TOKEN: &str = "the-mesh-token-of-a-test-which-is-long";
+pub(crate) const TOKEN: &str = "the-mesh-token-of-a-test-which-is-long";
 
 /// A client of code generation.
-pub type Client = CodegenServiceClient<InterceptedService<Channel, Header>>;
+pub type Client = CodegenServiceClient<Wire>;
 /// A client of keys.
-pub type Keys = KeyServiceClient<InterceptedService<Channel, Header>>;
-
-/// One metadata entry on every call.
-#[derive(Clone, Debug)]
-pub struct Header(Option<(&'static str, MetadataValue<Ascii>)>);
-
-impl Interceptor for Header {
-    fn call(&mut self, mut request: Request<()>) -> Result<Request<()>, Status> {
-        if let Some((name, value)) = &self.0 {
-            request.metadata_mut().insert(*name, value.clone());
-        }
-        Ok(request)
-    }
-}
+pub type Keys = KeyServiceClient<Wire>;
 
 /// The settings of `hapa all`, read as the binary reads them.
 #[derive(Parser)]
@@ -144,6 +127,11 @@ impl World {
         }
     }
 
+    /// A channel on which someone calls.
+    pub fn wire(&self, who: Who<'_>) -> Wire {
+        who.on(self.channel.clone())
+    }
+
     /// Code generation, with the world's key.
     pub fn client(&self) -> Client {
         self.client_with(&self.key)
@@ -151,26 +139,22 @@ impl World {
 
     /// Code generation, with this key.
     pub fn client_with(&self, key: &str) -> Client {
-        let header = Header(Some(("x-api-key", key.parse().expect("plain text"))));
-        CodegenServiceClient::new(InterceptedService::new(self.channel.clone(), header))
-            .max_encoding_message_size(usize::MAX)
+        CodegenServiceClient::new(self.wire(Who::Key(key))).max_encoding_message_size(usize::MAX)
     }
 
     /// Code generation, without any credential.
     pub fn anonymous(&self) -> Client {
-        CodegenServiceClient::new(InterceptedService::new(self.channel.clone(), Header(None)))
+        CodegenServiceClient::new(self.wire(Who::Stranger))
     }
 
     /// Keys, as a service of the mesh.
     pub fn keys(&self) -> Keys {
-        let header = Header(Some((MESH_TOKEN, TOKEN.parse().expect("plain text"))));
-        KeyServiceClient::new(InterceptedService::new(self.channel.clone(), header))
+        KeyServiceClient::new(self.wire(Who::Mesh))
     }
 
     /// Keys, with this key.
     pub fn keys_with(&self, key: &str) -> Keys {
-        let header = Header(Some(("x-api-key", key.parse().expect("plain text"))));
-        KeyServiceClient::new(InterceptedService::new(self.channel.clone(), header))
+        KeyServiceClient::new(self.wire(Who::Key(key)))
     }
 
     /// Makes a key.

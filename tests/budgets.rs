@@ -1,0 +1,167 @@
+//! Token budgets: what is left decides, what was used is booked, however a generation ends.
+
+use std::time::Duration;
+
+use hapa_proto::auth::v1::key_service_client::KeyServiceClient;
+use hapa_proto::auth::v1::user_service_client::UserServiceClient;
+use hapa_proto::auth::v1::{
+    CreateKeyRequest, GetKeyRequest, GetUserRequest, TokenBudget, TokenUsage, UpdateUserRequest,
+};
+use hapa_tests::engine::{Fault, Script};
+use hapa_tests::{Store, Who, World, incident, within};
+use prost_types::FieldMask;
+use tonic::Code;
+use tonic_types::StatusExt as _;
+
+use crate::generate::question;
+
+/// A key with this budget of a day: its id and its text.
+async fn budgeted(world: &World, per_day: i64) -> (String, String) {
+    let token_budget = Some(TokenBudget { per_day, per_month: 0 });
+    let made = world.create_key(CreateKeyRequest { token_budget, ..World::dev_key() }).await;
+    (made.key.unwrap().key_id, made.key_text)
+}
+
+async fn usage(world: &World, key_id: &str) -> TokenUsage {
+    let request = GetKeyRequest { key_id: key_id.to_owned() };
+    let key = world.keys().get_key(request).await.unwrap().into_inner().key.unwrap();
+    key.token_usage.unwrap()
+}
+
+/// What was used once nothing is held any more and something was booked.
+async fn settled(world: &World, key_id: &str) -> i64 {
+    within("the settlement", async {
+        loop {
+            let usage = usage(world, key_id).await;
+            if usage.reserved_tokens == 0 && usage.day_tokens > 0 {
+                assert_eq!(usage.day_tokens, usage.month_tokens);
+                return usage.day_tokens;
+            }
+        }
+    })
+    .await
+}
+
+#[tokio::test]
+async fn real_usage_is_booked_and_a_used_up_budget_says_when_it_begins_anew() {
+    for store in Store::both().await {
+        let world = World::on(&store, &[]).await;
+        let (key_id, text) = budgeted(&world, 100).await;
+        world.engine.script(Script::text("x = 1").usage(70, 40));
+        let mut client = world.client_with(&text);
+        client.generate_code(question("q")).await.unwrap();
+        assert_eq!(settled(&world, &key_id).await, 110);
+
+        let started = world.engine.counts().started;
+        let status = client.generate_code(question("q")).await.unwrap_err();
+        assert_eq!(
+            (incident(&status).0.as_str(), status.code()),
+            ("E4008", Code::ResourceExhausted)
+        );
+        let wait = status.get_details_retry_info().unwrap().retry_delay.unwrap();
+        assert!(!wait.is_zero() && wait <= Duration::from_hours(24), "{wait:?}");
+        let quota = status.get_details_quota_failure().unwrap();
+        assert_eq!(quota.violations[0].subject, format!("key:{key_id}/tokens_per_day"));
+        let status = client.stream_generate_code(question("q")).await.unwrap_err();
+        assert_eq!(incident(&status).0, "E4008");
+        assert_eq!(world.engine.counts().started, started, "the engine was asked");
+    }
+}
+
+#[tokio::test]
+async fn of_many_calls_on_the_last_of_a_budget_one_passes() {
+    for store in Store::both().await {
+        let world = World::on(&store, &[]).await;
+        let (key_id, text) = budgeted(&world, 10).await;
+        world
+            .engine
+            .script(Script::text("x = 1").usage(70, 40).first_after(Duration::from_millis(50)));
+        let mut calls = tokio::task::JoinSet::new();
+        for _ in 0..100 {
+            let mut client = world.client_with(&text);
+            calls.spawn(async move { client.generate_code(question("q")).await });
+        }
+        let replies = within("the calls", calls.join_all()).await;
+        let refused: Vec<_> = replies.into_iter().filter_map(Result::err).collect();
+        assert_eq!(refused.len(), 99);
+        assert!(refused.iter().all(|status| incident(status).0 == "E4008"));
+        assert_eq!(settled(&world, &key_id).await, 110);
+    }
+}
+
+#[tokio::test]
+async fn a_client_who_leaves_and_an_engine_that_breaks_off_pay_for_what_was_made() {
+    let world = World::start().await;
+    let (key_id, text) = budgeted(&world, 1_000_000).await;
+    world.engine.once(Script::tokens(["a", "b", "c", "d"]).hold(3));
+    let mut client = world.client_with(&text);
+    let mut frames = client.stream_generate_code(question("q")).await.unwrap().into_inner();
+    within("the start", frames.message()).await.unwrap().unwrap();
+    within("a token", frames.message()).await.unwrap().unwrap();
+    assert!(usage(&world, &key_id).await.reserved_tokens > 1_024, "max_tokens are held");
+    drop(frames);
+    let left = settled(&world, &key_id).await;
+    assert!(left > 1, "{left}");
+
+    world.engine.once(Script::tokens(["a", "b"]).without_finish().without_done());
+    let status = client.generate_code(question("q")).await.unwrap_err();
+    assert_eq!(incident(&status).0, "E5007");
+    within("the settlement", async { while settled(&world, &key_id).await <= left {} }).await;
+
+    // An engine that refuses made nothing.
+    let before = settled(&world, &key_id).await;
+    world.engine.once(Fault::status(500));
+    client.generate_code(question("q")).await.unwrap_err();
+    assert_eq!(settled(&world, &key_id).await, before);
+}
+
+#[tokio::test]
+async fn a_users_budget_counts_over_its_keys_and_sessions() {
+    let world = World::start().await;
+    let kim = world.person("kim@example.com", &[]).await;
+    let budget = UpdateUserRequest {
+        user_id: kim.user.user_id.clone(),
+        update_mask: Some(FieldMask { paths: vec!["token_budget".to_owned()] }),
+        token_budget: Some(TokenBudget { per_day: 0, per_month: 150 }),
+        ..UpdateUserRequest::default()
+    };
+    let mut users = UserServiceClient::new(world.wire(Who::Mesh));
+    users.update_user(budget).await.unwrap();
+    let mut keys = KeyServiceClient::new(world.wire(Who::Session(&kim.access_token)));
+    let mut texts = Vec::new();
+    for _ in 0..2 {
+        let request = CreateKeyRequest {
+            name: "own".to_owned(),
+            scopes: vec!["codegen:generate".to_owned()],
+            ..CreateKeyRequest::default()
+        };
+        texts.push(keys.create_key(request).await.unwrap().into_inner().key_text);
+    }
+    world.engine.script(Script::text("x = 1").usage(60, 40));
+    let used = async || {
+        let request = GetUserRequest { user_id: kim.user.user_id.clone() };
+        let mut users = UserServiceClient::new(world.wire(Who::Mesh));
+        users.get_user(request).await.unwrap().into_inner().user.unwrap().token_usage.unwrap()
+    };
+    for (number, text) in texts.iter().enumerate() {
+        world.client_with(text).generate_code(question("q")).await.unwrap();
+        let expected = 100 * i64::try_from(number + 1).unwrap();
+        within("the settlement", async {
+            loop {
+                let used = used().await;
+                if (used.month_tokens, used.reserved_tokens) == (expected, 0) {
+                    return;
+                }
+            }
+        })
+        .await;
+    }
+    let mut session = hapa_proto::codegen::v1::codegen_service_client::CodegenServiceClient::new(
+        world.wire(Who::Session(&kim.access_token)),
+    );
+    let status = session.generate_code(question("q")).await.unwrap_err();
+    assert_eq!(incident(&status).0, "E4008");
+    let quota = status.get_details_quota_failure().unwrap();
+    let subject = format!("user:{}/tokens_per_month", kim.user.user_id);
+    assert_eq!(quota.violations[0].subject, subject);
+}

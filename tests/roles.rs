@@ -1,0 +1,115 @@
+//! Every RPC and every role in one table: who is let in, who is asked for a credential, who lacks
+//! something. An RPC that is not in the table fails the test.
+
+use std::collections::BTreeMap;
+
+use hapa_proto::FILE_DESCRIPTOR_SET;
+use hapa_proto::auth::v1::CreateKeyRequest;
+use hapa_tests::{Who, Wire, World, incident, within};
+use prost::Message as _;
+use prost_types::FileDescriptorSet;
+use tonic::{Request, Status};
+
+/// The columns: a stranger, a key without a fitting scope, a key for code, a key for the cache, a
+/// key of errors and analytics, a session without auth:admin, a key with auth:admin, the mesh.
+/// `+` is let in, `3` is E4003 (no credential that counts here), `5` is E4005 (lacks a scope).
+const TABLE: &[(&str, &str)] = &[
+    ("hapa.auth.v1.AuditService/ListAuditEntries", "3555 55++"),
+    ("hapa.auth.v1.AuditService/VerifyAuditLog", "3555 55++"),
+    ("hapa.auth.v1.AuthService/Authenticate", "3333 333+"),
+    ("hapa.auth.v1.AuthService/ReserveTokens", "3333 333+"),
+    ("hapa.auth.v1.AuthService/SettleTokens", "3333 333+"),
+    ("hapa.auth.v1.AuthService/WatchRevocations", "3333 333+"),
+    ("hapa.auth.v1.KeyService/CreateKey", "3555 5+++"),
+    ("hapa.auth.v1.KeyService/GetKey", "3+++ ++++"),
+    ("hapa.auth.v1.KeyService/ListKeys", "3+++ ++++"),
+    ("hapa.auth.v1.KeyService/RevokeKey", "3555 5+++"),
+    ("hapa.auth.v1.KeyService/RotateKey", "3555 5+++"),
+    ("hapa.auth.v1.KeyService/UpdateKey", "3555 5+++"),
+    ("hapa.auth.v1.SessionService/CreateSession", "++++ ++++"),
+    ("hapa.auth.v1.SessionService/ListSessions", "3555 5+++"),
+    ("hapa.auth.v1.SessionService/RefreshSession", "++++ ++++"),
+    ("hapa.auth.v1.SessionService/RevokeSession", "3555 5+++"),
+    ("hapa.auth.v1.UserService/CreateUser", "3555 55++"),
+    ("hapa.auth.v1.UserService/DeleteUser", "3555 55++"),
+    ("hapa.auth.v1.UserService/GetProfile", "3+++ ++++"),
+    ("hapa.auth.v1.UserService/GetUser", "3+++ ++++"),
+    ("hapa.auth.v1.UserService/ListUsers", "3555 55++"),
+    ("hapa.auth.v1.UserService/UpdateProfile", "3+++ ++++"),
+    ("hapa.auth.v1.UserService/UpdateUser", "3555 5+++"),
+    ("hapa.codegen.v1.CodegenService/GenerateCode", "35+5 5+5+"),
+    ("hapa.codegen.v1.CodegenService/GetCodeHealth", "3+++ ++++"),
+    ("hapa.codegen.v1.CodegenService/ListModels", "3+++ ++++"),
+    ("hapa.codegen.v1.CodegenService/StreamGenerateCode", "35+5 5+5+"),
+];
+
+#[tokio::test]
+async fn every_rpc_lets_in_who_the_table_says_and_nobody_else() {
+    let world = World::start().await;
+    let key = async |scopes: &[&str]| {
+        let scopes = scopes.iter().map(|&scope| scope.to_owned()).collect();
+        world.create_key(CreateKeyRequest { scopes, ..World::dev_key() }).await.key_text
+    };
+    let keys = [
+        key(&["codegen:complete"]).await,
+        key(&["codegen:generate"]).await,
+        key(&["cache:admin"]).await,
+        key(&["errors:read", "errors:write", "analytics:read", "analytics:write"]).await,
+        key(&["auth:admin"]).await,
+    ];
+    let person = world.person("kim@example.com", &["codegen:generate"]).await;
+    let roles = [
+        Who::Stranger,
+        Who::Key(&keys[0]),
+        Who::Key(&keys[1]),
+        Who::Key(&keys[2]),
+        Who::Key(&keys[3]),
+        Who::Session(&person.access_token),
+        Who::Key(&keys[4]),
+        Who::Mesh,
+    ];
+    let mut table: BTreeMap<_, _> = TABLE.iter().copied().collect();
+    for rpc in rpcs() {
+        let expected = table.remove(rpc.as_str());
+        let expected =
+            expected.unwrap_or_else(|| panic!("{rpc} is not in the table")).replace(' ', "");
+        let mut seen = String::new();
+        for role in roles {
+            seen.push(outcome(call(world.wire(role), &rpc).await));
+        }
+        assert_eq!(seen, expected, "{rpc}");
+    }
+    assert!(table.is_empty(), "no RPC: {table:?}");
+    assert_eq!(world.engine.counts().started, 0, "an empty request reached the engine");
+}
+
+fn rpcs() -> Vec<String> {
+    let set = FileDescriptorSet::decode(FILE_DESCRIPTOR_SET).unwrap();
+    let mut rpcs = Vec::new();
+    for file in set.file.iter().filter(|file| file.package().starts_with("hapa.")) {
+        for service in &file.service {
+            for method in &service.method {
+                rpcs.push(format!("{}.{}/{}", file.package(), service.name(), method.name()));
+            }
+        }
+    }
+    rpcs
+}
+
+/// Calls with an empty message: whoever is let in is told what is missing, or gets an answer.
+async fn call(wire: Wire, rpc: &str) -> Result<(), Status> {
+    let mut grpc = tonic::client::Grpc::new(wire);
+    grpc.ready().await.map_err(|error| Status::unknown(error.to_string()))?;
+    let codec = tonic_prost::ProstCodec::<(), ()>::default();
+    let path = format!("/{rpc}").parse().unwrap();
+    let reply = within(rpc, grpc.server_streaming(Request::new(()), path, codec)).await?;
+    within(rpc, reply.into_inner().message()).await.map(drop)
+}
+
+fn outcome(reply: Result<(), Status>) -> char {
+    match reply.map_err(|status| incident(&status).0) {
+        Err(code) if code == "E4003" => '3',
+        Err(code) if code == "E4005" => '5',
+        _ => '+',
+    }
+}

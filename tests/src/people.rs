@@ -1,0 +1,109 @@
+//! Who calls: a stranger, a service, the holder of a key, or someone who logged in.
+
+use hapa_chassis::peer::MESH_TOKEN;
+use hapa_proto::auth::v1::create_session_request::{Password, Proof};
+use hapa_proto::auth::v1::session_service_client::SessionServiceClient;
+use hapa_proto::auth::v1::user_service_client::UserServiceClient;
+use hapa_proto::auth::v1::{CreateSessionRequest, CreateSessionResponse, CreateUserRequest, User};
+use tonic::metadata::{Ascii, MetadataValue};
+use tonic::service::Interceptor;
+use tonic::service::interceptor::InterceptedService;
+use tonic::transport::Channel;
+use tonic::{Request, Status};
+
+use crate::tools::within;
+use crate::world::{TOKEN, World};
+
+/// The password of everyone.
+pub const PASSWORD: &str = "correct horse battery staple";
+
+/// Who calls.
+#[derive(Clone, Copy, Debug)]
+pub enum Who<'a> {
+    /// Nobody who says who it is.
+    Stranger,
+    /// A service of the mesh, or an operator with its token.
+    Mesh,
+    /// The holder of a key.
+    Key(&'a str),
+    /// The holder of an access token.
+    Session(&'a str),
+}
+
+/// A channel on which someone calls.
+pub type Wire = InterceptedService<Channel, Header>;
+
+/// One metadata entry on every call.
+#[derive(Clone, Debug)]
+pub struct Header(Option<(&'static str, MetadataValue<Ascii>)>);
+
+impl Interceptor for Header {
+    fn call(&mut self, mut request: Request<()>) -> Result<Request<()>, Status> {
+        if let Some((name, value)) = &self.0 {
+            request.metadata_mut().insert(*name, value.clone());
+        }
+        Ok(request)
+    }
+}
+
+impl Who<'_> {
+    /// Calls on this channel.
+    pub fn on(self, channel: Channel) -> Wire {
+        let entry = match self {
+            Who::Stranger => None,
+            Who::Mesh => Some((MESH_TOKEN, TOKEN.to_owned())),
+            Who::Key(text) => Some(("x-api-key", text.to_owned())),
+            Who::Session(token) => Some(("authorization", format!("Bearer {token}"))),
+        };
+        let entry = entry.map(|(name, value)| (name, value.parse().expect("plain text")));
+        InterceptedService::new(channel, Header(entry))
+    }
+}
+
+/// A user who logged in.
+#[derive(Clone, Debug)]
+pub struct Person {
+    /// The user.
+    pub user: User,
+    /// Its session.
+    pub session_id: String,
+    /// What it presents.
+    pub access_token: String,
+    /// What it trades for the next pair.
+    pub refresh_token: String,
+}
+
+impl World {
+    /// Makes a user with these scopes (none: the default ones) and logs it in.
+    pub async fn person(&self, email: &str, scopes: &[&str]) -> Person {
+        let request = CreateUserRequest {
+            email: email.to_owned(),
+            password: PASSWORD.to_owned(),
+            scopes: scopes.iter().map(|&scope| scope.to_owned()).collect(),
+            ..CreateUserRequest::default()
+        };
+        let mut users = UserServiceClient::new(self.wire(Who::Mesh));
+        let made = within("a user", users.create_user(request)).await.expect("a user can be made");
+        let user = made.into_inner().user.expect("a user");
+        let reply = self.log_in(email, PASSWORD).await.expect("it can log in");
+        Person {
+            user,
+            session_id: reply.session.expect("a session").session_id,
+            access_token: reply.access_token,
+            refresh_token: reply.refresh_token,
+        }
+    }
+
+    /// Logs in with a password.
+    pub async fn log_in(
+        &self,
+        email: &str,
+        password: &str,
+    ) -> Result<CreateSessionResponse, Status> {
+        let (email, password) = (email.to_owned(), password.to_owned());
+        let proof = Some(Proof::Password(Password { email, password }));
+        let mut sessions = SessionServiceClient::new(self.wire(Who::Stranger));
+        let reply = sessions.create_session(CreateSessionRequest { proof });
+        Ok(within("a session", reply).await?.into_inner())
+    }
+}
