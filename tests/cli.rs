@@ -29,6 +29,10 @@ fn text(bytes: &[u8]) -> &str {
 /// Arguments, settings, and the name that must be said.
 type Wrong<'a> = (&'a [&'a str], &'a [(&'a str, &'a str)], &'a str);
 
+const LONG_TOKEN: (&str, &str) = ("MESH_TOKEN", "0123456789abcdefghijklmnopqrstuvwxyz");
+const LONG_PEPPER: (&str, &str) = ("API_KEY_PEPPER", "0123456789abcdefghijklmnopqrstuvwxyz");
+const DEFAULT: (&str, &str) = ("SECRET_KEY", "your-secret-key-here-change-it-in-production");
+
 #[tokio::test]
 async fn a_wrong_setting_is_named_and_the_exit_code_is_78() {
     let cases: &[Wrong<'_>] = &[
@@ -37,6 +41,16 @@ async fn a_wrong_setting_is_named_and_the_exit_code_is_78() {
         (&["all"], &[("REQUEST_TIMEOUT", "0")], "REQUEST_TIMEOUT"),
         (&["all"], &[("MESH_TOKEN", "short")], "MESH_TOKEN"),
         (&["all"], &[("ENVIRONMENT", "production")], "MESH_TOKEN"),
+        (&["auth"], &[("ENVIRONMENT", "production"), LONG_TOKEN, LONG_PEPPER], "SECRET_KEY"),
+        (
+            &["auth"],
+            &[("ENVIRONMENT", "production"), LONG_TOKEN, LONG_PEPPER, DEFAULT],
+            "SECRET_KEY",
+        ),
+        (&["all"], &[("SECRET_KEY", "short")], "SECRET_KEY"),
+        (&["all"], &[("REDIS_URL", "http://x")], "REDIS_URL"),
+        (&["all"], &[("OIDC_ISSUER", "https://login.example.com")], "OIDC_AUDIENCE"),
+        (&["all"], &[("TRUSTED_PROXIES", "everyone")], "TRUSTED_PROXIES"),
         (&["all"], &[("LOG_LEVEL", "loud=very=")], "LOG_LEVEL"),
         (&["all"], &[("DATABASE_URL", "mysql://x")], "DATABASE_URL"),
         (&["all"], &[("REDIS_URL", "http://redis")], "REDIS_URL"),

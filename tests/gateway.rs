@@ -5,7 +5,7 @@ use std::process::Stdio;
 
 use hapa_proto::codegen::v1::codegen_service_client::CodegenServiceClient;
 use hapa_tests::engine::{Fault, Script};
-use hapa_tests::{Gateway, World, within};
+use hapa_tests::{Gateway, PASSWORD, World, within};
 use serde_json::{Value, json};
 use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader, Lines};
 use tokio::process::{ChildStdin, ChildStdout, Command};
@@ -32,6 +32,56 @@ async fn refusal(reply: reqwest::Response) -> (u16, String, String) {
 
 const GENERATE: &str = "/api/v1/generate-code";
 const STREAM: &str = "/api/v1/enhanced-stream-generate";
+
+#[tokio::test]
+async fn users_log_in_and_manage_what_is_theirs_over_json() {
+    let world = World::start().await;
+    let gateway = world.gateway(&[]).await;
+    let send = async |method: &str, path: &str, who: (&str, &str), asked: Value| {
+        let request = gateway.request(method, path).header(who.0, who.1);
+        let request = request.header("content-type", "application/json");
+        let request = if asked.is_null() { request } else { request.body(asked.to_string()) };
+        within(path, request.send()).await.unwrap()
+    };
+    let admin = ("x-api-key", world.key.as_str());
+    let made = json!({ "email": "kim@example.com", "password": PASSWORD, "token_budget": { "per_day": 5000 } });
+    let made = body(send("POST", "/api/v1/users", admin, made).await).await;
+    assert_eq!(made["user"]["token_budget"]["per_day"], "5000");
+
+    let proof = json!({ "password": { "email": "kim@example.com", "password": PASSWORD } });
+    let session = body(gateway.post("/api/v1/sessions", None, &proof).await).await;
+    let bearer = format!("Bearer {}", session["access_token"].as_str().unwrap());
+    let kim = ("authorization", bearer.as_str());
+    let me = body(send("GET", "/api/v1/users/me", kim, Value::Null).await).await;
+    assert_eq!(me["user"]["user_id"], made["user"]["user_id"]);
+    let profile = json!({ "python_skill_level": "expert" });
+    let kept = body(send("PUT", "/api/v1/users/me/profile", kim, profile).await).await;
+    assert_eq!(kept["profile"]["python_skill_level"], "expert");
+
+    let key = json!({ "name": "editor", "scopes": ["codegen:generate"] });
+    let key = body(send("POST", "/api/v1/keys", kim, key).await).await;
+    let path = format!("/api/v1/keys/{}", key["key"]["key_id"].as_str().unwrap());
+    let change = json!({ "update_mask": "name", "name": "my editor" });
+    let changed = body(send("PATCH", &path, kim, change).await).await;
+    assert_eq!(changed["key"]["name"], "my editor");
+    let rotated = body(send("POST", &format!("{path}:rotate"), kim, json!({})).await).await;
+    assert_eq!(rotated["key"]["texts"].as_array().unwrap().len(), 2);
+    let asked = json!({ "user_question": "q" });
+    let answer = gateway.post(GENERATE, rotated["key_text"].as_str(), &asked).await;
+    assert_eq!(answer.status(), 200);
+
+    let id = session["session"]["session_id"].as_str().unwrap();
+    let revoke = send("POST", &format!("/api/v1/sessions/{id}:revoke"), kim, json!({})).await;
+    assert_eq!(body(revoke).await["revoked_sessions"], 1);
+    let (status, code, _) = refusal(send("GET", "/api/v1/audit", kim, Value::Null).await).await;
+    assert!((status, code.as_str()) == (401, "E4007") || (status, code.as_str()) == (403, "E4005"));
+    let log = body(send("GET", "/api/v1/audit?action=key", admin, Value::Null).await).await;
+    let actions: Vec<_> =
+        log["entries"].as_array().unwrap().iter().map(|entry| &entry["action"]).collect();
+    assert_eq!(actions, ["key.rotate", "key.update", "key.create", "key.create"]);
+    let verdict = body(send("POST", "/api/v1/audit:verify", admin, json!({})).await).await;
+    assert_eq!(verdict["intact"], true);
+}
 
 #[tokio::test]
 async fn the_documented_json_goes_in_and_comes_out() {

@@ -1,9 +1,11 @@
 //! Keys over the wire: made once, shown without their text, listed by pages, ended for good.
 
 use hapa_proto::auth::v1::{
-    CreateKeyRequest, GetKeyRequest, ListKeysRequest, RevokeKeyRequest, create_key_request::Expiry,
+    CreateKeyRequest, GetKeyRequest, ListKeysRequest, RevokeKeyRequest, TokenBudget,
+    UpdateKeyRequest, create_key_request::Expiry,
 };
 use hapa_tests::{Store, World, incident};
+use prost_types::FieldMask;
 use tonic::Code;
 use tonic_types::StatusExt as _;
 
@@ -140,5 +142,46 @@ async fn keys_outlive_the_process_and_need_the_same_pepper() {
             .await
             .unwrap_err();
         assert_eq!(incident(&status).0, "E4003");
+    }
+}
+
+#[tokio::test]
+async fn an_update_sets_what_its_mask_names_and_lists_can_be_filtered() {
+    for store in Store::both().await {
+        let world = World::on(&store, &[]).await;
+        let made = world.create_key(World::dev_key()).await.key.unwrap();
+        let key_id = made.key_id.clone();
+        let paths = ["name", "allowed_models", "token_budget", "expire_time"].map(str::to_owned);
+        let request = UpdateKeyRequest {
+            key_id: key_id.clone(),
+            update_mask: Some(FieldMask { paths: paths.to_vec() }),
+            name: "renamed".to_owned(),
+            scopes: vec!["cache:admin".to_owned()],
+            allowed_models: vec!["m".to_owned()],
+            token_budget: Some(TokenBudget { per_day: 5, per_month: 6 }),
+            ..UpdateKeyRequest::default()
+        };
+        let key = world.keys().update_key(request.clone()).await.unwrap().into_inner().key.unwrap();
+        assert_eq!((key.name.as_str(), key.scopes), ("renamed", made.scopes));
+        assert_eq!((key.allowed_models, key.expire_time), (vec!["m".to_owned()], None));
+        assert_eq!(key.token_budget.unwrap().per_month, 6);
+        assert_eq!((key.rate_limits, key.texts.len()), (made.rate_limits, 1));
+        for mask in [None, Some(FieldMask { paths: vec!["owner".to_owned()] })] {
+            let wrong = UpdateKeyRequest { update_mask: mask, ..request.clone() };
+            let status = world.keys().update_key(wrong).await.unwrap_err();
+            assert!(["E4001", "E4002"].contains(&incident(&status).0.as_str()));
+        }
+
+        world.keys().revoke_key(RevokeKeyRequest { key_id: key_id.clone() }).await.unwrap();
+        let status = world.keys().update_key(request).await.unwrap_err();
+        assert_eq!(incident(&status).0, "E4007");
+        let found = async |state: &str, scope: &str| {
+            let (state, scope) = (state.to_owned(), scope.to_owned());
+            let request = ListKeysRequest { state, scope, ..ListKeysRequest::default() };
+            world.keys().list_keys(request).await.unwrap().into_inner().keys.len()
+        };
+        assert_eq!((found("active", "").await, found("revoked", "").await), (1, 1));
+        assert_eq!((found("expired", "").await, found("", "auth:admin").await), (0, 2));
+        assert_eq!(found("revoked", "cache:admin").await, 0);
     }
 }

@@ -11,8 +11,9 @@ use hapa_proto::codegen::v1::GetCodeHealthRequest;
 use hapa_proto::codegen::v1::codegen_service_client::CodegenServiceClient;
 use hapa_proto::codegen::v1::stream_generate_code_response::Event;
 use hapa_tests::engine::Script;
-use hapa_tests::{PASSWORD, Store, Who, Wire, World, incident, within};
-use tonic::{Code, Status};
+use hapa_tests::{PASSWORD, Provider, Store, Who, Wire, World, incident, within};
+use serde_json::{Value, json};
+use tonic::{Code, Response, Status};
 
 use crate::generate::question;
 
@@ -185,4 +186,39 @@ async fn an_address_that_guesses_has_to_wait_and_who_is_known_there_does_not() {
     }
     works(&world, &kim.access_token).await.unwrap();
     world.client().get_code_health(GetCodeHealthRequest {}).await.unwrap();
+}
+
+#[tokio::test]
+async fn whom_the_identity_provider_vouches_for_is_let_in_and_known_again() {
+    for store in Store::both().await {
+        let provider = Provider::start().await;
+        let issuer = format!("--oidc-issuer={}", provider.issuer);
+        let flags = [&issuer, "--oidc-audience=hapa", "--oidc-scopes=codegen:generate"];
+        let world = World::on(&store, &flags).await;
+        let log_in = async |claims: Value| {
+            let proof = Some(Proof::IdToken(provider.vouch(&claims)));
+            let mut anyone = sessions(&world, Who::Stranger);
+            let reply = within("a session", anyone.create_session(CreateSessionRequest { proof }));
+            reply.await.map(Response::into_inner)
+        };
+        let new = log_in(json!({ "sub": "1", "email": "Ann@Example.com" })).await.unwrap();
+        works(&world, &new.access_token).await.unwrap();
+        let ann = new.session.unwrap();
+        assert_eq!(ann.method, "identity_provider");
+        // Known by its subject, whatever its address is by now.
+        let again = log_in(json!({ "sub": "1", "email": "ann@new.example" })).await.unwrap();
+        assert_eq!(again.session.unwrap().user_id, ann.user_id);
+
+        let kim = world.person("kim@example.com", &[]).await;
+        let claims = |subject: &str, verified: bool| json!({ "sub": subject, "email": "kim@example.com", "email_verified": verified });
+        let unverified = json!({ "sub": "2", "email": "kim@example.com" });
+        assert_eq!(incident(&log_in(unverified).await.unwrap_err()).0, "E4003");
+        assert_eq!(incident(&log_in(claims("2", false)).await.unwrap_err()).0, "E4003");
+        let tied = log_in(claims("2", true)).await.unwrap().session.unwrap();
+        assert_eq!(tied.user_id, kim.user.user_id);
+        // The address is tied to that subject from now on.
+        assert_eq!(incident(&log_in(claims("3", true)).await.unwrap_err()).0, "E4003");
+        let foreign = json!({ "sub": "1", "email": "ann@example.com", "aud": "else" });
+        assert_eq!(incident(&log_in(foreign).await.unwrap_err()).0, "E4003");
+    }
 }

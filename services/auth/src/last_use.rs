@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use tokio::time::sleep;
+use tokio_util::sync::CancellationToken;
 
 use crate::store::Store;
 use crate::times::now;
@@ -28,16 +29,16 @@ impl Uses {
         }
     }
 
-    /// Writes for as long as the server runs.
-    pub(crate) async fn write(self, store: Store) {
-        loop {
-            sleep(PAUSE).await;
+    /// Writes until the end, and then what is left.
+    pub(crate) async fn write(self, store: Store, end: CancellationToken) {
+        while end.run_until_cancelled(sleep(PAUSE)).await.is_some() {
             self.flush(&store).await;
         }
+        self.flush(&store).await;
     }
 
     /// Writes what is noted; what can't be written is noted again.
-    pub(crate) async fn flush(&self, store: &Store) {
+    async fn flush(&self, store: &Store) {
         let mut noted: Vec<_> = {
             let mut noted = self.0.lock().unwrap_or_else(PoisonError::into_inner);
             noted.drain().collect()

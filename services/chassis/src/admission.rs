@@ -19,7 +19,7 @@ use http_body::{Body as HttpBody, Frame, SizeHint};
 use secrecy::{ExposeSecret as _, SecretString};
 use subtle::ConstantTimeEq as _;
 use tokio_util::sync::WaitForCancellationFutureOwned;
-use tonic::{Code, Status};
+use tonic::Status;
 
 use crate::config::LimitConfig;
 use crate::context::Call;
@@ -28,7 +28,7 @@ use crate::layers::{Shared, refuse, trailers};
 use crate::limit::{Decision, Limiter, Rate, rate};
 use crate::peer::MESH_TOKEN;
 use crate::rpc::{Access, Rpc};
-use crate::status::{ErrorCode, Fault};
+use crate::status::{ErrorCode, Fault, read};
 
 /// What failed authentications count as.
 const ATTEMPT: &str = "Authentication";
@@ -69,7 +69,7 @@ pub(crate) async fn admission(
     }
     request.extensions_mut().insert(call.clone());
     let mut response = next.run(request).await;
-    if rpc.access == Access::Open && has_failed(&response) {
+    if rpc.access == Access::Open && was_guess(&response) {
         shared.admission.count_failure(&call).await;
     }
     if let Some(decision) = decision {
@@ -203,9 +203,11 @@ fn presented(headers: &HeaderMap) -> Result<Option<Presented>, Fault> {
     Ok(Presented::read(token, true))
 }
 
-fn has_failed(response: &Response) -> bool {
-    Status::from_header_map(response.headers())
-        .is_some_and(|status| status.code() == Code::Unauthenticated)
+/// A guess, not a credential that was good once.
+fn was_guess(response: &Response) -> bool {
+    let status = Status::from_header_map(response.headers());
+    let code = status.as_ref().and_then(read).map(|(code, _)| code);
+    code.is_some_and(|code| code == ErrorCode::BadKey.entry().name)
 }
 
 fn over_limit(rpc: &Rpc, call: &Call, decision: Decision) -> Fault {

@@ -301,6 +301,8 @@ fn migrator(service: &str, steps: &[Step]) -> Migrator {
         Migration::new(version, name, MigrationType::Simple, sql, false)
     };
     let mut migrator = Migrator::with_migrations(steps.iter().map(migration).collect());
+    // Steps only add, so a replica of the version before can go on, and can be gone back to.
+    migrator.set_ignore_missing(true);
     migrator.dangerous_set_table_name(format!("migrations_{service}"));
     migrator
 }

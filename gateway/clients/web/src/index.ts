@@ -18,11 +18,17 @@
  */
 import { createClient, type Client, type Interceptor } from "@connectrpc/connect";
 import { createGrpcWebTransport } from "@connectrpc/connect-web";
+import { AuditService } from "./gen/hapa/auth/v1/audit_pb.js";
 import { KeyService } from "./gen/hapa/auth/v1/key_pb.js";
+import { SessionService } from "./gen/hapa/auth/v1/session_pb.js";
+import { UserService } from "./gen/hapa/auth/v1/user_pb.js";
 import { CodegenService } from "./gen/hapa/codegen/v1/codegen_pb.js";
 
 export { readError, type FieldError, type HapaError } from "./errors.js";
+export * from "./gen/hapa/auth/v1/audit_pb.js";
 export * from "./gen/hapa/auth/v1/key_pb.js";
+export * from "./gen/hapa/auth/v1/session_pb.js";
+export * from "./gen/hapa/auth/v1/user_pb.js";
 export * from "./gen/hapa/codegen/v1/codegen_pb.js";
 
 /** Where HAPA is and who calls it. */
@@ -33,26 +39,42 @@ export interface HapaOptions {
    * The key that every call presents. Whoever can open the page can read it: give a page a key
    * with few scopes and a short life.
    */
-  readonly apiKey: string;
+  readonly apiKey?: string;
+  /**
+   * The access token of a session, asked for before each call so that it can be a fresh one. Used
+   * where no key is set. `sessions.createSession` and `sessions.refreshSession` need neither.
+   */
+  readonly accessToken?: () => string | undefined;
 }
 
 /** One typed client for each service that the gateway routes. */
 export interface HapaClient {
   /** Generates code, at once or token by token. */
   readonly codegen: Client<typeof CodegenService>;
-  /** Manages API keys; needs a key with the scope `auth:admin`. */
+  /** Manages API keys: one's own with a session, all with the scope `auth:admin`. */
   readonly keys: Client<typeof KeyService>;
+  /** Manages users and their profiles: oneself, or all with the scope `auth:admin`. */
+  readonly users: Client<typeof UserService>;
+  /** Logs in and out. */
+  readonly sessions: Client<typeof SessionService>;
+  /** Reads the audit log; needs the scope `auth:admin`. */
+  readonly audit: Client<typeof AuditService>;
 }
 
 /** Makes the clients. Nothing is sent before the first call. */
-export function createHapaClient({ baseUrl, apiKey }: HapaOptions): HapaClient {
-  const presentKey: Interceptor = (next) => (request) => {
-    request.header.set("x-api-key", apiKey);
+export function createHapaClient({ baseUrl, apiKey, accessToken }: HapaOptions): HapaClient {
+  const present: Interceptor = (next) => (request) => {
+    const token = apiKey === undefined ? accessToken?.() : undefined;
+    if (apiKey !== undefined) request.header.set("x-api-key", apiKey);
+    if (token !== undefined) request.header.set("authorization", `Bearer ${token}`);
     return next(request);
   };
-  const transport = createGrpcWebTransport({ baseUrl, interceptors: [presentKey] });
+  const transport = createGrpcWebTransport({ baseUrl, interceptors: [present] });
   return {
     codegen: createClient(CodegenService, transport),
     keys: createClient(KeyService, transport),
+    users: createClient(UserService, transport),
+    sessions: createClient(SessionService, transport),
+    audit: createClient(AuditService, transport),
   };
 }
