@@ -67,11 +67,11 @@ macro_rules! error_codes {
 error_codes! {
     InvalidInput "E4001" "INVALID_INPUT" Some(Code::InvalidArgument), No, "invalid input", "Correct the fields that the error names.";
     MissingField "E4002" "MISSING_FIELD" Some(Code::InvalidArgument), No, "required field missing", "Send the fields that the error names.";
-    BadKey "E4003" "BAD_API_KEY" Some(Code::Unauthenticated), No, "bad or missing API key", "Present a key as `x-api-key`; check it for typos.";
+    BadKey "E4003" "BAD_API_KEY" Some(Code::Unauthenticated), No, "bad or missing API key or token", "Present a key as `x-api-key` or a token as `authorization: Bearer`; check it for typos.";
     RateLimited "E4004" "RATE_LIMITED" Some(Code::ResourceExhausted), AfterDelay, "rate limit reached", "Wait as long as RetryInfo says, or ask for a higher limit.";
-    NoPermission "E4005" "NO_PERMISSION" Some(Code::PermissionDenied), No, "no permission (scope)", "Use a key with the scope that the error names.";
+    NoPermission "E4005" "NO_PERMISSION" Some(Code::PermissionDenied), No, "no permission (scope)", "Use a key or a session with the scope that the error names.";
     TooLarge "E4006" "TOO_LARGE" Some(Code::ResourceExhausted), No, "message or header too large", "Send less.";
-    KeyEnded "E4007" "KEY_ENDED" Some(Code::Unauthenticated), No, "key expired or revoked", "Ask for a new key.";
+    KeyEnded "E4007" "KEY_ENDED" Some(Code::Unauthenticated), No, "key or session expired or revoked", "Ask for a new key, or log in again.";
     BudgetUsedUp "E4008" "BUDGET_USED_UP" Some(Code::ResourceExhausted), AfterDelay, "token budget used up", "Wait for the reset time, or ask for a larger budget.";
     Conflict "E4009" "CONFLICT" Some(Code::Aborted), No, "conflict (idempotency, version)", "Read the current state and decide again.";
     NotFound "E4010" "NOT_FOUND" Some(Code::NotFound), No, "not found", "Check the id or the name.";
