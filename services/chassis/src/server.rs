@@ -222,6 +222,7 @@ impl Server {
         // On a connection of its own: news must not wait behind questions.
         self.spawn(callers.clone().watch(self.auth()?));
         self.spawn(callers.clone().expire());
+        self.spawn(callers.clone().follow());
         let limiter = Arc::new(Limiter::new(&config.limits, config.redis_url())?);
         let token = self.mesh_token.clone();
         Ok(Shared {
