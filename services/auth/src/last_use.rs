@@ -7,7 +7,8 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use tokio::time::sleep;
+use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
 
 use crate::store::Store;
 use crate::times::now;
@@ -28,16 +29,16 @@ impl Uses {
         }
     }
 
-    /// Writes for as long as the server runs.
-    pub(crate) async fn write(self, store: Store) {
-        loop {
-            sleep(PAUSE).await;
+    /// Writes until the server ends, and what is left then.
+    pub(crate) async fn write(self, store: Store, end: CancellationToken) {
+        while !end.is_cancelled() {
+            let _ = timeout(PAUSE, end.cancelled()).await;
             self.flush(&store).await;
         }
     }
 
     /// Writes what is noted; what can't be written is noted again.
-    pub(crate) async fn flush(&self, store: &Store) {
+    async fn flush(&self, store: &Store) {
         let mut noted: Vec<_> = {
             let mut noted = self.0.lock().unwrap_or_else(PoisonError::into_inner);
             noted.drain().collect()

@@ -115,7 +115,7 @@ pub async fn mount(config: &Config, server: &mut Server) -> anyhow::Result<()> {
     let (passwords, last_uses) = (Passwords::new(), Uses::default());
     let (head, news) = watch::channel(0);
     server.spawn(revocation::look(store.clone(), head));
-    server.spawn(last_uses.clone().write(store.clone()));
+    server.spawn_to_end(|end| last_uses.clone().write(store.clone(), end));
     server.spawn(budget::release(store.clone()));
     server.spawn(session::forget(store.clone()));
     let credentials = Credentials {
