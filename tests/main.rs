@@ -6,6 +6,7 @@ mod admission;
 mod cli;
 mod cli_auth;
 mod failures;
+mod fleet;
 mod gateway;
 mod generate;
 mod house;

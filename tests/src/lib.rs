@@ -1,12 +1,14 @@
 //! The mesh from outside: what tests and benchmarks stand on.
 
 pub mod engine;
+mod fleet;
 mod gateway;
 mod postgres;
 mod redis;
 mod tools;
 mod world;
 
+pub use fleet::{Audit, Fleet, Role, Sessions, Users};
 pub use gateway::Gateway;
 pub use postgres::{Database, Postgres, Store};
 pub use redis::RedisServer;

@@ -27,7 +27,7 @@ use crate::postgres::Store;
 use crate::tools::{Metrics, within};
 
 /// The secret that services of every test's mesh share.
-const TOKEN: &str = "the-mesh-token-of-a-test-which-is-long";
+pub(crate) const TOKEN: &str = "the-mesh-token-of-a-test-which-is-long";
 
 /// A client of code generation.
 pub type Client = CodegenServiceClient<InterceptedService<Channel, Header>>;
@@ -37,6 +37,12 @@ pub type Keys = KeyServiceClient<InterceptedService<Channel, Header>>;
 /// One metadata entry on every call.
 #[derive(Clone, Debug)]
 pub struct Header(Option<(&'static str, MetadataValue<Ascii>)>);
+
+impl Header {
+    pub(crate) fn new(name: &'static str, value: &str) -> Header {
+        Header(Some((name, value.parse().expect("plain text"))))
+    }
+}
 
 impl Interceptor for Header {
     fn call(&mut self, mut request: Request<()>) -> Result<Request<()>, Status> {
@@ -151,7 +157,7 @@ impl World {
 
     /// Code generation, with this key.
     pub fn client_with(&self, key: &str) -> Client {
-        let header = Header(Some(("x-api-key", key.parse().expect("plain text"))));
+        let header = Header::new("x-api-key", key);
         CodegenServiceClient::new(InterceptedService::new(self.channel.clone(), header))
             .max_encoding_message_size(usize::MAX)
     }
@@ -163,13 +169,13 @@ impl World {
 
     /// Keys, as a service of the mesh.
     pub fn keys(&self) -> Keys {
-        let header = Header(Some((MESH_TOKEN, TOKEN.parse().expect("plain text"))));
+        let header = Header::new(MESH_TOKEN, TOKEN);
         KeyServiceClient::new(InterceptedService::new(self.channel.clone(), header))
     }
 
     /// Keys, with this key.
     pub fn keys_with(&self, key: &str) -> Keys {
-        let header = Header(Some(("x-api-key", key.parse().expect("plain text"))));
+        let header = Header::new("x-api-key", key);
         KeyServiceClient::new(InterceptedService::new(self.channel.clone(), header))
     }
 
@@ -227,5 +233,7 @@ impl World {
 
 /// A plain HTTP client.
 pub(crate) fn reqwest_client() -> reqwest::Client {
+    // It fails where a mesh in this process installed it first: it is the same one.
+    let _ = rustls::crypto::ring::default_provider().install_default();
     reqwest::Client::builder().no_proxy().build().expect("a client")
 }
