@@ -8,6 +8,7 @@ mod budgets;
 mod cli;
 mod cli_auth;
 mod failures;
+mod fleet;
 mod gateway;
 mod generate;
 mod house;

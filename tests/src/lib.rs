@@ -1,6 +1,7 @@
 //! The mesh from outside: what tests and benchmarks stand on.
 
 pub mod engine;
+mod fleet;
 mod gateway;
 mod people;
 mod postgres;
@@ -9,6 +10,7 @@ mod redis;
 mod tools;
 mod world;
 
+pub use fleet::{Audit, Fleet, Role, Sessions, Users};
 pub use gateway::Gateway;
 pub use people::{PASSWORD, Person, Who, Wire};
 pub use postgres::{Database, Postgres, Store};

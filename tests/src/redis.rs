@@ -2,7 +2,6 @@
 
 use std::net::TcpListener;
 use std::process::Stdio;
-use std::time::Duration;
 
 use tempfile::TempDir;
 use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
@@ -10,10 +9,7 @@ use tokio::net::TcpStream;
 use tokio::process::{Child, Command};
 use tokio::time::sleep;
 
-use crate::tools::within;
-
-/// Between two looks at something that takes a moment.
-const SHORTLY: Duration = Duration::from_millis(10);
+use crate::tools::{SHORTLY, freeze, thaw, within};
 
 /// See the module.
 #[derive(Debug)]
@@ -52,19 +48,12 @@ impl RedisServer {
 
     /// Stops it from running; its connections stay.
     pub async fn freeze(&self) {
-        self.signal("-STOP").await;
-        let stat = format!("/proc/{}/stat", self.process.id().expect("it runs"));
-        within("Redis to freeze", async {
-            while !std::fs::read_to_string(&stat).expect("it runs").contains(") T ") {
-                sleep(SHORTLY).await;
-            }
-        })
-        .await;
+        freeze(&self.process).await;
     }
 
     /// Lets it run again.
     pub async fn thaw(&self) {
-        self.signal("-CONT").await;
+        thaw(&self.process).await;
     }
 
     /// Ends it at once.
@@ -90,12 +79,6 @@ impl RedisServer {
     pub async fn ask(&self, words: &[&str]) -> Vec<String> {
         let reply = within("Redis", ask(self.port, &self.password, words)).await;
         reply.unwrap_or_else(|error| panic!("{words:?}: {error}"))
-    }
-
-    async fn signal(&self, name: &str) {
-        let process = self.process.id().expect("it runs").to_string();
-        let status = Command::new("kill").args([name, &process]).status().await;
-        assert!(status.expect("kill runs").success());
     }
 }
 

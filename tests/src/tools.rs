@@ -3,12 +3,15 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use tokio::process::Command;
-use tokio::time::timeout;
+use tokio::process::{Child, Command};
+use tokio::time::{sleep, timeout};
 use tonic::Status;
 
 /// How long anything may take on a busy machine before a test says that it hangs.
 const PATIENCE: Duration = Duration::from_mins(1);
+
+/// Between two looks at something that takes a moment.
+pub(crate) const SHORTLY: Duration = Duration::from_millis(10);
 
 /// Waits, but not for ever.
 pub async fn within<T>(what: &str, future: impl Future<Output = T>) -> T {
@@ -31,6 +34,30 @@ pub fn hapa() -> Command {
     let mut command = Command::new(hapa);
     command.env_clear().kill_on_drop(true).current_dir(root());
     command
+}
+
+/// Stops a process from running; its connections stay.
+pub(crate) async fn freeze(process: &Child) {
+    signal(process, "-STOP").await;
+    let stat = format!("/proc/{}/stat", process.id().expect("it runs"));
+    within("a process to freeze", async {
+        while !std::fs::read_to_string(&stat).expect("it runs").contains(") T ") {
+            sleep(SHORTLY).await;
+        }
+    })
+    .await;
+}
+
+/// Lets it run again.
+pub(crate) async fn thaw(process: &Child) {
+    signal(process, "-CONT").await;
+}
+
+/// Such as "-TERM".
+pub(crate) async fn signal(process: &Child, name: &str) {
+    let process = process.id().expect("it runs").to_string();
+    let status = Command::new("kill").args([name, &process]).status().await;
+    assert!(status.expect("kill runs").success());
 }
 
 /// The published code and the incident id of a failed call.

@@ -211,5 +211,7 @@ impl World {
 
 /// A plain HTTP client.
 pub(crate) fn reqwest_client() -> reqwest::Client {
+    // It fails where a mesh in this process installed it first: it is the same one.
+    let _ = rustls::crypto::ring::default_provider().install_default();
     reqwest::Client::builder().no_proxy().build().expect("a client")
 }

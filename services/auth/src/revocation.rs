@@ -51,6 +51,8 @@ struct Watcher {
     news: News,
     told: i64,
     last: Option<Instant>,
+    /// More is to be told than fits into one message.
+    behind: bool,
     ready: VecDeque<WatchRevocationsResponse>,
 }
 
@@ -68,7 +70,8 @@ impl News {
         self,
         told: i64,
     ) -> impl Stream<Item = Result<WatchRevocationsResponse, Status>> + Send + 'static {
-        let watcher = Watcher { news: self, told, last: None, ready: VecDeque::new() };
+        let watcher =
+            Watcher { news: self, told, last: None, behind: false, ready: VecDeque::new() };
         unfold(Some(watcher), |watcher| async {
             let mut watcher = watcher?;
             match watcher.next().await {
@@ -86,7 +89,7 @@ impl Watcher {
                 self.last = Some(Instant::now());
                 return Ok(message);
             }
-            if self.last.is_some() {
+            if self.last.is_some() && !self.behind {
                 let closing = self.news.closing.clone();
                 tokio::select! {
                     () = closing.cancelled() => return Err(Error::ShuttingDown),
@@ -117,6 +120,7 @@ impl Watcher {
         } else if head > self.told || due {
             let (generation, revocations) = self.news.store.changes_after(self.told, MOST).await?;
             self.told = generation;
+            self.behind = generation < head && !revocations.is_empty();
             let message = WatchRevocationsResponse { generation, revocations, reset: false };
             if due || !message.revocations.is_empty() {
                 self.ready.push_back(message);

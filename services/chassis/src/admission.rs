@@ -23,7 +23,7 @@ use tonic::Status;
 
 use crate::config::LimitConfig;
 use crate::context::Call;
-use crate::credential::{Caller, Callers, Presented, ended, unknown};
+use crate::credential::{Caller, Callers, Ongoing, Presented, ended, unknown};
 use crate::layers::{Shared, refuse, trailers};
 use crate::limit::{Decision, Limiter, Rate, rate};
 use crate::peer::MESH_TOKEN;
@@ -58,8 +58,9 @@ pub(crate) async fn admission(
         let words = "this port speaks gRPC; JSON goes through the gateway";
         return refuse(Fault::new(ErrorCode::Unsupported, words));
     }
-    let decision = match shared.admission.admit(rpc, &mut call, request.headers()).await {
-        Ok(decision) => decision,
+    let admitted = shared.admission.admit(rpc, &mut call, request.headers()).await;
+    let Admitted { decision, ongoing } = match admitted {
+        Ok(admitted) => admitted,
         Err(fault) => return refuse(fault),
     };
     if let Some(decision) = decision.filter(|decision| decision.retry_after.is_some()) {
@@ -75,13 +76,21 @@ pub(crate) async fn admission(
     if let Some(decision) = decision {
         show(decision, response.headers_mut());
     }
-    match call.ended {
-        Some(token) if !response.headers().contains_key("grpc-status") => {
-            let ended = Box::pin(token.cancelled_owned());
-            response.map(|body| Body::new(Held { body, ended }))
+    match ongoing {
+        Some(ongoing) if !response.headers().contains_key("grpc-status") => {
+            let ended = Box::pin(ongoing.ended.clone().cancelled_owned());
+            response.map(|body| Body::new(Held { body, ended, _ongoing: ongoing }))
         }
         _ => response,
     }
+}
+
+/// A call that may pass, unless the decision says otherwise.
+#[derive(Default)]
+struct Admitted {
+    decision: Option<Decision>,
+    /// None where no credential is behind the call.
+    ongoing: Option<Ongoing>,
 }
 
 impl Admission {
@@ -99,13 +108,13 @@ impl Admission {
         rpc: &'static Rpc,
         call: &mut Call,
         headers: &HeaderMap,
-    ) -> Result<Option<Decision>, Fault> {
+    ) -> Result<Admitted, Fault> {
         if rpc.access == Access::Public {
-            return Ok(None);
+            return Ok(Admitted::default());
         }
         if self.is_mesh(headers) {
             call.is_mesh = true;
-            return Ok(None);
+            return Ok(Admitted::default());
         }
         match rpc.access {
             Access::Mesh => {
@@ -115,16 +124,17 @@ impl Admission {
             }
             Access::Open => {
                 self.check_failures(call).await?;
-                return Ok(None);
+                return Ok(Admitted::default());
             }
             _ => {}
         }
-        let caller = self.caller(call, headers).await?;
+        let caller = Ongoing::begin(self.caller(call, headers).await?);
         check_access(rpc, &caller)?;
         let rate = rate(&caller.principal, rpc, &self.limits);
         call.principal = Some(Arc::clone(&caller.principal));
         call.ended = Some(caller.ended.clone());
-        Ok(self.limiter.decide(&caller.subject, rpc.path, rate).await)
+        let decision = self.limiter.decide(&caller.subject, rpc.path, rate).await;
+        Ok(Admitted { decision, ongoing: Some(caller) })
     }
 
     fn is_mesh(&self, headers: &HeaderMap) -> bool {
@@ -145,7 +155,7 @@ impl Admission {
             return Ok(caller);
         }
         self.check_failures(call).await?;
-        let found = self.callers.find(&presented, call.deadline).await;
+        let found = self.callers.find(&presented).await;
         if found.as_ref().is_err_and(|fault| fault.code() == ErrorCode::BadKey) {
             self.count_failure(call).await;
         }
@@ -230,6 +240,7 @@ fn show(decision: Decision, headers: &mut HeaderMap) {
 struct Held {
     body: Body,
     ended: Pin<Box<WaitForCancellationFutureOwned>>,
+    _ongoing: Ongoing,
 }
 
 impl HttpBody for Held {

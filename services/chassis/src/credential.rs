@@ -4,21 +4,23 @@
 //! is young and auth has been heard since, or else for 5 s; an answer that left auth before a change
 //! which concerns it is dead on arrival, however late it comes.
 
-use std::collections::VecDeque;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
-use std::time::{Duration, SystemTime};
+mod truth;
 
-use hapa_proto::auth::v1::{
-    AuthenticateRequest, Principal, Revocation, WatchRevocationsRequest, WatchRevocationsResponse,
-};
+use std::fmt;
+use std::ops::Deref;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicUsize, Ordering};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use futures_util::{StreamExt as _, stream};
+use hapa_proto::auth::v1::{AuthenticateRequest, Principal, Revocation, WatchRevocationsRequest};
 use moka::future::Cache;
 use sha2::{Digest as _, Sha256};
 use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tonic::{Code, Status};
 
-use crate::deadline::left;
+use self::truth::Truth;
 use crate::key_text::{self, KeyDigest};
 use crate::peer::AuthClient;
 use crate::status::{ErrorCode, Fault, read};
@@ -34,11 +36,11 @@ const MOST_REMEMBERED: u64 = 100_000;
 const PATIENCE: Duration = Duration::from_secs(2);
 /// Auth gives a sign of life every second.
 const SILENCE: Duration = Duration::from_secs(3);
-/// For as long changes are kept in mind, for answers that are still on their way.
-const LATE: Duration = Duration::from_secs(30);
-const MOST_RECENT: usize = 10_000;
-/// How exactly a credential ends at its time.
+/// How exactly a credential ends at its time, and how soon after a change calls in progress are
+/// looked at.
 const TICK: Duration = Duration::from_millis(250);
+/// Callers that are looked at together then.
+const AT_ONCE: usize = 64;
 /// Longest access token.
 const LONGEST_TOKEN: usize = 8_192;
 
@@ -51,11 +53,43 @@ pub struct Caller {
     pub principal: Arc<Principal>,
     /// Fires when calls in progress must end.
     pub ended: CancellationToken,
-    expires: Option<SystemTime>,
+    presented: Presented,
+    /// In microseconds since 1970; `NEVER`.
+    expires: AtomicI64,
     asked: Instant,
     generation: i64,
     /// To be asked for again.
     stale: AtomicBool,
+    /// Calls in progress.
+    calls: AtomicUsize,
+}
+
+const NEVER: i64 = i64::MAX;
+
+/// A call in progress. While it is, changes and the clock find its caller, even when the cache has
+/// forgotten it.
+#[derive(Debug)]
+pub(crate) struct Ongoing(Arc<Caller>);
+
+impl Ongoing {
+    pub(crate) fn begin(caller: Arc<Caller>) -> Self {
+        caller.calls.fetch_add(1, Ordering::AcqRel);
+        Ongoing(caller)
+    }
+}
+
+impl Deref for Ongoing {
+    type Target = Caller;
+
+    fn deref(&self) -> &Caller {
+        &self.0
+    }
+}
+
+impl Drop for Ongoing {
+    fn drop(&mut self) {
+        self.0.calls.fetch_sub(1, Ordering::AcqRel);
+    }
 }
 
 /// What auth said about a credential.
@@ -66,9 +100,19 @@ enum Known {
 }
 
 /// A presented credential.
+#[derive(Clone)]
 pub(crate) enum Presented {
     Key(KeyDigest),
-    Session(String),
+    Session(Arc<str>),
+}
+
+impl fmt::Debug for Presented {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(match self {
+            Presented::Key(_) => "Key",
+            Presented::Session(_) => "Session",
+        })
+    }
 }
 
 impl Presented {
@@ -80,13 +124,13 @@ impl Presented {
         let is_token = may_be_token
             && text.len() <= LONGEST_TOKEN
             && text.bytes().filter(|byte| *byte == b'.').count() == 2;
-        is_token.then(|| Presented::Session(text.to_owned()))
+        is_token.then(|| Presented::Session(text.into()))
     }
 
     fn name(&self) -> KeyDigest {
         match self {
             Presented::Key(digest) => *digest,
-            Presented::Session(token) => Sha256::digest(token).into(),
+            Presented::Session(token) => Sha256::digest(&**token).into(),
         }
     }
 
@@ -94,7 +138,7 @@ impl Presented {
         let mut request = AuthenticateRequest::default();
         match self {
             Presented::Key(digest) => request.credential_digest = digest.into(),
-            Presented::Session(token) => request.session_token.clone_from(token),
+            Presented::Session(token) => request.session_token = token.to_string(),
         }
         request
     }
@@ -125,11 +169,10 @@ impl Callers {
 
     /// Who presented it. A wrong one is E4003, an ended one E4007, and where auth can't be asked
     /// E5003: never a pass, and never "wrong".
-    pub(crate) async fn find(
-        &self,
-        presented: &Presented,
-        deadline: Option<Instant>,
-    ) -> Result<Arc<Caller>, Fault> {
+    ///
+    /// Who asks for the same at once shares one answer, so no caller's own deadline bounds it: a call
+    /// whose time is up is dropped, and the next in line asks.
+    pub(crate) async fn find(&self, presented: &Presented) -> Result<Arc<Caller>, Fault> {
         let name = presented.name();
         // An answer can be overtaken by a change while it comes; the next one knows of it.
         for _ in 0..3 {
@@ -142,7 +185,7 @@ impl Callers {
                     Known::Caller(_) | Known::Refused(..) => self.known.invalidate(&name).await,
                 }
             }
-            let asked = self.known.try_get_with(name, self.ask(presented, deadline)).await;
+            let asked = self.known.try_get_with(name, self.ask(presented)).await;
             let known = asked.map_err(|status| {
                 let words = "credentials can't be checked at the moment; try again";
                 Fault::new(ErrorCode::DatabaseError, words).because(&*status)
@@ -160,16 +203,17 @@ impl Callers {
         Err(Fault::new(ErrorCode::DatabaseError, words))
     }
 
-    async fn ask(&self, presented: &Presented, deadline: Option<Instant>) -> Result<Known, Status> {
+    async fn ask(&self, presented: &Presented) -> Result<Known, Status> {
         let (mut auth, asked) = (self.auth.clone(), Instant::now());
         // Around the whole call: a lazy channel also queues.
-        let reply = timeout(left(deadline, PATIENCE), auth.authenticate(presented.request())).await;
+        let reply = timeout(PATIENCE, auth.authenticate(presented.request())).await;
         match reply.map_err(|_| Status::deadline_exceeded("auth did not answer"))? {
             Ok(reply) => {
                 let reply = reply.into_inner();
                 let principal = reply.principal;
                 let principal = principal.ok_or_else(|| Status::internal("auth named nobody"))?;
-                Ok(Known::Caller(self.truth.admit(principal, reply.generation, asked)))
+                let caller = Caller::new(presented.clone(), principal, reply.generation, asked);
+                Ok(Known::Caller(self.truth.admit(caller)))
             }
             Err(status) if status.code() == Code::Unauthenticated => match read(&status) {
                 Some((code, _)) if code == "E4007" => {
@@ -217,19 +261,67 @@ impl Callers {
     pub(crate) async fn expire(self) {
         loop {
             sleep(TICK).await;
-            let now = SystemTime::now();
-            for caller in self.truth.state().alive() {
-                if caller.expires.is_some_and(|end| end <= now) {
+            for caller in self.truth.alive() {
+                if caller.has_expired() {
                     caller.ended.cancel();
                 }
             }
         }
     }
+
+    /// Asks again about calls in progress that a change left alone, for as long as the server runs:
+    /// their credential may end sooner now, or what ended it may be among changes that were missed.
+    pub(crate) async fn follow(self) {
+        loop {
+            sleep(TICK).await;
+            let doubtful = stream::iter(self.truth.doubtful());
+            doubtful.for_each_concurrent(AT_ONCE, |caller| self.look_after(caller)).await;
+        }
+    }
+
+    async fn look_after(&self, caller: Arc<Caller>) {
+        match self.find(&caller.presented).await {
+            Ok(now) if !narrows(&caller.principal, &now.principal) => {
+                caller.expires.store(now.expires.load(Ordering::Acquire), Ordering::Release);
+            }
+            Err(fault) if fault.code() == ErrorCode::DatabaseError => self.truth.doubt(&caller),
+            _ => caller.ended.cancel(),
+        }
+    }
+}
+
+/// Whether something was taken away.
+fn narrows(before: &Principal, now: &Principal) -> bool {
+    let lacks = |before: &[String], now: &[String]| before.iter().any(|one| !now.contains(one));
+    let (models, now_models) = (&before.allowed_models, &now.allowed_models);
+    // No list of models is all of them.
+    lacks(&before.scopes, &now.scopes)
+        || (!now_models.is_empty() && (models.is_empty() || lacks(models, now_models)))
 }
 
 impl Caller {
+    fn new(presented: Presented, principal: Principal, generation: i64, asked: Instant) -> Self {
+        let subject = if principal.key_id.is_empty() {
+            format!("user:{}", principal.owner)
+        } else {
+            format!("key:{}", principal.key_id)
+        };
+        let expires = principal.expire_time.and_then(|time| time.try_into().ok());
+        Caller {
+            subject: subject.into(),
+            expires: AtomicI64::new(expires.map_or(NEVER, micros)),
+            principal: Arc::new(principal),
+            ended: CancellationToken::new(),
+            presented,
+            asked,
+            generation,
+            stale: AtomicBool::new(false),
+            calls: AtomicUsize::new(0),
+        }
+    }
+
     fn has_expired(&self) -> bool {
-        self.expires.is_some_and(|end| end <= SystemTime::now())
+        self.expires.load(Ordering::Acquire) <= micros(SystemTime::now())
     }
 
     fn concerns(&self, change: &Revocation) -> bool {
@@ -249,119 +341,9 @@ impl Caller {
     }
 }
 
-/// What is known of changes, and every caller that one may concern.
-struct Truth {
-    begin: Instant,
-    /// When auth was last heard, in microseconds from the begin; 0: not yet.
-    heard: AtomicU64,
-    state: Mutex<State>,
-}
-
-#[derive(Default)]
-struct State {
-    generation: i64,
-    /// Answers of an earlier generation are worthless.
-    floor: i64,
-    recent: VecDeque<(Instant, Revocation)>,
-    callers: Vec<Weak<Caller>>,
-    crowded: usize,
-}
-
-impl State {
-    fn alive(&self) -> Vec<Arc<Caller>> {
-        self.callers.iter().filter_map(Weak::upgrade).collect()
-    }
-}
-
-impl Truth {
-    fn new() -> Self {
-        Truth { begin: Instant::now(), heard: AtomicU64::new(0), state: Mutex::default() }
-    }
-
-    fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn generation(&self) -> i64 {
-        self.state().generation
-    }
-
-    /// Whether auth would say the same now.
-    fn holds(&self, caller: &Caller) -> bool {
-        let now = Instant::now();
-        let heard = match self.heard.load(Ordering::Acquire) {
-            0 => caller.asked,
-            micros => (self.begin + Duration::from_micros(micros)).max(caller.asked),
-        };
-        !caller.stale.load(Ordering::Acquire)
-            && !caller.has_expired()
-            && now.saturating_duration_since(heard) < TRUSTED
-            && now.saturating_duration_since(caller.asked) < REMEMBERED
-    }
-
-    /// Notes an answer, together with all that has changed since it left auth.
-    fn admit(&self, principal: Principal, generation: i64, asked: Instant) -> Arc<Caller> {
-        let subject = if principal.key_id.is_empty() {
-            format!("user:{}", principal.owner)
-        } else {
-            format!("key:{}", principal.key_id)
-        };
-        let mut state = self.state();
-        let caller = Arc::new(Caller {
-            subject: subject.into(),
-            expires: principal.expire_time.and_then(|time| time.try_into().ok()),
-            principal: Arc::new(principal),
-            ended: CancellationToken::new(),
-            asked,
-            generation,
-            stale: AtomicBool::new(generation < state.floor),
-        });
-        for (_, change) in state.recent.iter().filter(|(_, change)| caller.concerns(change)) {
-            caller.suffer(change);
-        }
-        state.callers.push(Arc::downgrade(&caller));
-        if state.callers.len() > state.crowded {
-            state.callers.retain(|caller| caller.strong_count() > 0);
-            state.crowded = (state.callers.len() * 2).max(1_024);
-        }
-        caller
-    }
-
-    fn apply(&self, message: WatchRevocationsResponse) {
-        let now = Instant::now();
-        let mut state = self.state();
-        let callers = if message.reset || !message.revocations.is_empty() {
-            state.alive()
-        } else {
-            Vec::new()
-        };
-        if message.reset {
-            state.floor = message.generation;
-            for caller in callers.iter().filter(|caller| caller.generation < message.generation) {
-                caller.stale.store(true, Ordering::Release);
-            }
-        }
-        for change in message.revocations {
-            for caller in callers.iter().filter(|caller| caller.concerns(&change)) {
-                caller.suffer(&change);
-            }
-            state.recent.push_back((now, change));
-        }
-        state.generation = message.generation;
-        while let Some((at, change)) = state.recent.front() {
-            let late = now.saturating_duration_since(*at) > LATE;
-            if !late && state.recent.len() <= MOST_RECENT {
-                break;
-            }
-            // What is forgotten early must not be forgotten by a late answer.
-            if !late {
-                state.floor = state.floor.max(change.generation);
-            }
-            state.recent.pop_front();
-        }
-        let heard = u64::try_from((now - self.begin).as_micros()).unwrap_or(u64::MAX);
-        self.heard.store(heard.max(1), Ordering::Release);
-    }
+fn micros(time: SystemTime) -> i64 {
+    let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
+    i64::try_from(since.as_micros()).unwrap_or(NEVER)
 }
 
 fn refusal(code: ErrorCode) -> Fault {
@@ -380,86 +362,4 @@ pub(crate) fn unknown() -> Fault {
 pub(crate) fn ended() -> Fault {
     let words = "this API key or session has expired or was revoked; ask for a new one";
     Fault::new(ErrorCode::KeyEnded, words)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn principal(key_id: &str) -> Principal {
-        let owner = "tenant".to_owned();
-        Principal { key_id: key_id.to_owned(), owner, ..Principal::default() }
-    }
-
-    fn told(generation: i64, revocations: Vec<Revocation>) -> WatchRevocationsResponse {
-        WatchRevocationsResponse { generation, revocations, reset: false }
-    }
-
-    fn end_of(key_id: &str, generation: i64) -> Revocation {
-        let key_id = key_id.to_owned();
-        Revocation { generation, key_id, ends_calls: true, ..Revocation::default() }
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn an_answer_is_worth_5_s_alone_and_longer_while_auth_is_heard() {
-        let truth = Truth::new();
-        let caller = truth.admit(principal("a"), 1, Instant::now());
-        tokio::time::advance(Duration::from_millis(4_900)).await;
-        assert!(truth.holds(&caller));
-        tokio::time::advance(Duration::from_millis(200)).await;
-        assert!(!truth.holds(&caller));
-        truth.apply(told(1, Vec::new()));
-        assert!(truth.holds(&caller));
-        for _ in 0..40 {
-            tokio::time::advance(Duration::from_secs(1)).await;
-            truth.apply(told(1, Vec::new()));
-        }
-        assert!(!truth.holds(&caller), "it is remembered for 45 s at most");
-    }
-
-    #[tokio::test]
-    async fn a_revocation_ends_its_key_and_no_other() {
-        let truth = Truth::new();
-        let (a, b) = (
-            truth.admit(principal("a"), 1, Instant::now()),
-            truth.admit(principal("b"), 1, Instant::now()),
-        );
-        truth.apply(told(2, vec![end_of("a", 2)]));
-        assert!(!truth.holds(&a) && a.ended.is_cancelled());
-        assert!(truth.holds(&b) && !b.ended.is_cancelled());
-        let owners = Revocation { generation: 3, owner: "tenant".to_owned(), ..end_of("", 3) };
-        truth.apply(told(3, vec![owners]));
-        assert!(!truth.holds(&b) && b.ended.is_cancelled());
-    }
-
-    #[tokio::test]
-    async fn a_late_answer_cannot_bring_a_dead_key_back() {
-        let truth = Truth::new();
-        truth.apply(told(7, vec![end_of("a", 7)]));
-        let late = truth.admit(principal("a"), 6, Instant::now());
-        assert!(!truth.holds(&late) && late.ended.is_cancelled());
-        let fresh = truth.admit(principal("a"), 7, Instant::now());
-        assert!(truth.holds(&fresh) && !fresh.ended.is_cancelled());
-    }
-
-    #[tokio::test]
-    async fn what_is_forgotten_in_a_flood_still_counts() {
-        let truth = Truth::new();
-        let many = i64::try_from(MOST_RECENT).unwrap() + 5;
-        let flood = (1..=many).map(|number| end_of(&format!("k{number}"), number)).collect();
-        truth.apply(told(many, flood));
-        let late = truth.admit(principal("k1"), 0, Instant::now());
-        assert!(!truth.holds(&late));
-        assert!(truth.holds(&truth.admit(principal("k1"), many, Instant::now())));
-    }
-
-    #[tokio::test]
-    async fn after_a_reset_every_earlier_answer_is_asked_for_again() {
-        let truth = Truth::new();
-        let caller = truth.admit(principal("a"), 3, Instant::now());
-        truth.apply(WatchRevocationsResponse { reset: true, ..told(9, Vec::new()) });
-        assert!(!truth.holds(&caller) && !caller.ended.is_cancelled());
-        assert!(!truth.holds(&truth.admit(principal("a"), 8, Instant::now())));
-        assert!(truth.holds(&truth.admit(principal("a"), 9, Instant::now())));
-    }
 }

@@ -17,7 +17,7 @@ use bytes::Bytes;
 use http::HeaderMap;
 use http_body::{Body as HttpBody, Frame, SizeHint};
 use pin_project_lite::pin_project;
-use tokio::time::{Instant, Sleep, sleep_until, timeout_at};
+use tokio::time::{Sleep, sleep_until, timeout_at};
 use tonic::Status;
 
 use crate::context::Call;
@@ -117,11 +117,6 @@ impl HttpBody for Timed {
     fn size_hint(&self) -> SizeHint {
         self.body.size_hint()
     }
-}
-
-/// What is left until a moment, for passing it on.
-pub(crate) fn left(deadline: Option<Instant>, most: Duration) -> Duration {
-    deadline.map_or(most, |at| most.min(at.saturating_duration_since(Instant::now())))
 }
 
 #[cfg(test)]

@@ -173,7 +173,8 @@ impl Server {
 
     /// Serves until `shutdown`, then drains; returns when all is over.
     pub async fn serve(self, shutdown: impl Future<Output = ()>) -> anyhow::Result<()> {
-        let mesh_address = self.listeners.mesh.local_addr()?;
+        let address = self.listeners.mesh.local_addr()?;
+        let metrics_address = self.listeners.metrics.local_addr()?;
         let shared = Arc::new(self.shared()?);
         let router = stack(self.routes.routes().into_axum_router().with_state(()), &shared);
         let (door, calls) = (self.door, TaskTracker::new());
@@ -197,7 +198,7 @@ impl Server {
         for name in &self.names {
             self.health.set_service_status(name, ServingStatus::Serving).await;
         }
-        tracing::info!(address = %mesh_address, "serving");
+        tracing::info!(%address, %metrics_address, "serving");
 
         shutdown.await;
         tracing::info!("draining");
@@ -222,6 +223,7 @@ impl Server {
         // On a connection of its own: news must not wait behind questions.
         self.spawn(callers.clone().watch(self.auth()?));
         self.spawn(callers.clone().expire());
+        self.spawn(callers.clone().follow());
         let limiter = Arc::new(Limiter::new(&config.limits, config.redis_url())?);
         let token = self.mesh_token.clone();
         Ok(Shared {

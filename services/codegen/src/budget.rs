@@ -22,8 +22,12 @@ const WAITING: usize = 10_000;
 const TOGETHER: usize = 500;
 /// How long one batch is tried.
 const TRYING: Duration = Duration::from_mins(1);
-/// Beyond the longest generation.
-const MARGIN: Duration = Duration::from_mins(1);
+/// Beyond the longest generation a lease lives on for as long again, within these bounds: so that
+/// what a lost replica held comes back soon where generations are short.
+const SHORTEST_MARGIN: Duration = Duration::from_secs(2);
+const LONGEST_MARGIN: Duration = Duration::from_mins(1);
+/// What auth takes as the use of one generation, whatever an engine says.
+const MOST_USED: i64 = 100_000_000;
 
 #[derive(Clone)]
 pub(crate) struct Budgets {
@@ -45,7 +49,8 @@ impl Budgets {
         let (settlements, waiting) = mpsc::channel(WAITING);
         let settling = auth.clone();
         server.spawn_to_end(|end| settle(settling, waiting, end));
-        let lease_seconds = u32::try_from((longest + MARGIN).as_secs()).unwrap_or(86_400);
+        let lease = longest + longest.clamp(SHORTEST_MARGIN, LONGEST_MARGIN);
+        let lease_seconds = u32::try_from(lease.as_secs()).unwrap_or(86_400);
         Ok(Budgets { auth, settlements, lease_seconds: lease_seconds.min(86_400) })
     }
 
@@ -112,7 +117,7 @@ impl Lease {
     /// So much was used, as far as is known until now.
     pub(crate) fn count(&mut self, tokens: i64) {
         if let Some(settlement) = &mut self.settlement {
-            settlement.tokens = tokens;
+            settlement.tokens = tokens.clamp(0, MOST_USED);
         }
     }
 

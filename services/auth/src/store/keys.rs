@@ -191,7 +191,7 @@ impl Store {
                      WHERE key_id = $1 AND (expire_time IS NULL OR expire_time > $2)
                        AND hash <> (SELECT hash FROM key_texts WHERE key_id = $1 ORDER BY create_time DESC, hash LIMIT 1)",
                 );
-                let older = older.bind(key_id.clone()).bind(now).execute(&mut *connection).await?;
+                older.bind(key_id.clone()).bind(now).execute(&mut *connection).await?;
                 let old = sqlx::query(
                     "UPDATE key_texts SET expire_time = $2
                      WHERE key_id = $1 AND (expire_time IS NULL OR expire_time > $2)",
@@ -201,10 +201,10 @@ impl Store {
                 let keep = "UPDATE keys SET last_use_time = (SELECT MAX(last_use_time) FROM key_texts WHERE key_id = $1) WHERE key_id = $1";
                 sqlx::query(keep).bind(key_id.clone()).execute(&mut *connection).await?;
                 insert_text(connection, &key_id, hash, now).await?;
-                let at_once = older.rows_affected() > 0 || old_end <= now;
-                let effect = if at_once { Effect::Ended } else { Effect::Changed };
                 let detail = json!({ "old_text_ends": timestamp(old_end).to_string() });
-                let note = Note::new("key.rotate", format!("key:{key_id}"), detail, effect);
+                // Not `Ended`: of the texts that are alive none must lose its calls.
+                let subject = format!("key:{key_id}");
+                let note = Note::new("key.rotate", subject, detail, Effect::Changed);
                 Ok(((), vec![note]))
             })
         })

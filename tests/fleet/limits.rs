@@ -1,0 +1,118 @@
+//! Limits that two processes count together in one Redis.
+
+use std::sync::Arc;
+
+use hapa_proto::auth::v1::{CreateKeyRequest, RateLimit};
+use hapa_tests::{Fleet, World, within};
+use tokio::sync::Semaphore;
+use tokio::task::JoinSet;
+use tokio::time::sleep;
+use tonic::Code;
+
+use super::{Load, SHORTLY, failure, health, say};
+
+/// A key that may ask for the health so often in an hour: its id and its text.
+async fn limited(fleet: &Fleet, limit: u32) -> (String, String) {
+    let method = "GetCodeHealth".to_owned();
+    let rate_limits = vec![RateLimit { method, limit, window_seconds: 3_600 }];
+    let made = fleet.create_key(CreateKeyRequest { rate_limits, ..World::dev_key() }).await;
+    (made.key.unwrap().key_id, made.key_text)
+}
+
+async fn fallbacks(fleet: &Fleet) -> f64 {
+    let name = "hapa_limiter_fallbacks_total";
+    let [one, other] = &fleet.replicas;
+    one.metrics().await.sum(name, &[]) + other.metrics().await.sum(name, &[])
+}
+
+/// Passed and refused of 1,000 calls, so many at once, half of them to each replica.
+async fn thousand(fleet: &Fleet, at_once: usize) -> (u32, u32) {
+    let (_, text) = limited(fleet, 100).await;
+    let clients = fleet.clients(&text);
+    let (room, mut calls) = (Arc::new(Semaphore::new(at_once)), JoinSet::new());
+    for number in 0..1_000 {
+        let (mut client, room) = (clients[number % 2].clone(), Arc::clone(&room));
+        calls.spawn(async move {
+            let _place = room.acquire_owned().await.unwrap();
+            health(&mut client).await
+        });
+    }
+    let (mut passed, mut refused) = (0, 0);
+    for outcome in within("the calls", calls.join_all()).await {
+        match outcome.map_err(|status| failure(&status)) {
+            Ok(()) => passed += 1,
+            Err(reason) => {
+                assert_eq!(reason, ("E4004".to_owned(), Code::ResourceExhausted));
+                refused += 1;
+            }
+        }
+    }
+    (passed, refused)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn of_a_thousand_calls_at_once_two_processes_pass_exactly_the_hundred() {
+    let fleet = Fleet::start().await;
+    for trial in 0..8 {
+        let (at_once, before) = (1_000 >> trial, fallbacks(&fleet).await);
+        let (passed, refused) = thousand(&fleet, at_once).await;
+        let alone = fallbacks(&fleet).await - before;
+        say(&format!(
+            "limit of 100: {passed} of 1,000 calls passed, {at_once} at once, {alone} decided alone"
+        ));
+        assert_eq!(passed + refused, 1_000);
+        // On a busy machine an answer of Redis may come too late. What a replica decides alone can
+        // let one more pass each; the next trial is gentler, and one without any is exact.
+        assert!((100.0..=100.0 + alone).contains(&f64::from(passed)), "{passed} passed");
+        if alone < 1.0 {
+            return;
+        }
+        for replica in 0..2 {
+            within("Redis to count", async { while !counted(&fleet, replica).await {} }).await;
+        }
+    }
+    panic!("no trial without a fallback: the machine is too busy to tell");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_frozen_redis_fails_no_call_and_counts_again_when_it_thaws() {
+    let fleet = Fleet::start().await;
+    let (_, text) = limited(&fleet, 1_000_000).await;
+    let clients = fleet.clients(&text);
+    for client in &clients {
+        health(&mut client.clone()).await.unwrap();
+    }
+    let before = fallbacks(&fleet).await;
+    let load = Load::begin(clients.iter().flat_map(|client| vec![client.clone(); 8]));
+    fleet.redis.freeze().await;
+    for replica in &fleet.replicas {
+        within("the probe to say so", async {
+            while !replica.page("/readyz").await.contains("Redis does not answer") {
+                sleep(SHORTLY).await;
+            }
+        })
+        .await;
+    }
+    within("calls to be counted alone", async {
+        while fallbacks(&fleet).await < before + 500.0 {
+            sleep(SHORTLY).await;
+        }
+    })
+    .await;
+    fleet.redis.thaw().await;
+    for replica in 0..2 {
+        within("Redis to count again", async { while !counted(&fleet, replica).await {} }).await;
+    }
+    let done = load.end().await;
+    let failed = done.iter().filter_map(|call| call.failure.as_ref()).collect::<Vec<_>>();
+    say(&format!("a frozen Redis: {} calls, {} failed", done.len(), failed.len()));
+    assert!(failed.is_empty(), "{failed:?}");
+}
+
+/// Whether a call of a fresh key stands in Redis, and the replica says that it is ready.
+async fn counted(fleet: &Fleet, replica: usize) -> bool {
+    let (key_id, text) = limited(fleet, 1_000).await;
+    health(&mut fleet.replicas[replica].client(&text)).await.unwrap();
+    let kept = fleet.redis.ask(&["KEYS", &format!("*{key_id}*GetCodeHealth")]).await;
+    kept.len() == 1 && fleet.replicas[replica].page("/readyz").await == "ready\n"
+}

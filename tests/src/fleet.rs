@@ -1,0 +1,287 @@
+//! A mesh as it is deployed: one auth and two replicas of code generation, each a process of its own,
+//! on one PostgreSQL and one Redis, with an engine that does as it is told. All of it ends with the
+//! fleet.
+
+use std::net::{SocketAddr, TcpListener};
+use std::process::Stdio;
+use std::sync::atomic::{AtomicU16, Ordering};
+
+use hapa_proto::auth::v1::audit_service_client::AuditServiceClient;
+use hapa_proto::auth::v1::key_service_client::KeyServiceClient;
+use hapa_proto::auth::v1::session_service_client::SessionServiceClient;
+use hapa_proto::auth::v1::user_service_client::UserServiceClient;
+use hapa_proto::auth::v1::{CreateKeyRequest, CreateKeyResponse};
+use hapa_proto::codegen::v1::codegen_service_client::CodegenServiceClient;
+use serde_json::Value;
+use tempfile::TempDir;
+use tokio::io::{AsyncBufReadExt as _, BufReader};
+use tokio::process::{Child, Command};
+use tokio::task::JoinSet;
+use tokio::time::sleep;
+use tonic::transport::{Channel, Endpoint};
+
+use crate::engine::Engine;
+use crate::people::{Who, Wire};
+use crate::postgres::{Database, Postgres};
+use crate::redis::RedisServer;
+use crate::tools::{Metrics, SHORTLY, freeze, hapa, signal, thaw, within};
+use crate::world::{Client, Keys, TOKEN, reqwest_client};
+
+/// A client of users.
+pub type Users = UserServiceClient<Wire>;
+/// A client of sessions.
+pub type Sessions = SessionServiceClient<Wire>;
+/// A client of the audit log.
+pub type Audit = AuditServiceClient<Wire>;
+
+/// See the module.
+#[derive(Debug)]
+pub struct Fleet {
+    /// The engine behind both replicas.
+    pub engine: Engine,
+    /// Where replicas count calls together.
+    pub redis: RedisServer,
+    /// Where auth keeps everything.
+    pub database: Database,
+    /// Who knows the keys.
+    pub auth: Role,
+    /// Two of code generation.
+    pub replicas: [Role; 2],
+    settings: Vec<(&'static str, String)>,
+}
+
+impl Fleet {
+    /// Starts all of it, and waits until every part has found the others.
+    pub async fn start() -> Fleet {
+        let engine = Engine::start();
+        let (redis, database) = tokio::join!(RedisServer::start(), Postgres::database());
+        let mut settings = vec![
+            ("MESH_TOKEN", TOKEN.to_owned()),
+            ("API_KEY_PEPPER", "the-pepper-of-a-test-which-is-long-too".to_owned()),
+            ("SECRET_KEY", "the-secret-of-a-test-which-is-long-as-well".to_owned()),
+            ("DATABASE_URL", database.url().to_owned()),
+            ("REDIS_URL", redis.url()),
+            ("AI_MODEL_ENDPOINT", engine.url().to_owned()),
+            // For streams that a test holds, on a machine that is slow.
+            ("TOKEN_GAP_TIMEOUT_SECONDS", "300".to_owned()),
+            // A busy fleet says too much for a pipe that nobody reads.
+            ("LOG_LEVEL", "warn,hapa_chassis::server=info".to_owned()),
+        ];
+        let auth = Role::start("auth", &settings, &[]).await;
+        settings.push(("AUTH_ADDRESS", format!("http://{}", auth.address)));
+        let (one, other) = tokio::join!(
+            Role::start("codegen", &settings, &[]),
+            Role::start("codegen", &settings, &[])
+        );
+        let fleet = Fleet { engine, redis, database, auth, replicas: [one, other], settings };
+        for role in [&fleet.auth, &fleet.replicas[0], &fleet.replicas[1]] {
+            role.is_whole().await;
+        }
+        fleet
+    }
+
+    /// One more replica of code generation, with these flags.
+    pub async fn another_replica(&self, flags: &[&str]) -> Role {
+        let role = Role::start("codegen", &self.settings, flags).await;
+        role.is_whole().await;
+        role
+    }
+
+    /// One more auth on the same store, which no replica asks.
+    pub async fn another_auth(&self) -> Role {
+        let own = |(name, _): &&(&str, String)| *name != "AUTH_ADDRESS";
+        let settings: Vec<_> = self.settings.iter().filter(own).cloned().collect();
+        Role::start("auth", &settings, &[]).await
+    }
+
+    /// Makes a key.
+    pub async fn create_key(&self, request: CreateKeyRequest) -> CreateKeyResponse {
+        let made = within("a key", async { self.auth.keys().create_key(request).await }).await;
+        made.expect("a key can be made").into_inner()
+    }
+
+    /// Code generation with this key, on each replica.
+    pub fn clients(&self, key: &str) -> [Client; 2] {
+        [self.replicas[0].client(key), self.replicas[1].client(key)]
+    }
+}
+
+/// One process of the mesh.
+#[derive(Debug)]
+pub struct Role {
+    command: Box<Command>,
+    process: Child,
+    address: SocketAddr,
+    metrics: SocketAddr,
+    channel: Channel,
+    /// Made once: that takes longer than a page.
+    http: reqwest::Client,
+    _folder: TempDir,
+    /// Reads what it says, so that it can go on.
+    log: JoinSet<()>,
+}
+
+impl Role {
+    async fn start(name: &str, settings: &[(&'static str, String)], flags: &[&str]) -> Role {
+        let folder = tempfile::tempdir().expect("a folder for the test");
+        within("a process of the mesh", async {
+            loop {
+                let mut command = Box::new(hapa());
+                command.arg(name).args(flags).arg(format!("--port={}", quiet_port()));
+                command.args(["--metrics-port=0", "--structured-logging=true"]);
+                command.envs(settings.iter().map(|(name, value)| (name, value)));
+                command.env("DATA_DIR", folder.path()).stderr(Stdio::piped());
+                let mut log = JoinSet::new();
+                // Somebody else may have taken the port meanwhile.
+                let Some(started) = spawn(&mut command, &mut log).await else { continue };
+                let (process, address, metrics) = started;
+                let endpoint = Endpoint::from_shared(format!("http://{address}"));
+                let channel = endpoint.expect("an address").connect_lazy();
+                return Role {
+                    command,
+                    process,
+                    address,
+                    metrics,
+                    channel,
+                    http: reqwest_client(),
+                    _folder: folder,
+                    log,
+                };
+            }
+        })
+        .await
+    }
+
+    /// Ends it at once.
+    pub async fn kill(&mut self) {
+        self.process.kill().await.expect("it ran");
+    }
+
+    /// Asks it to end, and waits until it has.
+    pub async fn stop(&mut self) {
+        signal(&self.process, "-TERM").await;
+        within("a process to end", self.process.wait()).await.expect("it ran");
+    }
+
+    /// Starts it where it was.
+    pub async fn start_again(&mut self) {
+        within("a process to start again", async {
+            loop {
+                if let Some(started) = spawn(&mut self.command, &mut self.log).await {
+                    (self.process, _, self.metrics) = started;
+                    return;
+                }
+                sleep(SHORTLY).await;
+            }
+        })
+        .await;
+    }
+
+    /// Stops it from running; its connections stay.
+    pub async fn freeze(&self) {
+        freeze(&self.process).await;
+    }
+
+    /// Lets it run again.
+    pub async fn thaw(&self) {
+        thaw(&self.process).await;
+    }
+
+    /// Code generation, with this key.
+    pub fn client(&self, key: &str) -> Client {
+        self.client_as(Who::Key(key))
+    }
+
+    /// Code generation, with this access token.
+    pub fn client_of_session(&self, token: &str) -> Client {
+        self.client_as(Who::Session(token))
+    }
+
+    fn client_as(&self, who: Who<'_>) -> Client {
+        CodegenServiceClient::new(who.on(self.channel.clone()))
+    }
+
+    /// Keys, as a service of the mesh.
+    pub fn keys(&self) -> Keys {
+        KeyServiceClient::new(self.as_mesh())
+    }
+
+    /// Users, as a service of the mesh.
+    pub fn users(&self) -> Users {
+        UserServiceClient::new(self.as_mesh())
+    }
+
+    /// Sessions, as a service of the mesh.
+    pub fn sessions(&self) -> Sessions {
+        SessionServiceClient::new(self.as_mesh())
+    }
+
+    /// The audit log, as a service of the mesh.
+    pub fn audit(&self) -> Audit {
+        AuditServiceClient::new(self.as_mesh())
+    }
+
+    fn as_mesh(&self) -> Wire {
+        Who::Mesh.on(self.channel.clone())
+    }
+
+    /// One page of the metrics port.
+    pub async fn page(&self, path: &str) -> String {
+        let url = format!("http://{}{path}", self.metrics);
+        let reply = within(path, self.http.get(url).send()).await.expect("the port listens");
+        within(path, reply.text()).await.expect("text")
+    }
+
+    /// What is counted now.
+    pub async fn metrics(&self) -> Metrics {
+        Metrics(self.page("/metrics").await)
+    }
+
+    /// Waits until it has found Redis, and hears of changes.
+    async fn is_whole(&self) {
+        within("a process to find the others", async {
+            while self.metrics().await.sum("hapa_revocation_link_up", &[]) < 1.0
+                || self.page("/readyz").await != "ready\n"
+            {
+                sleep(SHORTLY).await;
+            }
+        })
+        .await;
+    }
+}
+
+/// None where it ended before it served.
+async fn spawn(
+    command: &mut Command,
+    log: &mut JoinSet<()>,
+) -> Option<(Child, SocketAddr, SocketAddr)> {
+    let mut process = command.spawn().expect("the binary runs");
+    let mut lines = BufReader::new(process.stderr.take().expect("a pipe")).lines();
+    let mut last = String::new();
+    while let Some(line) = lines.next_line().await.expect("text") {
+        let said: Value = serde_json::from_str(&line).unwrap_or_default();
+        if said["fields"]["message"] == "serving" {
+            let address = |name: &str| said["fields"][name].as_str()?.parse().ok();
+            let (mesh, metrics) = (address("address"), address("metrics_address"));
+            log.spawn(async move { while let Ok(Some(_)) = lines.next_line().await {} });
+            return Some((process, mesh.expect("an address"), metrics.expect("an address")));
+        }
+        last = line;
+    }
+    assert!(last.contains("PORT"), "it did not start: {last}");
+    None
+}
+
+/// A free port that the kernel gives to nobody by itself: one that is free for a while must not be
+/// taken by a connection, least of all by one that looks for who listened there.
+fn quiet_port() -> u16 {
+    static NEXT: AtomicU16 = AtomicU16::new(0);
+    loop {
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
+        let begin = u16::try_from(std::process::id() % 10_000).expect("small");
+        let port = 20_000 + (begin + number) % 10_000;
+        if TcpListener::bind(("127.0.0.1", port)).is_ok() {
+            return port;
+        }
+    }
+}
