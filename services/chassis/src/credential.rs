@@ -66,14 +66,16 @@ enum Known {
 }
 
 /// A presented credential.
-pub(crate) enum Presented {
+pub enum Presented {
+    /// What a key digests to: its text goes no further.
     Key(KeyDigest),
+    /// An access token, which auth has to read.
     Session(String),
 }
 
 impl Presented {
     /// None where the text can be neither a key nor a token.
-    pub(crate) fn read(text: &str, may_be_token: bool) -> Option<Presented> {
+    pub fn read(text: &str, may_be_token: bool) -> Option<Presented> {
         if let Some(digest) = key_text::digest(text) {
             return Some(Presented::Key(digest));
         }
@@ -116,7 +118,7 @@ impl Callers {
     }
 
     /// Who presented it, where that is known without asking.
-    pub(crate) async fn known(&self, presented: &Presented) -> Option<Arc<Caller>> {
+    pub async fn known(&self, presented: &Presented) -> Option<Arc<Caller>> {
         match self.known.get(&presented.name()).await {
             Some(Known::Caller(caller)) if self.truth.holds(&caller) => Some(caller),
             _ => None,
@@ -125,7 +127,7 @@ impl Callers {
 
     /// Who presented it. A wrong one is E4003, an ended one E4007, and where auth can't be asked
     /// E5003: never a pass, and never "wrong".
-    pub(crate) async fn find(
+    pub async fn find(
         &self,
         presented: &Presented,
         deadline: Option<Instant>,
