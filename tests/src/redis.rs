@@ -1,6 +1,7 @@
 //! A Redis of one test's own: Debian's, on a port of its own, without persistence. It ends with this.
 
 use std::net::TcpListener;
+use std::path::Path;
 use std::process::Stdio;
 
 use tempfile::TempDir;
@@ -10,6 +11,8 @@ use tokio::process::{Child, Command};
 use tokio::time::sleep;
 
 use crate::tools::{SHORTLY, freeze, thaw, within};
+
+const PROGRAM: &str = "/usr/bin/redis-server";
 
 /// See the module.
 #[derive(Debug)]
@@ -22,6 +25,11 @@ pub struct RedisServer {
 }
 
 impl RedisServer {
+    /// Whether there is a program to start.
+    pub fn is_installed() -> bool {
+        Path::new(PROGRAM).exists()
+    }
+
     /// Starts one, and waits until it answers.
     pub async fn start() -> RedisServer {
         let folder = tempfile::tempdir().expect("a folder for the test");
@@ -83,7 +91,7 @@ impl RedisServer {
 }
 
 fn spawn(port: u16, password: &str, folder: &TempDir) -> Child {
-    Command::new("/usr/bin/redis-server")
+    Command::new(PROGRAM)
         .args(["--bind", "127.0.0.1", "--port", &port.to_string(), "--requirepass", password])
         .args(["--save", "", "--appendonly", "no", "--daemonize", "no", "--dir"])
         .arg(folder.path())

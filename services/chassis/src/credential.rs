@@ -101,8 +101,10 @@ enum Known {
 
 /// A presented credential.
 #[derive(Clone)]
-pub(crate) enum Presented {
+pub enum Presented {
+    /// What a key digests to: its text goes no further.
     Key(KeyDigest),
+    /// An access token, which auth has to read.
     Session(Arc<str>),
 }
 
@@ -117,7 +119,7 @@ impl fmt::Debug for Presented {
 
 impl Presented {
     /// None where the text can be neither a key nor a token.
-    pub(crate) fn read(text: &str, may_be_token: bool) -> Option<Presented> {
+    pub fn read(text: &str, may_be_token: bool) -> Option<Presented> {
         if let Some(digest) = key_text::digest(text) {
             return Some(Presented::Key(digest));
         }
@@ -160,7 +162,7 @@ impl Callers {
     }
 
     /// Who presented it, where that is known without asking.
-    pub(crate) async fn known(&self, presented: &Presented) -> Option<Arc<Caller>> {
+    pub async fn known(&self, presented: &Presented) -> Option<Arc<Caller>> {
         match self.known.get(&presented.name()).await {
             Some(Known::Caller(caller)) if self.truth.holds(&caller) => Some(caller),
             _ => None,
@@ -172,7 +174,7 @@ impl Callers {
     ///
     /// Who asks for the same at once shares one answer, so no caller's own deadline bounds it: a call
     /// whose time is up is dropped, and the next in line asks.
-    pub(crate) async fn find(&self, presented: &Presented) -> Result<Arc<Caller>, Fault> {
+    pub async fn find(&self, presented: &Presented) -> Result<Arc<Caller>, Fault> {
         let name = presented.name();
         // An answer can be overtaken by a change while it comes; the next one knows of it.
         for _ in 0..3 {

@@ -20,6 +20,8 @@ const PATIENCE: Duration = Duration::from_secs(2);
 /// Settlements that wait; when auth is away for longer, leases expire by themselves.
 const WAITING: usize = 10_000;
 const TOGETHER: usize = 500;
+/// Between two batches.
+const GATHERING: Duration = Duration::from_millis(50);
 /// How long one batch is tried.
 const TRYING: Duration = Duration::from_mins(1);
 /// Beyond the longest generation a lease lives on for as long again, within these bounds: so that
@@ -163,5 +165,7 @@ async fn settle(auth: AuthClient, mut waiting: mpsc::Receiver<Settlement>, end: 
             pause = (pause * 2).min(Duration::from_secs(2));
         }
         batch.clear();
+        // Under load settlements come together: a commit for each would cost more than its answer.
+        let _ = timeout(GATHERING, end.cancelled()).await;
     }
 }

@@ -4,9 +4,11 @@
 use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
+use hapa_chassis::peer::MESH_TOKEN;
 use hapa_proto::codegen::v1::codegen_service_client::CodegenServiceClient;
 use hapa_proto::codegen::v1::stream_generate_code_response::Event;
 use hapa_proto::codegen::v1::{GenerateCodeRequest, StreamGenerateCodeResponse};
+use secrecy::ExposeSecret as _;
 use tonic::metadata::{Ascii, MetadataValue};
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Request, Streaming};
@@ -25,6 +27,8 @@ pub(crate) enum Way {
     Direct,
     PlainEnvoy,
     Mesh,
+    /// As a service of the mesh: past credential, scope and limit.
+    MeshToken,
     Gateway,
     GatewayJson,
 }
@@ -35,6 +39,7 @@ impl Way {
             Way::Direct => "the engine directly, SSE",
             Way::PlainEnvoy => "plain Envoy, SSE",
             Way::Mesh => "the mesh, gRPC",
+            Way::MeshToken => "the mesh with its own token, gRPC",
             Way::Gateway => "the gateway, gRPC",
             Way::GatewayJson => "the gateway, JSON as SSE",
         }
@@ -52,7 +57,8 @@ enum Kind {
 #[derive(Clone)]
 struct Client {
     service: CodegenServiceClient<Channel>,
-    key: MetadataValue<Ascii>,
+    /// The header and what it says.
+    credential: (&'static str, MetadataValue<Ascii>),
 }
 
 impl Caller {
@@ -61,7 +67,7 @@ impl Caller {
         let mut callers = Vec::with_capacity(n);
         let mut client = None;
         for index in 0..n {
-            if let Way::Mesh | Way::Gateway = way {
+            if let Way::Mesh | Way::MeshToken | Way::Gateway = way {
                 if index % STREAMS_A_CHANNEL == 0 {
                     client = Some(Client::connect(stage, way).await?);
                 }
@@ -149,7 +155,11 @@ impl Caller {
 
 impl Client {
     async fn connect(stage: &Stage, way: Way) -> anyhow::Result<Self> {
-        let part = if way == Way::Mesh { &stage.hapa } else { &stage.gateway };
+        let part = if way == Way::Gateway { &stage.gateway } else { &stage.hapa };
+        let credential = match way {
+            Way::MeshToken => (MESH_TOKEN, stage.mesh_token.expose_secret().parse()?),
+            _ => ("x-api-key", stage.key.parse()?),
+        };
         let endpoint = Endpoint::from_shared(format!("http://{}", part.address()))?;
         let endpoint = endpoint.connect_timeout(Duration::from_secs(5)).tcp_nodelay(true);
         // What a client of token streams should set: with h2's defaults unread small frames end the
@@ -157,7 +167,7 @@ impl Client {
         let endpoint = endpoint.initial_stream_window_size(16 * 1024);
         let endpoint = endpoint.initial_connection_window_size(64 * 1024 * 1024);
         let service = CodegenServiceClient::new(endpoint.connect().await?);
-        Ok(Client { service, key: stage.key.parse()? })
+        Ok(Client { service, credential })
     }
 
     async fn ask(&mut self) -> anyhow::Result<Streaming<StreamGenerateCodeResponse>> {
@@ -166,7 +176,8 @@ impl Client {
             max_tokens: Some(i32::try_from(MOST_TOKENS)?),
             ..GenerateCodeRequest::default()
         });
-        request.metadata_mut().insert("x-api-key", self.key.clone());
+        let (header, value) = &self.credential;
+        request.metadata_mut().insert(*header, value.clone());
         Ok(self.service.stream_generate_code(request).await?.into_inner())
     }
 }

@@ -37,12 +37,15 @@ pub(crate) async fn measure(
             sum.busy = sum.busy.max(seen.busy);
         }
     }
-    let pace = if gap == Duration::ZERO {
+    Ok(table(format!("Processor time per token, {streams} streams, {}", pace(gap)), &sums))
+}
+
+pub(crate) fn pace(gap: Duration) -> String {
+    if gap == Duration::ZERO {
         "as fast as they go".to_owned()
     } else {
         format!("a token every {gap:?}")
-    };
-    Ok(table(format!("Processor time per token, {streams} streams, {pace}"), &sums))
+    }
 }
 
 fn table(title: String, [plain, mesh, json]: &[Seen; 3]) -> Table {
@@ -64,7 +67,7 @@ fn table(title: String, [plain, mesh, json]: &[Seen; 3]) -> Table {
     table
 }
 
-fn micros(cpu: Duration, tokens: u64) -> f64 {
+pub(crate) fn micros(cpu: Duration, tokens: u64) -> f64 {
     #[expect(clippy::cast_precision_loss, reason = "far below 2^52")]
     let tokens = tokens as f64;
     cpu.as_secs_f64() * 1e6 / tokens

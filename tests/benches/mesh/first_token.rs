@@ -59,7 +59,7 @@ fn table(samples: &[Samples], rounds: usize) -> Table {
         let target = match way {
             Way::Mesh => verdict(added, "<", MESH_TARGET, " ms added"),
             Way::Gateway | Way::GatewayJson => verdict(added, "<", GATEWAY_TARGET, " ms added"),
-            Way::Direct | Way::PlainEnvoy => String::new(),
+            Way::Direct | Way::PlainEnvoy | Way::MeshToken => String::new(),
         };
         let (added, added_p99) = match way {
             Way::Direct => (String::new(), String::new()),

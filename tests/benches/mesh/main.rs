@@ -6,6 +6,7 @@
 
 mod caller;
 mod cost;
+mod decisions;
 mod engine;
 mod first_token;
 mod gauge;
@@ -14,6 +15,8 @@ mod leaving;
 mod open;
 mod report;
 mod samples;
+mod share;
+mod shared_limit;
 mod stage;
 mod streams;
 
@@ -61,6 +64,7 @@ enum Part {
     FirstToken,
     Cost,
     Leaving,
+    Admission,
     Open,
 }
 
@@ -151,6 +155,15 @@ async fn bench(args: &Args) -> anyhow::Result<String> {
     if wanted(Part::Leaving) {
         say(from, "clients who leave");
         add(leaving::measure(&mut stage, extent.drops).await?);
+    }
+    if wanted(Part::Admission) {
+        say(from, "decisions of admission");
+        add(decisions::measure(&stage, extent.rounds / 10).await?);
+        add(shared_limit::measure(extent.rounds).await?);
+        for load in share::LOADS {
+            say(from, "admission's share of an answer");
+            add(share::measure(&mut stage, load, extent.sections * 10).await?);
+        }
     }
     drop(stage);
     if wanted(Part::Open) {

@@ -10,6 +10,7 @@ use std::process::Stdio;
 use std::time::Duration;
 
 use anyhow::{Context as _, bail, ensure};
+use secrecy::SecretString;
 use tempfile::TempDir;
 use tokio::process::{Child, Command};
 use tokio::time::{Instant, sleep, timeout};
@@ -32,6 +33,7 @@ pub(crate) struct Stage {
     pub(crate) gateway: Part,
     pub(crate) plain: Part,
     pub(crate) key: String,
+    pub(crate) mesh_token: SecretString,
     _folder: TempDir,
 }
 
@@ -72,11 +74,13 @@ impl Stage {
         let (mut hapa, metrics) = start_hapa(binaries, folder.path(), engine.port)?;
         ready(&mut hapa, loopback(metrics), &Ask::get("/readyz", "")).await.context("hapa")?;
         let key = make_key(binaries, folder.path(), hapa.port).await?;
+        let mesh_token = fs::read_to_string(folder.path().join("data/mesh-token"))?;
+        let mesh_token = SecretString::from(mesh_token.trim());
         let mut gateway = start_gateway(binaries, folder.path(), hapa.port).await?;
         let address = gateway.address();
         let health = Ask::get("/api/v1/code/health", &key);
         ready(&mut gateway, address, &health).await.context("the gateway")?;
-        let mut stage = Stage { engine, hapa, gateway, plain, key, _folder: folder };
+        let mut stage = Stage { engine, hapa, gateway, plain, key, mesh_token, _folder: folder };
         let address = stage.plain.address();
         ready(&mut stage.plain, address, &Ask::get("/v1/models", "")).await.context("Envoy")?;
         Ok(stage)
