@@ -1,10 +1,7 @@
 //! Limits that two processes count together in one Redis.
 
-use std::sync::Arc;
-
 use hapa_proto::auth::v1::{CreateKeyRequest, RateLimit};
 use hapa_tests::{Fleet, World, within};
-use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tokio::time::sleep;
 use tonic::Code;
@@ -25,17 +22,13 @@ async fn fallbacks(fleet: &Fleet) -> f64 {
     one.metrics().await.sum(name, &[]) + other.metrics().await.sum(name, &[])
 }
 
-/// Passed and refused of 1,000 calls, so many at once, half of them to each replica.
-async fn thousand(fleet: &Fleet, at_once: usize) -> (u32, u32) {
+/// Passed and refused of 1,000 calls at once, half of them to each replica.
+async fn thousand(fleet: &Fleet) -> (u32, u32) {
     let (_, text) = limited(fleet, 100).await;
-    let clients = fleet.clients(&text);
-    let (room, mut calls) = (Arc::new(Semaphore::new(at_once)), JoinSet::new());
+    let (clients, mut calls) = (fleet.clients(&text), JoinSet::new());
     for number in 0..1_000 {
-        let (mut client, room) = (clients[number % 2].clone(), Arc::clone(&room));
-        calls.spawn(async move {
-            let _place = room.acquire_owned().await.unwrap();
-            health(&mut client).await
-        });
+        let mut client = clients[number % 2].clone();
+        calls.spawn(async move { health(&mut client).await });
     }
     let (mut passed, mut refused) = (0, 0);
     for outcome in within("the calls", calls.join_all()).await {
@@ -52,26 +45,13 @@ async fn thousand(fleet: &Fleet, at_once: usize) -> (u32, u32) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn of_a_thousand_calls_at_once_two_processes_pass_exactly_the_hundred() {
-    let fleet = Fleet::start().await;
-    for trial in 0..8 {
-        let (at_once, before) = (1_000 >> trial, fallbacks(&fleet).await);
-        let (passed, refused) = thousand(&fleet, at_once).await;
-        let alone = fallbacks(&fleet).await - before;
-        say(&format!(
-            "limit of 100: {passed} of 1,000 calls passed, {at_once} at once, {alone} decided alone"
-        ));
-        assert_eq!(passed + refused, 1_000);
-        // On a busy machine an answer of Redis may come too late. What a replica decides alone can
-        // let one more pass each; the next trial is gentler, and one without any is exact.
-        assert!((100.0..=100.0 + alone).contains(&f64::from(passed)), "{passed} passed");
-        if alone < 1.0 {
-            return;
-        }
-        for replica in 0..2 {
-            within("Redis to count", async { while !counted(&fleet, replica).await {} }).await;
-        }
-    }
-    panic!("no trial without a fallback: the machine is too busy to tell");
+    // As long as a busy machine may take: within the usual 50 ms it can look as if Redis were away.
+    let fleet = Fleet::start_with(&[("REDIS_TIMEOUT_SECONDS", "30")]).await;
+    let before = fallbacks(&fleet).await;
+    let (passed, refused) = thousand(&fleet).await;
+    let alone = fallbacks(&fleet).await - before;
+    say(&format!("limit of 100: {passed} of 1,000 calls at once passed, {alone} decided alone"));
+    assert_eq!((passed, refused), (100, 900));
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -53,6 +53,11 @@ pub struct Fleet {
 impl Fleet {
     /// Starts all of it, and waits until every part has found the others.
     pub async fn start() -> Fleet {
+        Fleet::start_with(&[]).await
+    }
+
+    /// The same with these settings beside the usual ones.
+    pub async fn start_with(own: &[(&'static str, &str)]) -> Fleet {
         let engine = Engine::start();
         let (redis, database) = tokio::join!(RedisServer::start(), Postgres::database());
         let mut settings = vec![
@@ -67,6 +72,7 @@ impl Fleet {
             // A busy fleet says too much for a pipe that nobody reads.
             ("LOG_LEVEL", "warn,hapa_chassis::server=info".to_owned()),
         ];
+        settings.extend(own.iter().map(|&(name, value)| (name, value.to_owned())));
         let auth = Role::start("auth", &settings, &[]).await;
         settings.push(("AUTH_ADDRESS", format!("http://{}", auth.address)));
         let (one, other) = tokio::join!(

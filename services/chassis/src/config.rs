@@ -129,6 +129,9 @@ pub struct LimitConfig {
     /// That window, in minutes.
     #[arg(long, env = "RATE_LIMIT_WINDOW_MINUTES", default_value_t = 60, value_parser = clap::value_parser!(u32).range(1..=1440))]
     pub rate_limit_window_minutes: u32,
+    /// Longest wait for Redis before a replica decides alone, in seconds.
+    #[arg(long, env = "REDIS_TIMEOUT_SECONDS", default_value = "0.05", value_parser = seconds)]
+    pub redis_timeout_seconds: Duration,
     /// Failed authentications per address and minute, after which that address has to wait; 0: no limit.
     #[arg(long, env = "AUTH_FAILURE_LIMIT", default_value_t = 60)]
     pub auth_failure_limit: u32,

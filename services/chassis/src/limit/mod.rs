@@ -66,7 +66,7 @@ impl Limiter {
         Ok(match redis_url {
             _ if !config.rate_limit_enabled => Limiter::Off,
             None => Limiter::Memory(Memory::default()),
-            Some(url) => Limiter::Redis(Redis::new(url)?),
+            Some(url) => Limiter::Redis(Redis::new(url, config.redis_timeout_seconds)?),
         })
     }
 

@@ -21,8 +21,6 @@ use super::breaker::{Breaker, Change};
 use super::{Decision, Memory, Rate};
 use crate::config::{Wrong, check_redis_url};
 
-/// A decision takes well under a millisecond; past this Redis is as good as away.
-const PATIENCE: Duration = Duration::from_millis(50);
 /// Commands that may wait for a connection or its socket; more are refused at once.
 const MOST_QUEUED: usize = 8192;
 
@@ -33,11 +31,13 @@ pub struct Redis {
     connection: Mutex<ConnectHandle>,
     breaker: Breaker,
     memory: Memory,
+    /// A decision takes well under a millisecond; past this Redis is as good as away.
+    patience: Duration,
 }
 
 impl Redis {
     /// Starts to connect, and goes on for as long as this lives.
-    pub(super) fn new(url: &SecretString) -> Result<Self, Wrong> {
+    pub(super) fn new(url: &SecretString, patience: Duration) -> Result<Self, Wrong> {
         check_redis_url(url)?;
         // Its errors name parts of the address at most, never the password.
         let config = Config::from_url_centralized(url.expose_secret());
@@ -46,16 +46,16 @@ impl Redis {
             // Without `fail_fast` the first connection is retried like any other.
             Config { fail_fast: false, ..config },
             Some(PerformanceConfig {
-                default_command_timeout: PATIENCE,
+                default_command_timeout: patience,
                 ..PerformanceConfig::default()
             }),
-            Some(connection()),
+            Some(connection(patience)),
             Some(reconnects()),
         );
         let connection = Mutex::new(client.connect());
         let script = Script::from_lua(include_str!("window.lua"));
         let (breaker, memory) = (Breaker::default(), Memory::default());
-        Ok(Redis { client, script, connection, breaker, memory })
+        Ok(Redis { client, script, connection, breaker, memory, patience })
     }
 
     pub(super) async fn decide(&self, subject: &str, method: &'static str, rate: Rate) -> Decision {
@@ -108,7 +108,7 @@ impl Redis {
         let length = i64::try_from(rate.window.as_millis()).unwrap_or(i64::MAX);
         let arguments = vec![i64::from(rate.limit), length, i64::from(counts)];
         // fred bounds each command, this bounds them all.
-        let reply = timeout(PATIENCE, self.evaluate(key, arguments)).await;
+        let reply = timeout(self.patience, self.evaluate(key, arguments)).await;
         let (remaining, reset, wait) =
             reply.unwrap_or_else(|_| Err(Error::new(ErrorKind::Timeout, "no answer in time")))?;
         Ok(Decision {
@@ -154,16 +154,16 @@ impl std::fmt::Debug for Redis {
     }
 }
 
-fn connection() -> ConnectionConfig {
+fn connection(patience: Duration) -> ConnectionConfig {
     ConnectionConfig {
         connection_timeout: Duration::from_secs(1),
         internal_command_timeout: Duration::from_secs(1),
         // A second attempt would count a call twice.
         max_command_attempts: 1,
         max_command_buffer_len: MOST_QUEUED,
-        // Each write puts it off, so it must be shorter than the breaker's pause.
+        // Each write puts it off, so with the usual patience it is shorter than the breaker's pause.
         unresponsive: UnresponsiveConfig {
-            max_timeout: Some(Duration::from_millis(300)),
+            max_timeout: Some(patience * 6),
             interval: Duration::from_millis(100),
         },
         tcp: TcpConfig { nodelay: Some(true), ..TcpConfig::default() },
@@ -182,11 +182,13 @@ fn reconnects() -> ReconnectPolicy {
 mod tests {
     use super::*;
 
+    const PATIENCE: Duration = Duration::from_millis(50);
+
     #[tokio::test]
     async fn a_wrong_url_is_refused_by_name_and_without_its_password() {
         for url in ["memcached://x", "redis://", "redis://:hunter2@host/many", "redis-cluster://x"]
         {
-            let wrong = Redis::new(&url.into()).unwrap_err();
+            let wrong = Redis::new(&url.into(), PATIENCE).unwrap_err();
             assert_eq!(wrong.name, "REDIS_URL");
             assert!(!wrong.problem.contains("hunter2"), "{wrong}");
         }
@@ -194,12 +196,14 @@ mod tests {
 
     #[tokio::test]
     async fn a_url_with_tls_finds_the_one_crypto_provider() {
-        assert!(Redis::new(&"rediss://user:password@redis.example:6380/1".into()).is_ok());
+        assert!(
+            Redis::new(&"rediss://user:password@redis.example:6380/1".into(), PATIENCE).is_ok()
+        );
     }
 
     #[tokio::test]
     async fn without_redis_calls_are_limited_here() {
-        let redis = Redis::new(&"redis://127.0.0.1:1".into()).unwrap();
+        let redis = Redis::new(&"redis://127.0.0.1:1".into(), PATIENCE).unwrap();
         let rate = Rate::new(2, Duration::from_mins(1));
         for remaining in [1, 0] {
             assert_eq!(redis.peek("a", "/x", rate).await.retry_after, None);
