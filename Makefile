@@ -40,6 +40,13 @@ bench: ## measure what the mesh adds to an engine, in a release build
 	cargo build --release --package hapa --package hapa-tests --bin hapa
 	cargo bench --package hapa --package hapa-tests --bench mesh
 
+bench-store: ## measure how fast analytics takes a million events in and reports; FULL=1: ten million
+	@infra/tools/install test
+	cargo bench --package hapa --package hapa-tests --bench store -- $(if $(FULL),--full)
+
+load: ## fill the store DATABASE_URL=... with ten million events and keep it
+	cargo bench --package hapa --package hapa-tests --bench store -- --full --into "$${DATABASE_URL:?names the store}"
+
 fmt: $(BUF) ## format Rust and protos
 	cargo fmt --all
 	$(BUF) format --write --path proto/hapa
@@ -51,4 +58,4 @@ $(BUF): $(WEB)/package-lock.json
 	npm --prefix $(WEB) ci --no-audit --no-fund --silent
 	@touch $@
 
-.PHONY: help run build test lint proto release-proto client bench fmt clean
+.PHONY: help run build test lint proto release-proto client bench bench-store load fmt clean

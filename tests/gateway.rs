@@ -210,7 +210,11 @@ async fn keys_are_managed_in_json() {
 async fn what_is_for_the_mesh_is_not_reachable_and_identity_headers_are_inert() {
     let world = World::start().await;
     let gateway = world.gateway(&[]).await;
-    for path in ["/hapa.auth.v1.AuthService/Authenticate", "/nothing"] {
+    for path in [
+        "/hapa.auth.v1.AuthService/Authenticate",
+        "/hapa.analytics.v1.AnalyticsService/RecordEvents",
+        "/nothing",
+    ] {
         let request = gateway.request("POST", path).header("content-type", "application/json");
         let reply = within("a reply", request.header("x-mesh-token", world.mesh_token()).send())
             .await

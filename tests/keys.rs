@@ -130,10 +130,12 @@ async fn keys_outlive_the_process_and_need_the_same_pepper() {
         let key = world.key.clone();
         world.begin_shutdown();
         world.ended().await;
-        let world = World::on(&store, &[&keep]).await;
+        let mut world = World::on(&store, &[&keep]).await;
         assert!(
             world.client_with(&key).generate_code(crate::generate::question("q")).await.is_ok()
         );
+        world.begin_shutdown();
+        world.ended().await;
         let pepper = "--api-key-pepper=another-pepper-of-more-than-32-characters";
         let world = World::on(&store, &[&keep, pepper]).await;
         let status = world

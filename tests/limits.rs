@@ -57,7 +57,7 @@ async fn decided_by_redis<T>(world: &World, trial: impl AsyncFn() -> T) -> T {
     within("a trial without a fallback", async {
         loop {
             let before = fallbacks(world).await;
-            let outcome = trial().await;
+            let outcome = Box::pin(trial()).await;
             #[expect(clippy::float_cmp, reason = "a counter that did not move")]
             if fallbacks(world).await == before {
                 return outcome;

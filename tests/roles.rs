@@ -14,6 +14,10 @@ use tonic::{Request, Status};
 /// key of errors and analytics, a session without auth:admin, a key with auth:admin, the mesh.
 /// `+` is let in, `3` is E4003 (no credential that counts here), `5` is E4005 (lacks a scope).
 const TABLE: &[(&str, &str)] = &[
+    ("hapa.analytics.v1.AnalyticsService/GetPerformance", "3555 +55+"),
+    ("hapa.analytics.v1.AnalyticsService/GetUsage", "3555 +55+"),
+    ("hapa.analytics.v1.AnalyticsService/RecordEvents", "3333 333+"),
+    ("hapa.analytics.v1.AnalyticsService/WatchPerformance", "3555 +55+"),
     ("hapa.auth.v1.AuditService/ListAuditEntries", "3555 55++"),
     ("hapa.auth.v1.AuditService/VerifyAuditLog", "3555 55++"),
     ("hapa.auth.v1.AuthService/Authenticate", "3333 333+"),
@@ -41,6 +45,16 @@ const TABLE: &[(&str, &str)] = &[
     ("hapa.codegen.v1.CodegenService/GetCodeHealth", "3+++ ++++"),
     ("hapa.codegen.v1.CodegenService/ListModels", "3+++ ++++"),
     ("hapa.codegen.v1.CodegenService/StreamGenerateCode", "35+5 5+5+"),
+    ("hapa.errors.v1.ErrorTrackingService/GetDashboard", "3555 +55+"),
+    ("hapa.errors.v1.ErrorTrackingService/GetIncident", "3555 +55+"),
+    ("hapa.errors.v1.ErrorTrackingService/ListErrorCodes", "3+++ ++++"),
+    ("hapa.errors.v1.ErrorTrackingService/ListIncidents", "3555 +55+"),
+    ("hapa.errors.v1.ErrorTrackingService/ListPatterns", "3555 +55+"),
+    ("hapa.errors.v1.ErrorTrackingService/ReportOccurrences", "3555 +55+"),
+    ("hapa.errors.v1.ErrorTrackingService/UpdateIncident", "3555 555+"),
+    ("hapa.errors.v1.ErrorTrackingService/WatchOccurrences", "3555 +55+"),
+    ("hapa.system.v1.SystemService/GetConfigStatus", "3555 55++"),
+    ("hapa.system.v1.SystemService/GetHealth", "++++ ++++"),
 ];
 
 #[tokio::test]

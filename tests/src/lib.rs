@@ -3,18 +3,22 @@
 pub mod engine;
 mod fleet;
 mod gateway;
+mod keeper;
 mod people;
 mod postgres;
 mod provider;
+mod receiver;
 mod redis;
 mod tools;
 mod world;
 
 pub use fleet::{Audit, Fleet, Role, Sessions, Users};
 pub use gateway::Gateway;
+pub use keeper::Keeper;
 pub use people::{PASSWORD, Person, Who, Wire};
 pub use postgres::{Database, Postgres, Store};
 pub use provider::Provider;
+pub use receiver::Receiver;
 pub use redis::RedisServer;
 pub use tools::{Metrics, hapa, incident, within};
 pub use world::{Client, Keys, World};

@@ -4,8 +4,9 @@
 use std::net::SocketAddr;
 use std::path::Path;
 
-use clap::Parser;
-use hapa::{Roles, run};
+use clap::{CommandFactory as _, FromArgMatches as _, Parser};
+use hapa::setting::settings;
+use hapa::{All, Roles, run};
 use hapa_chassis::Listeners;
 use hapa_chassis::config::LimitConfig;
 use hapa_proto::auth::v1::key_service_client::KeyServiceClient;
@@ -25,6 +26,9 @@ use crate::tools::{Metrics, within};
 /// The secret that services of every test's mesh share.
 pub(crate) const TOKEN: &str = "the-mesh-token-of-a-test-which-is-long";
 
+/// Nothing is remembered of calls.
+const QUIET: &[&str] = &["--usage-recording-enabled=false", "--error-monitoring-enabled=false"];
+
 /// A client of code generation.
 pub type Client = CodegenServiceClient<Wire>;
 /// A client of keys.
@@ -35,11 +39,7 @@ pub type Keys = KeyServiceClient<Wire>;
 #[command(args_override_self = true)]
 struct Settings {
     #[command(flatten)]
-    server: hapa_chassis::Config,
-    #[command(flatten)]
-    auth: hapa_auth::Config,
-    #[command(flatten)]
-    codegen: hapa_codegen::Config,
+    all: All,
 }
 
 /// See the module.
@@ -75,6 +75,16 @@ impl World {
         World::with(&[&[store.as_str()], flags].concat()).await
     }
 
+    /// With this store, and nothing in it of the calls that the world itself makes.
+    pub async fn aside(store: &Store, flags: &[&str]) -> World {
+        World::on(store, &[QUIET, flags].concat()).await
+    }
+
+    /// The same on a file of its own.
+    pub async fn quiet() -> World {
+        World::with(QUIET).await
+    }
+
     /// With an engine that serves something else.
     pub async fn with_engine(setup: Setup) -> World {
         World::build(Engine::start_with(setup), &[]).await
@@ -93,13 +103,14 @@ impl World {
         ]
         .map(str::to_owned);
         let flags = always.into_iter().chain(flags.iter().map(|&flag| flag.to_owned()));
-        let Settings { server, auth, codegen } = Settings::parse_from(flags);
-        let listeners = Listeners::bind(&server).await.expect("free ports");
+        let (command, matches) = (Settings::command(), Settings::command().get_matches_from(flags));
+        let all = Settings::from_arg_matches(&matches).expect("settings").all;
+        let roles = Roles { settings: settings(&command, &matches), ..Roles::from(all) };
+        let listeners = Listeners::bind(&roles.server).await.expect("free ports");
         let mesh = listeners.mesh.local_addr().expect("a bound port");
         let metrics = listeners.metrics.local_addr().expect("a bound port");
         let shutdown = CancellationToken::new();
         let mut running = JoinSet::new();
-        let roles = Roles { server, auth: Some(auth), codegen: Some(codegen) };
         running.spawn(run(roles, listeners, shutdown.clone().cancelled_owned()));
         let endpoint = Endpoint::from_shared(format!("http://{mesh}")).expect("an address");
         let channel = endpoint.connect_lazy();
@@ -111,7 +122,7 @@ impl World {
 
     /// The settings of the limiter that a newcomer has.
     pub fn limits() -> LimitConfig {
-        Settings::parse_from(["hapa"]).server.limits
+        Settings::parse_from(["hapa"]).all.server.limits
     }
 
     /// A request for a key with every scope and no limits.

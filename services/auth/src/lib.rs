@@ -24,6 +24,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use hapa_chassis::db::Db;
+use hapa_chassis::health::Check;
 use hapa_chassis::{Access, Rpc, Server, config, secret};
 use hapa_proto::auth::v1::audit_service_server::AuditServiceServer;
 use hapa_proto::auth::v1::auth_service_server::AuthServiceServer;
@@ -105,13 +106,24 @@ const RPCS: &[Rpc] = &[
     Rpc::new("/hapa.auth.v1.AuditService/VerifyAuditLog", Access::Scope(ADMIN)),
 ];
 
+/// None of them can work without the store.
+const SERVICES: &[&str] = &[
+    "hapa.auth.v1.AuthService",
+    "hapa.auth.v1.KeyService",
+    "hapa.auth.v1.UserService",
+    "hapa.auth.v1.SessionService",
+    "hapa.auth.v1.AuditService",
+];
+
 /// Opens the store and adds the services.
 pub async fn mount(config: &Config, server: &mut Server) -> anyhow::Result<()> {
     let pepper = Pepper(pepper(config, server.config())?);
     let tokens = Arc::new(tokens(config, server.config())?);
     let identity = Identity::new(&config.identity)?;
     let url = server.config().store_url("auth");
-    let store = Store::new(Db::open("auth", &url, store::MIGRATIONS).await?);
+    let db = Db::open("auth", &url, store::MIGRATIONS).await?;
+    server.check(Check::store("auth", &db, SERVICES));
+    let store = Store::new(db);
     let (passwords, last_uses) = (Passwords::new(), Uses::default());
     let (head, news) = watch::channel(0);
     server.spawn(revocation::look(store.clone(), head));

@@ -114,6 +114,7 @@ impl Admission {
         }
         if self.is_mesh(headers) {
             call.is_mesh = true;
+            call.admitted();
             return Ok(Admitted::default());
         }
         match rpc.access {
@@ -129,10 +130,12 @@ impl Admission {
             _ => {}
         }
         let caller = Ongoing::begin(self.caller(call, headers).await?);
-        check_access(rpc, &caller)?;
-        let rate = rate(&caller.principal, rpc, &self.limits);
         call.principal = Some(Arc::clone(&caller.principal));
         call.ended = Some(caller.ended.clone());
+        // Before anything is refused: a refusal is its caller's too.
+        call.admitted();
+        check_access(rpc, &caller)?;
+        let rate = rate(&caller.principal, rpc, &self.limits);
         let decision = self.limiter.decide(&caller.subject, rpc.path, rate).await;
         Ok(Admitted { decision, ongoing: Some(caller) })
     }

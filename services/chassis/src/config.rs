@@ -82,6 +82,14 @@ pub struct Config {
     /// The auth service, such as http://auth:50051; a process that has the auth role asks itself.
     #[arg(long, env = "AUTH_ADDRESS")]
     pub auth_address: Option<String>,
+    /// The errors service, such as http://errors:50051; a process that has the errors role tells
+    /// itself, and without one failures are logged only.
+    #[arg(long, env = "ERRORS_ADDRESS")]
+    pub errors_address: Option<String>,
+    /// The analytics service, such as http://analytics:50051; a process that has the analytics role
+    /// tells itself, and without one nothing is recorded.
+    #[arg(long, env = "ANALYTICS_ADDRESS")]
+    pub analytics_address: Option<String>,
     /// Server reflection; on unless ENVIRONMENT is production.
     #[arg(long, env = "REFLECTION", action = ArgAction::Set)]
     pub reflection: Option<bool>,
@@ -111,6 +119,9 @@ pub struct Config {
     /// How often a key may call.
     #[command(flatten)]
     pub limits: LimitConfig,
+    /// What is remembered of calls until it is delivered.
+    #[command(flatten)]
+    pub spool: SpoolConfig,
     /// What is logged, and how.
     #[command(flatten)]
     pub log: LogConfig,
@@ -135,6 +146,25 @@ pub struct LimitConfig {
     /// Failed authentications per address and minute, after which that address has to wait; 0: no limit.
     #[arg(long, env = "AUTH_FAILURE_LIMIT", default_value_t = 60)]
     pub auth_failure_limit: u32,
+}
+
+/// Settings of the event spool.
+#[derive(Args, Clone, Debug)]
+#[command(next_help_heading = "Event spool")]
+pub struct SpoolConfig {
+    /// Most events that wait in DATA_DIR for the services that keep them; beyond, the oldest go,
+    /// those of calls that succeeded first.
+    #[arg(long, env = "SPOOL_MAX_EVENTS", default_value_t = 1_000_000, value_parser = clap::value_parser!(u64).range(1..))]
+    pub spool_max_events: u64,
+    /// How long an event waits at most, in hours.
+    #[arg(long, env = "SPOOL_MAX_AGE_HOURS", default_value_t = 168, value_parser = clap::value_parser!(u32).range(1..=8760))]
+    pub spool_max_age_hours: u32,
+    /// Whether failures are reported to the errors service.
+    #[arg(long, env = "ERROR_MONITORING_ENABLED", action = ArgAction::Set, default_value_t = true)]
+    pub error_monitoring_enabled: bool,
+    /// Whether what calls use is recorded.
+    #[arg(long, env = "USAGE_RECORDING_ENABLED", action = ArgAction::Set, default_value_t = true)]
+    pub usage_recording_enabled: bool,
 }
 
 /// Settings of the log.

@@ -10,6 +10,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::{Extensions, Status};
 use uuid::Uuid;
 
+use crate::report::{Caller, Report};
 use crate::rpc::Rpc;
 use crate::status::Fault;
 
@@ -38,6 +39,8 @@ pub struct Call {
     pub is_mesh: bool,
     /// Fires when the caller's credential ends; none where no credential is behind the call.
     pub ended: Option<CancellationToken>,
+    /// What is noted about it, shared by its clones.
+    report: Report,
 }
 
 impl Call {
@@ -76,6 +79,11 @@ impl Call {
         }
     }
 
+    /// Where its handler notes what it does, for the event that remembers the call.
+    pub fn report(&self) -> &Report {
+        &self.report
+    }
+
     /// Puts the id that a request's body gives it beside the call's own, in every log line.
     pub fn also_named(&self, request_id: &str) {
         tracing::Span::current().record(BODY_ID, request_id);
@@ -96,7 +104,20 @@ impl Call {
             principal: None,
             is_mesh: false,
             ended: None,
+            report: Report::default(),
         }
+    }
+
+    /// Says to all clones who calls.
+    pub(crate) fn admitted(&self) {
+        let principal = self.principal.clone();
+        self.report.admit(Caller { principal, is_mesh: self.is_mesh });
+    }
+
+    /// The same call, with what admission found out since it was cloned.
+    pub(crate) fn told(&self) -> Call {
+        let Caller { principal, is_mesh } = self.report.caller();
+        Call { principal, is_mesh, ..self.clone() }
     }
 }
 

@@ -38,10 +38,13 @@ const CONNECT: Duration = Duration::from_secs(5);
 /// How long migrating may take, with the wait for others that migrate.
 const MIGRATING: Duration = Duration::from_mins(1);
 
-/// Credentials must survive a power cut: FULL.
+/// Credentials must survive a power cut: FULL, unless a store says otherwise.
 const PRAGMAS: &str =
     "PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; PRAGMA foreign_keys = ON;
                        PRAGMA busy_timeout = 5000";
+
+/// With WAL the file stays whole; what was written in the last moments before a power cut may be gone.
+const RELAXED: &str = "PRAGMA synchronous = NORMAL";
 
 /// A dropped query goes on in PostgreSQL until one of these ends it.
 const LIMITS: &str = "SET statement_timeout = '5s'; SET lock_timeout = '2s';
@@ -59,6 +62,15 @@ pub enum Engine {
     Sqlite,
     /// A server, of as many processes as there are.
     Postgres,
+}
+
+/// What a SQLite store must survive. A PostgreSQL decides by itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Durability {
+    /// A power cut.
+    PowerCut,
+    /// The end of the process, however it comes: several times faster.
+    Process,
 }
 
 impl Engine {
@@ -97,6 +109,16 @@ impl Db {
     /// Opens the store at `url` and migrates it. A SQLite file is made; a PostgreSQL that is not up
     /// yet is waited for. Steps are counted by service, so that services may share a database.
     pub async fn open(service: &'static str, url: &str, steps: &[Step]) -> anyhow::Result<Db> {
+        Db::open_with(service, url, steps, Durability::PowerCut).await
+    }
+
+    /// The same, for a store that may have to survive less.
+    pub async fn open_with(
+        service: &'static str,
+        url: &str,
+        steps: &[Step],
+        durability: Durability,
+    ) -> anyhow::Result<Db> {
         install_default_drivers();
         let engine = Engine::of(url).map_err(|problem| Wrong::new("DATABASE_URL", problem))?;
         let options: AnyConnectOptions = url.parse().context("DATABASE_URL can't be read")?;
@@ -113,7 +135,9 @@ impl Db {
             pool.connect_with(options.clone()).await.context("opening the store")
         };
         let (writer, reader) = match engine {
-            Engine::Sqlite => (open(file_pool(1)).await?, open(file_pool(READERS)).await?),
+            Engine::Sqlite => {
+                (open(file_pool(1, durability)).await?, open(file_pool(READERS, durability)).await?)
+            }
             Engine::Postgres => {
                 let pool = open(server_pool(service)).await?;
                 (pool.clone(), pool)
@@ -188,9 +212,17 @@ fn make_folder(url: &str) -> anyhow::Result<()> {
         .with_context(|| format!("making the folder {}", folder.display()))
 }
 
-fn file_pool(most: u32) -> AnyPoolOptions {
+fn file_pool(most: u32, durability: Durability) -> AnyPoolOptions {
     AnyPoolOptions::new().max_connections(most).acquire_timeout(ACQUIRE).after_connect(
-        |connection, _| Box::pin(async move { connection.execute(PRAGMAS).await.map(drop) }),
+        move |connection, _| {
+            Box::pin(async move {
+                connection.execute(PRAGMAS).await?;
+                if durability == Durability::Process {
+                    connection.execute(RELAXED).await?;
+                }
+                Ok(())
+            })
+        },
     )
 }
 

@@ -20,6 +20,7 @@ use crate::deadline::deadline;
 use crate::observe::observe;
 use crate::rpc::Table;
 use crate::shed::shed;
+use crate::spool::Spool;
 use crate::status::Fault;
 
 /// What the layers of one server share.
@@ -29,6 +30,7 @@ pub(crate) struct Shared {
     pub(crate) trusted_proxies: Vec<IpNet>,
     pub(crate) in_flight: Arc<Semaphore>,
     pub(crate) admission: Admission,
+    pub(crate) spool: Spool,
 }
 
 /// Outermost first.

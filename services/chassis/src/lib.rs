@@ -5,12 +5,14 @@
 
 mod accept;
 mod admission;
+mod causes;
 pub mod check;
 pub mod config;
 mod context;
 pub mod credential;
 pub mod db;
 mod deadline;
+pub mod health;
 pub mod key_text;
 mod layers;
 pub mod limit;
@@ -18,16 +20,21 @@ mod observe;
 pub mod peer;
 mod probes;
 pub mod profile;
+mod report;
 pub mod rpc;
+pub mod scrub;
 pub mod secret;
 mod server;
 mod shed;
+pub mod spool;
 pub mod status;
 pub mod telemetry;
 
 pub use check::Violations;
 pub use config::Config;
 pub use context::{Call, is_request_id};
+pub use report::Report;
 pub use rpc::{Access, Rpc};
 pub use server::{Listeners, Server};
+pub use spool::Spool;
 pub use status::{ErrorCode, Fault};

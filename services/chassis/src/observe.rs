@@ -1,11 +1,13 @@
 //! Names every call, and says how it ended: one log line, its metrics, and a published status in
 //! place of whatever a library or a panic said. A call that just stops was left by its client.
+//! The last frame of an answer leaves when the call is remembered in the spool.
 
 use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
 use axum::body::Body;
 use axum::extract::{Request, State};
@@ -21,6 +23,7 @@ use tracing::{Instrument as _, Span};
 
 use crate::context::{BODY_ID, Call, origin};
 use crate::layers::{Shared, refuse, trailers};
+use crate::spool::{Ended, Failure, Receipt, Spool, trace_id};
 use crate::status::{ErrorCode, Fault, code_name, publish, read};
 
 const REQUEST_ID: &str = "x-request-id";
@@ -39,6 +42,8 @@ pub(crate) async fn observe(
     let span =
         tracing::info_span!("call", rpc = path, request_id = %call.request_id, { BODY_ID } = Empty);
     let mut record = Record::begin(path, &call, span.clone());
+    record.trace_id = trace_id(request.headers()).to_owned();
+    record.spool = shared.spool.clone();
     request.extensions_mut().insert(call.clone());
 
     let run = AssertUnwindSafe(next.run(request)).catch_unwind().instrument(span.clone());
@@ -48,10 +53,12 @@ pub(crate) async fn observe(
         response.headers_mut().insert(REQUEST_ID, id);
     }
     if response.headers().contains_key("grpc-status") {
-        record.end(response.headers_mut());
+        if let Some(receipt) = record.end(response.headers_mut()) {
+            receipt.await;
+        }
         return response;
     }
-    response.map(|body| Body::new(Observed { body, record }))
+    response.map(|body| Body::new(Observed { body, record, last: None }))
 }
 
 fn panicked(panic: &(dyn Any + Send)) -> Fault {
@@ -65,41 +72,57 @@ struct Record {
     path: &'static str,
     call: Call,
     span: Span,
+    trace_id: String,
+    spool: Spool,
     ended: bool,
 }
 
 impl Record {
     fn begin(path: &'static str, call: &Call, span: Span) -> Self {
         metrics::gauge!("hapa_requests_in_flight", "rpc" => path).increment(1.0);
-        Record { path, call: call.clone(), span, ended: false }
+        let (trace_id, spool) = (String::new(), Spool::default());
+        Record { path, call: call.clone(), span, trace_id, spool, ended: false }
     }
 
-    /// Reads how the call ended from its headers or trailers, and publishes it there.
-    fn end(&mut self, headers: &mut HeaderMap) {
+    /// Reads how the call ended from its headers or trailers, and publishes it there. They may leave
+    /// when the receipt has come.
+    fn end(&mut self, headers: &mut HeaderMap) -> Option<Receipt> {
         let status =
             Status::from_header_map(headers).unwrap_or_else(|| Status::unknown("no status"));
         if status.code() == Code::Ok {
-            return self.close(Code::Ok, None);
+            return self.close(Code::Ok, None, true);
         }
         let status = self.span.in_scope(|| publish(status));
         if status.add_header(headers).is_err() {
             headers.insert("grpc-status", (status.code() as i32).into());
         }
-        self.close(status.code(), read(&status));
+        let failure = read(&status).map(|(error_code, incident_id)| Failure {
+            error_code,
+            incident_id,
+            message: status.message().to_owned(),
+        });
+        self.close(status.code(), failure.as_ref(), true)
     }
 
-    fn close(&mut self, code: Code, failure: Option<(String, String)>) {
+    fn close(&mut self, code: Code, failure: Option<&Failure>, waits: bool) -> Option<Receipt> {
         if std::mem::replace(&mut self.ended, true) {
-            return;
+            return None;
         }
         let (path, elapsed) = (self.path, self.call.arrived.elapsed());
+        self.count(code, failure, elapsed);
+        let (call, trace_id) = (&self.call.told(), self.trace_id.as_str());
+        self.spool.remember(&Ended { call, path, trace_id, code, failure, elapsed }, waits)
+    }
+
+    fn count(&self, code: Code, failure: Option<&Failure>, elapsed: Duration) {
+        let path = self.path;
         let code = code_name(code);
         metrics::gauge!("hapa_requests_in_flight", "rpc" => path).decrement(1.0);
         metrics::counter!("hapa_requests_total", "rpc" => path, "code" => code).increment(1);
         metrics::histogram!("hapa_request_duration_seconds", "rpc" => path).record(elapsed);
         let duration_ms = u64::try_from(elapsed.as_millis()).unwrap_or(u64::MAX);
         let _entered = self.span.enter();
-        let Some((error_code, incident_id)) = failure else {
+        let Some(Failure { error_code, incident_id, .. }) = failure else {
             if path.starts_with("/grpc.") {
                 tracing::debug!(code, duration_ms, "call ended");
             } else {
@@ -117,15 +140,34 @@ impl Drop for Record {
     fn drop(&mut self) {
         if !self.ended {
             let fault = Fault::new(ErrorCode::StreamGivenUp, "the client left");
-            let failure = (fault.code().to_string(), fault.incident_id().to_owned());
-            self.close(Code::Cancelled, Some(failure));
+            let failure = Failure {
+                error_code: fault.code().to_string(),
+                incident_id: fault.incident_id().to_owned(),
+                message: fault.message().to_owned(),
+            };
+            self.close(Code::Cancelled, Some(&failure), false);
         }
     }
 }
 
 struct Observed {
+    /// Before the record: a handler that is dropped notes what is known then.
     body: Body,
     record: Record,
+    /// The last frame, held back until the call is remembered.
+    last: Option<(Frame<Bytes>, Receipt)>,
+}
+
+impl Observed {
+    fn poll_last(
+        &mut self,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
+        if let Some((_, receipt)) = &mut self.last {
+            ready!(Pin::new(receipt).poll(cx));
+        }
+        Poll::Ready(self.last.take().map(|(frame, _)| Ok(frame)))
+    }
 }
 
 impl HttpBody for Observed {
@@ -137,6 +179,9 @@ impl HttpBody for Observed {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
         let this = &mut *self;
+        if this.last.is_some() {
+            return this.poll_last(cx);
+        }
         let polled = {
             let _entered = this.record.span.enter();
             catch_unwind(AssertUnwindSafe(|| Pin::new(&mut this.body).poll_frame(cx)))
@@ -150,14 +195,17 @@ impl HttpBody for Observed {
                 trailers(&Status::from(this.record.span.in_scope(|| panicked(&*panic))))
             }
         };
-        if let Some(headers) = frame.trailers_mut() {
-            this.record.end(headers);
+        if let Some(headers) = frame.trailers_mut()
+            && let Some(receipt) = this.record.end(headers)
+        {
+            this.last = Some((frame, receipt));
+            return this.poll_last(cx);
         }
         Poll::Ready(Some(Ok(frame)))
     }
 
     fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
+        self.last.is_none() && self.body.is_end_stream()
     }
 
     fn size_hint(&self) -> SizeHint {

@@ -4,7 +4,9 @@
 use std::time::Duration;
 
 use anyhow::Context as _;
+use hapa_proto::analytics::v1::analytics_service_client::AnalyticsServiceClient;
 use hapa_proto::auth::v1::auth_service_client::AuthServiceClient;
+use hapa_proto::errors::v1::error_tracking_service_client::ErrorTrackingServiceClient;
 use secrecy::{ExposeSecret as _, SecretString};
 use tonic::metadata::{Ascii, MetadataValue};
 use tonic::service::Interceptor;
@@ -17,8 +19,15 @@ use crate::config::Wrong;
 /// The metadata key by which a service proves that it is one.
 pub const MESH_TOKEN: &str = "x-mesh-token";
 
+/// A channel that proves to be a service's.
+pub type Wire = InterceptedService<Channel, MeshToken>;
+
 /// A client of the auth service that proves to be a service itself.
-pub type AuthClient = AuthServiceClient<InterceptedService<Channel, MeshToken>>;
+pub type AuthClient = AuthServiceClient<Wire>;
+/// A client of the analytics service.
+pub type AnalyticsClient = AnalyticsServiceClient<Wire>;
+/// A client of the errors service.
+pub type ErrorsClient = ErrorTrackingServiceClient<Wire>;
 
 /// The mesh token on every call.
 #[derive(Clone, Debug)]
@@ -31,15 +40,14 @@ impl Interceptor for MeshToken {
     }
 }
 
-/// A client of the auth service at `address`, on a connection of its own.
-pub fn auth(address: &str, token: &SecretString) -> anyhow::Result<AuthClient> {
+/// A connection of its own to `address`, with the mesh token on every call.
+pub fn wire(address: &str, token: &SecretString) -> anyhow::Result<Wire> {
     let mut token: MetadataValue<Ascii> = token
         .expose_secret()
         .parse()
         .map_err(|_| Wrong::new("MESH_TOKEN", "must be plain text without spaces around"))?;
     token.set_sensitive(true);
-    let channel = InterceptedService::new(channel(address)?, MeshToken(token));
-    Ok(AuthServiceClient::new(channel))
+    Ok(InterceptedService::new(channel(address)?, MeshToken(token)))
 }
 
 /// A channel for unary calls to `address`, such as `http://auth:50051`.

@@ -10,13 +10,15 @@ use metrics_exporter_prometheus::PrometheusHandle;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
+use crate::health::Health;
 use crate::limit::Limiter;
+use crate::server::REDIS;
 
 /// Serves until `end`; not ready from `draining` on.
 pub(crate) async fn serve(
     listener: TcpListener,
     metrics: &'static PrometheusHandle,
-    limiter: Arc<Limiter>,
+    (limiter, health): (Arc<Limiter>, Health),
     draining: CancellationToken,
     end: CancellationToken,
 ) {
@@ -25,8 +27,12 @@ pub(crate) async fn serve(
         if draining.is_cancelled() {
             return (StatusCode::SERVICE_UNAVAILABLE, "draining\n".to_owned());
         }
-        let degraded = limiter.degraded().map(|words| format!("{words}\n"));
-        (StatusCode::OK, format!("ready\n{}", degraded.unwrap_or_default()))
+        let problems = problems(&limiter, &health);
+        if health.is_ready() {
+            (StatusCode::OK, format!("ready\n{problems}"))
+        } else {
+            (StatusCode::SERVICE_UNAVAILABLE, format!("not ready\n{problems}"))
+        }
     };
     let metrics = move || async move {
         counting.gauge();
@@ -40,4 +46,15 @@ pub(crate) async fn serve(
     if let Err(error) = served {
         tracing::error!(%error, "the metrics port failed");
     }
+}
+
+/// A line for each thing that is away. The limiter knows of Redis what its last call found.
+fn problems(limiter: &Limiter, health: &Health) -> String {
+    let mut lines: Vec<_> = limiter.degraded().map(str::to_owned).into_iter().collect();
+    for part in health.parts().into_iter().filter(|part| part.name != REDIS) {
+        if let Err(why) = part.outcome {
+            lines.push(format!("{}: {why}", part.problem));
+        }
+    }
+    lines.into_iter().map(|line| line + "\n").collect()
 }

@@ -20,22 +20,26 @@ use tokio_util::task::TaskTracker;
 use tonic::body::Body;
 use tonic::server::NamedService;
 use tonic::service::RoutesBuilder;
-use tonic_health::ServingStatus;
-use tonic_health::server::HealthReporter;
 use tower::Service;
 
 use crate::accept::{Door, accept};
 use crate::admission::Admission;
 use crate::config::{Config, Wrong};
 use crate::credential::Callers;
+use crate::health::{Check, Checks, Health};
 use crate::layers::{Shared, stack};
 use crate::limit::Limiter;
-use crate::peer::AuthClient;
+use crate::peer::{AnalyticsClient, AuthClient, ErrorsClient, Wire};
 use crate::rpc::{BUILT_IN, Rpc, Table};
+use crate::spool::{Bounds, Receiver, Receivers, Spool};
 use crate::{peer, probes, secret, telemetry};
 
 /// How long background tasks may take to notice the end.
 const TASKS_PATIENCE: Duration = Duration::from_secs(2);
+/// How long saying that nothing serves may take.
+const TELLING: Duration = Duration::from_secs(1);
+/// The check of what replicas count calls in.
+pub(crate) const REDIS: &str = "redis";
 
 /// Sockets that are bound already, so that callers choose the port and learn it.
 #[derive(Debug)]
@@ -66,12 +70,13 @@ pub struct Server {
     mesh_token: SecretString,
     routes: RoutesBuilder,
     table: Table,
-    health: HealthReporter,
+    checks: Checks,
     names: Vec<&'static str>,
     tasks: TaskTracker,
     tasks_end: CancellationToken,
     streams_end: CancellationToken,
     door: Door,
+    spool: Spool,
 }
 
 impl Server {
@@ -81,20 +86,20 @@ impl Server {
         telemetry::metrics()?;
         let mesh_token =
             secret::set_or_kept(config.mesh_token.as_ref(), &config.data_dir.join("mesh-token"))?;
-        let (health, health_service) = tonic_health::server::health_reporter();
-        health.set_service_status("", ServingStatus::NotServing).await;
+        let (reporter, health_service) = tonic_health::server::health_reporter();
         let mut server = Server {
             config,
             listeners,
             mesh_token,
             routes: RoutesBuilder::default(),
             table: Table::default(),
-            health,
-            names: vec![""],
+            checks: Checks::new(reporter).await,
+            names: Vec::new(),
             tasks: TaskTracker::new(),
             tasks_end: CancellationToken::new(),
             streams_end: CancellationToken::new(),
             door: Door::default(),
+            spool: Spool::default(),
         };
         server.table.add(BUILT_IN);
         server.routes.add_service(health_service);
@@ -121,17 +126,48 @@ impl Server {
 
     /// A client of the auth service, which may be in this process.
     pub fn auth(&self) -> anyhow::Result<AuthClient> {
-        let address = match &self.config.auth_address {
-            Some(address) => address.clone(),
-            None if self.names.contains(&"hapa.auth.v1.AuthService") => {
-                format!("http://{}", dialable(self.listeners.mesh.local_addr()?))
+        let address = self.config.auth_address.as_deref();
+        let wire = self.wire("AUTH_ADDRESS", address, "hapa.auth.v1.AuthService")?;
+        let words = "this role needs the address of auth";
+        Ok(AuthClient::new(wire.ok_or_else(|| Wrong::new("AUTH_ADDRESS", words))?))
+    }
+
+    /// A connection of its own to a service, as a service: to the address that `setting` gives, else
+    /// to this process where it has the service; none where nobody is known to have it.
+    pub fn wire(
+        &self,
+        setting: &'static str,
+        address: Option<&str>,
+        service: &str,
+    ) -> anyhow::Result<Option<Wire>> {
+        let Some((address, _)) = self.reach(address, service)? else { return Ok(None) };
+        peer::wire(&address, &self.mesh_token).context(setting).map(Some)
+    }
+
+    /// What is known of the health of this process and of what it stands on.
+    pub fn health(&self) -> Health {
+        self.checks.health()
+    }
+
+    /// Adds a check, which runs every few seconds from before the server serves until it drains.
+    pub fn check(&mut self, check: Check) {
+        self.checks.add(check);
+    }
+
+    /// What is remembered of calls, for health; it opens when the server serves.
+    pub fn spool(&self) -> Spool {
+        self.spool.clone()
+    }
+
+    /// Where a service is, and whether that is this process; none where nobody said.
+    fn reach(&self, set: Option<&str>, service: &str) -> anyhow::Result<Option<(String, bool)>> {
+        Ok(match set.filter(|address| !address.is_empty()) {
+            Some(address) => Some((address.to_owned(), false)),
+            None if self.names.contains(&service) => {
+                Some((format!("http://{}", dialable(self.listeners.mesh.local_addr()?)), true))
             }
-            None => {
-                let words = "this role needs the address of auth";
-                return Err(Wrong::new("AUTH_ADDRESS", words).into());
-            }
-        };
-        peer::auth(&address, &self.mesh_token).context("AUTH_ADDRESS")
+            None => None,
+        })
     }
 
     /// Adds a gRPC service and its rows of the access table.
@@ -146,7 +182,37 @@ impl Server {
         S::Response: IntoResponse,
         S::Future: Send + 'static,
     {
-        self.health.set_service_status(S::NAME, ServingStatus::NotServing).await;
+        self.checks.add_service(S::NAME, true).await;
+        self.mount(service, rpcs);
+    }
+
+    /// Adds a service that tells of the others: no process is ready for its sake.
+    pub async fn add_aside<S>(&mut self, service: S, rpcs: &'static [Rpc])
+    where
+        S: Service<Request<Body>, Error = Infallible>
+            + NamedService
+            + Clone
+            + Send
+            + Sync
+            + 'static,
+        S::Response: IntoResponse,
+        S::Future: Send + 'static,
+    {
+        self.checks.add_service(S::NAME, false).await;
+        self.mount(service, rpcs);
+    }
+
+    fn mount<S>(&mut self, service: S, rpcs: &'static [Rpc])
+    where
+        S: Service<Request<Body>, Error = Infallible>
+            + NamedService
+            + Clone
+            + Send
+            + Sync
+            + 'static,
+        S::Response: IntoResponse,
+        S::Future: Send + 'static,
+    {
         self.names.push(S::NAME);
         self.table.add(rpcs);
         self.routes.add_service(service);
@@ -172,17 +238,22 @@ impl Server {
     }
 
     /// Serves until `shutdown`, then drains; returns when all is over.
-    pub async fn serve(self, shutdown: impl Future<Output = ()>) -> anyhow::Result<()> {
+    pub async fn serve(mut self, shutdown: impl Future<Output = ()>) -> anyhow::Result<()> {
         let address = self.listeners.mesh.local_addr()?;
         let metrics_address = self.listeners.metrics.local_addr()?;
+        self.open_spool().await?;
         let shared = Arc::new(self.shared()?);
+        let limiter = Arc::clone(&shared.admission.limiter);
+        self.check_redis(&limiter);
+        // Before the first call, so that nobody is told what nobody has looked at.
+        self.checks.round().await;
         let router = stack(self.routes.routes().into_axum_router().with_state(()), &shared);
         let (door, calls) = (self.door, TaskTracker::new());
         let (draining, config) = (CancellationToken::new(), &self.config);
         let probes = probes::serve(
             self.listeners.metrics,
             telemetry::metrics()?,
-            Arc::clone(&shared.admission.limiter),
+            (limiter, self.checks.health()),
             draining.clone(),
             self.tasks_end.clone(),
         );
@@ -195,16 +266,16 @@ impl Server {
             calls.clone(),
         );
         calls.spawn(accepting);
-        for name in &self.names {
-            self.health.set_service_status(name, ServingStatus::Serving).await;
-        }
+        self.checks.tell().await;
         tracing::info!(%address, %metrics_address, "serving");
+        let health = self.tasks.spawn(self.checks.watch(draining.clone()));
+        self.spool.tell();
 
         shutdown.await;
         tracing::info!("draining");
         draining.cancel();
-        for name in &self.names {
-            self.health.set_service_status(name, ServingStatus::NotServing).await;
+        if timeout(TELLING, health).await.is_err() {
+            tracing::warn!("health was not told to the end");
         }
         tokio::time::sleep(config.drain_delay_seconds).await;
         drain(&door, &calls, &self.streams_end, config.drain_timeout_seconds).await;
@@ -232,7 +303,65 @@ impl Server {
             trusted_proxies: config.trusted_proxies.clone(),
             in_flight: Arc::new(Semaphore::new(config.max_in_flight as usize)),
             admission: Admission::new(token, callers, limiter, &config.limits),
+            spool: self.spool.clone(),
         })
+    }
+
+    /// Asks Redis too, where there is one: an outage ends without a call that is limited.
+    fn check_redis(&mut self, limiter: &Arc<Limiter>) {
+        if !matches!(**limiter, Limiter::Redis(_)) {
+            return;
+        }
+        let limiter = Arc::clone(limiter);
+        let probe = move || {
+            let limiter = Arc::clone(&limiter);
+            async move { limiter.probe().await.unwrap_or(Ok(())) }
+        };
+        self.check(Check::new(REDIS, "Redis does not answer", probe));
+    }
+
+    /// Opens the file of events, where there is anyone to deliver them to.
+    async fn open_spool(&mut self) -> anyhow::Result<()> {
+        let (config, token) = (&self.config, &self.mesh_token);
+        let mut receivers = Receivers::default();
+        let analytics =
+            self.reach(config.analytics_address.as_deref(), "hapa.analytics.v1.AnalyticsService")?;
+        if let Some((address, own)) = analytics.filter(|_| config.spool.usage_recording_enabled) {
+            let wire = peer::wire(&address, token).context("ANALYTICS_ADDRESS")?;
+            receivers.analytics = Some(Receiver { client: AnalyticsClient::new(wire), own });
+        }
+        let errors =
+            self.reach(config.errors_address.as_deref(), "hapa.errors.v1.ErrorTrackingService")?;
+        if let Some((address, own)) = errors.filter(|_| config.spool.error_monitoring_enabled) {
+            let wire = peer::wire(&address, token).context("ERRORS_ADDRESS")?;
+            receivers.errors = Some(Receiver { client: ErrorsClient::new(wire), own });
+        }
+        if receivers.analytics.is_none() && receivers.errors.is_none() {
+            return Ok(());
+        }
+        let oldest = Duration::from_hours(config.spool.spool_max_age_hours.into());
+        let bounds = Bounds { most: config.spool.spool_max_events, oldest };
+        let path = config.data_dir.join(format!("spool-{}.db", self.spool_name()));
+        let work = self.spool.open(path, bounds, receivers).await?;
+        work.run(|task| drop(self.tasks.spawn(task)), &self.tasks_end);
+        let spool = self.spool.clone();
+        let full = move || {
+            let problem = spool.problem();
+            async move { problem.map_or(Ok(()), |words| Err(words.to_owned())) }
+        };
+        self.check(Check::new("spool", "events of calls are dropped (E5010)", full));
+        Ok(())
+    }
+
+    /// A name that stays from start to start: the port, or the roles where any port will do.
+    fn spool_name(&self) -> String {
+        if self.config.port != 0 {
+            return self.config.port.to_string();
+        }
+        let roles = self.names.iter().filter_map(|name| name.split('.').nth(1));
+        let mut roles: Vec<_> = roles.collect();
+        roles.dedup();
+        roles.join("-")
     }
 
     fn add_reflection(&mut self) -> anyhow::Result<()> {

@@ -9,6 +9,8 @@ use time::OffsetDateTime;
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, QuotaViolation, StatusExt};
 
+use crate::causes;
+
 /// `ErrorInfo.domain` of every failure.
 pub const DOMAIN: &str = "hapa";
 
@@ -122,14 +124,18 @@ impl Fault {
     /// The unexpected: logged here with its causes, shown as a fixed sentence.
     pub fn internal(cause: impl fmt::Display) -> Self {
         let fault = Fault::new(ErrorCode::Internal, "an internal error; report the incident id");
+        let cause = cause.to_string();
         fault.log(&cause);
+        causes::remember(&fault.incident_id, std::iter::once(cause));
         fault
     }
 
-    /// Logs what lies behind the failure, under its incident id, and keeps it from the caller.
+    /// Logs what lies behind the failure, under its incident id, and keeps it from the caller; the
+    /// call's occurrence will have it.
     #[must_use]
     pub fn because(self, cause: &(dyn Error + 'static)) -> Self {
         self.log(&chain(cause));
+        causes::remember(&self.incident_id, links(cause).map(ToString::to_string));
         self
     }
 
@@ -263,7 +269,8 @@ pub(crate) fn publish(status: Status) -> Status {
     Fault::new(code, words).into()
 }
 
-fn incident_id() -> String {
+/// A new name for a failure: `INC-YYYYMMDD-XXXXXXXX`.
+pub fn incident_id() -> String {
     let day = OffsetDateTime::now_utc().date();
     let (year, month, day) = (day.year(), u8::from(day.month()), day.day());
     format!("INC-{year:04}{month:02}{day:02}-{:08X}", rand::random::<u32>())
@@ -272,12 +279,14 @@ fn incident_id() -> String {
 /// An error and what caused it, outermost first.
 pub fn chain(error: &(dyn Error + 'static)) -> String {
     let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        let _ = write!(text, ": {error}");
-        cause = error.source();
+    for cause in links(error).skip(1) {
+        let _ = write!(text, ": {cause}");
     }
     text
+}
+
+fn links<'e>(error: &'e (dyn Error + 'static)) -> impl Iterator<Item = &'e (dyn Error + 'static)> {
+    std::iter::successors(Some(error), |error| (*error).source())
 }
 
 #[cfg(test)]

@@ -64,6 +64,13 @@ fn describe() {
         "Limits decided by this process because Redis did not answer"
     );
     metrics::describe_gauge!("hapa_redis_up", "1 while Redis answers, 0 while it does not");
+    metrics::describe_counter!(
+        "hapa_spool_dropped_total",
+        "Events that were given up before they were delivered, by kind and reason"
+    );
+    metrics::describe_counter!("hapa_spool_shipped_total", "Events that were delivered, by kind");
+    metrics::describe_gauge!("hapa_spool_depth", "Events that wait to be delivered, by kind");
+    metrics::describe_gauge!("hapa_spool_age_seconds", "Age of the oldest event that waits");
     metrics::describe_histogram!(
         "gen_ai_server_time_to_first_token_seconds",
         "From a generation's arrival to its first token"

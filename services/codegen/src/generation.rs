@@ -9,7 +9,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use hapa_chassis::{Call, Fault};
+use hapa_chassis::{Call, Fault, Report};
 use hapa_proto::codegen::v1::stream_generate_code_response::{
     Delta, Event, Failed, Finished, Heartbeat, Kind, Started,
 };
@@ -70,6 +70,9 @@ pub(crate) struct Generation {
     patience: Patience,
     arrived: Instant,
     first_token: Option<Instant>,
+    last_token: Option<Instant>,
+    /// Where it says once what it used.
+    report: Option<Report>,
     /// The last sign of life that was sent, and the last that the engine gave.
     last_sent: Instant,
     last_heard: Instant,
@@ -109,6 +112,8 @@ impl Generation {
             patience,
             arrived: call.arrived,
             first_token: None,
+            last_token: None,
+            report: Some(call.report().clone()),
             last_sent: now,
             last_heard: now,
             deadline,
@@ -122,6 +127,8 @@ impl Generation {
             sequence: 0,
             failure: None,
         };
+        call.report().model(&generation.order.model);
+        call.report().task(&generation.order.task);
         let due = generation.due();
         generation.alarm.as_mut().reset(due);
         match generation.wait().await? {
@@ -279,7 +286,7 @@ impl Generation {
         };
         self.end_text();
         let usage = self.batch.usage.take();
-        account(usage.as_ref());
+        self.tell(usage.as_ref());
         let finished = Finished {
             finish_reason,
             usage,
@@ -298,8 +305,9 @@ impl Generation {
         if self.batch.text.is_empty() {
             return;
         }
+        let now = Instant::now();
+        self.last_token = Some(now);
         if self.first_token.is_none() {
-            let now = Instant::now();
             self.first_token = Some(now);
             metrics::histogram!("gen_ai_server_time_to_first_token_seconds")
                 .record(now - self.arrived);
@@ -308,6 +316,24 @@ impl Generation {
         let (splitter, frames) = (&mut self.splitter, &mut self.frames);
         splitter.push(&text, &mut |kind, text| add_delta(frames, kind, text));
         self.last_sent = self.last_heard;
+    }
+
+    /// Says once what was used: as the engine counted, else as far as it is known.
+    fn tell(&mut self, usage: Option<&Usage>) {
+        let Some(report) = self.report.take() else { return };
+        account(usage);
+        let (prompt, tokens) = match usage {
+            Some(usage) => (usage.prompt_tokens, usage.completion_tokens),
+            // An engine that never answered has read nothing.
+            None if matches!(self.source, Source::Opening(_)) => (0, 0),
+            None => (u32::try_from(self.prompt_tokens).unwrap_or(u32::MAX), self.batch.pieces),
+        };
+        report.tokens(prompt, tokens);
+        let Some((first, last)) = self.first_token.zip(self.last_token) else { return };
+        report.time_to_first_token(first - self.arrived);
+        if let Some(gaps) = tokens.checked_sub(1).filter(|gaps| *gaps > 0) {
+            report.between_tokens((last - first) / gaps);
+        }
     }
 
     fn end_text(&mut self) {
@@ -321,7 +347,7 @@ impl Generation {
             self.count();
         }
         let usage = self.batch.usage.take();
-        account(usage.as_ref());
+        self.tell(usage.as_ref());
         let partial = self.first_token.is_some();
         let fault: Fault = error.fault(partial);
         let failed = Failed {
@@ -334,6 +360,14 @@ impl Generation {
         self.failure = Some(fault.into());
         // Dropping the source is what stops the engine.
         self.source = Source::Ended;
+    }
+}
+
+impl Drop for Generation {
+    fn drop(&mut self) {
+        // A caller who left: what was read until then was used.
+        let usage = self.batch.usage.take();
+        self.tell(usage.as_ref());
     }
 }
 

@@ -10,9 +10,11 @@ mod prompt;
 mod question;
 mod service;
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use hapa_chassis::config::seconds;
+use hapa_chassis::health::Check;
 use hapa_chassis::{Access, Rpc, Server, config};
 use hapa_proto::codegen::v1::codegen_service_server::CodegenServiceServer;
 use secrecy::SecretString;
@@ -81,9 +83,24 @@ pub async fn mount(config: &Config, server: &mut Server) -> anyhow::Result<()> {
         whole: config.vllm_timeout_seconds,
         heartbeat: config.heartbeat_seconds,
     };
-    let models = Models::new(engine.clone(), config.ai_model_name.clone());
+    let models = Arc::new(Models::new(engine.clone(), config.ai_model_name.clone()));
+    server.check(engine_check(Arc::clone(&models)));
     let budgets = Budgets::new(server, config.vllm_timeout_seconds)?;
     let codegen = Codegen { engine, models, budgets, patience, streams_end: server.streams_end() };
     server.add(CodegenServiceServer::new(codegen), RPCS).await;
     Ok(())
+}
+
+/// Needed by no service as far as load balancers go: replicas share the engine, so another would
+/// answer no better, and what this one says of an engine that is away (E5006, when to try again)
+/// tells a caller more than a connection that is refused.
+fn engine_check(models: Arc<Models>) -> Check {
+    let run = move || {
+        let models = Arc::clone(&models);
+        async move {
+            let health = models.health().await;
+            if health.status == "healthy" { Ok(()) } else { Err(health.message) }
+        }
+    };
+    Check::new("ai_model", "the AI model can't be asked", run)
 }

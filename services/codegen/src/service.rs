@@ -25,7 +25,7 @@ use crate::question::Question;
 
 pub(crate) struct Codegen {
     pub(crate) engine: Engine,
-    pub(crate) models: Models,
+    pub(crate) models: Arc<Models>,
     pub(crate) budgets: Budgets,
     pub(crate) patience: Patience,
     pub(crate) streams_end: CancellationToken,

@@ -1,6 +1,9 @@
 //! The one binary: every role of the mesh, and the commands for its users and operators.
 
 pub mod cli;
+pub mod setting;
+mod system;
+mod warnings;
 
 use hapa_chassis::{Listeners, Server};
 
@@ -9,10 +12,53 @@ use hapa_chassis::{Listeners, Server};
 pub struct Roles {
     /// What all of them share.
     pub server: hapa_chassis::Config,
-    /// Keys.
+    /// Keys, users, sessions.
     pub auth: Option<hapa_auth::Config>,
     /// Code generation.
     pub codegen: Option<hapa_codegen::Config>,
+    /// What went wrong.
+    pub errors: Option<hapa_errors::Config>,
+    /// What was used.
+    pub analytics: Option<hapa_analytics::Config>,
+    /// Their settings as they are shown; none where nobody read them from a command line.
+    pub settings: Vec<setting::Setting>,
+}
+
+/// Every role's settings: the arguments of `hapa all`.
+#[derive(clap::Args, Clone, Debug)]
+pub struct All {
+    /// What all of them share.
+    #[command(flatten)]
+    pub server: hapa_chassis::Config,
+    #[command(flatten)]
+    auth: hapa_auth::Config,
+    #[command(flatten)]
+    codegen: hapa_codegen::Config,
+    #[command(flatten)]
+    errors: hapa_errors::Config,
+    #[command(flatten)]
+    analytics: hapa_analytics::Config,
+}
+
+impl Roles {
+    /// None yet.
+    pub fn none(server: hapa_chassis::Config) -> Roles {
+        let settings = Vec::new();
+        Roles { server, auth: None, codegen: None, errors: None, analytics: None, settings }
+    }
+}
+
+impl From<All> for Roles {
+    fn from(All { server, auth, codegen, errors, analytics }: All) -> Roles {
+        Roles {
+            server,
+            auth: Some(auth),
+            codegen: Some(codegen),
+            errors: Some(errors),
+            analytics: Some(analytics),
+            settings: Vec::new(),
+        }
+    }
 }
 
 /// Runs the roles on sockets that are bound already, until `shutdown`, and then until drained.
@@ -21,6 +67,7 @@ pub async fn run(
     listeners: Listeners,
     shutdown: impl Future<Output = ()>,
 ) -> anyhow::Result<()> {
+    let setup = system::Setup::of(&roles);
     let mut server = Server::new(roles.server, listeners).await?;
     if let Some(config) = &roles.auth {
         hapa_auth::mount(config, &mut server).await?;
@@ -28,5 +75,13 @@ pub async fn run(
     if let Some(config) = &roles.codegen {
         hapa_codegen::mount(config, &mut server).await?;
     }
+    if let Some(config) = &roles.analytics {
+        hapa_analytics::mount(config, &mut server).await?;
+    }
+    // After analytics, which it asks for the number of calls.
+    if let Some(config) = &roles.errors {
+        hapa_errors::mount(config, &mut server).await?;
+    }
+    system::mount(setup, &mut server).await?;
     server.serve(shutdown).await
 }

@@ -11,6 +11,7 @@ use hapa_chassis::credential::{Callers, Presented};
 use hapa_chassis::limit::{Limiter, Rate};
 use hapa_chassis::peer::{self, MESH_TOKEN};
 use hapa_proto::auth::v1::CreateKeyRequest;
+use hapa_proto::auth::v1::auth_service_client::AuthServiceClient;
 use hapa_proto::auth::v1::key_service_client::KeyServiceClient;
 use secrecy::{ExposeSecret as _, SecretString};
 use tonic::Request;
@@ -120,7 +121,8 @@ async fn make_keys(stage: &Stage) -> anyhow::Result<Vec<String>> {
 
 /// Who called is remembered for 5 s here, where no change is heard: longer than all this takes.
 async fn remembering(stage: &Stage, keys: &[String]) -> anyhow::Result<Callers> {
-    let callers = Callers::new(peer::auth(&address(stage), &stage.mesh_token)?);
+    let callers =
+        Callers::new(AuthServiceClient::new(peer::wire(&address(stage), &stage.mesh_token)?));
     for key in keys {
         let presented = read(key).context("no key")?;
         let found = callers.find(&presented).await;

@@ -18,18 +18,24 @@
  */
 import { createClient, type Client, type Interceptor } from "@connectrpc/connect";
 import { createGrpcWebTransport } from "@connectrpc/connect-web";
+import { AnalyticsService } from "./gen/hapa/analytics/v1/analytics_pb.js";
 import { AuditService } from "./gen/hapa/auth/v1/audit_pb.js";
 import { KeyService } from "./gen/hapa/auth/v1/key_pb.js";
 import { SessionService } from "./gen/hapa/auth/v1/session_pb.js";
 import { UserService } from "./gen/hapa/auth/v1/user_pb.js";
 import { CodegenService } from "./gen/hapa/codegen/v1/codegen_pb.js";
+import { ErrorTrackingService } from "./gen/hapa/errors/v1/errors_pb.js";
+import { SystemService } from "./gen/hapa/system/v1/system_pb.js";
 
 export { readError, type FieldError, type HapaError } from "./errors.js";
+export * from "./gen/hapa/analytics/v1/analytics_pb.js";
 export * from "./gen/hapa/auth/v1/audit_pb.js";
 export * from "./gen/hapa/auth/v1/key_pb.js";
 export * from "./gen/hapa/auth/v1/session_pb.js";
 export * from "./gen/hapa/auth/v1/user_pb.js";
 export * from "./gen/hapa/codegen/v1/codegen_pb.js";
+export * from "./gen/hapa/errors/v1/errors_pb.js";
+export * from "./gen/hapa/system/v1/system_pb.js";
 
 /** Where HAPA is and who calls it. */
 export interface HapaOptions {
@@ -59,6 +65,12 @@ export interface HapaClient {
   readonly sessions: Client<typeof SessionService>;
   /** Reads the audit log; needs the scope `auth:admin`. */
   readonly audit: Client<typeof AuditService>;
+  /** Finds what went wrong; needs `errors:read`. */
+  readonly errors: Client<typeof ErrorTrackingService>;
+  /** Reports usage and performance; needs `analytics:read`. */
+  readonly analytics: Client<typeof AnalyticsService>;
+  /** Says how the mesh is; its health needs no credential. */
+  readonly system: Client<typeof SystemService>;
 }
 
 /** Makes the clients. Nothing is sent before the first call. */
@@ -76,5 +88,8 @@ export function createHapaClient({ baseUrl, apiKey, accessToken }: HapaOptions):
     users: createClient(UserService, transport),
     sessions: createClient(SessionService, transport),
     audit: createClient(AuditService, transport),
+    errors: createClient(ErrorTrackingService, transport),
+    analytics: createClient(AnalyticsService, transport),
+    system: createClient(SystemService, transport),
   };
 }

@@ -20,6 +20,11 @@ pub use self::redis::Redis;
 use crate::config::LimitConfig;
 use crate::rpc::Rpc;
 
+const AWAY: &str = "Redis does not answer: each replica limits calls on its own";
+/// Longer than a broken connection takes to be made again and the breaker to let a try through.
+const PROBING: Duration = Duration::from_millis(1_500);
+const BETWEEN_PROBES: Duration = Duration::from_millis(50);
+
 /// What was decided, as the `ratelimit-*` headers say it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Decision {
@@ -101,12 +106,24 @@ impl Limiter {
         }
     }
 
+    /// Whether replicas count together where they share a Redis. Asks it, and gives a connection that
+    /// is being made a moment; none where there is no Redis to ask.
+    pub(crate) async fn probe(&self) -> Option<Result<(), String>> {
+        let Limiter::Redis(redis) = self else { return None };
+        let asked = Instant::now();
+        while !redis.probe().await {
+            if asked.elapsed() > PROBING {
+                return Some(Err(AWAY.to_owned()));
+            }
+            tokio::time::sleep(BETWEEN_PROBES).await;
+        }
+        Some(Ok(()))
+    }
+
     /// Words for an operator while Redis is configured and does not answer.
     pub fn degraded(&self) -> Option<&'static str> {
         match self {
-            Limiter::Redis(redis) if !redis.is_up() => {
-                Some("Redis does not answer: each replica limits calls on its own")
-            }
+            Limiter::Redis(redis) if !redis.is_up() => Some(AWAY),
             _ => None,
         }
     }

@@ -72,8 +72,29 @@ impl Redis {
         self.client.is_connected() && !self.breaker.is_open()
     }
 
+    /// Whether it answers now. Asks where the breaker lets it, so that an outage ends without a call.
+    pub(super) async fn probe(&self) -> bool {
+        let rate = Rate::new(1, Duration::from_secs(1));
+        self.try_asking("health", "probe", rate, false).await;
+        self.is_up()
+    }
+
     /// None where Redis has no answer and this process must do.
     async fn ask(&self, subject: &str, method: &str, rate: Rate, counts: bool) -> Option<Decision> {
+        let decision = self.try_asking(subject, method, rate, counts).await;
+        if decision.is_none() {
+            metrics::counter!("hapa_limiter_fallbacks_total").increment(1);
+        }
+        decision
+    }
+
+    async fn try_asking(
+        &self,
+        subject: &str,
+        method: &str,
+        rate: Rate,
+        counts: bool,
+    ) -> Option<Decision> {
         if self.breaker.admits(Instant::now()) {
             match self.run(subject, method, rate, counts).await {
                 Ok(decision) => {
@@ -89,7 +110,6 @@ impl Redis {
                 }
             }
         }
-        metrics::counter!("hapa_limiter_fallbacks_total").increment(1);
         None
     }
 

@@ -39,6 +39,12 @@ pub(super) struct Args {
     /// The auth service; default: PORT on this machine.
     #[arg(long, env = "AUTH_ADDRESS")]
     auth_address: Option<String>,
+    /// The analytics service; default: PORT on this machine.
+    #[arg(long, env = "ANALYTICS_ADDRESS")]
+    analytics_address: Option<String>,
+    /// The errors service; default: PORT on this machine.
+    #[arg(long, env = "ERRORS_ADDRESS")]
+    errors_address: Option<String>,
     /// The mesh port of a process on this machine that has every role.
     #[arg(long, env = "PORT", default_value_t = 50051)]
     port: u16,
@@ -61,6 +67,10 @@ fn render(args: &Args, descriptors: &Path) -> Result<String, Failure> {
     let (codegen_host, codegen_port) =
         place("CODEGEN_ADDRESS", args.codegen_address.as_deref(), args.port)?;
     let (auth_host, auth_port) = place("AUTH_ADDRESS", args.auth_address.as_deref(), args.port)?;
+    let (analytics_host, analytics_port) =
+        place("ANALYTICS_ADDRESS", args.analytics_address.as_deref(), args.port)?;
+    let (errors_host, errors_port) =
+        place("ERRORS_ADDRESS", args.errors_address.as_deref(), args.port)?;
     let origins: Vec<_> = args.cors_origins.iter().filter(|origin| !origin.is_empty()).collect();
     if let Some(wrong) = origins.iter().find(|origin| !is_origin(origin)) {
         let problem = format!("{wrong:?} is not an origin like https://editor.example.com");
@@ -78,6 +88,10 @@ fn render(args: &Args, descriptors: &Path) -> Result<String, Failure> {
         ("CODEGEN_PORT", codegen_port.to_string()),
         ("AUTH_HOST", auth_host),
         ("AUTH_PORT", auth_port.to_string()),
+        ("ANALYTICS_HOST", analytics_host),
+        ("ANALYTICS_PORT", analytics_port.to_string()),
+        ("ERRORS_HOST", errors_host),
+        ("ERRORS_PORT", errors_port.to_string()),
     ];
     let fill =
         |text: String, (name, value): &(&str, String)| text.replace(&format!("${{{name}}}"), value);

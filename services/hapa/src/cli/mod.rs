@@ -4,23 +4,30 @@ mod audit;
 mod budget;
 mod config;
 mod connection;
+mod errors;
 mod failure;
 mod gateway;
 mod generate;
 mod json;
 mod key;
 mod moment;
+mod number;
 mod password;
 mod private;
 mod serve;
 mod session;
 mod table;
+mod top;
+mod usage;
 mod user;
 
 use clap::error::ErrorKind;
-use clap::{CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
+use clap::{ArgMatches, CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
 
 pub use failure::Failure;
+
+use crate::Roles;
+use crate::setting::{Setting, settings};
 
 /// Typed code generation on your own GPUs.
 #[derive(Debug, Parser)]
@@ -28,16 +35,26 @@ pub use failure::Failure;
 pub struct Cli {
     #[command(subcommand)]
     command: Command,
+    /// Those of the command, as they were read.
+    #[arg(skip)]
+    settings: Vec<Setting>,
 }
 
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Run every service in this process, on embedded stores.
-    All(Box<serve::All>),
+    All(Box<crate::All>),
     /// Run the auth service.
     Auth(Box<serve::Auth>),
     /// Run the code generation service.
     Codegen(Box<serve::Codegen>),
+    /// Run the errors service; with a subcommand: read and manage what went wrong.
+    ///
+    /// `hapa errors` with the options below is the service. `hapa errors dashboard` and the other
+    /// commands ask the one that runs: each takes --address and a credential, see its own --help.
+    Errors(Box<serve::Errors>),
+    /// Run the analytics service.
+    Analytics(Box<serve::Analytics>),
     /// Ask for code and watch it come.
     Generate(Box<generate::Args>),
     /// Make, list, change, rotate and end API keys, and see what they use.
@@ -52,6 +69,10 @@ enum Command {
     /// Read and check the log of who changed what.
     #[command(subcommand)]
     Audit(Box<audit::Command>),
+    /// Show who used how much: calls and tokens, by owner, key, user, model and day.
+    Usage(Box<usage::Args>),
+    /// Watch how it goes: calls, tokens, times and errors of the last minute, each second.
+    Top(Box<top::Args>),
     /// Print the effective settings, secrets redacted.
     Config(Box<config::Args>),
     /// Write the gateway's configuration for Envoy.
@@ -60,7 +81,11 @@ enum Command {
 
 /// Reads the command line and the environment. Prints help and ends the process where that is asked.
 pub fn parse() -> Result<Cli, Failure> {
-    let read = Cli::command().try_get_matches().and_then(|matches| Cli::from_arg_matches(&matches));
+    let root = Cli::command();
+    let read = root.clone().try_get_matches().and_then(|matches| {
+        let cli = Cli::from_arg_matches(&matches)?;
+        Ok(Cli { settings: of_command(&root, &matches), ..cli })
+    });
     read.map_err(|error| match error.kind() {
         ErrorKind::InvalidValue | ErrorKind::ValueValidation => {
             Failure::setting(&error, &Cli::command())
@@ -69,18 +94,32 @@ pub fn parse() -> Result<Cli, Failure> {
     })
 }
 
+fn of_command(root: &clap::Command, matches: &ArgMatches) -> Vec<Setting> {
+    let Some((name, matches)) = matches.subcommand() else { return Vec::new() };
+    root.find_subcommand(name).map_or_else(Vec::new, |command| settings(command, matches))
+}
+
 /// Does what was asked.
 pub async fn execute(cli: Cli) -> Result<(), Failure> {
-    match cli.command {
-        Command::All(args) => serve::serve(args.into()).await,
-        Command::Auth(args) => serve::serve(args.into()).await,
-        Command::Codegen(args) => serve::serve(args.into()).await,
+    let Cli { command, settings } = cli;
+    let serve = async |roles| serve::serve(Roles { settings: settings.clone(), ..roles }).await;
+    match command {
+        Command::All(args) => serve((*args).into()).await,
+        Command::Auth(args) => serve((*args).into()).await,
+        Command::Codegen(args) => serve((*args).into()).await,
+        Command::Errors(args) => match args.client {
+            Some(command) => errors::execute(command).await,
+            None => serve((*args).into()).await,
+        },
+        Command::Analytics(args) => serve((*args).into()).await,
         Command::Generate(args) => generate::generate(*args).await,
         Command::Key(command) => key::execute(*command).await,
         Command::User(command) => user::execute(*command).await,
         Command::Session(command) => session::execute(*command).await,
         Command::Audit(command) => audit::execute(*command).await,
-        Command::Config(args) => config::print(&args, &Cli::command()),
+        Command::Usage(args) => usage::usage(*args).await,
+        Command::Top(args) => top::top(*args).await,
+        Command::Config(args) => config::print(&args, settings),
         Command::Gateway(args) => gateway::write(&args),
     }
 }
@@ -92,6 +131,20 @@ mod tests {
     #[test]
     fn the_command_line_is_consistent() {
         Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn the_word_errors_is_a_role_or_a_question_and_never_both() {
+        let read = |line: &str| Cli::try_parse_from(line.split(' '));
+        let client = |line: &str| match read(line).unwrap().command {
+            Command::Errors(args) => args.client.is_some(),
+            _ => false,
+        };
+        assert!(!client("hapa errors --port 0 --error-retention-days 3"));
+        assert!(client("hapa errors dashboard --address http://mesh:1"));
+        assert!(client("hapa errors resolve INC-20260101-0123ABCD --version 1.2 --note done"));
+        assert!(read("hapa errors --port 0 dashboard").is_err());
+        assert!(read("hapa errors dashboard --port 0").is_err());
     }
 
     #[test]

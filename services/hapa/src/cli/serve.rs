@@ -2,19 +2,9 @@
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-use crate::cli::Failure;
+use crate::cli::{Failure, errors};
 use crate::{Roles, run};
 use hapa_chassis::{Listeners, telemetry};
-
-#[derive(clap::Args, Clone, Debug)]
-pub(super) struct All {
-    #[command(flatten)]
-    server: hapa_chassis::Config,
-    #[command(flatten)]
-    auth: hapa_auth::Config,
-    #[command(flatten)]
-    codegen: hapa_codegen::Config,
-}
 
 #[derive(clap::Args, Clone, Debug)]
 pub(super) struct Auth {
@@ -32,27 +22,47 @@ pub(super) struct Codegen {
     codegen: hapa_codegen::Config,
 }
 
-impl All {
-    pub(super) fn check(&self) -> Result<(), Failure> {
-        Ok(self.server.check()?)
+#[derive(clap::Args, Clone, Debug)]
+#[group(id = "errors_role")]
+#[command(args_conflicts_with_subcommands = true)]
+pub(super) struct Errors {
+    #[command(subcommand)]
+    pub(super) client: Option<errors::Command>,
+    #[command(flatten)]
+    server: hapa_chassis::Config,
+    #[command(flatten)]
+    service: hapa_errors::Config,
+}
+
+#[derive(clap::Args, Clone, Debug)]
+pub(super) struct Analytics {
+    #[command(flatten)]
+    server: hapa_chassis::Config,
+    #[command(flatten)]
+    analytics: hapa_analytics::Config,
+}
+
+impl From<Auth> for Roles {
+    fn from(args: Auth) -> Roles {
+        Roles { auth: Some(args.auth), ..Roles::none(args.server) }
     }
 }
 
-impl From<Box<All>> for Roles {
-    fn from(args: Box<All>) -> Roles {
-        Roles { server: args.server, auth: Some(args.auth), codegen: Some(args.codegen) }
+impl From<Codegen> for Roles {
+    fn from(args: Codegen) -> Roles {
+        Roles { codegen: Some(args.codegen), ..Roles::none(args.server) }
     }
 }
 
-impl From<Box<Auth>> for Roles {
-    fn from(args: Box<Auth>) -> Roles {
-        Roles { server: args.server, auth: Some(args.auth), codegen: None }
+impl From<Errors> for Roles {
+    fn from(args: Errors) -> Roles {
+        Roles { errors: Some(args.service), ..Roles::none(args.server) }
     }
 }
 
-impl From<Box<Codegen>> for Roles {
-    fn from(args: Box<Codegen>) -> Roles {
-        Roles { server: args.server, auth: None, codegen: Some(args.codegen) }
+impl From<Analytics> for Roles {
+    fn from(args: Analytics) -> Roles {
+        Roles { analytics: Some(args.analytics), ..Roles::none(args.server) }
     }
 }
 

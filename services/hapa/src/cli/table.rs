@@ -8,9 +8,18 @@ pub(super) fn table<const N: usize>(
     header: [&str; N],
     rows: impl IntoIterator<Item = [String; N]>,
 ) -> Table {
+    table_of(header, rows)
+}
+
+/// The same where the columns are known later.
+pub(super) fn table_of<R: IntoIterator<Item = String>>(
+    header: impl IntoIterator<Item = impl Into<String>>,
+    rows: impl IntoIterator<Item = R>,
+) -> Table {
     let mut table = Table::new();
+    let header = header.into_iter().map(Into::<String>::into);
     table.load_preset(presets::NOTHING).set_header(header);
-    table.add_rows(rows.into_iter().map(|row| row.map(|cell| plain(&cell))));
+    table.add_rows(rows.into_iter().map(|row| row.into_iter().map(|cell| plain(&cell))));
     table
 }
 

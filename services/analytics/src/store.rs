@@ -1,0 +1,56 @@
+//! The only SQL of this service, here and in the rooms below: one method is one statement or one
+//! transaction.
+//!
+//! Events and their sums are written together, and locked in one order by all who write: events,
+//! then days of usage, then rollups, each by their keys. So writers wait for each other and never
+//! in a circle.
+
+mod events;
+mod purge;
+mod rollups;
+mod usage;
+
+use hapa_chassis::db::{Db, Step};
+
+pub(crate) use purge::purge;
+pub(crate) use rollups::Which;
+pub(crate) use usage::{By, Total, Usage};
+
+pub(crate) const MIGRATIONS: &[Step] =
+    &[(1, "events", include_str!("../migrations/0001_events.sql"))];
+
+#[derive(Clone, Debug)]
+pub(crate) struct Store {
+    db: Db,
+    /// How long events are kept, in days.
+    retention_days: u32,
+}
+
+impl Store {
+    pub(crate) fn new(db: Db, retention_days: u32) -> Self {
+        Store { db, retention_days }
+    }
+}
+
+/// Cuts rows into portions whose sizes are powers of two, `most` at most: so their statements have
+/// few texts, and every one stays prepared.
+fn portions<T>(mut rows: &[T], most: usize) -> impl Iterator<Item = &[T]> {
+    std::iter::from_fn(move || {
+        let size = (0..=most.ilog2()).rev().map(|power| 1 << power);
+        let (portion, rest) = rows.split_at(size.into_iter().find(|size| *size <= rows.len())?);
+        rows = rest;
+        Some(portion)
+    })
+}
+
+/// `($1, $2), ($3, $4)`: so many rows of so many places; `more` ends each row.
+fn places(rows: usize, columns: usize, more: &str) -> String {
+    let row = |row: usize| {
+        let places: Vec<_> = (1..=columns).map(|at| format!("${}", row * columns + at)).collect();
+        format!("({}{more})", places.join(", "))
+    };
+    (0..rows).map(row).collect::<Vec<_>>().join(", ")
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,78 @@
+//! Taking events in.
+
+use std::collections::HashSet;
+
+use sqlx::{AnyConnection, AssertSqlSafe, Row as _};
+
+use crate::error::Error;
+use crate::event::Event;
+use crate::rollup::Sums;
+use crate::store::{Store, places, portions, rollups, usage};
+use crate::times::DAY;
+
+const COLUMNS: usize = 17;
+/// Rows of one statement: 2,176 places, where SQLite has 32,766 and PostgreSQL 65,535.
+const MOST: usize = 128;
+
+impl Store {
+    /// Stores what is new of these events, which are sorted by id, and sums it up; how many were.
+    ///
+    /// What is older than events are kept is left out: whether it was counted before can't be told.
+    pub(crate) async fn record(&self, mut events: Vec<Event>, now: i64) -> Result<u32, Error> {
+        let oldest = now.saturating_sub(i64::from(self.retention_days) * DAY);
+        events.retain(|event| event.time >= oldest);
+        let recorded = self.db.transaction(move |connection| {
+            Box::pin(async move {
+                let new = insert(connection, &events).await?;
+                let count = u32::try_from(new.len()).unwrap_or(u32::MAX);
+                let new = events.iter().filter(|event| new.contains(&event.id));
+                let sums = Sums::of(new, now);
+                usage::add(connection, &sums.uses).await?;
+                rollups::add(connection, &sums.tallies).await?;
+                Ok::<_, Error>(count)
+            })
+        });
+        recorded.await
+    }
+}
+
+/// The ids of those that were new.
+async fn insert(
+    connection: &mut AnyConnection,
+    events: &[Event],
+) -> Result<HashSet<String>, Error> {
+    let mut new = HashSet::with_capacity(events.len());
+    for portion in portions(events, MOST) {
+        let text = format!(
+            "INSERT INTO usage_events (event_id, time, service, method, error_code, grpc_status, key_id, user_id, owner, model,
+                    task, prompt_tokens, completion_tokens, duration_us, time_to_first_token_us, inter_token_us, cache)
+             VALUES {} ON CONFLICT DO NOTHING RETURNING event_id",
+            places(portion.len(), COLUMNS, "")
+        );
+        let mut insert = sqlx::query(AssertSqlSafe(text));
+        for event in portion {
+            insert = insert
+                .bind(&event.id)
+                .bind(event.time)
+                .bind(&event.service)
+                .bind(&event.method)
+                .bind(&event.error_code)
+                .bind(&event.grpc_status)
+                .bind(&event.key_id)
+                .bind(&event.user_id)
+                .bind(&event.owner)
+                .bind(&event.model)
+                .bind(&event.task)
+                .bind(event.prompt_tokens)
+                .bind(event.completion_tokens)
+                .bind(event.duration_us)
+                .bind(event.time_to_first_token_us)
+                .bind(event.inter_token_us)
+                .bind(event.cache as i64);
+        }
+        for row in insert.fetch_all(&mut *connection).await? {
+            new.insert(row.try_get(0)?);
+        }
+    }
+    Ok(new)
+}

@@ -1,0 +1,86 @@
+//! What a call turned out to be: who called, as admission found out, and what handlers note about
+//! their work. All clones of a `Call` share one, which is read when the call ends, however it ends.
+
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::time::Duration;
+
+use hapa_proto::auth::v1::Principal;
+
+/// What is noted about one call.
+#[derive(Clone, Debug, Default)]
+pub struct Report(Arc<Inner>);
+
+#[derive(Debug, Default)]
+struct Inner {
+    caller: OnceLock<Caller>,
+    work: Mutex<Work>,
+}
+
+/// Who called, as admission found out.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Caller {
+    pub(crate) principal: Option<Arc<Principal>>,
+    pub(crate) is_mesh: bool,
+}
+
+/// What was done for the caller.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Work {
+    pub(crate) model: String,
+    pub(crate) task: String,
+    pub(crate) prompt_tokens: u32,
+    pub(crate) completion_tokens: u32,
+    pub(crate) first_token: Option<Duration>,
+    pub(crate) between_tokens: Option<Duration>,
+    pub(crate) cacheable: bool,
+    pub(crate) cached: bool,
+}
+
+impl Report {
+    /// The model that answers.
+    pub fn model(&self, name: &str) {
+        self.note(|work| name.clone_into(&mut work.model));
+    }
+
+    /// The kind of work.
+    pub fn task(&self, name: &str) {
+        self.note(|work| name.clone_into(&mut work.task));
+    }
+
+    /// Tokens of the prompt and of the answer, as far as they are known.
+    pub fn tokens(&self, prompt: u32, completion: u32) {
+        self.note(|work| (work.prompt_tokens, work.completion_tokens) = (prompt, completion));
+    }
+
+    /// From the call's arrival to the first token.
+    pub fn time_to_first_token(&self, span: Duration) {
+        self.note(|work| work.first_token = Some(span));
+    }
+
+    /// Between two tokens, on average.
+    pub fn between_tokens(&self, span: Duration) {
+        self.note(|work| work.between_tokens = Some(span));
+    }
+
+    /// A cache was asked, and answered or did not.
+    pub fn cache(&self, answered: bool) {
+        self.note(|work| (work.cacheable, work.cached) = (true, answered));
+    }
+
+    pub(crate) fn work(&self) -> Work {
+        self.0.work.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    pub(crate) fn admit(&self, caller: Caller) {
+        // The first word stands: a call is admitted once.
+        let _ = self.0.caller.set(caller);
+    }
+
+    pub(crate) fn caller(&self) -> Caller {
+        self.0.caller.get().cloned().unwrap_or_default()
+    }
+
+    fn note(&self, change: impl FnOnce(&mut Work)) {
+        change(&mut self.0.work.lock().unwrap_or_else(PoisonError::into_inner));
+    }
+}

@@ -1,0 +1,298 @@
+//! Events on their way to the services that keep them: usage and failures, first in a file of this
+//! process, then delivered.
+//!
+//! What was appended and acknowledged survives the process. It is delivered at least once, under
+//! an id that lets the receiver count it once. No call waits for the network, and none longer than
+//! [`PATIENCE`] for the file: then it goes on, and its event is written when it can be. What finds
+//! no room among those that wait, or can't be written at all, is dropped and counted.
+
+mod event;
+mod ship;
+mod store;
+#[cfg(test)]
+mod tests;
+mod writer;
+
+use std::path::PathBuf;
+use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::task::{Context, Poll, ready};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use futures_util::future::BoxFuture;
+use hapa_proto::analytics::v1::UsageEvent;
+use hapa_proto::errors::v1::Occurrence;
+use prost::Message as _;
+use tokio::sync::{Mutex, Notify, mpsc, oneshot};
+use tokio::time::{Timeout, timeout};
+use tokio_util::sync::CancellationToken;
+
+use self::ship::Shipper;
+use self::store::Store;
+use self::writer::Writer;
+use crate::peer::{AnalyticsClient, ErrorsClient};
+
+pub(crate) use self::event::{Ended, Failure, trace_id};
+
+/// How long a call waits for its event to be written.
+const PATIENCE: Duration = Duration::from_millis(50);
+/// Calls whose events wait to be written.
+const WAITING: usize = 1_024;
+/// For how long health speaks of an event that was dropped.
+const LATELY: Duration = Duration::from_mins(1);
+
+/// What is spooled; kinds are delivered on their own, so that none waits for another's receiver.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    Usage,
+    Occurrence,
+}
+
+impl Kind {
+    const ALL: [Kind; 2] = [Kind::Usage, Kind::Occurrence];
+
+    /// As metrics call it.
+    fn name(self) -> &'static str {
+        match self {
+            Kind::Usage => "usage",
+            Kind::Occurrence => "occurrence",
+        }
+    }
+
+    /// Most worth keeping first.
+    fn ranks(self) -> &'static [Rank] {
+        match self {
+            Kind::Usage => &[Rank::FailedUsage, Rank::Usage],
+            Kind::Occurrence => &[Rank::Occurrence],
+        }
+    }
+}
+
+/// How much an event is worth keeping, least first; the number is in the file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Rank {
+    Usage = 0,
+    FailedUsage = 1,
+    Occurrence = 2,
+}
+
+impl Rank {
+    const ALL: [Rank; 3] = [Rank::Usage, Rank::FailedUsage, Rank::Occurrence];
+
+    fn kind(self) -> Kind {
+        if self == Rank::Occurrence { Kind::Occurrence } else { Kind::Usage }
+    }
+}
+
+/// One event, as it is written.
+#[derive(Debug)]
+struct Item {
+    rank: Rank,
+    body: Vec<u8>,
+}
+
+/// One call's events.
+#[derive(Debug)]
+struct Append {
+    items: Vec<Item>,
+    /// None: nobody waits.
+    written: Option<oneshot::Sender<()>>,
+}
+
+/// How much is kept, and for how long.
+#[derive(Clone, Copy, Debug)]
+pub struct Bounds {
+    /// Events of all kinds.
+    pub most: u64,
+    /// Of an event.
+    pub oldest: Duration,
+}
+
+/// Where one kind goes.
+#[derive(Debug)]
+pub struct Receiver<C> {
+    /// Its client.
+    pub client: C,
+    /// Whether this process is the receiver: then its port is closed when the flush would begin.
+    pub own: bool,
+}
+
+/// Where events go; a kind without a receiver is not spooled.
+#[derive(Debug, Default)]
+pub struct Receivers {
+    /// Usage.
+    pub analytics: Option<Receiver<AnalyticsClient>>,
+    /// Failures.
+    pub errors: Option<Receiver<ErrorsClient>>,
+}
+
+/// What the tasks and the callers share.
+#[derive(Debug, Default)]
+struct State {
+    most: AtomicU64,
+    depth: [AtomicU64; 3],
+    /// Milliseconds since 1970.
+    last_drop: AtomicU64,
+    /// Fires when there is more to deliver.
+    more: [Notify; 2],
+    /// The log beside the file has grown: the writer must fold it in.
+    heavy: AtomicBool,
+}
+
+impl State {
+    fn dropped(&self, kind: Kind, reason: &'static str, count: u64) {
+        if count == 0 {
+            return;
+        }
+        let labels = [("kind", kind.name()), ("reason", reason)];
+        metrics::counter!("hapa_spool_dropped_total", &labels).increment(count);
+        self.last_drop.store(now_ms(), Ordering::Relaxed);
+    }
+
+    fn depth(&self, kind: Kind) -> u64 {
+        kind.ranks().iter().map(|rank| self.depth[*rank as usize].load(Ordering::Relaxed)).sum()
+    }
+}
+
+#[derive(Debug)]
+struct Open {
+    appends: mpsc::Sender<Append>,
+    takes: [bool; 2],
+}
+
+/// A handle. It takes nothing until it is opened.
+#[derive(Clone, Debug, Default)]
+pub struct Spool {
+    open: Arc<OnceLock<Open>>,
+    state: Arc<State>,
+}
+
+/// What an open spool needs to be run.
+pub struct Work {
+    writer: Writer,
+    shippers: Vec<Shipper>,
+}
+
+impl Spool {
+    /// Opens the file at `path`, which no other process may have open.
+    pub async fn open(
+        &self,
+        path: PathBuf,
+        bounds: Bounds,
+        receivers: Receivers,
+    ) -> anyhow::Result<Work> {
+        let (store, reader) = Store::open(&path).await?;
+        let reader = Arc::new(Mutex::new(reader));
+        let (appends, waiting) = mpsc::channel(WAITING);
+        let (deletes, deleting) = mpsc::channel(2);
+        let takes = [receivers.analytics.is_some(), receivers.errors.is_some()];
+        self.state.most.store(bounds.most, Ordering::Relaxed);
+        let writer = Writer::new(store, Arc::clone(&self.state), bounds, (waiting, deleting));
+        let shippers = Shipper::all(receivers, &reader, &deletes, &self.state);
+        anyhow::ensure!(self.open.set(Open { appends, takes }).is_ok(), "a spool opens once");
+        Ok(Work { writer, shippers })
+    }
+
+    /// Appends what there is a receiver for; the receipt says when it is written. None: nothing was
+    /// taken, so there is nothing to wait for.
+    pub fn append(
+        &self,
+        usage: Option<&UsageEvent>,
+        occurrence: Option<&Occurrence>,
+    ) -> Option<Receipt> {
+        let (written, receipt) = oneshot::channel();
+        let taken = self.send(usage, occurrence, Some(written));
+        taken.then(|| Receipt(Box::pin(timeout(PATIENCE, receipt))))
+    }
+
+    /// The same where nobody can wait.
+    pub fn append_and_go(&self, usage: Option<&UsageEvent>, occurrence: Option<&Occurrence>) {
+        self.send(usage, occurrence, None);
+    }
+
+    /// Words for an operator while events are lost or about to be.
+    pub fn problem(&self) -> Option<&'static str> {
+        self.open.get()?;
+        let depth: u64 = Kind::ALL.iter().map(|kind| self.state.depth(*kind)).sum();
+        if depth >= self.state.most.load(Ordering::Relaxed) {
+            return Some("E5010: the event spool is full, and the oldest events are dropped");
+        }
+        let since = now_ms().saturating_sub(self.state.last_drop.load(Ordering::Relaxed));
+        let lately = u128::from(since) < LATELY.as_millis();
+        lately.then_some("E5010: events were dropped within the last minute")
+    }
+
+    /// Tells an operator what is not spooled.
+    pub(crate) fn tell(&self) {
+        for kind in Kind::ALL.into_iter().filter(|kind| !self.takes(*kind)) {
+            tracing::info!(
+                kind = kind.name(),
+                "no service keeps these events: they are not spooled"
+            );
+        }
+    }
+
+    fn takes(&self, kind: Kind) -> bool {
+        self.open.get().is_some_and(|open| open.takes[kind as usize])
+    }
+
+    fn send(
+        &self,
+        usage: Option<&UsageEvent>,
+        occurrence: Option<&Occurrence>,
+        written: Option<oneshot::Sender<()>>,
+    ) -> bool {
+        let Some(open) = self.open.get() else { return false };
+        let usage = usage.filter(|_| self.takes(Kind::Usage)).map(|event| {
+            let failed = !event.error_code.is_empty();
+            let rank = if failed { Rank::FailedUsage } else { Rank::Usage };
+            Item { rank, body: event.encode_to_vec() }
+        });
+        let occurrence = occurrence.filter(|_| self.takes(Kind::Occurrence));
+        let occurrence =
+            occurrence.map(|event| Item { rank: Rank::Occurrence, body: event.encode_to_vec() });
+        let items: Vec<_> = usage.into_iter().chain(occurrence).collect();
+        if items.is_empty() {
+            return false;
+        }
+        let Err(refused) = open.appends.try_send(Append { items, written }) else { return true };
+        let (append, reason) = match refused {
+            mpsc::error::TrySendError::Full(append) => (append, "busy"),
+            mpsc::error::TrySendError::Closed(append) => (append, "ended"),
+        };
+        for item in append.items {
+            self.state.dropped(item.rank.kind(), reason, 1);
+        }
+        false
+    }
+}
+
+impl Work {
+    /// Runs until `end`, and then for as long as it takes to flush, at most 2 s.
+    pub fn run(self, mut spawn: impl FnMut(BoxFuture<'static, ()>), end: &CancellationToken) {
+        for shipper in self.shippers {
+            spawn(Box::pin(shipper.run(end.clone())));
+        }
+        spawn(Box::pin(self.writer.run(end.clone())));
+    }
+}
+
+/// Comes when a call's events are written, or when waiting for that has taken long enough: true
+/// where they are.
+#[derive(Debug)]
+pub struct Receipt(Pin<Box<Timeout<oneshot::Receiver<()>>>>);
+
+impl Future for Receipt {
+    type Output = bool;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<bool> {
+        let written = ready!(self.0.as_mut().poll(cx));
+        Poll::Ready(matches!(written, Ok(Ok(()))))
+    }
+}
+
+fn now_ms() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+}

@@ -1,0 +1,43 @@
+//! What can go wrong here, and the one table from that to a published status.
+
+use hapa_chassis::{ErrorCode, Fault, Violations};
+use tonic::Status;
+
+use crate::check::Unfit;
+
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Error {
+    #[error(transparent)]
+    Invalid(#[from] Violations),
+    #[error(transparent)]
+    Unfit(#[from] Unfit),
+    #[error("there is no incident {0}")]
+    NoSuch(String),
+    #[error("the incident is {0} by now: read it and decide again")]
+    Changed(String),
+    #[error("this replica is going; ask another with the last cursor")]
+    ShuttingDown,
+    #[error("the store can't be read at the moment; try again with the last cursor")]
+    Blind,
+    #[error("the store can't be asked at the moment; try again")]
+    Store(#[from] sqlx::Error),
+    #[error("an internal error; report the incident id")]
+    Internal(#[from] anyhow::Error),
+}
+
+impl From<Error> for Status {
+    fn from(error: Error) -> Status {
+        let words = error.to_string();
+        let fault = match error {
+            Error::Invalid(violations) => violations.into(),
+            Error::Unfit(unfit) => unfit.into(),
+            Error::NoSuch(_) => Fault::new(ErrorCode::NotFound, words),
+            Error::Changed(_) => Fault::new(ErrorCode::Conflict, words),
+            Error::ShuttingDown => Fault::new(ErrorCode::ShuttingDown, words),
+            Error::Blind => Fault::new(ErrorCode::DatabaseError, words),
+            Error::Store(cause) => Fault::new(ErrorCode::DatabaseError, words).because(&cause),
+            Error::Internal(cause) => Fault::internal(format_args!("{cause:#}")),
+        };
+        fault.into()
+    }
+}

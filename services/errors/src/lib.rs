@@ -1,0 +1,83 @@
+//! What went wrong: every failure that a user was shown, grouped into incidents by their cause.
+
+mod calls;
+mod check;
+mod dashboard;
+mod error;
+mod fingerprint;
+mod incident;
+mod occurrence;
+mod page;
+mod pattern;
+mod retention;
+mod service;
+mod store;
+mod times;
+mod version;
+mod watch;
+
+use clap::ArgAction;
+use hapa_chassis::db::Db;
+use hapa_chassis::health::Check;
+use hapa_chassis::{Access, Rpc, Server};
+use hapa_proto::errors::v1::error_tracking_service_server::ErrorTrackingServiceServer;
+use tokio::sync;
+
+use crate::calls::Calls;
+use crate::service::Errors;
+use crate::store::Store;
+use crate::watch::News;
+
+/// Settings of this service.
+#[derive(clap::Args, Clone, Debug)]
+#[command(next_help_heading = "Errors")]
+#[group(id = "errors")]
+pub struct Config {
+    /// How long occurrences are kept, in days; what is counted of them is kept twice as long.
+    #[arg(long, env = "ERROR_RETENTION_DAYS", default_value_t = 30, value_parser = clap::value_parser!(u32).range(1..=3650))]
+    pub error_retention_days: u32,
+    /// Whether occurrences are grouped into incidents; without it they are stored and counted only.
+    #[arg(long, env = "INCIDENT_TRACKING_ENABLED", action = ArgAction::Set, default_value_t = true)]
+    pub incident_tracking_enabled: bool,
+}
+
+const READ: Access = Access::Scope("errors:read");
+
+/// What can't work without the store.
+const SERVICES: &[&str] = &["hapa.errors.v1.ErrorTrackingService"];
+
+const RPCS: &[Rpc] = &[
+    Rpc::new(
+        "/hapa.errors.v1.ErrorTrackingService/ReportOccurrences",
+        Access::Scope("errors:write"),
+    ),
+    Rpc::new("/hapa.errors.v1.ErrorTrackingService/GetDashboard", READ).limited(100, 60),
+    Rpc::new("/hapa.errors.v1.ErrorTrackingService/ListPatterns", READ),
+    Rpc::new("/hapa.errors.v1.ErrorTrackingService/ListIncidents", READ),
+    Rpc::new("/hapa.errors.v1.ErrorTrackingService/GetIncident", READ),
+    Rpc::new("/hapa.errors.v1.ErrorTrackingService/UpdateIncident", Access::Scope("errors:admin")),
+    Rpc::new("/hapa.errors.v1.ErrorTrackingService/ListErrorCodes", Access::Caller),
+    Rpc::new("/hapa.errors.v1.ErrorTrackingService/WatchOccurrences", READ),
+];
+
+/// Opens the store and adds the service.
+pub async fn mount(config: &Config, server: &mut Server) -> anyhow::Result<()> {
+    const ANALYTICS: &str = "hapa.analytics.v1.AnalyticsService";
+    let url = server.config().store_url("errors");
+    let db = Db::open("errors", &url, store::MIGRATIONS).await?;
+    server.check(Check::store("errors", &db, SERVICES));
+    let store = Store::new(db);
+    let (head, news) = sync::watch::channel(0);
+    server.spawn(watch::look(store.clone(), head));
+    server.spawn(retention::purge(store.clone(), config.error_retention_days));
+    let address = server.config().analytics_address.as_deref();
+    let analytics = server.wire("ANALYTICS_ADDRESS", address, ANALYTICS)?;
+    let errors = Errors {
+        news: News::new(store.clone(), news, server.closing()),
+        calls: Calls::new(analytics),
+        tracked: config.incident_tracking_enabled,
+        store,
+    };
+    server.add(ErrorTrackingServiceServer::new(errors), RPCS).await;
+    Ok(())
+}

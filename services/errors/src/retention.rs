@@ -1,0 +1,51 @@
+//! Removes what is older than ERROR_RETENTION_DAYS: at the start and every hour, a little at a time.
+
+use std::time::Duration;
+
+use tokio::time::sleep;
+
+use crate::error::Error;
+use crate::store::{Limits, Store};
+use crate::times::{DAY, HOUR, now};
+
+const OFTEN: Duration = Duration::from_hours(1);
+/// After a failure it is tried again sooner.
+const SOON: Duration = Duration::from_mins(1);
+/// Between two chunks, so that reports come through.
+const BREATH: Duration = Duration::from_millis(5);
+/// Patterns of an hour are compared with the hour before.
+const MINUTES: i64 = 3 * HOUR;
+
+/// Removes what is old for as long as the server runs.
+pub(crate) async fn purge(store: Store, days: u32) {
+    loop {
+        let pause = match once(&store, days).await {
+            Ok(()) => OFTEN,
+            Err(error) => {
+                tracing::warn!(%error, "old occurrences were not removed; tried again later");
+                SOON
+            }
+        };
+        sleep(pause).await;
+    }
+}
+
+async fn once(store: &Store, days: u32) -> Result<(), Error> {
+    let (now, kept) = (now(), i64::from(days) * DAY);
+    // Sums are kept twice as long, so that a period can be compared with the one before.
+    let limits = Limits { occurrences: now - kept, minutes: now - MINUTES, sums: now - 2 * kept };
+    let mut removed = 0;
+    loop {
+        match store.purge_occurrences(limits.occurrences).await? {
+            0 => break,
+            some => removed += some,
+        }
+        sleep(BREATH).await;
+    }
+    store.purge_others(limits).await?;
+    store.purged(now).await?;
+    if removed > 0 {
+        tracing::info!(removed, "old occurrences were removed");
+    }
+    Ok(())
+}

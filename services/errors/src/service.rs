@@ -1,0 +1,119 @@
+//! The RPCs: each goes to the file of its noun.
+
+use std::pin::Pin;
+
+use futures_util::Stream;
+use hapa_chassis::status::{Retry, code_name};
+use hapa_chassis::{Call, ErrorCode};
+use hapa_proto::errors::v1::error_tracking_service_server::ErrorTrackingService;
+use hapa_proto::errors::v1::list_error_codes_response::ErrorCode as Published;
+use hapa_proto::errors::v1::{
+    GetDashboardRequest, GetDashboardResponse, GetIncidentRequest, GetIncidentResponse,
+    ListErrorCodesRequest, ListErrorCodesResponse, ListIncidentsRequest, ListIncidentsResponse,
+    ListPatternsRequest, ListPatternsResponse, ReportOccurrencesRequest, ReportOccurrencesResponse,
+    UpdateIncidentRequest, UpdateIncidentResponse, WatchOccurrencesRequest,
+    WatchOccurrencesResponse,
+};
+use tonic::{Request, Response, Status};
+
+use crate::calls::Calls;
+use crate::error::Error;
+use crate::store::Store;
+use crate::watch::News;
+use crate::{dashboard, incident, occurrence, pattern};
+
+pub(crate) struct Errors {
+    pub(crate) store: Store,
+    pub(crate) news: News,
+    pub(crate) calls: Calls,
+    /// Whether incidents are made.
+    pub(crate) tracked: bool,
+}
+
+type Occurrences =
+    Pin<Box<dyn Stream<Item = Result<WatchOccurrencesResponse, Status>> + Send + 'static>>;
+
+#[tonic::async_trait]
+impl ErrorTrackingService for Errors {
+    type WatchOccurrencesStream = Occurrences;
+
+    async fn report_occurrences(
+        &self,
+        request: Request<ReportOccurrencesRequest>,
+    ) -> Result<Response<ReportOccurrencesResponse>, Status> {
+        let call = Call::of(request.extensions())?;
+        let occurrences = request.into_inner().occurrences;
+        let batch = occurrence::batch(&call, occurrences, self.tracked).map_err(Error::from)?;
+        let accepted = self.store.report(batch).await?;
+        Ok(Response::new(ReportOccurrencesResponse { accepted }))
+    }
+
+    async fn get_dashboard(
+        &self,
+        _: Request<GetDashboardRequest>,
+    ) -> Result<Response<GetDashboardResponse>, Status> {
+        Ok(Response::new(dashboard::get(&self.store, &self.calls).await?))
+    }
+
+    async fn list_patterns(
+        &self,
+        request: Request<ListPatternsRequest>,
+    ) -> Result<Response<ListPatternsResponse>, Status> {
+        Ok(Response::new(pattern::list(&self.store, &request.into_inner()).await?))
+    }
+
+    async fn list_incidents(
+        &self,
+        request: Request<ListIncidentsRequest>,
+    ) -> Result<Response<ListIncidentsResponse>, Status> {
+        Ok(Response::new(incident::list(&self.store, request.into_inner()).await?))
+    }
+
+    async fn get_incident(
+        &self,
+        request: Request<GetIncidentRequest>,
+    ) -> Result<Response<GetIncidentResponse>, Status> {
+        Ok(Response::new(incident::get(&self.store, request.into_inner()).await?))
+    }
+
+    async fn update_incident(
+        &self,
+        request: Request<UpdateIncidentRequest>,
+    ) -> Result<Response<UpdateIncidentResponse>, Status> {
+        let call = Call::of(request.extensions())?;
+        Ok(Response::new(incident::update(&self.store, &call, request.into_inner()).await?))
+    }
+
+    async fn list_error_codes(
+        &self,
+        _: Request<ListErrorCodesRequest>,
+    ) -> Result<Response<ListErrorCodesResponse>, Status> {
+        let codes = ErrorCode::ALL.iter().map(|&code| published(code)).collect();
+        Ok(Response::new(ListErrorCodesResponse { codes }))
+    }
+
+    async fn watch_occurrences(
+        &self,
+        request: Request<WatchOccurrencesRequest>,
+    ) -> Result<Response<Occurrences>, Status> {
+        let request = request.into_inner();
+        Ok(Response::new(Box::pin(self.news.clone().since(request).await?)))
+    }
+}
+
+fn published(code: ErrorCode) -> Published {
+    let entry = code.entry();
+    let retry = match entry.retry {
+        Retry::No => "no",
+        Retry::Yes => "yes",
+        Retry::AfterDelay => "after_delay",
+    };
+    Published {
+        code: entry.name.to_owned(),
+        description: entry.meaning.to_owned(),
+        reason: entry.reason.to_owned(),
+        grpc_status: entry.grpc.map(code_name).unwrap_or_default().to_owned(),
+        retry: retry.to_owned(),
+        advice: entry.advice.to_owned(),
+    }
+}

@@ -1,0 +1,111 @@
+//! Reads occurrences: by their incident, and by their numbers as they come in.
+
+use hapa_proto::errors::v1::Occurrence;
+use sqlx::Row as _;
+use sqlx::any::AnyRow;
+
+use crate::error::Error;
+use crate::store::Store;
+use crate::times::{duration, timestamp};
+
+/// An occurrence, with what is kept of it.
+macro_rules! occurrences {
+    ($rest:literal) => {
+        concat!(
+            "SELECT o.sequence, o.event_id, o.incident_id, o.time, p.error_code, p.method,
+                    COALESCE(m.words, p.message) AS message, COALESCE(c.words, '[]') AS causes,
+                    COALESCE(d.service, '') AS service, COALESCE(d.version, '') AS version,
+                    COALESCE(d.request_id, '') AS request_id, COALESCE(d.trace_id, '') AS trace_id,
+                    COALESCE(d.actor, '') AS actor, COALESCE(d.owner, '') AS owner,
+                    COALESCE(d.duration, -1) AS duration, COALESCE(d.recovered, 0) AS recovered
+             FROM error_occurrences o
+             JOIN error_patterns p ON p.fingerprint = o.fingerprint
+             LEFT JOIN error_details d ON d.sequence = o.sequence
+             LEFT JOIN error_texts m ON m.hash = d.message
+             LEFT JOIN error_texts c ON c.hash = d.causes ",
+            $rest
+        )
+    };
+}
+
+impl Store {
+    /// The occurrence of this cause that was shown with this id, then the newest, `most` together.
+    pub(crate) async fn occurrences_of(
+        &self,
+        fingerprint: &str,
+        shown: &str,
+        most: usize,
+    ) -> Result<Vec<Occurrence>, Error> {
+        let first = sqlx::query(occurrences!(
+            "WHERE o.incident_id = $1 AND o.incident_id <> '' AND o.fingerprint = $2
+             ORDER BY o.sequence LIMIT 1"
+        ));
+        let first = first.bind(shown).bind(fingerprint).fetch_optional(&self.db.reader).await?;
+        let mut found: Vec<_> = first.as_ref().map(occurrence).transpose()?.into_iter().collect();
+        let newest = sqlx::query(occurrences!(
+            "WHERE o.fingerprint = $1 ORDER BY o.time DESC, o.sequence DESC LIMIT $2"
+        ));
+        let newest = newest.bind(fingerprint).bind(i64::try_from(most).unwrap_or(i64::MAX));
+        for row in &newest.fetch_all(&self.db.reader).await? {
+            let (number, next) = occurrence(row)?;
+            if found.first().is_none_or(|(first, _)| *first != number) {
+                found.push((number, next));
+            }
+        }
+        found.truncate(most);
+        Ok(found.into_iter().map(|(_, occurrence)| occurrence).collect())
+    }
+
+    /// Those after one number and up to another, oldest first, with their numbers.
+    pub(crate) async fn occurrences_between(
+        &self,
+        (after, end): (i64, i64),
+        error_code: &str,
+        most: i64,
+    ) -> Result<Vec<(i64, Occurrence)>, Error> {
+        let rows = sqlx::query(occurrences!(
+            "WHERE o.sequence > $1 AND o.sequence <= $2 AND ($3 = '' OR p.error_code = $3)
+             ORDER BY o.sequence LIMIT $4"
+        ));
+        let rows = rows.bind(after).bind(end).bind(error_code).bind(most);
+        rows.fetch_all(&self.db.reader).await?.iter().map(occurrence).collect()
+    }
+
+    /// How many there are after one number and up to another.
+    pub(crate) async fn count_between(
+        &self,
+        (after, end): (i64, i64),
+        error_code: &str,
+    ) -> Result<u32, Error> {
+        let row = sqlx::query(
+            "SELECT COUNT(*) FROM error_occurrences o
+             JOIN error_patterns p ON p.fingerprint = o.fingerprint
+             WHERE o.sequence > $1 AND o.sequence <= $2 AND ($3 = '' OR p.error_code = $3)",
+        );
+        let row = row.bind(after).bind(end).bind(error_code).fetch_one(&self.db.reader).await?;
+        Ok(u32::try_from(row.try_get::<i64, _>(0)?).unwrap_or(u32::MAX))
+    }
+}
+
+fn occurrence(row: &AnyRow) -> Result<(i64, Occurrence), Error> {
+    let causes: String = row.try_get("causes")?;
+    let micros: i64 = row.try_get("duration")?;
+    let occurrence = Occurrence {
+        event_id: row.try_get("event_id")?,
+        incident_id: row.try_get("incident_id")?,
+        time: Some(timestamp(row.try_get("time")?)),
+        error_code: row.try_get("error_code")?,
+        method: row.try_get("method")?,
+        message: row.try_get("message")?,
+        causes: serde_json::from_str(&causes).map_err(anyhow::Error::from)?,
+        service: row.try_get("service")?,
+        version: row.try_get("version")?,
+        request_id: row.try_get("request_id")?,
+        trace_id: row.try_get("trace_id")?,
+        actor: row.try_get("actor")?,
+        owner: row.try_get("owner")?,
+        duration: Some(micros).filter(|micros| *micros >= 0).map(duration),
+        recovered: row.try_get::<i64, _>("recovered")? != 0,
+    };
+    Ok((row.try_get("sequence")?, occurrence))
+}

@@ -1,0 +1,249 @@
+//! Takes a batch in: the occurrences, what is counted of them, and what becomes of their incidents,
+//! all in one transaction.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+
+use hapa_proto::errors::v1::Occurrence;
+use sha2::{Digest as _, Sha256};
+use sqlx::{AnyConnection, Row as _};
+
+use crate::error::Error;
+use crate::store::rows::{Cell, many};
+use crate::store::{Head, Store, incidents, lock_head, set_head};
+use crate::times::{HOUR, MINUTE, floor, micros_of};
+
+/// Occurrences of a cause in a minute whose details are kept though nobody was shown anything.
+const SAMPLE: i64 = 50;
+
+/// An occurrence to store.
+#[derive(Debug)]
+pub(crate) struct New {
+    pub(crate) fingerprint: String,
+    pub(crate) time: i64,
+    pub(crate) occurrence: Occurrence,
+}
+
+/// What to store.
+#[derive(Debug)]
+pub(crate) struct Batch {
+    pub(crate) now: i64,
+    /// Whether incidents are made.
+    pub(crate) tracked: bool,
+    pub(crate) news: Vec<New>,
+}
+
+/// One that was new, and its number.
+pub(super) type Numbered = (i64, New);
+
+impl Store {
+    /// Stores those that are new, and says how many were.
+    pub(crate) async fn report(&self, batch: Batch) -> Result<u32, Error> {
+        let done = self.db.transaction(move |connection| {
+            Box::pin(async move {
+                let head = lock_head(connection).await?;
+                let Batch { now, tracked, news } = batch;
+                let numbered = insert(connection, head, news).await?;
+                if numbered.is_empty() {
+                    return Ok(0);
+                }
+                let before = count(connection, &numbered).await?;
+                keep_details(connection, &numbered, before).await?;
+                let owners = meet(connection, &numbered).await?;
+                incidents::grow(connection, &numbered, &owners, tracked.then_some(now)).await?;
+                let sequence = numbered.last().map_or(head.sequence, |(number, _)| *number);
+                let total = head.total + i64::try_from(numbered.len()).unwrap_or_default();
+                set_head(connection, Head { sequence, total, ..head }).await?;
+                Ok::<_, Error>(u32::try_from(numbered.len()).unwrap_or(u32::MAX))
+            })
+        });
+        let done = done.await?;
+        self.changed.notify_one();
+        Ok(done)
+    }
+}
+
+async fn insert(
+    connection: &mut AnyConnection,
+    head: Head,
+    news: Vec<New>,
+) -> Result<Vec<Numbered>, Error> {
+    let mut seen = HashSet::new();
+    let mut numbered: Vec<Numbered> = Vec::with_capacity(news.len());
+    for new in news {
+        if seen.insert(new.occurrence.event_id.clone()) {
+            let number = head.sequence + 1 + i64::try_from(numbered.len()).unwrap_or_default();
+            numbered.push((number, new));
+        }
+    }
+    let mut cells = Vec::with_capacity(numbered.len() * 5);
+    for (number, New { fingerprint, time, occurrence }) in &numbered {
+        cells.extend([
+            Cell::Number(*number),
+            Cell::Text(&occurrence.event_id),
+            Cell::Text(&occurrence.incident_id),
+            Cell::Text(fingerprint),
+            Cell::Number(*time),
+        ]);
+    }
+    let around = (
+        "INSERT INTO error_occurrences (sequence, event_id, incident_id, fingerprint, time) VALUES",
+        "ON CONFLICT (event_id) DO NOTHING RETURNING sequence",
+    );
+    let rows = many(connection, around, 5, &cells).await?;
+    let stored: Result<HashSet<i64>, _> = rows.iter().map(|row| row.try_get(0)).collect();
+    let stored = stored?;
+    numbered.retain(|(number, _)| stored.contains(number));
+    Ok(numbered)
+}
+
+/// A cause in a minute.
+type Minute<'a> = (&'a str, i64);
+
+/// Counts them, and says how many a cause already had in a minute.
+async fn count<'a>(
+    connection: &mut AnyConnection,
+    numbered: &'a [Numbered],
+) -> Result<HashMap<Minute<'a>, i64>, Error> {
+    let mut counts = BTreeMap::new();
+    for (_, new) in numbered {
+        for width in [MINUTE, HOUR] {
+            let place = (width, floor(new.time, width), new.fingerprint.as_str());
+            *counts.entry(place).or_insert(0) += 1;
+        }
+    }
+    let mut cells = Vec::with_capacity(counts.len() * 4);
+    for (&(width, start, fingerprint), &total) in &counts {
+        let numbers = (Cell::Number(width), Cell::Number(start), Cell::Number(total));
+        cells.extend([numbers.0, numbers.1, Cell::Text(fingerprint), numbers.2]);
+    }
+    let around = (
+        "INSERT INTO error_counts (width, start, fingerprint, total) VALUES",
+        "ON CONFLICT (width, start, fingerprint)
+         DO UPDATE SET total = error_counts.total + excluded.total
+         RETURNING width, start, fingerprint, total",
+    );
+    let mut after = HashMap::new();
+    for row in many(connection, around, 4, &cells).await? {
+        let place: (i64, i64, String) =
+            (row.try_get("width")?, row.try_get("start")?, row.try_get("fingerprint")?);
+        after.insert(place, row.try_get::<i64, _>("total")?);
+    }
+    let minutes = counts.into_iter().filter(|((width, ..), _)| *width == MINUTE);
+    let before = minutes.map(|((width, start, fingerprint), new)| {
+        let total = after.get(&(width, start, fingerprint.to_owned())).copied();
+        ((fingerprint, start), total.unwrap_or(new) - new)
+    });
+    Ok(before.collect())
+}
+
+/// Keeps all there is to know of what was shown, and of a sample of the others.
+async fn keep_details(
+    connection: &mut AnyConnection,
+    numbered: &[Numbered],
+    mut before: HashMap<Minute<'_>, i64>,
+) -> Result<(), Error> {
+    let mut kept = Vec::new();
+    for (number, new) in numbered {
+        let place = (new.fingerprint.as_str(), floor(new.time, MINUTE));
+        let seen = before.entry(place).or_insert(0);
+        *seen += 1;
+        if !new.occurrence.incident_id.is_empty() || *seen <= SAMPLE {
+            let causes = serde_json::to_string(&new.occurrence.causes);
+            kept.push((*number, new, causes.map_err(anyhow::Error::from)?));
+        }
+    }
+    let mut texts = BTreeMap::new();
+    let hashes: Vec<_> = kept
+        .iter()
+        .map(|(_, new, causes)| {
+            // Up to the end of its hour, so that a storm changes a text's row once an hour.
+            let last_time = floor(new.time, HOUR) + HOUR;
+            [new.occurrence.message.as_str(), causes].map(|text| {
+                let mut hash = hex::encode(Sha256::digest(text));
+                hash.truncate(32);
+                let entry = texts.entry(hash.clone()).or_insert((text, last_time));
+                entry.1 = last_time.max(entry.1);
+                hash
+            })
+        })
+        .collect();
+    let mut cells = Vec::with_capacity(texts.len() * 3);
+    for (hash, (text, last_time)) in &texts {
+        cells.extend([Cell::Text(hash), Cell::Text(text), Cell::Number(*last_time)]);
+    }
+    let around = (
+        "INSERT INTO error_texts (hash, words, last_time) VALUES",
+        "ON CONFLICT (hash) DO UPDATE SET last_time = excluded.last_time
+         WHERE error_texts.last_time < excluded.last_time",
+    );
+    many(connection, around, 3, &cells).await?;
+    let mut cells = Vec::with_capacity(kept.len() * 11);
+    for ((number, new, _), [message, causes]) in kept.iter().zip(&hashes) {
+        cells.extend(detail(*number, &new.occurrence, message, causes));
+    }
+    let around = (
+        "INSERT INTO error_details (sequence, message, causes, service, version, request_id,
+                                    trace_id, actor, owner, duration, recovered) VALUES",
+        "",
+    );
+    many(connection, around, 11, &cells).await?;
+    Ok(())
+}
+
+fn detail<'a>(
+    number: i64,
+    occurrence: &'a Occurrence,
+    message: &'a str,
+    causes: &'a str,
+) -> [Cell<'a>; 11] {
+    [
+        Cell::Number(number),
+        Cell::Text(message),
+        Cell::Text(causes),
+        Cell::Text(&occurrence.service),
+        Cell::Text(&occurrence.version),
+        Cell::Text(&occurrence.request_id),
+        Cell::Text(&occurrence.trace_id),
+        Cell::Text(&occurrence.actor),
+        Cell::Text(&occurrence.owner),
+        Cell::Number(occurrence.duration.as_ref().map_or(-1, micros_of)),
+        Cell::Number(occurrence.recovered.into()),
+    ]
+}
+
+const MET: &str = "INSERT INTO error_owners (fingerprint, start, owner, last_time) VALUES";
+
+/// Writes down who met what, and says how many met a cause for the first time.
+async fn meet(
+    connection: &mut AnyConnection,
+    numbered: &[Numbered],
+) -> Result<HashMap<String, i64>, Error> {
+    let mut met = BTreeMap::new();
+    let owned = numbered.iter().filter(|(_, new)| !new.occurrence.owner.is_empty());
+    for (_, New { fingerprint, time, occurrence }) in owned {
+        for start in [0, floor(*time, HOUR)] {
+            let place = (fingerprint.as_str(), start, occurrence.owner.as_str());
+            let last: &mut i64 = met.entry(place).or_insert(*time);
+            *last = (*time).max(*last);
+        }
+    }
+    let mut ever = Vec::new();
+    let mut hourly = Vec::new();
+    for (&(fingerprint, start, owner), &last_time) in &met {
+        let cells = if start == 0 { &mut ever } else { &mut hourly };
+        let numbers = (Cell::Number(start), Cell::Number(last_time));
+        cells.extend([Cell::Text(fingerprint), numbers.0, Cell::Text(owner), numbers.1]);
+    }
+    let around = (
+        MET,
+        "ON CONFLICT (fingerprint, start, owner) DO UPDATE SET last_time = excluded.last_time
+         WHERE error_owners.last_time < excluded.last_time",
+    );
+    many(connection, around, 4, &hourly).await?;
+    let around = (MET, "ON CONFLICT (fingerprint, start, owner) DO NOTHING RETURNING fingerprint");
+    let mut first = HashMap::new();
+    for row in many(connection, around, 4, &ever).await? {
+        *first.entry(row.try_get("fingerprint")?).or_insert(0) += 1;
+    }
+    Ok(first)
+}
