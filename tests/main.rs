@@ -18,6 +18,7 @@ mod incidents;
 mod keys;
 mod lifecycle;
 mod limits;
+mod memory;
 mod roles;
 mod run;
 mod sessions;

@@ -15,7 +15,7 @@ use crate::times::timestamp;
 /// How long a dashboard waits for it.
 const PATIENCE: Duration = Duration::from_millis(200);
 /// How long an answer holds.
-const FRESH: Duration = Duration::from_mins(1);
+const FRESH: Duration = Duration::from_secs(5);
 /// How long analytics is left alone after it did not answer.
 const PAUSE: Duration = Duration::from_secs(5);
 
@@ -34,7 +34,7 @@ impl Calls {
         Calls { analytics: analytics.map(AnalyticsServiceClient::new), known: Arc::default() }
     }
 
-    /// How many there were since a time, as of a minute ago at most; none where nobody knows.
+    /// How many there were since a time, as of 5 s ago at most; none where nobody knows.
     pub(crate) async fn since(&self, start: i64) -> Option<u32> {
         let client = self.analytics.clone()?;
         let mut known = timeout(PATIENCE, self.known.lock()).await.ok()?;

@@ -202,7 +202,8 @@ fn take_event(data: &[u8], batch: &mut Batch) -> Result<(), Error> {
     if let Some(choice) = chunk.choices.into_iter().next() {
         if let Some(Text(text)) = choice.delta.content {
             batch.text.push_str(&text);
-            batch.pieces = batch.pieces.saturating_add(1);
+            // The first event tells the role and has no text yet.
+            batch.pieces = batch.pieces.saturating_add(u32::from(!text.is_empty()));
         }
         if let Some(reason) = choice.finish_reason {
             batch.finish_reason = Some(reason.into_owned());
