@@ -2,12 +2,13 @@
 
 use std::collections::BTreeSet;
 
+use hapa_chassis::times::HOUR;
 use hapa_proto::analytics::v1::UsageEvent;
 use uuid::Uuid;
 
 use crate::error::Error;
 use crate::sketch::LONGEST;
-use crate::times::{HOUR, micros};
+use crate::times::micros;
 
 const MOST: usize = 1_000;
 /// Wrong fields that are named; one who sends more has enough to do.
@@ -168,7 +169,7 @@ fn is_method(text: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::times::timestamp;
+    use hapa_chassis::times::timestamp;
 
     const NOW: i64 = 1_800_000_000_000_000;
 

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use hapa_chassis::Violations;
+use hapa_chassis::times::{DAY, HOUR, MINUTE, SECOND, now, timestamp};
 use hapa_proto::analytics::v1::get_performance_response::{AiModelUsage, Group, Percentiles};
 use hapa_proto::analytics::v1::{GetPerformanceRequest, GetPerformanceResponse};
 use prost_types::Timestamp;
@@ -11,7 +12,7 @@ use crate::error::Error;
 use crate::rollup::Tally;
 use crate::sketch::{Sketch, float};
 use crate::store::{Store, Which};
-use crate::times::{DAY, HOUR, MINUTE, SECOND, Span, micros, now, timestamp};
+use crate::times::{Span, micros};
 
 /// Groups in a reply.
 const MOST_GROUPS: usize = 50;

@@ -6,6 +6,7 @@ use std::time::Duration;
 use futures_util::Stream;
 use futures_util::stream::unfold;
 use hapa_chassis::Call;
+use hapa_chassis::times::now;
 use hapa_proto::analytics::v1::analytics_service_server::AnalyticsService;
 use hapa_proto::analytics::v1::{
     GetPerformanceRequest, GetPerformanceResponse, GetUsageRequest, GetUsageResponse,
@@ -17,7 +18,6 @@ use tonic::{Request, Response, Status};
 
 use crate::error::Error;
 use crate::store::Store;
-use crate::times::now;
 use crate::{event, performance, usage};
 
 /// Between two reports to one who watches.

@@ -1,17 +1,8 @@
-//! Times as the store keeps them (microseconds since 1970) and as the wire shows them, and the
-//! spans of UTC by which events are summed up.
+//! The spans of UTC by which events are summed up, and the times that an event can have.
 
-use std::time::{SystemTime, UNIX_EPOCH};
-
+use hapa_chassis::times::{DAY, HOUR, MINUTE, SECOND};
 use prost_types::Timestamp;
-use time::OffsetDateTime;
 
-const MICROS: i64 = 1_000_000;
-/// A second, a minute, an hour, a day.
-pub(crate) const SECOND: i64 = MICROS;
-pub(crate) const MINUTE: i64 = 60 * SECOND;
-pub(crate) const HOUR: i64 = 60 * MINUTE;
-pub(crate) const DAY: i64 = 24 * HOUR;
 /// The last second that RFC 3339 can write.
 const LATEST: i64 = 253_402_300_799;
 
@@ -67,33 +58,17 @@ impl Span {
     }
 }
 
-/// Now.
-pub(crate) fn now() -> i64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    i64::try_from(since.as_micros()).unwrap_or(i64::MAX)
-}
-
-pub(crate) fn timestamp(micros: i64) -> Timestamp {
-    let nanos = i32::try_from(micros.rem_euclid(MICROS) * 1_000).unwrap_or_default();
-    Timestamp { seconds: micros.div_euclid(MICROS), nanos }
-}
-
 /// Of a valid time from 1970 on.
 pub(crate) fn micros(time: &Timestamp) -> Option<i64> {
     let valid = (0..=LATEST).contains(&time.seconds) && (0..1_000_000_000).contains(&time.nanos);
-    valid.then(|| time.seconds * MICROS + i64::from(time.nanos / 1_000))
-}
-
-/// The day of a moment, as 2026-01-31.
-pub(crate) fn day(micros: i64) -> String {
-    let time = OffsetDateTime::from_unix_timestamp(micros.div_euclid(MICROS));
-    let date = time.unwrap_or(OffsetDateTime::UNIX_EPOCH).date();
-    format!("{:04}-{:02}-{:02}", date.year(), u8::from(date.month()), date.day())
+    valid.then(|| time.seconds * SECOND + i64::from(time.nanos / 1_000))
 }
 
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
+
+    use hapa_chassis::times::{day, timestamp};
 
     use super::*;
 

@@ -2,6 +2,7 @@
 
 use base64::Engine as _;
 use base64::prelude::BASE64_URL_SAFE_NO_PAD;
+use hapa_chassis::times::{DAY, day, now};
 use hapa_chassis::{Call, Violations};
 use hapa_proto::analytics::v1::get_usage_response::Row;
 use hapa_proto::analytics::v1::{GetUsageRequest, GetUsageResponse};
@@ -9,7 +10,7 @@ use hapa_proto::analytics::v1::{GetUsageRequest, GetUsageResponse};
 use crate::error::Error;
 use crate::performance::{check_filters, number, window};
 use crate::store::{By, Store, Total, Usage};
-use crate::times::{DAY, Span, day, now};
+use crate::times::Span;
 
 const DEFAULT_SIZE: i32 = 50;
 const LARGEST_SIZE: i32 = 1_000;

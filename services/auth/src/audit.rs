@@ -1,6 +1,7 @@
 //! The RPCs of the audit log.
 
-use hapa_chassis::Violations;
+use hapa_chassis::times::micros;
+use hapa_chassis::{Violations, page};
 use hapa_proto::auth::v1::audit_service_server::AuditService;
 use hapa_proto::auth::v1::{
     ListAuditEntriesRequest, ListAuditEntriesResponse, VerifyAuditLogRequest,
@@ -9,9 +10,7 @@ use hapa_proto::auth::v1::{
 use tonic::{Request, Response, Status};
 
 use crate::error::Error;
-use crate::page;
 use crate::store::{Entries, Store};
-use crate::times::micros;
 
 pub(crate) struct Audit {
     pub(crate) store: Store,

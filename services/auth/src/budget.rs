@@ -3,12 +3,13 @@
 use std::time::Duration;
 
 use hapa_chassis::Violations;
+use hapa_chassis::times::now;
 use hapa_proto::auth::v1::{ReserveTokensRequest, SettleTokensRequest, TokenUsage};
 use tokio::time::sleep;
 
 use crate::error::Error;
 use crate::store::{Lease, Store};
-use crate::times::{in_seconds, now};
+use crate::times::in_seconds;
 
 const PAUSE: Duration = Duration::from_secs(2);
 const MOST_TOKENS: i64 = 10_000_000;

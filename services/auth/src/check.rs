@@ -7,7 +7,7 @@ use hapa_chassis::rpc::SCOPES;
 use hapa_proto::auth::v1::{RateLimit, TokenBudget};
 use prost_types::{FieldMask, Timestamp};
 
-use crate::times::micros;
+use hapa_chassis::times::micros;
 
 const LONGEST_NAME: usize = 100;
 const MOST_LIMITS: usize = 32;

@@ -3,6 +3,7 @@
 use std::pin::Pin;
 
 use futures_util::Stream;
+use hapa_chassis::times::{now, timestamp};
 use hapa_chassis::{Violations, key_text};
 use hapa_proto::auth::v1::auth_service_server::AuthService;
 use hapa_proto::auth::v1::{
@@ -20,7 +21,6 @@ use crate::error::Error;
 use crate::last_use::Uses;
 use crate::revocation::News;
 use crate::store::{Known, Live, Store, Who};
-use crate::times::{now, timestamp};
 use crate::token::Tokens;
 
 use std::sync::Arc;

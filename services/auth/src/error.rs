@@ -2,11 +2,12 @@
 
 use std::time::Duration;
 
+use hapa_chassis::times::now;
 use hapa_chassis::{ErrorCode, Fault, Violations};
 use tonic::Status;
 
 use crate::store::Used;
-use crate::times::{now, until_next};
+use crate::times::until_next;
 
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Error {

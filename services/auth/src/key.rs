@@ -1,7 +1,8 @@
 //! The RPCs of keys: check, decide, store, answer. A key's text leaves in the replies of CreateKey
 //! and RotateKey alone.
 
-use hapa_chassis::{Call, Violations, key_text};
+use hapa_chassis::times::{micros, now, timestamp};
+use hapa_chassis::{Call, Violations, key_text, page};
 use hapa_proto::auth::v1::create_key_request::Expiry;
 use hapa_proto::auth::v1::key_service_server::KeyService;
 use hapa_proto::auth::v1::{
@@ -15,8 +16,8 @@ use tonic::{Request, Response, Status};
 use crate::credential::Pepper;
 use crate::error::Error;
 use crate::store::{By, Changes, End, Filter, Store};
-use crate::times::{in_days, in_seconds, micros, now, timestamp};
-use crate::{budget, check, page};
+use crate::times::{in_days, in_seconds};
+use crate::{budget, check};
 
 const LONGEST_LIFE: u32 = 3_650;
 const LONGEST_OVERLAP: u32 = 2_592_000;

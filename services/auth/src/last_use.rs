@@ -7,11 +7,11 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use hapa_chassis::times::now;
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
 use crate::store::Store;
-use crate::times::now;
 
 const PAUSE: Duration = Duration::from_secs(10);
 /// Texts in use between two writes; what is above is noted the next time.

@@ -11,7 +11,6 @@ mod ids;
 mod jws;
 mod key;
 mod last_use;
-mod page;
 mod password;
 mod revocation;
 mod session;

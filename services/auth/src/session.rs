@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use hapa_chassis::times::{DAY, now};
 use hapa_chassis::{Call, Violations};
 use hapa_proto::auth::v1::create_session_request::{Password, Proof};
 use hapa_proto::auth::v1::session_service_server::SessionService;
@@ -21,7 +22,7 @@ use crate::error::Error;
 use crate::identity::Identity;
 use crate::password::Passwords;
 use crate::store::{By, NewSession, NewUser, Refreshed, Store};
-use crate::times::{DAY, in_days, now};
+use crate::times::in_days;
 use crate::token::{Claims, Tokens};
 use crate::user::visible;
 use crate::{check, ids};

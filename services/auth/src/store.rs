@@ -13,6 +13,7 @@ mod users;
 use futures_util::future::BoxFuture;
 use hapa_chassis::Call;
 use hapa_chassis::db::{Db, Step};
+use hapa_chassis::times::now;
 use hapa_proto::auth::v1::TokenBudget;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -23,7 +24,6 @@ use tokio::sync::Notify;
 use std::sync::Arc;
 
 use crate::error::Error;
-use crate::times::now;
 
 pub(crate) use audit::Entries;
 pub(crate) use budgets::{Lease, Used};
@@ -35,13 +35,6 @@ pub(crate) const MIGRATIONS: &[Step] = &[
     (1, "keys", include_str!("../migrations/0001_keys.sql")),
     (2, "people", include_str!("../migrations/0002_people.sql")),
 ];
-
-/// Where a page begins: after this row.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct After {
-    pub(crate) create_time: i64,
-    pub(crate) id: String,
-}
 
 #[derive(Clone, Debug)]
 pub(crate) struct Store {

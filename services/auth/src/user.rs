@@ -1,7 +1,8 @@
 //! The RPCs of users and their profiles.
 
 use hapa_chassis::rpc::DEFAULT_SCOPES;
-use hapa_chassis::{Call, Violations, profile};
+use hapa_chassis::times::{micros, now};
+use hapa_chassis::{Call, Violations, page, profile};
 use hapa_proto::auth::v1::user_service_server::UserService;
 use hapa_proto::auth::v1::{
     CreateUserRequest, CreateUserResponse, DeleteUserRequest, DeleteUserResponse,
@@ -15,8 +16,7 @@ use tonic::{Request, Response, Status};
 use crate::error::Error;
 use crate::password::Passwords;
 use crate::store::{By, NewUser, Store, UserChanges};
-use crate::times::{micros, now};
-use crate::{budget, check, ids, page};
+use crate::{budget, check, ids};
 
 const MUTABLE: &[&str] = &["email", "name", "password", "scopes", "token_budget"];
 /// What a user may change about itself.

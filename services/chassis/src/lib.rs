@@ -17,6 +17,7 @@ pub mod key_text;
 mod layers;
 pub mod limit;
 mod observe;
+pub mod page;
 pub mod peer;
 mod probes;
 pub mod profile;
@@ -29,6 +30,7 @@ mod shed;
 pub mod spool;
 pub mod status;
 pub mod telemetry;
+pub mod times;
 
 pub use check::Violations;
 pub use config::Config;

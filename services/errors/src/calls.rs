@@ -10,7 +10,7 @@ use hapa_proto::analytics::v1::analytics_service_client::AnalyticsServiceClient;
 use tokio::sync::Mutex;
 use tokio::time::{Instant, timeout};
 
-use crate::times::timestamp;
+use hapa_chassis::times::timestamp;
 
 /// How long a dashboard waits for it.
 const PATIENCE: Duration = Duration::from_millis(200);

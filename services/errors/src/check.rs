@@ -8,7 +8,7 @@ use hapa_proto::errors::v1::Occurrence;
 use prost_types::{Duration, Timestamp};
 use uuid::{Uuid, Version};
 
-use crate::times::{MINUTE, micros};
+use hapa_chassis::times::{MINUTE, micros};
 
 const MOST: usize = 1_000;
 /// Fields that one refusal names: its details travel in a header.
@@ -188,7 +188,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::times::{now, timestamp};
+    use hapa_chassis::times::{now, timestamp};
 
     fn good() -> Occurrence {
         Occurrence {

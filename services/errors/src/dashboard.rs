@@ -1,15 +1,14 @@
 //! The sums, from what is counted by the hour.
 
-use hapa_chassis::ErrorCode;
+use hapa_chassis::times::{DAY, HOUR, floor, now, timestamp};
+use hapa_chassis::{ErrorCode, page};
 use hapa_proto::errors::v1::GetDashboardResponse;
 use hapa_proto::errors::v1::get_dashboard_response::{ErrorCodeCount, RecentIncident};
 
 use crate::calls::Calls;
 use crate::error::Error;
 use crate::incident::count;
-use crate::page;
 use crate::store::{Filter, Store};
-use crate::times::{DAY, HOUR, floor, now, timestamp};
 
 const MOST: usize = 10;
 

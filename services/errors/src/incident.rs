@@ -1,6 +1,7 @@
 //! Incidents: found by any id that a user was shown, listed, and moved from state to state.
 
-use hapa_chassis::{Call, Violations};
+use hapa_chassis::times::{micros, now, timestamp};
+use hapa_chassis::{Call, Violations, page};
 use hapa_proto::errors::v1::{
     GetIncidentRequest, GetIncidentResponse, Incident, ListIncidentsRequest, ListIncidentsResponse,
     UpdateIncidentRequest, UpdateIncidentResponse,
@@ -8,9 +9,7 @@ use hapa_proto::errors::v1::{
 
 use crate::check;
 use crate::error::Error;
-use crate::page;
 use crate::store::{Change, Filter, Pattern, RESOLVED, Store};
-use crate::times::{micros, now, timestamp};
 
 const STATUSES: [&str; 3] = ["open", "acknowledged", RESOLVED];
 const STATUS: &str = "must be open, acknowledged or resolved";

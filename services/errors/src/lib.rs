@@ -7,12 +7,10 @@ mod error;
 mod fingerprint;
 mod incident;
 mod occurrence;
-mod page;
 mod pattern;
 mod retention;
 mod service;
 mod store;
-mod times;
 mod version;
 mod watch;
 

@@ -2,12 +2,12 @@
 
 use hapa_chassis::Call;
 use hapa_chassis::scrub::scrub;
+use hapa_chassis::times::{micros, now};
 use hapa_proto::errors::v1::Occurrence;
 
 use crate::check::{self, Unfit};
 use crate::fingerprint::fingerprint;
 use crate::store::{Batch, New};
-use crate::times::{micros, now};
 
 /// The longest text that is kept.
 const LONGEST: usize = 2_000;

@@ -1,13 +1,13 @@
 //! What fails most in a period, and whether it fails more than in the period before.
 
 use hapa_chassis::Violations;
+use hapa_chassis::times::{DAY, HOUR, MINUTE, floor, now, timestamp};
 use hapa_proto::errors::v1::list_patterns_response::Pattern;
 use hapa_proto::errors::v1::{ListPatternsRequest, ListPatternsResponse};
 
 use crate::error::Error;
 use crate::incident::count;
 use crate::store::{Ranked, Store, Window};
-use crate::times::{DAY, HOUR, MINUTE, floor, now, timestamp};
 
 const MOST: i64 = 100;
 

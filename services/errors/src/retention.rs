@@ -2,11 +2,11 @@
 
 use std::time::Duration;
 
+use hapa_chassis::times::{DAY, HOUR, now};
 use tokio::time::sleep;
 
 use crate::error::Error;
 use crate::store::{Limits, Store};
-use crate::times::{DAY, HOUR, now};
 
 const OFTEN: Duration = Duration::from_hours(1);
 /// After a failure it is tried again sooner.

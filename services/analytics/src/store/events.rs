@@ -2,13 +2,13 @@
 
 use std::collections::HashSet;
 
+use hapa_chassis::times::DAY;
 use sqlx::{AnyConnection, AssertSqlSafe, Row as _};
 
 use crate::error::Error;
 use crate::event::Event;
 use crate::rollup::Sums;
 use crate::store::{Store, places, portions, rollups, usage};
-use crate::times::DAY;
 
 const COLUMNS: usize = 17;
 /// Rows of one statement: 2,176 places, where SQLite has 32,766 and PostgreSQL 65,535.

@@ -2,11 +2,12 @@
 
 use std::time::Duration;
 
+use hapa_chassis::times::{DAY, MINUTE, now};
 use tokio::time::sleep;
 
 use crate::error::Error;
 use crate::store::Store;
-use crate::times::{DAY, MINUTE, Span, now};
+use crate::times::Span;
 
 /// How often it is looked for.
 const PAUSE: Duration = Duration::from_mins(1);

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use hapa_chassis::db::Db;
+use hapa_chassis::times::{DAY, HOUR, MINUTE};
 use proptest::prelude::*;
 use tempfile::TempDir;
 
@@ -10,7 +11,7 @@ use super::*;
 use crate::event::{Cache, Event};
 use crate::rollup::{Tally, Use};
 use crate::sketch::Sketch;
-use crate::times::{DAY, HOUR, MINUTE, Span};
+use crate::times::Span;
 
 /// Noon.
 const NOW: i64 = 20_000 * DAY + 12 * HOUR;

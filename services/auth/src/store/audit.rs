@@ -1,5 +1,6 @@
 //! The audit log: append-only, each entry's hash over the entry and the hash before it.
 
+use hapa_chassis::times::timestamp;
 use hapa_proto::auth::v1::{AuditEntry, Revocation};
 use sha2::{Digest as _, Sha256};
 use sqlx::any::AnyRow;
@@ -7,7 +8,6 @@ use sqlx::{AnyConnection, Row as _};
 
 use crate::error::Error;
 use crate::store::{By, Note, Store};
-use crate::times::timestamp;
 
 /// Entries read at once while the log is checked.
 const CHUNK: i64 = 1_000;

@@ -5,13 +5,14 @@
 
 use std::collections::BTreeMap;
 
+use hapa_chassis::times::{DAY, day};
 use hapa_proto::auth::v1::{Settlement, TokenUsage};
 use sqlx::any::AnyRow;
 use sqlx::{AnyConnection, Row as _};
 
 use crate::error::Error;
 use crate::store::Store;
-use crate::times::{DAY, day, month_of};
+use crate::times::month_of;
 
 /// Unsettled leases that are given back at once.
 const CHUNK: i64 = 500;

@@ -1,5 +1,7 @@
 //! Keys and their texts.
 
+use hapa_chassis::page::After;
+use hapa_chassis::times::{micros, timestamp};
 use hapa_proto::auth::v1::{Key, KeyText, RateLimit, TokenBudget};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -8,8 +10,7 @@ use sqlx::{AnyConnection, Row as _};
 
 use crate::error::Error;
 use crate::store::users::{self, Who};
-use crate::store::{After, By, Effect, Note, Store, budget, from_json, json as to_json};
-use crate::times::{micros, timestamp};
+use crate::store::{By, Effect, Note, Store, budget, from_json, json as to_json};
 
 /// A key, as one of its texts finds it.
 pub(crate) struct Known {
@@ -162,7 +163,7 @@ impl Store {
         .bind(format!("%\"{}\"%", filter.scope))
         .bind(filter.state.clone())
         .bind(filter.now)
-        .bind(after.create_time)
+        .bind(after.time)
         .bind(after.id.clone())
         .bind(size);
         rows.fetch_all(&self.db.reader).await?.iter().map(shown).collect()

@@ -1,5 +1,6 @@
 //! Sessions and their refresh tokens: each works once, and a second use ends its session.
 
+use hapa_chassis::times::timestamp;
 use hapa_proto::auth::v1::Session;
 use serde_json::json;
 use sqlx::any::AnyRow;
@@ -8,7 +9,6 @@ use sqlx::{AnyConnection, Row as _};
 use crate::error::Error;
 use crate::store::users::{self, Who};
 use crate::store::{By, Effect, Note, Store};
-use crate::times::timestamp;
 
 /// Most sessions that are listed or ended at once.
 const MOST: i64 = 1_000;

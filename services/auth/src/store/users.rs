@@ -1,5 +1,7 @@
 //! Users.
 
+use hapa_chassis::page::After;
+use hapa_chassis::times::timestamp;
 use hapa_proto::auth::v1::{TokenBudget, User};
 use hapa_proto::codegen::v1::UserProfile;
 use serde::{Deserialize, Serialize};
@@ -10,8 +12,7 @@ use sqlx::{AnyConnection, Row as _};
 use crate::error::Error;
 use crate::store::keys::budget_detail;
 use crate::store::sessions;
-use crate::store::{After, By, Effect, Note, Store, budget, from_json, json as to_json};
-use crate::times::timestamp;
+use crate::store::{By, Effect, Note, Store, budget, from_json, json as to_json};
 
 /// A user, as far as it concerns who calls.
 #[derive(Clone, Debug)]
@@ -152,7 +153,7 @@ impl Store {
              LIMIT $4",
         )
         .bind(email.to_owned())
-        .bind(after.create_time)
+        .bind(after.time)
         .bind(after.id.clone())
         .bind(size);
         rows.fetch_all(&self.db.reader).await?.iter().map(user).collect()

@@ -2,13 +2,13 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
+use hapa_chassis::page::After;
 use hapa_chassis::status::incident_id;
 use sqlx::any::AnyRow;
 use sqlx::{AnyConnection, Row as _};
 
 use crate::error::Error;
 use crate::fingerprint::normalised;
-use crate::page::After;
 use crate::store::report::{New, Numbered};
 use crate::store::rows::{Cell, among, many};
 use crate::store::{Store, lock_head};
@@ -269,8 +269,8 @@ impl Store {
              ORDER BY last_seen DESC, incident_id DESC
              LIMIT $6",
         )
-        .bind(after.last_seen)
-        .bind(after.incident_id.clone())
+        .bind(after.time)
+        .bind(after.id.clone())
         .bind(filter.seen_after)
         .bind(filter.status.clone())
         .bind(filter.error_code.clone())

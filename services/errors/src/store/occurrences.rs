@@ -1,12 +1,12 @@
 //! Reads occurrences: by their incident, and by their numbers as they come in.
 
+use hapa_chassis::times::{duration, timestamp};
 use hapa_proto::errors::v1::Occurrence;
 use sqlx::Row as _;
 use sqlx::any::AnyRow;
 
 use crate::error::Error;
 use crate::store::Store;
-use crate::times::{duration, timestamp};
 
 /// An occurrence, with what is kept of it.
 macro_rules! occurrences {

@@ -2,12 +2,12 @@
 
 use std::collections::HashMap;
 
+use hapa_chassis::times::{HOUR, floor};
 use sqlx::Row as _;
 
 use crate::error::Error;
 use crate::store::Store;
 use crate::store::incidents::{Pattern, pattern};
-use crate::times::{HOUR, floor};
 
 /// A period until now and the one before, in whole minutes or hours.
 #[derive(Clone, Copy, Debug)]

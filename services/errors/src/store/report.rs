@@ -3,6 +3,7 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
+use hapa_chassis::times::{HOUR, MINUTE, floor, micros_of};
 use hapa_proto::errors::v1::Occurrence;
 use sha2::{Digest as _, Sha256};
 use sqlx::{AnyConnection, Row as _};
@@ -10,7 +11,6 @@ use sqlx::{AnyConnection, Row as _};
 use crate::error::Error;
 use crate::store::rows::{Cell, many};
 use crate::store::{Head, Store, incidents, lock_head, set_head};
-use crate::times::{HOUR, MINUTE, floor, micros_of};
 
 /// Occurrences of a cause in a minute whose details are kept though nobody was shown anything.
 const SAMPLE: i64 = 50;
