@@ -7,9 +7,6 @@ use tonic::Status;
 pub(crate) enum Error {
     #[error(transparent)]
     Invalid(#[from] Violations),
-    /// The fields of a batch that are wrong, and how.
-    #[error("{}", .0.iter().map(|(field, problem)| format!("{field} {problem}")).collect::<Vec<_>>().join("; "))]
-    Batch(Vec<(String, &'static str)>),
     #[error("the credential has ended")]
     Ended,
     #[error("this replica is going; ask another")]
@@ -25,10 +22,6 @@ impl From<Error> for Status {
         let words = error.to_string();
         let fault = match error {
             Error::Invalid(violations) => violations.into(),
-            Error::Batch(found) => {
-                let fault = Fault::new(ErrorCode::InvalidInput, words);
-                found.into_iter().fold(fault, |fault, (field, problem)| fault.field(field, problem))
-            }
             Error::Ended => Fault::new(ErrorCode::KeyEnded, words),
             Error::ShuttingDown => Fault::new(ErrorCode::ShuttingDown, words),
             Error::Store(cause) => Fault::new(ErrorCode::DatabaseError, words).because(&cause),

@@ -2,11 +2,11 @@
 
 use std::collections::BTreeSet;
 
+use hapa_chassis::Violations;
 use hapa_chassis::times::HOUR;
 use hapa_proto::analytics::v1::UsageEvent;
 use uuid::Uuid;
 
-use crate::error::Error;
 use crate::sketch::LONGEST;
 use crate::times::micros;
 
@@ -59,26 +59,26 @@ impl Event {
 }
 
 /// Checks a batch. By id, each once: rows are always locked in one order.
-pub(crate) fn events(batch: Vec<UsageEvent>, now: i64) -> Result<Vec<Event>, Error> {
-    let mut found = Vec::new();
+pub(crate) fn events(batch: Vec<UsageEvent>, now: i64) -> Result<Vec<Event>, Violations> {
     if !(1..=MOST).contains(&batch.len()) {
-        found.push(("events".to_owned(), "must be 1 to 1000"));
-        return Err(Error::Batch(found));
+        return Err(Violations::one("events", "must be 1 to 1000"));
     }
+    let mut found = Violations::default();
     let mut events = Vec::with_capacity(batch.len());
     for (index, event) in batch.into_iter().enumerate() {
-        let wrong = |(field, problem)| (format!("events[{index}].{field}"), problem);
         match checked(event, now) {
             Ok(event) => events.push(event),
-            Err(problems) => found.extend(problems.into_iter().map(wrong)),
+            Err(problems) => {
+                for (field, problem) in problems {
+                    found.wrong(format!("events[{index}].{field}"), problem);
+                }
+            }
         }
-        if found.len() >= MOST_NAMED {
+        if found.count() >= MOST_NAMED {
             break;
         }
     }
-    if !found.is_empty() {
-        return Err(Error::Batch(found));
-    }
+    found.check()?;
     let mut seen = BTreeSet::new();
     events.retain(|event| seen.insert(event.id.clone()));
     events.sort_unstable();
@@ -168,8 +168,11 @@ fn is_method(text: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use std::borrow::Cow;
+
     use hapa_chassis::times::timestamp;
+
+    use super::*;
 
     const NOW: i64 = 1_800_000_000_000_000;
 
@@ -182,11 +185,8 @@ mod tests {
         }
     }
 
-    fn wrong(batch: Vec<UsageEvent>) -> Vec<String> {
-        match events(batch, NOW) {
-            Err(Error::Batch(found)) => found.into_iter().map(|(field, _)| field).collect(),
-            _ => Vec::new(),
-        }
+    fn wrong(batch: Vec<UsageEvent>) -> Vec<Cow<'static, str>> {
+        events(batch, NOW).err().unwrap_or_default().fields()
     }
 
     #[test]

@@ -65,7 +65,7 @@ pub(crate) fn check_filters(filters: &[(&'static str, &str)]) -> Result<(), Viol
     let mut found = Violations::default();
     for (field, text) in filters {
         if text.chars().count() > LONGEST_FILTER || text.contains('\0') {
-            found.wrong(field, "must be at most 200 characters, none of them NUL");
+            found.wrong(*field, "must be at most 200 characters, none of them NUL");
         }
     }
     found.check()
@@ -89,7 +89,7 @@ pub(crate) fn window(
     let (asked_start, asked_end) = (read("start_time", start), read("end_time", end));
     let end = asked_end.unwrap_or(now);
     let start = asked_start.unwrap_or(end.saturating_sub(length).max(0));
-    if start >= end && found.fields().is_empty() {
+    if start >= end && found.count() == 0 {
         found.wrong("start_time", "must be before end_time");
     }
     found.check()?;

@@ -65,7 +65,7 @@ impl AnalyticsService for Analytics {
         let call = Call::of(request.extensions())?;
         let asked = request.into_inner();
         let filters = [("model", asked.model.as_str()), ("method", asked.method.as_str())];
-        performance::check_filters(&filters).map_err(Error::from)?;
+        performance::check_filters(&filters)?;
         let mut pace = interval(PACE);
         pace.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let watcher = Watcher {

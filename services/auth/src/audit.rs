@@ -9,7 +9,6 @@ use hapa_proto::auth::v1::{
 };
 use tonic::{Request, Response, Status};
 
-use crate::error::Error;
 use crate::store::{Entries, Store};
 
 pub(crate) struct Audit {
@@ -23,12 +22,12 @@ impl AuditService for Audit {
         request: Request<ListAuditEntriesRequest>,
     ) -> Result<Response<ListAuditEntriesResponse>, Status> {
         let request = request.into_inner();
-        let size = page::size(request.page_size).map_err(Error::from)?;
+        let size = page::size(request.page_size)?;
         let before = match request.page_token.as_str() {
             "" => i64::MAX,
-            token => token.parse().map_err(|_| {
-                Error::from(Violations::one("page_token", "is not one that a reply gave"))
-            })?,
+            token => token
+                .parse()
+                .map_err(|_| Violations::one("page_token", "is not one that a reply gave"))?,
         };
         let entries = Entries {
             before,

@@ -149,11 +149,13 @@ pub(crate) fn required(field: &'static str, text: String) -> Result<String, Viol
 
 #[cfg(test)]
 mod tests {
+    use std::borrow::Cow;
+
     use proptest::prelude::*;
 
     use super::*;
 
-    fn problems(check: impl FnOnce(&mut Violations)) -> Vec<&'static str> {
+    fn problems(check: impl FnOnce(&mut Violations)) -> Vec<Cow<'static, str>> {
         let mut found = Violations::default();
         check(&mut found);
         found.fields()

@@ -49,7 +49,7 @@ impl AuthService for Credentials {
             (0, false) => self.session(&session_token).await?,
             _ => {
                 let problem = "must be a SHA-256 digest, 32 bytes, unless session_token is set";
-                return Err(Error::from(Violations::one("credential_digest", problem)).into());
+                return Err(Violations::one("credential_digest", problem).into());
             }
         };
         Ok(Response::new(answer))

@@ -45,7 +45,7 @@ impl KeyService for Keys {
             request.owner.clone_from(&session.owner);
         }
         let by = By::of(&call);
-        check_new(&request, by.time).map_err(Error::from)?;
+        check_new(&request, by.time)?;
         may_give(&call, &request.scopes, !request.rate_limits.is_empty())?;
         if !call.may_see(&request.owner) {
             return Err(not_allowed("keys of another owner need auth:admin").into());
@@ -83,10 +83,10 @@ impl KeyService for Keys {
         let request = request.into_inner();
         if !STATES.contains(&request.state.as_str()) {
             let problem = "must be active, expired or revoked, or nothing";
-            return Err(Error::from(Violations::one("state", problem)).into());
+            return Err(Violations::one("state", problem).into());
         }
-        let size = page::size(request.page_size).map_err(Error::from)?;
-        let after = page::after(&request.page_token).map_err(Error::from)?;
+        let size = page::size(request.page_size)?;
+        let after = page::after(&request.page_token)?;
         let owner = match &call.principal {
             Some(caller) if !call.is_admin() => {
                 if !request.owner.is_empty() && request.owner != caller.owner {
@@ -127,7 +127,7 @@ impl KeyService for Keys {
         let overlap = request.overlap_seconds.unwrap_or(DEFAULT_OVERLAP);
         if overlap > LONGEST_OVERLAP {
             let problem = "must be from 0 to 2592000";
-            return Err(Error::from(Violations::one("overlap_seconds", problem)).into());
+            return Err(Violations::one("overlap_seconds", problem).into());
         }
         let key = self.visible(&call, request.key_id).await?;
         let text = key_text::renew(&key.key_id)
@@ -147,7 +147,7 @@ impl KeyService for Keys {
     ) -> Result<Response<UpdateKeyResponse>, Status> {
         let call = Call::of(request.extensions())?;
         let request = request.into_inner();
-        let (key_id, changes) = changes(request, now()).map_err(Error::from)?;
+        let (key_id, changes) = changes(request, now())?;
         self.visible(&call, key_id.clone()).await?;
         let scopes = changes.scopes.as_deref().unwrap_or_default();
         may_give(&call, scopes, changes.rate_limits.is_some())?;
@@ -279,11 +279,13 @@ fn changes(request: UpdateKeyRequest, now: i64) -> Result<(String, Changes), Vio
 
 #[cfg(test)]
 mod tests {
+    use std::borrow::Cow;
+
     use hapa_proto::auth::v1::RateLimit;
 
     use super::*;
 
-    fn fields(request: &CreateKeyRequest) -> Vec<&'static str> {
+    fn fields(request: &CreateKeyRequest) -> Vec<Cow<'static, str>> {
         check_new(request, now()).err().map(|found| found.fields()).unwrap_or_default()
     }
 

@@ -56,7 +56,7 @@ impl SessionService for Sessions {
             None => {
                 let mut found = Violations::default();
                 found.missing("password");
-                return Err(Error::from(found).into());
+                return Err(found.into());
             }
         };
         let refresh_token = ids::refresh_token();
@@ -84,7 +84,7 @@ impl SessionService for Sessions {
     ) -> Result<Response<RefreshSessionResponse>, Status> {
         let by = By::of(&Call::of(request.extensions())?);
         let token = check::required("refresh_token", request.into_inner().refresh_token);
-        let token = token.map_err(Error::from)?;
+        let token = token?;
         if token.len() > LONGEST_REFRESH {
             return Err(Error::BadProof.into());
         }
@@ -138,7 +138,7 @@ impl SessionService for Sessions {
             }
             _ => {
                 let problem = "or all_of_user must be set, and only one of them";
-                return Err(Error::from(Violations::one("session_id", problem)).into());
+                return Err(Violations::one("session_id", problem).into());
             }
         };
         let revoked_sessions = u32::try_from(revoked).unwrap_or(u32::MAX);

@@ -35,7 +35,7 @@ impl UserService for Users {
     ) -> Result<Response<CreateUserResponse>, Status> {
         let call = Call::of(request.extensions())?;
         let mut request = request.into_inner();
-        let email = check_new(&request).map_err(Error::from)?;
+        let email = check_new(&request)?;
         let password = std::mem::take(&mut request.password);
         let password_hash = self.hash(password).await?;
         let user_id = ids::user();
@@ -73,8 +73,8 @@ impl UserService for Users {
         request: Request<ListUsersRequest>,
     ) -> Result<Response<ListUsersResponse>, Status> {
         let request = request.into_inner();
-        let size = page::size(request.page_size).map_err(Error::from)?;
-        let after = page::after(&request.page_token).map_err(Error::from)?;
+        let size = page::size(request.page_size)?;
+        let after = page::after(&request.page_token)?;
         let email = request.email.trim().to_lowercase();
         let users = self.store.users_page(&email, &after, size + 1).await?;
         let (mut users, more) = page::cut(users, size);
@@ -142,7 +142,7 @@ impl UserService for Users {
         let user_id = visible(&call, request.user_id)?;
         let (profile, mut found) = (request.profile.unwrap_or_default(), Violations::default());
         profile::check(&profile, &mut found);
-        found.check().map_err(Error::from)?;
+        found.check()?;
         self.store.set_profile(By::of(&call), user_id, profile.clone()).await?;
         Ok(Response::new(UpdateProfileResponse { profile: Some(profile) }))
     }

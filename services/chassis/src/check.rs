@@ -1,6 +1,9 @@
 //! Checks of a request: every field that is wrong is named, all at once.
 
+use std::borrow::Cow;
 use std::fmt;
+
+use tonic::Status;
 
 use crate::status::{ErrorCode, Fault};
 
@@ -10,7 +13,7 @@ pub struct Violations(Vec<Violation>);
 
 #[derive(Debug)]
 struct Violation {
-    field: &'static str,
+    field: Cow<'static, str>,
     problem: String,
     missing: bool,
 }
@@ -24,13 +27,15 @@ impl Violations {
     }
 
     /// A field holds what it must not.
-    pub fn wrong(&mut self, field: &'static str, problem: impl Into<String>) {
-        self.0.push(Violation { field, problem: problem.into(), missing: false });
+    pub fn wrong(&mut self, field: impl Into<Cow<'static, str>>, problem: impl Into<String>) {
+        let (field, problem) = (field.into(), problem.into());
+        self.0.push(Violation { field, problem, missing: false });
     }
 
     /// A field that must be there is not.
-    pub fn missing(&mut self, field: &'static str) {
-        self.0.push(Violation { field, problem: "is required".to_owned(), missing: true });
+    pub fn missing(&mut self, field: impl Into<Cow<'static, str>>) {
+        let (field, problem) = (field.into(), "is required".to_owned());
+        self.0.push(Violation { field, problem, missing: true });
     }
 
     /// An error if any field is wrong.
@@ -39,8 +44,13 @@ impl Violations {
     }
 
     /// The names of the fields, in the order of the checks.
-    pub fn fields(&self) -> Vec<&'static str> {
-        self.0.iter().map(|violation| violation.field).collect()
+    pub fn fields(&self) -> Vec<Cow<'static, str>> {
+        self.0.iter().map(|violation| violation.field.clone()).collect()
+    }
+
+    /// How many are wrong.
+    pub fn count(&self) -> usize {
+        self.0.len()
     }
 }
 
@@ -63,5 +73,11 @@ impl From<Violations> for Fault {
         let fault = Fault::new(code, violations.to_string());
         let named = |fault: Fault, wrong: Violation| fault.field(wrong.field, wrong.problem);
         violations.0.into_iter().fold(fault, named)
+    }
+}
+
+impl From<Violations> for Status {
+    fn from(violations: Violations) -> Status {
+        Fault::from(violations).into()
     }
 }

@@ -10,7 +10,7 @@ use std::fmt;
 use std::ops::Deref;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicUsize, Ordering};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use futures_util::{StreamExt as _, stream};
 use hapa_proto::auth::v1::{AuthenticateRequest, Principal, Revocation, WatchRevocationsRequest};
@@ -24,6 +24,7 @@ use self::truth::Truth;
 use crate::key_text::{self, KeyDigest};
 use crate::peer::AuthClient;
 use crate::status::{ErrorCode, Fault, read};
+use crate::times::{micros, now};
 
 /// The longest that an answer is worth anything while auth is not heard.
 const TRUSTED: Duration = Duration::from_secs(5);
@@ -308,10 +309,9 @@ impl Caller {
         } else {
             format!("key:{}", principal.key_id)
         };
-        let expires = principal.expire_time.and_then(|time| time.try_into().ok());
         Caller {
             subject: subject.into(),
-            expires: AtomicI64::new(expires.map_or(NEVER, micros)),
+            expires: AtomicI64::new(principal.expire_time.as_ref().map_or(NEVER, micros)),
             principal: Arc::new(principal),
             ended: CancellationToken::new(),
             presented,
@@ -323,7 +323,7 @@ impl Caller {
     }
 
     fn has_expired(&self) -> bool {
-        self.expires.load(Ordering::Acquire) <= micros(SystemTime::now())
+        self.expires.load(Ordering::Acquire) <= now()
     }
 
     fn concerns(&self, change: &Revocation) -> bool {
@@ -341,11 +341,6 @@ impl Caller {
             self.ended.cancel();
         }
     }
-}
-
-fn micros(time: SystemTime) -> i64 {
-    let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
-    i64::try_from(since.as_micros()).unwrap_or(NEVER)
 }
 
 fn refusal(code: ErrorCode) -> Fault {

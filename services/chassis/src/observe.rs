@@ -41,9 +41,15 @@ pub(crate) async fn observe(
     let path = call.rpc.map_or(UNKNOWN, |rpc| rpc.path);
     let span =
         tracing::info_span!("call", rpc = path, request_id = %call.request_id, { BODY_ID } = Empty);
-    let mut record = Record::begin(path, &call, span.clone());
-    record.trace_id = trace_id(request.headers()).to_owned();
-    record.spool = shared.spool.clone();
+    let mut record = Record {
+        path,
+        call: call.clone(),
+        span: span.clone(),
+        trace_id: trace_id(request.headers()).to_owned(),
+        spool: shared.spool.clone(),
+        ended: false,
+    };
+    metrics::gauge!("hapa_requests_in_flight", "rpc" => path).increment(1.0);
     request.extensions_mut().insert(call.clone());
 
     let run = AssertUnwindSafe(next.run(request)).catch_unwind().instrument(span.clone());
@@ -78,12 +84,6 @@ struct Record {
 }
 
 impl Record {
-    fn begin(path: &'static str, call: &Call, span: Span) -> Self {
-        metrics::gauge!("hapa_requests_in_flight", "rpc" => path).increment(1.0);
-        let (trace_id, spool) = (String::new(), Spool::default());
-        Record { path, call: call.clone(), span, trace_id, spool, ended: false }
-    }
-
     /// Reads how the call ended from its headers or trailers, and publishes it there. They may leave
     /// when the receipt has come.
     fn end(&mut self, headers: &mut HeaderMap) -> Option<Receipt> {

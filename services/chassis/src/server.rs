@@ -63,6 +63,27 @@ impl Listeners {
     }
 }
 
+/// What a server can serve: whatever tonic generates.
+pub trait Mountable:
+    Service<Request<Body>, Error = Infallible, Response: IntoResponse, Future: Send + 'static>
+    + NamedService
+    + Clone
+    + Send
+    + Sync
+    + 'static
+{
+}
+
+impl<S> Mountable for S where
+    S: Service<Request<Body>, Error = Infallible, Response: IntoResponse, Future: Send + 'static>
+        + NamedService
+        + Clone
+        + Send
+        + Sync
+        + 'static
+{
+}
+
 /// A server under construction.
 pub struct Server {
     config: Config,
@@ -171,48 +192,18 @@ impl Server {
     }
 
     /// Adds a gRPC service and its rows of the access table.
-    pub async fn add<S>(&mut self, service: S, rpcs: &'static [Rpc])
-    where
-        S: Service<Request<Body>, Error = Infallible>
-            + NamedService
-            + Clone
-            + Send
-            + Sync
-            + 'static,
-        S::Response: IntoResponse,
-        S::Future: Send + 'static,
-    {
+    pub async fn add<S: Mountable>(&mut self, service: S, rpcs: &'static [Rpc]) {
         self.checks.add_service(S::NAME, true).await;
         self.mount(service, rpcs);
     }
 
     /// Adds a service that tells of the others: no process is ready for its sake.
-    pub async fn add_aside<S>(&mut self, service: S, rpcs: &'static [Rpc])
-    where
-        S: Service<Request<Body>, Error = Infallible>
-            + NamedService
-            + Clone
-            + Send
-            + Sync
-            + 'static,
-        S::Response: IntoResponse,
-        S::Future: Send + 'static,
-    {
+    pub async fn add_aside<S: Mountable>(&mut self, service: S, rpcs: &'static [Rpc]) {
         self.checks.add_service(S::NAME, false).await;
         self.mount(service, rpcs);
     }
 
-    fn mount<S>(&mut self, service: S, rpcs: &'static [Rpc])
-    where
-        S: Service<Request<Body>, Error = Infallible>
-            + NamedService
-            + Clone
-            + Send
-            + Sync
-            + 'static,
-        S::Response: IntoResponse,
-        S::Future: Send + 'static,
-    {
+    fn mount<S: Mountable>(&mut self, service: S, rpcs: &'static [Rpc]) {
         self.names.push(S::NAME);
         self.table.add(rpcs);
         self.routes.add_service(service);

@@ -147,9 +147,11 @@ fn check_numbers(request: &GenerateCodeRequest, found: &mut Violations) {
 
 #[cfg(test)]
 mod tests {
+    use std::borrow::Cow;
+
     use super::*;
 
-    fn fields(change: impl FnOnce(&mut GenerateCodeRequest)) -> Vec<&'static str> {
+    fn fields(change: impl FnOnce(&mut GenerateCodeRequest)) -> Vec<Cow<'static, str>> {
         let mut request =
             GenerateCodeRequest { user_question: "q".to_owned(), ..Default::default() };
         change(&mut request);

@@ -1,14 +1,11 @@
 //! Checks of a batch of occurrences. A batch is taken whole or not at all, and the first fields that
 //! are wrong are named, as `occurrences[3].time`.
 
-use std::fmt;
-
-use hapa_chassis::{ErrorCode, Fault, Violations, is_request_id};
+use hapa_chassis::times::{MINUTE, micros};
+use hapa_chassis::{ErrorCode, Violations, is_request_id};
 use hapa_proto::errors::v1::Occurrence;
 use prost_types::{Duration, Timestamp};
 use uuid::{Uuid, Version};
-
-use hapa_chassis::times::{MINUTE, micros};
 
 const MOST: usize = 1_000;
 /// Fields that one refusal names: its details travel in a header.
@@ -25,53 +22,30 @@ const AHEAD: i64 = 10 * MINUTE;
 /// A year, in seconds.
 const LONGEST_DURATION: i64 = 31_536_000;
 
-/// Fields of a batch that hold what they must not.
-#[derive(Debug, Default)]
-pub(crate) struct Unfit(Vec<(String, &'static str)>);
-
 const REQUIRED: &str = "is required";
 
-impl fmt::Display for Unfit {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for (index, (field, problem)) in self.0.iter().enumerate() {
-            let separator = if index == 0 { "" } else { "; " };
-            write!(f, "{separator}{field} {problem}")?;
-        }
-        Ok(())
-    }
-}
-
-impl std::error::Error for Unfit {}
-
-impl From<Unfit> for Fault {
-    fn from(unfit: Unfit) -> Fault {
-        let missing = unfit.0.iter().all(|(_, problem)| *problem == REQUIRED);
-        let code = if missing { ErrorCode::MissingField } else { ErrorCode::InvalidInput };
-        let fault = Fault::new(code, unfit.to_string());
-        unfit.0.into_iter().fold(fault, |fault, (field, problem)| fault.field(field, problem))
-    }
-}
-
 /// Whether all of a batch can be taken.
-pub(crate) fn batch(occurrences: &[Occurrence], now: i64) -> Result<(), Unfit> {
-    let mut unfit = Unfit::default();
+pub(crate) fn batch(occurrences: &[Occurrence], now: i64) -> Result<(), Violations> {
+    let mut found = Violations::default();
     if occurrences.is_empty() {
-        unfit.0.push(("occurrences".to_owned(), REQUIRED));
+        found.missing("occurrences");
     } else if occurrences.len() > MOST {
-        unfit.0.push(("occurrences".to_owned(), "takes at most 1000"));
-        return Err(unfit);
+        return Err(Violations::one("occurrences", "takes at most 1000"));
     }
     for (index, occurrence) in occurrences.iter().enumerate() {
-        let mut find = |field: &str, problem| {
-            if unfit.0.len() < MOST_NAMED {
-                unfit.0.push((format!("occurrences[{index}].{field}"), problem));
+        let mut find = |field: &str, problem: &'static str| {
+            let field = format!("occurrences[{index}].{field}");
+            match problem {
+                _ if found.count() >= MOST_NAMED => {}
+                REQUIRED => found.missing(field),
+                _ => found.wrong(field, problem),
             }
         };
         names(occurrence, &mut find);
         texts(occurrence, &mut find);
         moments(occurrence, now, &mut find);
     }
-    if unfit.0.is_empty() { Ok(()) } else { Err(unfit) }
+    found.check()
 }
 
 /// Takes a field and what is wrong with it.
@@ -185,10 +159,13 @@ fn is_incident_id(text: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use std::borrow::Cow;
+
+    use hapa_chassis::Fault;
+    use hapa_chassis::times::{now, timestamp};
     use proptest::prelude::*;
 
     use super::*;
-    use hapa_chassis::times::{now, timestamp};
 
     fn good() -> Occurrence {
         Occurrence {
@@ -201,9 +178,8 @@ mod tests {
         }
     }
 
-    fn fields(occurrences: &[Occurrence]) -> Vec<String> {
-        let found = batch(occurrences, now()).err().unwrap_or_default();
-        found.0.into_iter().map(|(field, _)| field).collect()
+    fn fields(occurrences: &[Occurrence]) -> Vec<Cow<'static, str>> {
+        batch(occurrences, now()).err().unwrap_or_default().fields()
     }
 
     #[test]

@@ -3,14 +3,10 @@
 use hapa_chassis::{ErrorCode, Fault, Violations};
 use tonic::Status;
 
-use crate::check::Unfit;
-
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Error {
     #[error(transparent)]
     Invalid(#[from] Violations),
-    #[error(transparent)]
-    Unfit(#[from] Unfit),
     #[error("there is no incident {0}")]
     NoSuch(String),
     #[error("the incident is {0} by now: read it and decide again")]
@@ -30,7 +26,6 @@ impl From<Error> for Status {
         let words = error.to_string();
         let fault = match error {
             Error::Invalid(violations) => violations.into(),
-            Error::Unfit(unfit) => unfit.into(),
             Error::NoSuch(_) => Fault::new(ErrorCode::NotFound, words),
             Error::Changed(_) => Fault::new(ErrorCode::Conflict, words),
             Error::ShuttingDown => Fault::new(ErrorCode::ShuttingDown, words),

@@ -139,9 +139,11 @@ fn incident(pattern: Pattern) -> Incident {
 
 #[cfg(test)]
 mod tests {
+    use std::borrow::Cow;
+
     use super::*;
 
-    fn fields(request: &UpdateIncidentRequest) -> Vec<&'static str> {
+    fn fields(request: &UpdateIncidentRequest) -> Vec<Cow<'static, str>> {
         check_update(request).err().map(|found| found.fields()).unwrap_or_default()
     }
 

@@ -1,11 +1,11 @@
 //! Takes occurrences in: checked as a whole, without secrets, under the name of who reports them.
 
-use hapa_chassis::Call;
 use hapa_chassis::scrub::scrub;
 use hapa_chassis::times::{micros, now};
+use hapa_chassis::{Call, Violations};
 use hapa_proto::errors::v1::Occurrence;
 
-use crate::check::{self, Unfit};
+use crate::check;
 use crate::fingerprint::fingerprint;
 use crate::store::{Batch, New};
 
@@ -17,7 +17,7 @@ pub(crate) fn batch(
     call: &Call,
     occurrences: Vec<Occurrence>,
     tracked: bool,
-) -> Result<Batch, Unfit> {
+) -> Result<Batch, Violations> {
     let now = now();
     check::batch(&occurrences, now)?;
     let new = |mut occurrence: Occurrence| {

@@ -17,7 +17,6 @@ use hapa_proto::errors::v1::{
 use tonic::{Request, Response, Status};
 
 use crate::calls::Calls;
-use crate::error::Error;
 use crate::store::Store;
 use crate::watch::News;
 use crate::{dashboard, incident, occurrence, pattern};
@@ -43,7 +42,7 @@ impl ErrorTrackingService for Errors {
     ) -> Result<Response<ReportOccurrencesResponse>, Status> {
         let call = Call::of(request.extensions())?;
         let occurrences = request.into_inner().occurrences;
-        let batch = occurrence::batch(&call, occurrences, self.tracked).map_err(Error::from)?;
+        let batch = occurrence::batch(&call, occurrences, self.tracked)?;
         let accepted = self.store.report(batch).await?;
         Ok(Response::new(ReportOccurrencesResponse { accepted }))
     }
