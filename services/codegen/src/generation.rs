@@ -19,7 +19,7 @@ use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 use tonic::Status;
 
 use crate::budget::Lease;
-use crate::engine::{self, Batch, Engine, Tokens};
+use crate::engine::{self, Ask, Batch, Engine, Tokens};
 use crate::error::Error;
 use crate::fence::Splitter;
 
@@ -107,7 +107,7 @@ impl Generation {
         let deadline = call.arrived + patience.whole;
         let deadline = call.deadline.map_or(deadline, |at| at.min(deadline));
         let mut generation = Generation {
-            source: Source::Opening(Box::pin(async move { engine.chat(body).await })),
+            source: Source::Opening(Box::pin(async move { engine.ask(Ask::Chat, body).await })),
             order,
             patience,
             arrived: call.arrived,

@@ -12,7 +12,7 @@ use bytes::Bytes;
 use futures_util::FutureExt as _;
 use hapa_proto::codegen::v1::Usage;
 use reqwest::header::{AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderValue};
-use reqwest::{Client, Response, StatusCode, redirect};
+use reqwest::{Body, Client, Response, StatusCode, redirect};
 use secrecy::{ExposeSecret as _, SecretString};
 use tokio::task::yield_now;
 use tokio::time::{Instant, timeout};
@@ -69,8 +69,24 @@ impl From<TooLong> for Error {
 #[derive(Clone, Debug)]
 pub(crate) struct Engine {
     http: Client,
-    chat: String,
-    models: String,
+    endpoint: String,
+}
+
+/// What an engine is asked with.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Ask {
+    /// Messages, for an instructed model.
+    Chat,
+    /// A text to go on with.
+    Completion,
+}
+
+/// What the events of an answer say, gathered.
+pub(crate) trait Events: Default + Send {
+    /// Takes the data of one event.
+    fn take(&mut self, data: &[u8]) -> Result<(), Error>;
+    /// No more will come.
+    fn is_done(&self) -> bool;
 }
 
 impl Engine {
@@ -96,18 +112,17 @@ impl Engine {
             .no_proxy()
             .referer(false)
             .build()?;
-        let endpoint = endpoint.trim_end_matches('/');
-        Ok(Engine {
-            http,
-            chat: format!("{endpoint}/chat/completions"),
-            models: format!("{endpoint}/models"),
-        })
+        Ok(Engine { http, endpoint: endpoint.trim_end_matches('/').to_owned() })
     }
 
     /// Asks for an answer. The caller bounds the wait.
-    pub(crate) async fn chat(&self, body: Vec<u8>) -> Result<Tokens, Error> {
-        let request =
-            self.http.post(&self.chat).header(CONTENT_TYPE, "application/json").body(body);
+    pub(crate) async fn ask(&self, ask: Ask, body: impl Into<Body>) -> Result<Tokens, Error> {
+        let path = match ask {
+            Ask::Chat => "chat/completions",
+            Ask::Completion => "completions",
+        };
+        let url = format!("{}/{path}", self.endpoint);
+        let request = self.http.post(url).header(CONTENT_TYPE, "application/json").body(body);
         let response = request.send().await.map_err(Error::Unreachable)?;
         if !response.status().is_success() {
             return Err(refusal(response).await);
@@ -118,7 +133,8 @@ impl Engine {
     /// The models and adapters that it serves.
     pub(crate) async fn models(&self) -> Result<Vec<ListedModel>, Error> {
         let list = async {
-            let response = self.http.get(&self.models).send().await.map_err(Error::Unreachable)?;
+            let url = format!("{}/models", self.endpoint);
+            let response = self.http.get(url).send().await.map_err(Error::Unreachable)?;
             if !response.status().is_success() {
                 return Err(refusal(response).await);
             }
@@ -131,7 +147,7 @@ impl Engine {
     }
 }
 
-/// What one or more events said.
+/// What one or more events of a chat said.
 #[derive(Debug, Default)]
 pub(crate) struct Batch {
     pub(crate) text: String,
@@ -141,6 +157,39 @@ pub(crate) struct Batch {
     pub(crate) usage: Option<Usage>,
     /// `[DONE]` came: no more will.
     pub(crate) done: bool,
+}
+
+impl Events for Batch {
+    fn take(&mut self, data: &[u8]) -> Result<(), Error> {
+        if self.done || data == b"[DONE]" {
+            self.done = true;
+            return Ok(());
+        }
+        let chunk: Chunk<'_> =
+            serde_json::from_slice(data).map_err(|error| Error::Unreadable(error.to_string()))?;
+        // Comes in a stream that began with 200, and is followed by [DONE].
+        if let Some(error) = &chunk.error {
+            return Err(Error::BrokeOff(read_error(error).0));
+        }
+        if let Some(choice) = chunk.choices.into_iter().next() {
+            if let Some(Text(text)) = choice.delta.content {
+                self.text.push_str(&text);
+                // The first event tells the role and has no text yet.
+                self.pieces = self.pieces.saturating_add(u32::from(!text.is_empty()));
+            }
+            if let Some(reason) = choice.finish_reason {
+                self.finish_reason = Some(reason.into_owned());
+            }
+        }
+        if let Some(usage) = chunk.usage {
+            self.usage = Some(usage.into());
+        }
+        Ok(())
+    }
+
+    fn is_done(&self) -> bool {
+        self.done
+    }
 }
 
 /// An answer on its way. Dropping it closes the connection, which aborts the engine's work.
@@ -157,27 +206,27 @@ impl Tokens {
     ///
     /// An engine writes each token as an HTTP chunk of its own. In full flow those that have arrived
     /// already are taken together: a frame for each would cost more than the token does.
-    pub(crate) async fn read(&mut self, batch: &mut Batch) -> Result<(), Error> {
+    pub(crate) async fn read(&mut self, events: &mut impl Events) -> Result<(), Error> {
         let bytes = self.response.chunk().await.map_err(Error::Unreachable)?;
-        self.take(bytes, batch)?;
+        self.take(bytes, events)?;
         let now = Instant::now();
         let in_full_flow = now - std::mem::replace(&mut self.last_read, now) < FULL_FLOW;
         let more = if in_full_flow { MOST_TOGETHER } else { 0 };
         for _ in 0..more {
-            if batch.done {
+            if events.is_done() {
                 break;
             }
             // The connection has a task of its own, which hands over one chunk at a turn.
             yield_now().await;
             let Some(read) = self.response.chunk().now_or_never() else { break };
-            self.take(read.map_err(Error::Unreachable)?, batch)?;
+            self.take(read.map_err(Error::Unreachable)?, events)?;
         }
         Ok(())
     }
 
-    fn take(&mut self, bytes: Option<Bytes>, batch: &mut Batch) -> Result<(), Error> {
+    fn take(&mut self, bytes: Option<Bytes>, events: &mut impl Events) -> Result<(), Error> {
         let bytes = bytes.ok_or(Error::Truncated)?;
-        self.reader.feed(&bytes, |data| take_event(data, batch))
+        self.reader.feed(&bytes, |data| events.take(data))
     }
 
     /// Reads what follows `[DONE]`: the end of the response, after which the connection is free for
@@ -186,33 +235,6 @@ impl Tokens {
         let end = async { while let Ok(Some(_)) = self.response.chunk().await {} };
         let _ = timeout(END_PATIENCE, end).await;
     }
-}
-
-fn take_event(data: &[u8], batch: &mut Batch) -> Result<(), Error> {
-    if batch.done || data == b"[DONE]" {
-        batch.done = true;
-        return Ok(());
-    }
-    let chunk: Chunk<'_> =
-        serde_json::from_slice(data).map_err(|error| Error::Unreadable(error.to_string()))?;
-    // Comes in a stream that began with 200, and is followed by [DONE].
-    if let Some(error) = &chunk.error {
-        return Err(Error::BrokeOff(read_error(error).0));
-    }
-    if let Some(choice) = chunk.choices.into_iter().next() {
-        if let Some(Text(text)) = choice.delta.content {
-            batch.text.push_str(&text);
-            // The first event tells the role and has no text yet.
-            batch.pieces = batch.pieces.saturating_add(u32::from(!text.is_empty()));
-        }
-        if let Some(reason) = choice.finish_reason {
-            batch.finish_reason = Some(reason.into_owned());
-        }
-    }
-    if let Some(usage) = chunk.usage {
-        batch.usage = Some(usage.into());
-    }
-    Ok(())
 }
 
 async fn refusal(response: Response) -> Error {
