@@ -110,7 +110,7 @@ async fn generate_gives_code_to_a_pipe_and_the_rest_to_standard_error() {
     let done = run(Some(&world), &["generate", "--json", "q"], &[]).await;
     let frames: Vec<Value> =
         text(&done.stdout).lines().map(|line| serde_json::from_str(line).unwrap()).collect();
-    assert_eq!(frames[0]["started"]["model"], "sim-coder");
+    assert_eq!(frames[0]["started"]["model"], "prompt");
     assert_eq!(frames.last().unwrap()["finished"]["finish_reason"], "stop");
 }
 

@@ -70,7 +70,7 @@ async fn a_stream_is_started_then_text_by_kind_then_finished() {
     let request = GenerateCodeRequest { request_id: "mine-1".to_owned(), ..question("인사") };
     let read = stream(&mut world.client(), request).await;
     let started = read.started.unwrap();
-    assert_eq!((started.request_id.as_str(), started.model.as_str()), ("mine-1", "sim-coder"));
+    assert_eq!((started.request_id.as_str(), started.model.as_str()), ("mine-1", "prompt"));
     assert_eq!((started.task.as_str(), started.cached), ("generate", false));
     assert_eq!(read.code, "print('안녕')\n");
     assert_eq!(read.explanation, "먼저 보기입니다.\n끝.");

@@ -25,6 +25,7 @@ mod sessions;
 mod spool;
 mod spool_killed;
 mod stores;
+mod tasks;
 mod tenants;
 mod usage;
 mod users;

@@ -143,7 +143,7 @@ async fn the_tokens_that_analytics_counts_are_those_that_the_engine_sent() {
         let mut analytics = AnalyticsServiceClient::new(world.wire(Who::Mesh));
         within("the sums", async {
             loop {
-                let model = "sim-coder".to_owned();
+                let model = "prompt".to_owned();
                 let request = GetUsageRequest { model, ..GetUsageRequest::default() };
                 let total = analytics.get_usage(request).await.unwrap().into_inner().total;
                 #[expect(

@@ -33,7 +33,7 @@ async fn what_calls_used_arrives() {
     for (event, method) in events.iter().zip([GENERATE, STREAM]) {
         assert_eq!((event.method.as_str(), event.grpc_status.as_str()), (method, "OK"));
         assert_eq!((event.error_code.as_str(), event.owner.as_str()), ("", "tester"));
-        assert_eq!((event.model.as_str(), event.task.as_str()), ("sim-coder", "generate"));
+        assert_eq!((event.model.as_str(), event.task.as_str()), ("prompt", "generate"));
         assert_eq!((event.prompt_tokens, event.completion_tokens), (11, 7));
         assert!(event.key_id.starts_with("key_") && event.event_id.len() == 36, "{event:?}");
         let (first, between) =

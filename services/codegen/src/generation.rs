@@ -43,6 +43,8 @@ pub(crate) struct Order {
     pub(crate) body: Vec<u8>,
     /// Who pays.
     pub(crate) lease: Option<Lease>,
+    /// What the caller should know about the answer.
+    pub(crate) warnings: Vec<String>,
 }
 
 type Opening = Pin<Box<dyn Future<Output = Result<Tokens, engine::Error>> + Send>>;
@@ -292,7 +294,7 @@ impl Generation {
             usage,
             time_to_first_token_ms: self.first_token.map_or(0, |at| millis(at - self.arrived)),
             response_time_ms: millis(self.arrived.elapsed()),
-            warnings: Vec::new(),
+            warnings: std::mem::take(&mut self.order.warnings),
         };
         self.send(Event::Finished(finished));
         if let Source::Open(tokens) = std::mem::replace(&mut self.source, Source::Ended) {

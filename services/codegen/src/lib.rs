@@ -9,6 +9,7 @@ mod model;
 mod prompt;
 mod question;
 mod service;
+mod task;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -24,6 +25,7 @@ use crate::engine::Engine;
 use crate::generation::Patience;
 use crate::model::Models;
 use crate::service::Codegen;
+use crate::task::Specialists;
 
 /// Settings of this service.
 #[derive(clap::Args, Clone, Debug)]
@@ -39,6 +41,15 @@ pub struct Config {
     /// The model that answers when none is named; default: the first that the endpoint lists.
     #[arg(long, env = "AI_MODEL_NAME")]
     pub ai_model_name: Option<String>,
+    /// Models or adapters for tasks, such as fix=my-fixer,test=my-tester; the others are done by
+    /// autocomplete (complete), prompt (generate, optimize, test), comment (comment, explain, review)
+    /// and error_fix (fix), where an engine serves them.
+    #[arg(long, env = "TASK_MODELS", default_value = "", hide_default_value = true)]
+    pub task_models: String,
+    /// The model that answers for one that no engine serves or that a key may not use; default: the
+    /// one that answers when none is named.
+    #[arg(long, env = "FALLBACK_MODEL")]
+    pub fallback_model: Option<String>,
     /// Longest wait for the first token, in seconds.
     #[arg(long, env = "FIRST_TOKEN_TIMEOUT_SECONDS", default_value = "60", value_parser = seconds)]
     pub first_token_timeout_seconds: Duration,
@@ -77,6 +88,8 @@ pub async fn mount(config: &Config, server: &mut Server) -> anyhow::Result<()> {
         );
     }
     let engine = Engine::new(&config.ai_model_endpoint, config.ai_model_api_key.as_ref())?;
+    let specialists = Specialists::new(&config.task_models, config.fallback_model.as_deref())
+        .map_err(|wrong| config::Wrong::new("TASK_MODELS", wrong))?;
     let patience = Patience {
         first_token: config.first_token_timeout_seconds,
         between_tokens: config.token_gap_timeout_seconds,
@@ -86,7 +99,14 @@ pub async fn mount(config: &Config, server: &mut Server) -> anyhow::Result<()> {
     let models = Arc::new(Models::new(engine.clone(), config.ai_model_name.clone()));
     server.check(engine_check(Arc::clone(&models)));
     let budgets = Budgets::new(server, config.vllm_timeout_seconds)?;
-    let codegen = Codegen { engine, models, budgets, patience, streams_end: server.streams_end() };
+    let codegen = Codegen {
+        engine,
+        models,
+        specialists,
+        budgets,
+        patience,
+        streams_end: server.streams_end(),
+    };
     server.add(CodegenServiceServer::new(codegen), RPCS).await;
     Ok(())
 }

@@ -1,22 +1,33 @@
 //! The models that the engine serves: which one answers when none is named, and whether it is there.
 
-use std::sync::{PoisonError, RwLock};
+use std::sync::{Arc, PoisonError, RwLock};
+use std::time::Duration;
 
 use hapa_proto::codegen::v1::{GetCodeHealthResponse, ListModelsResponse, Model};
 use tokio::time::Instant;
 
 use crate::engine::{self, Engine, ListedModel};
 use crate::error::Error;
+use crate::task::Specialists;
 
 /// Most models that a reply lists.
 const MOST: usize = 1_000;
+/// How long a list is believed.
+const FRESH: Duration = Duration::from_secs(5);
 
 pub(crate) struct Models {
     engine: Engine,
     /// AI_MODEL_NAME.
     configured: Option<String>,
-    /// What the engine listed first, until it says that it has it no more.
-    discovered: RwLock<Option<String>>,
+    /// What the engine listed, until it says that it has a model no more.
+    discovered: RwLock<Option<Arc<Discovered>>>,
+}
+
+struct Discovered {
+    names: Vec<String>,
+    /// The base model, where the engine lists it behind its adapters.
+    first: Option<String>,
+    until: Instant,
 }
 
 impl Models {
@@ -25,13 +36,14 @@ impl Models {
         Models { engine, configured, discovered: RwLock::default() }
     }
 
-    /// The model that answers when none is named.
-    pub(crate) async fn default(&self) -> Result<String, Error> {
-        if let Some(name) = self.known_default() {
-            return Ok(name);
+    /// The names of what the engine serves, and the one that answers when none is named.
+    pub(crate) async fn served(&self) -> Result<(Vec<String>, String), Error> {
+        let known = self.known().filter(|known| Instant::now() < known.until);
+        if known.is_none() {
+            self.list().await?;
         }
-        self.list().await?;
-        self.known_default().ok_or(Error::NoModel)
+        let names = self.known().map(|known| known.names.clone()).unwrap_or_default();
+        Ok((names, self.known_default().ok_or(Error::NoModel)?))
     }
 
     /// The engine says that it has not the default model: ask anew next time.
@@ -39,28 +51,36 @@ impl Models {
         *self.discovered.write().unwrap_or_else(PoisonError::into_inner) = None;
     }
 
+    fn known(&self) -> Option<Arc<Discovered>> {
+        self.discovered.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
     fn known_default(&self) -> Option<String> {
-        let discovered = || self.discovered.read().unwrap_or_else(PoisonError::into_inner).clone();
-        self.configured.clone().or_else(discovered)
+        self.configured.clone().or_else(|| self.known()?.first.clone())
     }
 
     async fn list(&self) -> Result<Vec<ListedModel>, engine::Error> {
         let mut models = self.engine.models().await?;
         models.truncate(MOST);
-        // The base model, where the engine lists it behind its adapters.
         let first = models.iter().find(|model| model.parent.is_none()).or(models.first());
         let first = first.map(|model| model.id.clone());
-        *self.discovered.write().unwrap_or_else(PoisonError::into_inner) = first;
+        let names = models.iter().map(|model| model.id.clone()).collect();
+        let known = Discovered { names, first, until: Instant::now() + FRESH };
+        *self.discovered.write().unwrap_or_else(PoisonError::into_inner) = Some(Arc::new(known));
         Ok(models)
     }
 
-    pub(crate) async fn show(&self) -> Result<ListModelsResponse, Error> {
+    pub(crate) async fn show(
+        &self,
+        specialists: &Specialists,
+    ) -> Result<ListModelsResponse, Error> {
         let listed = self.list().await?;
         let default = self.known_default();
         let mut models: Vec<_> = listed
             .into_iter()
             .map(|model| Model {
                 default: default.as_ref() == Some(&model.id),
+                tasks: specialists.tasks_of(&model.id),
                 name: model.id,
                 parent: model.parent.unwrap_or_default(),
                 max_model_len: model.max_model_len.unwrap_or(0),

@@ -5,6 +5,7 @@ use hapa_proto::codegen::v1::{GenerateCodeRequest, UserProfile};
 
 use crate::engine::{ChatRequest, Message, StreamOptions};
 use crate::prompt::{self, VOCABULARY};
+use crate::task;
 
 const LONGEST_QUESTION: usize = 10_000;
 const LONGEST_CONTEXT: usize = 50_000;
@@ -13,9 +14,6 @@ const LONGEST_NAME: usize = 200;
 const LONGEST_LANGUAGE: usize = 40;
 const LONGEST_SESSION: usize = 128;
 const MOST_TOKENS: i32 = 4_096;
-const DEFAULT_TEMPERATURE: f64 = 0.3;
-const DEFAULT_TOP_P: f64 = 0.95;
-const DEFAULT_TOKENS: i32 = 1_024;
 
 /// What is asked.
 #[derive(Clone, Debug)]
@@ -47,10 +45,14 @@ impl Question {
         let profile =
             with_defaults(request.user_profile.or_else(|| stored.cloned()).unwrap_or_default());
         profile::check(&profile, &mut found);
-        let task = or_default(request.task, "generate");
         let tasks: Vec<_> = VOCABULARY.task.keys().map(String::as_str).collect();
-        profile::check_word("task", &task, &tasks, &mut found);
+        if !request.task.is_empty() {
+            profile::check_word("task", &request.task, &tasks, &mut found);
+        }
         found.check()?;
+        let inferred = || task::infer(&request.user_question, &request.code_context).to_owned();
+        let task = if request.task.is_empty() { inferred() } else { request.task };
+        let usual = task::sampling(&task);
         Ok(Question {
             text: request.user_question,
             context: request.code_context,
@@ -60,9 +62,9 @@ impl Question {
             task,
             model: Some(request.model).filter(|model| !model.is_empty()),
             request_id: Some(request.request_id).filter(|id| !id.is_empty()),
-            temperature: request.temperature.unwrap_or(DEFAULT_TEMPERATURE),
-            top_p: request.top_p.unwrap_or(DEFAULT_TOP_P),
-            max_tokens: request.max_tokens.unwrap_or(DEFAULT_TOKENS),
+            temperature: request.temperature.unwrap_or(usual.temperature),
+            top_p: request.top_p.unwrap_or(usual.top_p),
+            max_tokens: request.max_tokens.unwrap_or(usual.max_tokens),
         })
     }
 

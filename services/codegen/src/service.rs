@@ -22,10 +22,12 @@ use crate::error::Error;
 use crate::generation::{Generation, Order, Patience, millis};
 use crate::model::Models;
 use crate::question::Question;
+use crate::task::{Chosen, Specialists};
 
 pub(crate) struct Codegen {
     pub(crate) engine: Engine,
     pub(crate) models: Arc<Models>,
+    pub(crate) specialists: Specialists,
     pub(crate) budgets: Budgets,
     pub(crate) patience: Patience,
     pub(crate) streams_end: CancellationToken,
@@ -67,7 +69,7 @@ impl CodegenService for Codegen {
         &self,
         _: Request<ListModelsRequest>,
     ) -> Result<Response<ListModelsResponse>, Status> {
-        Ok(Response::new(self.models.show().await?))
+        Ok(Response::new(self.models.show(&self.specialists).await?))
     }
 
     async fn get_code_health(
@@ -86,19 +88,12 @@ impl Codegen {
         if let Some(id) = &question.request_id {
             call.also_named(id);
         }
-        let model = match &question.model {
-            Some(named) => named.clone(),
-            None => self.models.default().await?,
-        };
-        let allowed =
-            call.principal.as_ref().map_or(&[][..], |principal| &principal.allowed_models);
-        if !allowed.is_empty() && !allowed.contains(&model) {
-            return Err(Error::ModelNotAllowed(model));
-        }
+        let Chosen { model, warning } = self.model(&question, &call).await?;
         let body = question.body(&model).map_err(anyhow::Error::from)?;
         let lease = self.budgets.reserve(&call, question.most_tokens(&body)).await?;
         let request_id = question.request_id.map_or_else(|| call.request_id.clone(), Arc::from);
-        let order = Order { model, task: question.task, request_id, body, lease };
+        let warnings = warning.into_iter().collect();
+        let order = Order { model, task: question.task, request_id, body, lease, warnings };
         let begun =
             Generation::begin(&self.engine, order, &call, self.patience, self.streams_end.clone())
                 .await;
@@ -109,6 +104,20 @@ impl Codegen {
             self.models.forget();
         }
         begun
+    }
+
+    /// The model that is named, or the one for the task.
+    async fn model(&self, question: &Question, call: &Call) -> Result<Chosen, Error> {
+        let caller = call.principal.as_ref();
+        let allowed = caller.map_or(&[][..], |principal| &principal.allowed_models);
+        let Some(named) = &question.model else {
+            let (served, default) = self.models.served().await?;
+            return self.specialists.choose(&question.task, &served, &default, allowed);
+        };
+        if !allowed.is_empty() && !allowed.contains(named) {
+            return Err(Error::ModelNotAllowed(named.clone()));
+        }
+        Ok(Chosen { model: named.clone(), warning: None })
     }
 }
 
@@ -125,6 +134,7 @@ impl Answer {
             Some(Event::Started(started)) => {
                 self.reply.request_id = started.request_id;
                 self.reply.model = started.model;
+                self.reply.task = started.task;
                 self.reply.cached = started.cached;
             }
             Some(Event::Delta(delta)) if delta.kind() == Kind::Code => {

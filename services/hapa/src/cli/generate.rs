@@ -26,7 +26,8 @@ pub(super) struct Args {
     /// Programming language of the answer.
     #[arg(short, long, default_value = "python")]
     language: String,
-    /// generate, complete, explain, comment, fix, optimize, test or review.
+    /// generate, complete, explain, comment, fix, optimize, test or review; default: as the question
+    /// sounds.
     #[arg(short, long, default_value = "")]
     task: String,
     /// A model that `ListModels` names.
@@ -124,6 +125,7 @@ struct Printer {
 }
 
 const DIM: Style = Style::new().dimmed();
+const WARN: Style = Style::new().bold().fg_color(Some(anstyle::Color::Ansi(AnsiColor::Yellow)));
 const CODE: Style = Style::new().fg_color(Some(anstyle::Color::Ansi(AnsiColor::Cyan)));
 
 impl Printer {
@@ -144,7 +146,10 @@ impl Printer {
         }
         match frame.event {
             Some(Event::Delta(delta)) => self.text(delta.kind(), &delta.text)?,
-            Some(Event::Finished(finished)) => self.summary(&finished)?,
+            Some(Event::Finished(finished)) => {
+                self.warn(&finished.warnings)?;
+                self.summary(&finished)?;
+            }
             _ => {}
         }
         Ok(())
@@ -165,6 +170,14 @@ impl Printer {
                 out.flush()?;
             }
             _ => write!(anstream::stderr(), "{text}")?,
+        }
+        Ok(())
+    }
+
+    fn warn(&mut self, warnings: &[String]) -> Result<(), Failure> {
+        for warning in warnings {
+            let line_end = if std::mem::take(&mut self.in_line) { "\n" } else { "" };
+            writeln!(anstream::stderr(), "{line_end}{WARN}warning:{WARN:#} {warning}")?;
         }
         Ok(())
     }
