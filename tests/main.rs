@@ -19,6 +19,7 @@ mod keys;
 mod lifecycle;
 mod limits;
 mod memory;
+mod readers;
 mod roles;
 mod run;
 mod sessions;

@@ -27,6 +27,7 @@ use tokio_util::task::TaskTracker;
 use tower::{Service, ServiceExt as _};
 
 use crate::context::Peer;
+use crate::reader::Read;
 
 /// <https://www.rfc-editor.org/rfc/rfc9113#section-3.4>
 const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
@@ -56,15 +57,23 @@ pub(crate) struct Door {
     pub(crate) closed: CancellationToken,
 }
 
+/// What one server takes on.
+#[derive(Clone, Copy)]
+pub(crate) struct Bounds {
+    pub(crate) connections: u32,
+    /// How long a client may leave what is there for it unread.
+    pub(crate) reader: Duration,
+}
+
 /// Accepts until the door closes. Connections and their calls run on `tasks`.
 pub(crate) async fn accept(
     listener: TcpListener,
     router: Router,
-    max_connections: u32,
+    bounds: Bounds,
     door: Door,
     tasks: TaskTracker,
 ) {
-    let room = Arc::new(Semaphore::new(max_connections as usize));
+    let room = Arc::new(Semaphore::new(bounds.connections as usize));
     loop {
         let accepted = async {
             let permit = Arc::clone(&room).acquire_owned().await.ok()?;
@@ -84,7 +93,8 @@ pub(crate) async fn accept(
             request.extensions_mut().insert(peer);
             request
         });
-        let connection = connection(stream, router, door.clone(), tasks.clone());
+        let calls = OnTracker { tasks: tasks.clone(), patience: bounds.reader };
+        let connection = connection(stream, router, door.clone(), calls);
         tasks.spawn(hold(permit, connection));
     }
 }
@@ -93,7 +103,7 @@ async fn hold(_permit: OwnedSemaphorePermit, connection: impl Future<Output = ()
     connection.await;
 }
 
-async fn connection<S>(mut stream: TcpStream, service: S, door: Door, tasks: TaskTracker)
+async fn connection<S>(mut stream: TcpStream, service: S, door: Door, calls: OnTracker)
 where
     S: Service<Request<Incoming>, Response = Response, Error = Infallible, Future: Send>
         + Clone
@@ -113,7 +123,7 @@ where
         return tracing::debug!("a connection did not speak HTTP/2");
     }
     let io = TokioIo::new(Replay { seen: preface, next: 0, stream });
-    let served = builder(tasks).serve_connection(io, TowerToHyperService::new(service));
+    let served = builder(calls).serve_connection(io, TowerToHyperService::new(service));
     let mut served = pin!(served);
     let ended = tokio::select! {
         ended = &mut served => ended,
@@ -130,8 +140,8 @@ where
     }
 }
 
-fn builder(tasks: TaskTracker) -> http2::Builder<OnTracker> {
-    let mut builder = http2::Builder::new(OnTracker(tasks));
+fn builder(calls: OnTracker) -> http2::Builder<OnTracker> {
+    let mut builder = http2::Builder::new(calls);
     builder
         .timer(TokioTimer::new())
         .max_concurrent_streams(MAX_STREAMS)
@@ -144,13 +154,16 @@ fn builder(tasks: TaskTracker) -> http2::Builder<OnTracker> {
     builder
 }
 
-/// hyper's calls, on the server's tracker.
+/// hyper's calls, on the server's tracker, each for as long as its client reads.
 #[derive(Clone)]
-struct OnTracker(TaskTracker);
+struct OnTracker {
+    tasks: TaskTracker,
+    patience: Duration,
+}
 
 impl<F: Future<Output: Send> + Send + 'static> Executor<F> for OnTracker {
     fn execute(&self, call: F) {
-        self.0.spawn(call);
+        self.tasks.spawn(Read::new(call, self.patience));
     }
 }
 

@@ -102,6 +102,9 @@ pub struct Config {
     /// Most connections at once; more wait to be accepted.
     #[arg(long, env = "MAX_CONNECTIONS", default_value_t = 4096, value_parser = clap::value_parser!(u32).range(1..))]
     pub max_connections: u32,
+    /// How long a client may leave a reply or stream unread before it loses it (E4011), in seconds.
+    #[arg(long, env = "READER_TIMEOUT_SECONDS", default_value = "30", value_parser = seconds)]
+    pub reader_timeout_seconds: Duration,
     /// Between "not serving" and the closed door, in seconds, so that load balancers notice.
     #[arg(long, env = "DRAIN_DELAY_SECONDS", default_value = "0", value_parser = seconds_or_none)]
     pub drain_delay_seconds: Duration,

@@ -21,6 +21,7 @@ pub mod page;
 pub mod peer;
 mod probes;
 pub mod profile;
+mod reader;
 mod report;
 pub mod rpc;
 pub mod scrub;

@@ -23,6 +23,7 @@ use tracing::{Instrument as _, Span};
 
 use crate::context::{BODY_ID, Call, origin};
 use crate::layers::{Shared, refuse, trailers};
+use crate::reader;
 use crate::spool::{Ended, Failure, Receipt, Spool, trace_id};
 use crate::status::{ErrorCode, Fault, code_name, publish, read};
 
@@ -139,7 +140,12 @@ impl Record {
 impl Drop for Record {
     fn drop(&mut self) {
         if !self.ended {
-            let fault = Fault::new(ErrorCode::StreamGivenUp, "the client left");
+            let words = if reader::is_given_up() {
+                "the client stopped reading; its stream was given up"
+            } else {
+                "the client left"
+            };
+            let fault = Fault::new(ErrorCode::StreamGivenUp, words);
             let failure = Failure {
                 error_code: fault.code().to_string(),
                 incident_id: fault.incident_id().to_owned(),
@@ -168,17 +174,12 @@ impl Observed {
         }
         Poll::Ready(self.last.take().map(|(frame, _)| Ok(frame)))
     }
-}
 
-impl HttpBody for Observed {
-    type Data = Bytes;
-    type Error = axum::Error;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
+    fn poll_observed(
+        &mut self,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
-        let this = &mut *self;
+        let this = self;
         if this.last.is_some() {
             return this.poll_last(cx);
         }
@@ -202,6 +203,20 @@ impl HttpBody for Observed {
             return this.poll_last(cx);
         }
         Poll::Ready(Some(Ok(frame)))
+    }
+}
+
+impl HttpBody for Observed {
+    type Data = Bytes;
+    type Error = axum::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
+        let answer = self.poll_observed(cx);
+        reader::asked(&answer);
+        answer
     }
 
     fn is_end_stream(&self) -> bool {

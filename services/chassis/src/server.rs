@@ -22,7 +22,7 @@ use tonic::server::NamedService;
 use tonic::service::RoutesBuilder;
 use tower::Service;
 
-use crate::accept::{Door, accept};
+use crate::accept::{self, Door, accept};
 use crate::admission::Admission;
 use crate::config::{Config, Wrong};
 use crate::credential::Callers;
@@ -249,13 +249,11 @@ impl Server {
             self.tasks_end.clone(),
         );
         self.tasks.spawn(probes);
-        let accepting = accept(
-            self.listeners.mesh,
-            router,
-            config.max_connections,
-            door.clone(),
-            calls.clone(),
-        );
+        let bounds = accept::Bounds {
+            connections: config.max_connections,
+            reader: config.reader_timeout_seconds,
+        };
+        let accepting = accept(self.listeners.mesh, router, bounds, door.clone(), calls.clone());
         calls.spawn(accepting);
         self.checks.tell().await;
         tracing::info!(%address, %metrics_address, "serving");

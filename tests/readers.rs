@@ -1,0 +1,83 @@
+//! Clients who stop reading: they lose their own stream in time, and nobody else notices.
+
+use std::time::Duration;
+
+use hapa_proto::codegen::v1::codegen_service_client::CodegenServiceClient;
+use hapa_proto::codegen::v1::{GenerateCodeRequest, StreamGenerateCodeResponse};
+use hapa_tests::engine::Script;
+use hapa_tests::{Client, Who, World, within};
+use tonic::transport::Endpoint;
+use tonic::{Code, Streaming};
+
+use crate::generate::{question, stream};
+
+/// One connection, whose streams close their windows after little.
+fn client(world: &World) -> Client {
+    let endpoint = Endpoint::from_shared(format!("http://{}", world.mesh)).unwrap();
+    let channel = endpoint
+        .initial_stream_window_size(16 * 1024)
+        .initial_connection_window_size(64 * 1024 * 1024)
+        .connect_lazy();
+    CodegenServiceClient::new(Who::Key(&world.key).on(channel))
+}
+
+/// A stream of which nothing is read but its begin.
+async fn stalled(client: &mut Client) -> Streaming<StreamGenerateCodeResponse> {
+    let frames = client.stream_generate_code(asked()).await;
+    let mut frames = frames.unwrap().into_inner();
+    frames.message().await.unwrap().expect("it is started");
+    frames
+}
+
+fn asked() -> GenerateCodeRequest {
+    GenerateCodeRequest { max_tokens: Some(4_096), ..question("q") }
+}
+
+/// More than windows and sockets hold.
+fn endless() -> Script {
+    let token = "t".repeat(8 * 1024);
+    Script::tokens(std::iter::repeat_n(token.as_str(), 4_096))
+}
+
+#[tokio::test]
+async fn who_stops_reading_loses_the_stream_and_the_engine_stops() {
+    let world = World::with(&["--reader-timeout-seconds=1"]).await;
+    world.engine.script(endless());
+    let mut frames = stalled(&mut client(&world)).await;
+    world.engine.wait_for_aborted(1).await;
+    let end = within("the end", async {
+        loop {
+            if let Err(status) = frames.message().await {
+                return status;
+            }
+        }
+    });
+    assert_eq!(end.await.code(), Code::Cancelled);
+    let counted = async {
+        while world.metrics().await.sum("hapa_errors_total", &["error_code=\"E4011\""]) < 1.0 {}
+    };
+    within("the failure to be counted", counted).await;
+}
+
+#[tokio::test]
+async fn fifty_who_do_not_read_keep_nothing_from_those_who_do() {
+    let world = World::with(&["--reader-timeout-seconds=2"]).await;
+    let mut client = client(&world);
+    world.engine.script(endless());
+    let mut silent = Vec::new();
+    for _ in 0..50 {
+        silent.push(stalled(&mut client).await);
+    }
+    let answer = Script::text(&"a line of an answer\n".repeat(200));
+    world.engine.script(answer.clone());
+    let mut most = Duration::ZERO;
+    for _ in 0..20 {
+        let begun = std::time::Instant::now();
+        let read = stream(&mut client, question("q")).await;
+        most = most.max(begun.elapsed());
+        assert!(read.explanation == answer.full_text());
+        assert!(read.finished.is_some(), "{read:?}");
+    }
+    println!("the longest of 20 answers next to 50 stalled readers: {most:?}");
+    world.engine.wait_for_aborted(50).await;
+}
