@@ -28,5 +28,6 @@ mod spool_killed;
 mod stores;
 mod tasks;
 mod tenants;
+mod turns;
 mod usage;
 mod users;

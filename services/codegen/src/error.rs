@@ -9,6 +9,9 @@ use tonic::Status;
 
 use crate::engine;
 
+/// When a refused caller should come back: a generation takes seconds.
+const BUSY: Duration = Duration::from_secs(1);
+
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Error {
     #[error(transparent)]
@@ -24,6 +27,8 @@ pub(crate) enum Error {
     Told(Box<Status>),
     #[error("token budgets can't be checked at the moment; try again")]
     Budget(#[source] Box<Status>),
+    #[error("too many generations at once; try again shortly")]
+    Busy,
     #[error("this API key or session has expired or was revoked; ask for a new one")]
     KeyEnded,
     /// The deadline of the call or of the whole generation.
@@ -53,6 +58,7 @@ impl Error {
             Error::Budget(status) => {
                 Fault::new(ErrorCode::DatabaseError, words).because(status.as_ref())
             }
+            Error::Busy => Fault::new(ErrorCode::Overloaded, words).retry_after(BUSY),
             Error::KeyEnded => Fault::new(ErrorCode::KeyEnded, words),
             Error::Stalled => Fault::new(ErrorCode::CutShort, words),
             Error::ShuttingDown => Fault::new(ErrorCode::ShuttingDown, words),

@@ -22,6 +22,7 @@ use crate::budget::Lease;
 use crate::engine::{self, Ask, Batch, Engine, Tokens};
 use crate::error::Error;
 use crate::fence::Splitter;
+use crate::turn::Turn;
 
 /// Of prompts, in the middle between code, English and Korean.
 const BYTES_PER_TOKEN: usize = 4;
@@ -43,6 +44,8 @@ pub(crate) struct Order {
     pub(crate) body: Vec<u8>,
     /// Who pays.
     pub(crate) lease: Option<Lease>,
+    /// Its place at the engines, until they are done.
+    pub(crate) turn: Option<Turn>,
     /// What the caller should know about the answer.
     pub(crate) warnings: Vec<String>,
 }
@@ -297,6 +300,7 @@ impl Generation {
             warnings: std::mem::take(&mut self.order.warnings),
         };
         self.send(Event::Finished(finished));
+        self.order.turn.take();
         if let Source::Open(tokens) = std::mem::replace(&mut self.source, Source::Ended) {
             self.source = Source::Closing(tokens);
         }
@@ -362,6 +366,7 @@ impl Generation {
         self.failure = Some(fault.into());
         // Dropping the source is what stops the engine.
         self.source = Source::Ended;
+        self.order.turn.take();
     }
 }
 

@@ -10,6 +10,7 @@ mod prompt;
 mod question;
 mod service;
 mod task;
+mod turn;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -26,6 +27,7 @@ use crate::generation::Patience;
 use crate::model::Models;
 use crate::service::Codegen;
 use crate::task::Specialists;
+use crate::turn::{TurnConfig, Turns};
 
 /// Settings of this service.
 #[derive(clap::Args, Clone, Debug)]
@@ -59,6 +61,9 @@ pub struct Config {
     /// Longest that a whole answer may take, in seconds.
     #[arg(long, env = "VLLM_TIMEOUT_SECONDS", default_value = "300", value_parser = seconds)]
     pub vllm_timeout_seconds: Duration,
+    /// How much is asked of the engines at once.
+    #[command(flatten)]
+    pub turn: TurnConfig,
     /// Silence after which a stream sends a heartbeat, in seconds.
     #[arg(long, env = "HEARTBEAT_SECONDS", default_value = "10", value_parser = seconds)]
     pub heartbeat_seconds: Duration,
@@ -99,10 +104,12 @@ pub async fn mount(config: &Config, server: &mut Server) -> anyhow::Result<()> {
     let models = Arc::new(Models::new(engine.clone(), config.ai_model_name.clone()));
     server.check(engine_check(Arc::clone(&models)));
     let budgets = Budgets::new(server, config.vllm_timeout_seconds)?;
+    let turns = Turns::new(config.turn.clone());
     let codegen = Codegen {
         engine,
         models,
         specialists,
+        turns,
         budgets,
         patience,
         streams_end: server.streams_end(),

@@ -3,7 +3,7 @@
 use hapa_chassis::{Violations, is_request_id, profile};
 use hapa_proto::codegen::v1::{GenerateCodeRequest, UserProfile};
 
-use crate::engine::{ChatRequest, Message, StreamOptions};
+use crate::engine::{ChatRequest, Message, Scheduling, StreamOptions};
 use crate::prompt::{self, VOCABULARY};
 use crate::task;
 
@@ -75,7 +75,7 @@ impl Question {
     }
 
     /// The body of the engine's request.
-    pub(crate) fn body(&self, model: &str) -> serde_json::Result<Vec<u8>> {
+    pub(crate) fn body(&self, model: &str, scheduling: Scheduling) -> serde_json::Result<Vec<u8>> {
         serde_json::to_vec(&ChatRequest {
             model,
             messages: [
@@ -87,6 +87,7 @@ impl Question {
             max_tokens: self.max_tokens,
             stream: true,
             stream_options: StreamOptions { include_usage: true },
+            scheduling,
         })
     }
 }
@@ -229,11 +230,20 @@ mod tests {
             ..Default::default()
         };
         let question = Question::check(request, None);
-        let body = question.unwrap().body("m").unwrap();
+        let scheduling = Scheduling { cache_salt: Some("s".to_owned()), priority: None };
+        let body = question.unwrap().body("m", scheduling).unwrap();
         let body: serde_json::Value = serde_json::from_slice(&body).unwrap();
         let fields: Vec<_> = body.as_object().unwrap().keys().collect();
-        let allowed =
-            ["max_tokens", "messages", "model", "stream", "stream_options", "temperature", "top_p"];
+        let allowed = [
+            "cache_salt",
+            "max_tokens",
+            "messages",
+            "model",
+            "stream",
+            "stream_options",
+            "temperature",
+            "top_p",
+        ];
         assert_eq!(fields, allowed);
         assert_eq!(body["stream_options"]["include_usage"], true);
         assert_eq!(body["max_tokens"], 7);

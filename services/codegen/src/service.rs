@@ -23,11 +23,13 @@ use crate::generation::{Generation, Order, Patience, millis};
 use crate::model::Models;
 use crate::question::Question;
 use crate::task::{Chosen, Specialists};
+use crate::turn::{self, Turns};
 
 pub(crate) struct Codegen {
     pub(crate) engine: Engine,
     pub(crate) models: Arc<Models>,
     pub(crate) specialists: Specialists,
+    pub(crate) turns: Turns,
     pub(crate) budgets: Budgets,
     pub(crate) patience: Patience,
     pub(crate) streams_end: CancellationToken,
@@ -89,11 +91,14 @@ impl Codegen {
             call.also_named(id);
         }
         let Chosen { model, warning } = self.model(&question, &call).await?;
-        let body = question.body(&model).map_err(anyhow::Error::from)?;
+        let tenant = call.principal.as_ref().map_or("", |caller| &caller.owner);
+        let scheduling = self.turns.scheduling(tenant, turn::Kind::Question);
+        let body = question.body(&model, scheduling).map_err(anyhow::Error::from)?;
+        let turn = Some(self.turns.take(tenant, turn::Kind::Question).await?);
         let lease = self.budgets.reserve(&call, question.most_tokens(&body)).await?;
         let request_id = question.request_id.map_or_else(|| call.request_id.clone(), Arc::from);
         let warnings = warning.into_iter().collect();
-        let order = Order { model, task: question.task, request_id, body, lease, warnings };
+        let order = Order { model, task: question.task, request_id, body, lease, turn, warnings };
         let begun =
             Generation::begin(&self.engine, order, &call, self.patience, self.streams_end.clone())
                 .await;

@@ -20,7 +20,9 @@ use tokio::time::{Instant, timeout};
 use crate::engine::sse::{Reader, TooLong};
 use crate::engine::wire::{Chunk, ModelList, Text, read_error};
 
-pub(crate) use crate::engine::wire::{ChatRequest, ListedModel, Message, StreamOptions};
+pub(crate) use crate::engine::wire::{
+    ChatRequest, ListedModel, Message, Scheduling, StreamOptions,
+};
 
 const CONNECT_PATIENCE: Duration = Duration::from_secs(2);
 /// For what an engine answers from memory: its models.

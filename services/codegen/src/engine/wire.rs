@@ -17,6 +17,19 @@ pub(crate) struct ChatRequest<'a> {
     pub(crate) max_tokens: i32,
     pub(crate) stream: bool,
     pub(crate) stream_options: StreamOptions,
+    #[serde(flatten)]
+    pub(crate) scheduling: Scheduling,
+}
+
+/// What vLLM is told of a tenant, by us alone; others ignore it.
+#[derive(Clone, Debug, Default, Serialize)]
+pub(crate) struct Scheduling {
+    /// Prompts are remembered apart for each salt.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) cache_salt: Option<String>,
+    /// Lower goes first; 0 where nothing is said.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) priority: Option<i32>,
 }
 
 #[derive(Clone, Debug, Serialize)]
