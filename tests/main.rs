@@ -21,6 +21,7 @@ mod limits;
 mod memory;
 mod readers;
 mod roles;
+mod route;
 mod run;
 mod sessions;
 mod spool;

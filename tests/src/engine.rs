@@ -22,8 +22,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use tokio::net::{TcpListener, TcpSocket};
-use tokio::sync::{Semaphore, oneshot};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
+use tokio::sync::{Semaphore, oneshot, watch};
 use tokio::task::JoinSet;
 
 use ledger::Ledger;
@@ -82,6 +82,8 @@ struct Shared {
     setup: Setup,
     ledger: Ledger,
     scripts: Mutex<Scripts>,
+    adapters: Mutex<Vec<String>>,
+    frozen: watch::Sender<bool>,
     gate: Semaphore,
     serial: AtomicU64,
 }
@@ -107,6 +109,8 @@ impl Engine {
     fn start_on(listener: TcpListener, setup: Setup) -> Self {
         let address = listener.local_addr().expect("a bound listener");
         let shared = Arc::new(Shared {
+            adapters: Mutex::new(setup.adapters.clone()),
+            frozen: watch::Sender::new(false),
             setup,
             ledger: Ledger::default(),
             scripts: Mutex::new(Scripts { default: Script::default(), once: VecDeque::new() }),
@@ -166,6 +170,26 @@ impl Engine {
         lock(&self.shared.scripts).once.push_back(script.into());
     }
 
+    /// Freezes: connections are neither accepted nor closed, and nothing is written any more.
+    pub fn freeze(&self) {
+        self.shared.frozen.send_replace(true);
+    }
+
+    /// Goes on where it froze.
+    pub fn thaw(&self) {
+        self.shared.frozen.send_replace(false);
+    }
+
+    /// Loads an adapter, as `/v1/load_lora_adapter` does.
+    pub fn add_adapter(&self, name: &str) {
+        lock(&self.shared.adapters).push(name.to_owned());
+    }
+
+    /// Unloads an adapter; its requests that run go on.
+    pub fn remove_adapter(&self, name: &str) {
+        lock(&self.shared.adapters).retain(|own| own != name);
+    }
+
     /// Lets one stream through one [`Script::hold`]: the one that waits longest, or else the next
     /// to arrive.
     pub fn release(&self) {
@@ -220,6 +244,16 @@ impl Shared {
         scripts.once.pop_front().unwrap_or_else(|| scripts.default.clone())
     }
 
+    fn serves(&self, model: &str) -> bool {
+        model == self.setup.model || lock(&self.adapters).iter().any(|own| own == model)
+    }
+
+    /// Waits while the engine is frozen.
+    async fn pass_frost(&self) {
+        let mut frozen = self.frozen.subscribe();
+        let _ = frozen.wait_for(|frozen| !frozen).await;
+    }
+
     fn next_serial(&self) -> u64 {
         self.serial.fetch_add(1, Ordering::Relaxed)
     }
@@ -247,7 +281,7 @@ async fn accept(listener: TcpListener, shared: Arc<Shared>, mut stopped: oneshot
         tokio::select! {
             biased;
             _ = &mut stopped => break,
-            accepted = listener.accept() => match accepted {
+            accepted = next_connection(&listener, &shared) => match accepted {
                 Ok((stream, _)) => {
                     connections.spawn(serve::connection(stream, Arc::clone(&shared)));
                 }
@@ -259,6 +293,14 @@ async fn accept(listener: TcpListener, shared: Arc<Shared>, mut stopped: oneshot
     }
     drop(listener);
     connections.shutdown().await;
+}
+
+async fn next_connection(
+    listener: &TcpListener,
+    shared: &Shared,
+) -> io::Result<(TcpStream, SocketAddr)> {
+    shared.pass_frost().await;
+    listener.accept().await
 }
 
 /// A bound socket whose number may be bound a second time, by us. A free number is chosen before

@@ -45,8 +45,10 @@ struct Settings {
 /// See the module.
 #[derive(Debug)]
 pub struct World {
-    /// The engine behind code generation.
+    /// The engine behind code generation, the first where there are several.
     pub engine: Engine,
+    /// The further ones.
+    pub others: Vec<Engine>,
     /// The mesh's gRPC port.
     pub mesh: SocketAddr,
     /// A key with every scope and no limits.
@@ -66,7 +68,7 @@ impl World {
 
     /// With these flags of `hapa all`.
     pub async fn with(flags: &[&str]) -> World {
-        World::build(Engine::start(), flags).await
+        World::build(Engine::start(), Vec::new(), flags).await
     }
 
     /// On this store, with these flags of `hapa all`.
@@ -87,10 +89,22 @@ impl World {
 
     /// With an engine that serves something else.
     pub async fn with_engine(setup: Setup) -> World {
-        World::build(Engine::start_with(setup), &[]).await
+        World::build(Engine::start_with(setup), Vec::new(), &[]).await
     }
 
-    async fn build(engine: Engine, flags: &[&str]) -> World {
+    /// With so many engines, which serve the same, and these flags of `hapa all`.
+    pub async fn with_engines(count: usize, flags: &[&str]) -> World {
+        let others = (1..count).map(|_| Engine::start()).collect();
+        World::build(Engine::start(), others, flags).await
+    }
+
+    /// All engines.
+    pub fn engines(&self) -> impl Iterator<Item = &Engine> {
+        std::iter::once(&self.engine).chain(&self.others)
+    }
+
+    async fn build(engine: Engine, others: Vec<Engine>, flags: &[&str]) -> World {
+        let urls: Vec<_> = std::iter::once(&engine).chain(&others).map(Engine::url).collect();
         let folder = tempfile::tempdir().expect("a folder for the test");
         let always = [
             "hapa",
@@ -99,7 +113,7 @@ impl World {
             "--log-level=off",
             &format!("--data-dir={}", folder.path().display()),
             &format!("--mesh-token={TOKEN}"),
-            &format!("--ai-model-endpoint={}", engine.url()),
+            &format!("--ai-model-endpoint={}", urls.join(",")),
         ]
         .map(str::to_owned);
         let flags = always.into_iter().chain(flags.iter().map(|&flag| flag.to_owned()));
@@ -115,7 +129,8 @@ impl World {
         let endpoint = Endpoint::from_shared(format!("http://{mesh}")).expect("an address");
         let channel = endpoint.connect_lazy();
         let key = String::new();
-        let mut world = World { engine, mesh, key, metrics, folder, channel, shutdown, running };
+        let mut world =
+            World { engine, others, mesh, key, metrics, folder, channel, shutdown, running };
         world.key = world.create_key(World::dev_key()).await.key_text;
         world
     }

@@ -146,12 +146,7 @@ impl Drop for Record {
                 "the client left"
             };
             let fault = Fault::new(ErrorCode::StreamGivenUp, words);
-            let failure = Failure {
-                error_code: fault.code().to_string(),
-                incident_id: fault.incident_id().to_owned(),
-                message: fault.message().to_owned(),
-            };
-            self.close(Code::Cancelled, Some(&failure), false);
+            self.close(Code::Cancelled, Some(&Failure::of(&fault)), false);
         }
     }
 }

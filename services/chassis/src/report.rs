@@ -6,6 +6,12 @@ use std::time::Duration;
 
 use hapa_proto::auth::v1::Principal;
 
+use crate::spool::Failure;
+use crate::status::Fault;
+
+/// Failures of one call that were overcome: more are not remembered.
+const MOST_OVERCOME: usize = 8;
+
 /// What is noted about one call.
 #[derive(Clone, Debug, Default)]
 pub struct Report(Arc<Inner>);
@@ -34,6 +40,8 @@ pub(crate) struct Work {
     pub(crate) between_tokens: Option<Duration>,
     pub(crate) cacheable: bool,
     pub(crate) cached: bool,
+    /// What failed and was overcome.
+    pub(crate) overcome: Vec<Failure>,
 }
 
 impl Report {
@@ -65,6 +73,15 @@ impl Report {
     /// A cache was asked, and answered or did not.
     pub fn cache(&self, answered: bool) {
         self.note(|work| (work.cacheable, work.cached) = (true, answered));
+    }
+
+    /// Something failed, and the call went on all the same: an occurrence that nobody was shown.
+    pub fn overcame(&self, fault: &Fault) {
+        self.note(|work| {
+            if work.overcome.len() < MOST_OVERCOME {
+                work.overcome.push(Failure::of(fault));
+            }
+        });
     }
 
     pub(crate) fn work(&self) -> Work {

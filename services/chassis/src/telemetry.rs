@@ -63,6 +63,20 @@ fn describe() {
         "hapa_limiter_fallbacks_total",
         "Limits decided by this process because Redis did not answer"
     );
+    metrics::describe_gauge!("hapa_engine_up", "1 while an engine answers and gets on");
+    metrics::describe_gauge!("hapa_engine_requests_in_flight", "Calls that an engine answers");
+    metrics::describe_gauge!(
+        "hapa_engine_breaker_state",
+        "0 closed, 1 half-open: one call tries it, 2 open: none is sent"
+    );
+    metrics::describe_counter!(
+        "hapa_engine_attempts_total",
+        "Requests to engines until their first token, by how that went"
+    );
+    metrics::describe_counter!(
+        "hapa_engine_retries_total",
+        "Attempts that failed before the first token, by what came of asking again"
+    );
     metrics::describe_gauge!("hapa_redis_up", "1 while Redis answers, 0 while it does not");
     metrics::describe_counter!(
         "hapa_spool_dropped_total",

@@ -20,6 +20,12 @@ pub(crate) enum Error {
     ModelNotAllowed(String),
     #[error("the engine serves no model at the moment")]
     NoModel,
+    /// No engine can be asked; the words say why.
+    #[error("{0}")]
+    Away(String),
+    /// Every engine that could answer failed of late, and is left alone for so long.
+    #[error("the AI model fails at the moment and is left alone; try again shortly")]
+    CircuitOpen(Duration),
     #[error(transparent)]
     Engine(#[from] engine::Error),
     /// What another service has for the caller, in published words.
@@ -51,7 +57,8 @@ impl Error {
         match self {
             Error::Invalid(violations) => violations.into(),
             Error::ModelNotAllowed(_) => Fault::new(ErrorCode::NoPermission, words),
-            Error::NoModel => Fault::new(ErrorCode::ModelUnreachable, words),
+            Error::NoModel | Error::Away(_) => Fault::new(ErrorCode::ModelUnreachable, words),
+            Error::CircuitOpen(wait) => Fault::new(ErrorCode::CircuitOpen, words).retry_after(wait),
             Error::Engine(error) => engine_fault(error, partial),
             Error::TimeUp | Error::NoFirstToken => Fault::new(ErrorCode::ModelTimeout, words),
             Error::Told(status) => Fault::internal(status),

@@ -6,71 +6,46 @@
 
 use std::collections::VecDeque;
 use std::pin::Pin;
-use std::sync::Arc;
 use std::time::Duration;
 
 use hapa_chassis::{Call, Fault, Report};
 use hapa_proto::codegen::v1::stream_generate_code_response::{
-    Delta, Event, Failed, Finished, Heartbeat, Kind, Started,
+    Delta, Event, Failed, Finished, Heartbeat, Kind,
 };
 use hapa_proto::codegen::v1::{StreamGenerateCodeResponse, Usage};
 use tokio::time::{Instant, Sleep, sleep_until};
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 use tonic::Status;
 
-use crate::budget::Lease;
-use crate::engine::{self, Ask, Batch, Engine, Tokens};
+use crate::engine::{self, Batch};
 use crate::error::Error;
 use crate::fence::Splitter;
-use crate::turn::Turn;
+use crate::order::{Order, Patience};
+use crate::route::{Fleet, Opened};
 
-/// Of prompts, in the middle between code, English and Korean.
-const BYTES_PER_TOKEN: usize = 4;
-
-/// How long to wait for what.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Patience {
-    pub(crate) first_token: Duration,
-    pub(crate) between_tokens: Duration,
-    pub(crate) whole: Duration,
-    pub(crate) heartbeat: Duration,
-}
-
-/// What a generation is told about itself.
-pub(crate) struct Order {
-    pub(crate) model: String,
-    pub(crate) task: String,
-    pub(crate) request_id: Arc<str>,
-    pub(crate) body: Vec<u8>,
-    /// Who pays.
-    pub(crate) lease: Option<Lease>,
-    /// Its place at the engines, until they are done.
-    pub(crate) turn: Option<Turn>,
-    /// What the caller should know about the answer.
-    pub(crate) warnings: Vec<String>,
-}
-
-type Opening = Pin<Box<dyn Future<Output = Result<Tokens, engine::Error>> + Send>>;
+type Opening = Pin<Box<dyn Future<Output = Result<Opened<Batch>, Error>> + Send>>;
 
 enum Source {
-    /// The engine has not answered yet.
+    /// No token has come yet.
     Opening(Opening),
-    Open(Box<Tokens>),
+    Open(Box<Opened<Batch>>),
     /// All was said; the connection can be kept for the next call once its end was read.
-    Closing(Box<Tokens>),
+    Closing(Box<Opened<Batch>>),
     /// Nothing more will be read: the connection is closed or done.
     Ended,
 }
 
 /// What happened while waiting.
 enum Happened {
-    Opened(Box<Tokens>),
+    Opened(Box<Opened<Batch>>),
     Read,
     Alarm,
 }
 
 pub(crate) struct Generation {
     source: Source,
+    /// Fires when an engine has answered.
+    answered: CancellationToken,
     order: Order,
     patience: Patience,
     arrived: Instant,
@@ -100,19 +75,21 @@ impl Generation {
     /// Asks the engine, and waits for its answer to begin as long as nothing need be sent: so that
     /// an engine that refuses at once gives a plain status and no stream.
     pub(crate) async fn begin(
-        engine: &Engine,
+        fleet: &Fleet,
         mut order: Order,
         call: &Call,
         patience: Patience,
         streams_end: CancellationToken,
     ) -> Result<Generation, Error> {
         let now = Instant::now();
-        let (engine, body) = (engine.clone(), std::mem::take(&mut order.body));
-        let prompt_tokens = i64::try_from(body.len() / BYTES_PER_TOKEN).unwrap_or(i64::MAX);
+        let (fleet, answered) = (fleet.clone(), CancellationToken::new());
+        let prompt_tokens = order.prompt_tokens();
+        let request = order.request(call.report(), &answered);
         let deadline = call.arrived + patience.whole;
         let deadline = call.deadline.map_or(deadline, |at| at.min(deadline));
         let mut generation = Generation {
-            source: Source::Opening(Box::pin(async move { engine.ask(Ask::Chat, body).await })),
+            source: Source::Opening(Box::pin(async move { fleet.open(request).await })),
+            answered,
             order,
             patience,
             arrived: call.arrived,
@@ -134,20 +111,29 @@ impl Generation {
         };
         call.report().model(&generation.order.model);
         call.report().task(&generation.order.task);
-        let due = generation.due();
-        generation.alarm.as_mut().reset(due);
-        match generation.wait().await? {
-            Happened::Opened(tokens) => generation.open(tokens),
-            Happened::Read | Happened::Alarm => generation.check_time()?,
+        let happened = generation.wait_for_answer().await?;
+        generation.frames.push_back(generation.order.started());
+        if let Some(Happened::Opened(opened)) = happened
+            && let Err(error) = generation.open(opened)
+        {
+            generation.fail(error);
         }
-        let started = Started {
-            request_id: generation.order.request_id.to_string(),
-            model: generation.order.model.clone(),
-            task: generation.order.task.clone(),
-            cached: false,
-        };
-        generation.frames.push_back(Event::Started(started));
         Ok(generation)
+    }
+
+    /// Waits until an engine answers, also where its first token takes longer.
+    async fn wait_for_answer(&mut self) -> Result<Option<Happened>, Error> {
+        let (answered, due) = (self.answered.clone(), self.due());
+        self.alarm.as_mut().reset(due);
+        tokio::select! {
+            biased;
+            happened = self.wait() => match happened? {
+                Happened::Opened(opened) => return Ok(Some(Happened::Opened(opened))),
+                Happened::Read | Happened::Alarm => self.check_time()?,
+            },
+            () = answered.cancelled() => {}
+        }
+        Ok(None)
     }
 
     /// The next frame of the stream; after `failed`, its status; none after the end.
@@ -163,8 +149,8 @@ impl Generation {
             }
             match &mut self.source {
                 Source::Ended => return None,
-                Source::Closing(tokens) => {
-                    tokens.close().await;
+                Source::Closing(opened) => {
+                    opened.tokens.close().await;
                     self.source = Source::Ended;
                 }
                 Source::Opening(_) | Source::Open(_) => {
@@ -178,7 +164,7 @@ impl Generation {
 
     async fn advance(&mut self) -> Result<(), Error> {
         match self.wait().await {
-            Ok(Happened::Opened(tokens)) => self.open(tokens),
+            Ok(Happened::Opened(opened)) => self.open(opened)?,
             Ok(Happened::Read) => self.take_batch()?,
             Ok(Happened::Alarm) => {
                 // The alarm may have come between two chunks that were to be taken together.
@@ -197,13 +183,22 @@ impl Generation {
         Ok(())
     }
 
-    fn open(&mut self, tokens: Box<Tokens>) {
-        self.source = Source::Open(tokens);
-        self.count();
+    /// Takes what came with the first token, and that it broke in the same read, where it did.
+    fn open(&mut self, mut opened: Box<Opened<Batch>>) -> Result<(), Error> {
+        self.batch = std::mem::take(&mut opened.events);
+        let broke = opened.broke.take();
+        self.source = Source::Open(opened);
+        let Some(error) = broke else { return self.take_batch() };
+        self.take_text();
+        Err(error.into())
     }
 
-    /// Tells the lease what was used until now: as the engine says, else by what was read.
+    /// Tells the lease what was used until now: as the engine says, else by what was read. What no
+    /// engine answered, none has read.
     fn count(&mut self) {
+        if !self.answered.is_cancelled() {
+            return;
+        }
         let Some(lease) = &mut self.order.lease else { return };
         lease.count(match &self.batch.usage {
             Some(usage) => usage.total_tokens.into(),
@@ -217,9 +212,12 @@ impl Generation {
         let heard = async {
             match source {
                 Source::Opening(opening) => {
-                    opening.await.map(|tokens| Happened::Opened(Box::new(tokens)))
+                    opening.await.map(|opened| Happened::Opened(Box::new(opened)))
                 }
-                Source::Open(tokens) => tokens.read(batch).await.map(|()| Happened::Read),
+                Source::Open(opened) => {
+                    opened.tokens.read(batch).await?;
+                    Ok(Happened::Read)
+                }
                 Source::Closing(_) | Source::Ended => std::future::pending().await,
             }
         };
@@ -230,7 +228,7 @@ impl Generation {
             heard = heard => heard?,
             () = &mut self.alarm => Happened::Alarm,
         };
-        if matches!(happened, Happened::Read) {
+        if !matches!(happened, Happened::Alarm) {
             self.last_heard = Instant::now();
             // An engine that never pauses leaves the alarm no turn.
             if self.last_heard >= self.deadline {
@@ -301,8 +299,8 @@ impl Generation {
         };
         self.send(Event::Finished(finished));
         self.order.turn.take();
-        if let Source::Open(tokens) = std::mem::replace(&mut self.source, Source::Ended) {
-            self.source = Source::Closing(tokens);
+        if let Source::Open(opened) = std::mem::replace(&mut self.source, Source::Ended) {
+            self.source = Source::Closing(opened);
         }
         Ok(())
     }
@@ -331,7 +329,7 @@ impl Generation {
         let (prompt, tokens) = match usage {
             Some(usage) => (usage.prompt_tokens, usage.completion_tokens),
             // An engine that never answered has read nothing.
-            None if matches!(self.source, Source::Opening(_)) => (0, 0),
+            None if !self.answered.is_cancelled() => (0, 0),
             None => (u32::try_from(self.prompt_tokens).unwrap_or(u32::MAX), self.batch.pieces),
         };
         report.tokens(prompt, tokens);
@@ -349,9 +347,7 @@ impl Generation {
 
     fn fail(&mut self, error: Error) {
         self.end_text();
-        if !matches!(self.source, Source::Opening(_)) {
-            self.count();
-        }
+        self.count();
         let usage = self.batch.usage.take();
         self.tell(usage.as_ref());
         let partial = self.first_token.is_some();
@@ -373,6 +369,9 @@ impl Generation {
 impl Drop for Generation {
     fn drop(&mut self) {
         // A caller who left: what was read until then was used.
+        if self.report.is_some() {
+            self.count();
+        }
         let usage = self.batch.usage.take();
         self.tell(usage.as_ref());
     }

@@ -6,8 +6,10 @@ mod error;
 mod fence;
 mod generation;
 mod model;
+mod order;
 mod prompt;
 mod question;
+pub mod route;
 mod service;
 mod task;
 mod turn;
@@ -22,9 +24,9 @@ use hapa_proto::codegen::v1::codegen_service_server::CodegenServiceServer;
 use secrecy::SecretString;
 
 use crate::budget::Budgets;
-use crate::engine::Engine;
-use crate::generation::Patience;
 use crate::model::Models;
+use crate::order::Patience;
+use crate::route::{Bounds, Fleet, Source};
 use crate::service::Codegen;
 use crate::task::Specialists;
 use crate::turn::{TurnConfig, Turns};
@@ -34,13 +36,14 @@ use crate::turn::{TurnConfig, Turns};
 #[command(next_help_heading = "Codegen")]
 #[group(id = "codegen")]
 pub struct Config {
-    /// The OpenAI-compatible server that has the models, vLLM for one.
+    /// The OpenAI-compatible servers that have the models, vLLM for one: base URLs, comma-separated;
+    /// dns+http://name:port/v1 stands for every address of a name.
     #[arg(long, env = "AI_MODEL_ENDPOINT", default_value = "http://127.0.0.1:8002/v1")]
     pub ai_model_endpoint: String,
     /// Its key, where it asks for one.
     #[arg(long, env = "AI_MODEL_API_KEY", hide_env_values = true)]
     pub ai_model_api_key: Option<SecretString>,
-    /// The model that answers when none is named; default: the first that the endpoint lists.
+    /// The model that answers when none is named; default: the first that an endpoint lists.
     #[arg(long, env = "AI_MODEL_NAME")]
     pub ai_model_name: Option<String>,
     /// Models or adapters for tasks, such as fix=my-fixer,test=my-tester; the others are done by
@@ -55,6 +58,9 @@ pub struct Config {
     /// Longest wait for the first token, in seconds.
     #[arg(long, env = "FIRST_TOKEN_TIMEOUT_SECONDS", default_value = "60", value_parser = seconds)]
     pub first_token_timeout_seconds: Duration,
+    /// An engine that runs requests and makes no token for so long is taken for stuck, in seconds.
+    #[arg(long, env = "ENGINE_STALL_SECONDS", default_value = "20", value_parser = seconds)]
+    pub engine_stall_seconds: Duration,
     /// Longest gap between two tokens, in seconds.
     #[arg(long, env = "TOKEN_GAP_TIMEOUT_SECONDS", default_value = "30", value_parser = seconds)]
     pub token_gap_timeout_seconds: Duration,
@@ -84,36 +90,28 @@ const RPCS: &[Rpc] = &[
 
 /// Adds the service.
 pub async fn mount(config: &Config, server: &mut Server) -> anyhow::Result<()> {
-    let url: reqwest::Url = config.ai_model_endpoint.parse().map_err(|error| {
-        config::Wrong::new("AI_MODEL_ENDPOINT", format!("is not a URL: {error}"))
-    })?;
-    if !matches!(url.scheme(), "http" | "https") {
-        return Err(
-            config::Wrong::new("AI_MODEL_ENDPOINT", "must begin with http:// or https://").into()
-        );
-    }
-    let engine = Engine::new(&config.ai_model_endpoint, config.ai_model_api_key.as_ref())?;
     let specialists = Specialists::new(&config.task_models, config.fallback_model.as_deref())
         .map_err(|wrong| config::Wrong::new("TASK_MODELS", wrong))?;
+    let sources = Source::read(&config.ai_model_endpoint)
+        .map_err(|words| config::Wrong::new("AI_MODEL_ENDPOINT", words))?;
+    let bounds = Bounds {
+        attempt: config.first_token_timeout_seconds / 3,
+        stuck: config.engine_stall_seconds,
+    };
+    let fleet = Fleet::new(sources, config.ai_model_api_key.clone(), bounds)?;
+    fleet.watch(server);
     let patience = Patience {
         first_token: config.first_token_timeout_seconds,
         between_tokens: config.token_gap_timeout_seconds,
         whole: config.vllm_timeout_seconds,
         heartbeat: config.heartbeat_seconds,
     };
-    let models = Arc::new(Models::new(engine.clone(), config.ai_model_name.clone()));
+    let models = Arc::new(Models::new(fleet.clone(), config.ai_model_name.clone(), specialists));
     server.check(engine_check(Arc::clone(&models)));
     let budgets = Budgets::new(server, config.vllm_timeout_seconds)?;
     let turns = Turns::new(config.turn.clone());
-    let codegen = Codegen {
-        engine,
-        models,
-        specialists,
-        turns,
-        budgets,
-        patience,
-        streams_end: server.streams_end(),
-    };
+    let codegen =
+        Codegen { fleet, models, turns, budgets, patience, streams_end: server.streams_end() };
     server.add(CodegenServiceServer::new(codegen), RPCS).await;
     Ok(())
 }
@@ -124,10 +122,7 @@ pub async fn mount(config: &Config, server: &mut Server) -> anyhow::Result<()> {
 fn engine_check(models: Arc<Models>) -> Check {
     let run = move || {
         let models = Arc::clone(&models);
-        async move {
-            let health = models.health().await;
-            if health.status == "healthy" { Ok(()) } else { Err(health.message) }
-        }
+        async move { models.check().await }
     };
     Check::new("ai_model", "the AI model can't be asked", run)
 }

@@ -1,111 +1,142 @@
-//! The models that the engine serves: which one answers when none is named, and whether it is there.
+//! The models that the engines serve: which one answers when none is named, and whether it is there.
 
-use std::sync::{Arc, PoisonError, RwLock};
-use std::time::Duration;
-
+use hapa_chassis::Call;
 use hapa_proto::codegen::v1::{GetCodeHealthResponse, ListModelsResponse, Model};
 use tokio::time::Instant;
 
-use crate::engine::{self, Engine, ListedModel};
 use crate::error::Error;
-use crate::task::Specialists;
+use crate::route::{Board, Fleet, Listed};
+use crate::task::{Chosen, Specialists};
 
 /// Most models that a reply lists.
 const MOST: usize = 1_000;
-/// How long a list is believed.
-const FRESH: Duration = Duration::from_secs(5);
 
 pub(crate) struct Models {
-    engine: Engine,
+    fleet: Fleet,
     /// AI_MODEL_NAME.
     configured: Option<String>,
-    /// What the engine listed, until it says that it has a model no more.
-    discovered: RwLock<Option<Arc<Discovered>>>,
-}
-
-struct Discovered {
-    names: Vec<String>,
-    /// The base model, where the engine lists it behind its adapters.
-    first: Option<String>,
-    until: Instant,
+    specialists: Specialists,
 }
 
 impl Models {
-    pub(crate) fn new(engine: Engine, configured: Option<String>) -> Self {
-        let configured = configured.filter(|name| !name.is_empty());
-        Models { engine, configured, discovered: RwLock::default() }
+    pub(crate) fn new(fleet: Fleet, configured: Option<String>, specialists: Specialists) -> Self {
+        Models { fleet, configured: configured.filter(|name| !name.is_empty()), specialists }
     }
 
-    /// The names of what the engine serves, and the one that answers when none is named.
-    pub(crate) async fn served(&self) -> Result<(Vec<String>, String), Error> {
-        let known = self.known().filter(|known| Instant::now() < known.until);
-        if known.is_none() {
-            self.list().await?;
-        }
-        let names = self.known().map(|known| known.names.clone()).unwrap_or_default();
-        Ok((names, self.known_default().ok_or(Error::NoModel)?))
-    }
-
-    /// The engine says that it has not the default model: ask anew next time.
-    pub(crate) fn forget(&self) {
-        *self.discovered.write().unwrap_or_else(PoisonError::into_inner) = None;
-    }
-
-    fn known(&self) -> Option<Arc<Discovered>> {
-        self.discovered.read().unwrap_or_else(PoisonError::into_inner).clone()
-    }
-
-    fn known_default(&self) -> Option<String> {
-        self.configured.clone().or_else(|| self.known()?.first.clone())
-    }
-
-    async fn list(&self) -> Result<Vec<ListedModel>, engine::Error> {
-        let mut models = self.engine.models().await?;
-        models.truncate(MOST);
-        let first = models.iter().find(|model| model.parent.is_none()).or(models.first());
-        let first = first.map(|model| model.id.clone());
-        let names = models.iter().map(|model| model.id.clone()).collect();
-        let known = Discovered { names, first, until: Instant::now() + FRESH };
-        *self.discovered.write().unwrap_or_else(PoisonError::into_inner) = Some(Arc::new(known));
-        Ok(models)
-    }
-
-    pub(crate) async fn show(
+    /// The model that answers a call: the one that it names, if its caller may use that, else the
+    /// one for the task.
+    pub(crate) async fn choose(
         &self,
-        specialists: &Specialists,
-    ) -> Result<ListModelsResponse, Error> {
-        let listed = self.list().await?;
-        let default = self.known_default();
-        let mut models: Vec<_> = listed
-            .into_iter()
-            .map(|model| Model {
-                default: default.as_ref() == Some(&model.id),
-                tasks: specialists.tasks_of(&model.id),
-                name: model.id,
-                parent: model.parent.unwrap_or_default(),
-                max_model_len: model.max_model_len.unwrap_or(0),
-            })
-            .collect();
+        call: &Call,
+        task: &str,
+        named: Option<&str>,
+    ) -> Result<Chosen, Error> {
+        let caller = call.principal.as_ref();
+        let allowed = caller.map_or(&[][..], |principal| &principal.allowed_models);
+        if let Some(named) = named {
+            if !allowed.is_empty() && !allowed.iter().any(|name| name == named) {
+                return Err(Error::ModelNotAllowed(named.to_owned()));
+            }
+            return Ok(Chosen { model: named.to_owned(), warning: None });
+        }
+        let default = self.default().await?;
+        let board = self.fleet.known();
+        let served = board.listed().iter().filter(|listed| board.counts(listed).1 > 0);
+        let served: Vec<_> = served.map(|listed| listed.name.as_str()).collect();
+        self.specialists.choose(task, &served, &default, allowed)
+    }
+
+    /// The model that answers when nothing says which.
+    async fn default(&self) -> Result<String, Error> {
+        let board = self.fleet.board().await;
+        if let Some(name) = &self.configured {
+            return Ok(name.clone());
+        }
+        if let Some(name) = board.first_model() {
+            return Ok(name.to_owned());
+        }
+        self.fleet.refresh().await;
+        self.fleet.known().first_model().map(str::to_owned).ok_or(Error::NoModel)
+    }
+
+    pub(crate) async fn show(&self) -> Result<ListModelsResponse, Error> {
+        let mut board = self.fleet.board().await;
+        if board.troubles().well() == 0 {
+            self.fleet.refresh().await;
+            board = self.fleet.known();
+        }
+        let troubles = board.troubles();
+        if troubles.well() == 0 {
+            return Err(Error::Away(troubles.words()));
+        }
+        let default = self.known_default(&board);
+        let mut models: Vec<_> =
+            board.listed().iter().map(|listed| self.model(&board, listed, &default)).collect();
         models.sort_by(|a, b| a.name.cmp(&b.name));
+        models.truncate(MOST);
         Ok(ListModelsResponse { models })
     }
 
+    /// Asks the engines anew: what it says is true now.
     pub(crate) async fn health(&self) -> GetCodeHealthResponse {
         let asked = Instant::now();
-        let listed = self.list().await;
+        self.fleet.board().await;
+        self.fleet.refresh().await;
         let latency_ms = u32::try_from(asked.elapsed().as_millis()).unwrap_or(u32::MAX);
-        let model = self.known_default().unwrap_or_default();
-        let (status, models, message) = match listed {
-            Err(error) => ("unhealthy", 0, error.to_string()),
-            Ok(listed) if listed.iter().any(|one| one.id == model) => {
-                ("healthy", listed.len(), String::new())
-            }
-            Ok(listed) if model.is_empty() => {
-                ("degraded", listed.len(), Error::NoModel.to_string())
-            }
-            Ok(listed) => ("degraded", listed.len(), format!("the engine does not serve {model}")),
+        let board = self.fleet.known();
+        let (model, troubles) = (self.known_default(&board), board.troubles());
+        let (status, message) = match self.problem(&board) {
+            Some(words) if troubles.well() == 0 => ("unhealthy", words),
+            Some(words) => ("degraded", words),
+            None if troubles.well() < troubles.all => ("degraded", troubles.words()),
+            None => ("healthy", String::new()),
         };
-        let models = u32::try_from(models).unwrap_or(u32::MAX);
+        let served = board.listed().iter().filter(|listed| board.counts(listed).1 > 0);
+        let models = u32::try_from(served.count()).unwrap_or(u32::MAX);
         GetCodeHealthResponse { status: status.to_owned(), model, models, latency_ms, message }
+    }
+
+    /// Whether code can be generated, as far as is known.
+    pub(crate) async fn check(&self) -> Result<(), String> {
+        self.problem(&*self.fleet.board().await).map_or(Ok(()), Err)
+    }
+
+    /// Why no code can be generated.
+    fn problem(&self, board: &Board) -> Option<String> {
+        let (model, troubles) = (self.known_default(board), board.troubles());
+        if troubles.well() == 0 {
+            return Some(troubles.words());
+        }
+        if model.is_empty() {
+            return Some(Error::NoModel.to_string());
+        }
+        let listed = board.listed().iter().find(|listed| listed.name == model);
+        let served = listed.is_some_and(|listed| board.counts(listed).1 > 0);
+        (!served).then(|| format!("no engine serves {model}"))
+    }
+
+    fn known_default(&self, board: &Board) -> String {
+        let configured = self.configured.as_deref();
+        configured.or_else(|| board.first_model()).unwrap_or_default().to_owned()
+    }
+
+    fn model(&self, board: &Board, listed: &Listed, default: &str) -> Model {
+        let (replicas, replicas_healthy) = board.counts(listed);
+        let status = match replicas_healthy {
+            0 => "unhealthy",
+            well if well < replicas => "degraded",
+            _ => "healthy",
+        };
+        Model {
+            default: listed.name == *default,
+            name: listed.name.clone(),
+            tasks: self.specialists.tasks_of(&listed.name),
+            parent: listed.parent.clone(),
+            max_model_len: listed.max_model_len,
+            replicas,
+            replicas_healthy,
+            replicas_resident: listed.resident,
+            status: status.to_owned(),
+        }
     }
 }

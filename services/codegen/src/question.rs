@@ -27,6 +27,8 @@ pub(crate) struct Question {
     /// The model that was named, if one was.
     pub(crate) model: Option<String>,
     pub(crate) request_id: Option<String>,
+    /// What the caller groups requests by, "" where it does not.
+    pub(crate) session_id: String,
     temperature: f64,
     top_p: f64,
     max_tokens: i32,
@@ -62,6 +64,7 @@ impl Question {
             task,
             model: Some(request.model).filter(|model| !model.is_empty()),
             request_id: Some(request.request_id).filter(|id| !id.is_empty()),
+            session_id: request.session_id,
             temperature: request.temperature.unwrap_or(usual.temperature),
             top_p: request.top_p.unwrap_or(usual.top_p),
             max_tokens: request.max_tokens.unwrap_or(usual.max_tokens),

@@ -12,23 +12,22 @@ use hapa_proto::codegen::v1::{
     GenerateCodeRequest, GenerateCodeResponse, GetCodeHealthRequest, GetCodeHealthResponse,
     ListModelsRequest, ListModelsResponse, StreamGenerateCodeResponse,
 };
-use reqwest::StatusCode;
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status};
 
 use crate::budget::Budgets;
-use crate::engine::{self, Engine};
 use crate::error::Error;
-use crate::generation::{Generation, Order, Patience, millis};
+use crate::generation::{Generation, millis};
 use crate::model::Models;
+use crate::order::{Order, Patience};
 use crate::question::Question;
-use crate::task::{Chosen, Specialists};
+use crate::route::{Fleet, choose};
+use crate::task::Chosen;
 use crate::turn::{self, Turns};
 
 pub(crate) struct Codegen {
-    pub(crate) engine: Engine,
+    pub(crate) fleet: Fleet,
     pub(crate) models: Arc<Models>,
-    pub(crate) specialists: Specialists,
     pub(crate) turns: Turns,
     pub(crate) budgets: Budgets,
     pub(crate) patience: Patience,
@@ -71,7 +70,7 @@ impl CodegenService for Codegen {
         &self,
         _: Request<ListModelsRequest>,
     ) -> Result<Response<ListModelsResponse>, Status> {
-        Ok(Response::new(self.models.show(&self.specialists).await?))
+        Ok(Response::new(self.models.show().await?))
     }
 
     async fn get_code_health(
@@ -90,39 +89,18 @@ impl Codegen {
         if let Some(id) = &question.request_id {
             call.also_named(id);
         }
-        let Chosen { model, warning } = self.model(&question, &call).await?;
+        let Chosen { model, warning } =
+            self.models.choose(&call, &question.task, question.model.as_deref()).await?;
         let tenant = call.principal.as_ref().map_or("", |caller| &caller.owner);
         let scheduling = self.turns.scheduling(tenant, turn::Kind::Question);
         let body = question.body(&model, scheduling).map_err(anyhow::Error::from)?;
         let turn = Some(self.turns.take(tenant, turn::Kind::Question).await?);
         let lease = self.budgets.reserve(&call, question.most_tokens(&body)).await?;
         let request_id = question.request_id.map_or_else(|| call.request_id.clone(), Arc::from);
-        let warnings = warning.into_iter().collect();
-        let order = Order { model, task: question.task, request_id, body, lease, turn, warnings };
-        let begun =
-            Generation::begin(&self.engine, order, &call, self.patience, self.streams_end.clone())
-                .await;
-        if let Err(Error::Engine(engine::Error::Refused {
-            status: StatusCode::NOT_FOUND, ..
-        })) = &begun
-        {
-            self.models.forget();
-        }
-        begun
-    }
-
-    /// The model that is named, or the one for the task.
-    async fn model(&self, question: &Question, call: &Call) -> Result<Chosen, Error> {
-        let caller = call.principal.as_ref();
-        let allowed = caller.map_or(&[][..], |principal| &principal.allowed_models);
-        let Some(named) = &question.model else {
-            let (served, default) = self.models.served().await?;
-            return self.specialists.choose(&question.task, &served, &default, allowed);
-        };
-        if !allowed.is_empty() && !allowed.contains(named) {
-            return Err(Error::ModelNotAllowed(named.clone()));
-        }
-        Ok(Chosen { model: named.clone(), warning: None })
+        let affinity = choose::affinity(tenant, &question.session_id, &body);
+        let (task, warnings) = (question.task, warning.into_iter().collect());
+        let order = Order { model, task, request_id, body, affinity, lease, turn, warnings };
+        Generation::begin(&self.fleet, order, &call, self.patience, self.streams_end.clone()).await
     }
 }
 

@@ -143,7 +143,7 @@ impl Specialists {
     pub(crate) fn choose(
         &self,
         task: &str,
-        served: &[String],
+        served: &[&str],
         default: &str,
         allowed: &[String],
     ) -> Result<Chosen, Error> {
@@ -178,14 +178,14 @@ impl Specialists {
         self.models.iter().filter(|(_, one)| does(one)).map(|(task, _)| task.clone()).collect()
     }
 
-    fn any_served(&self, served: &[String]) -> bool {
+    fn any_served(&self, served: &[&str]) -> bool {
         self.models.values().any(|wanted| find(served, &wanted.model).is_some())
     }
 }
 
 /// The name by which a model is served.
-fn find<'a>(served: &'a [String], model: &str) -> Option<&'a str> {
-    served.iter().find(|name| same(name, model)).map(String::as_str)
+fn find<'a>(served: &[&'a str], model: &str) -> Option<&'a str> {
+    served.iter().find(|name| same(name, model)).copied()
 }
 
 /// vLLM is started with `error-fix=…` or `error_fix=…`: the same specialist.

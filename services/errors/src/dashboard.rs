@@ -29,6 +29,8 @@ pub(crate) async fn get(store: &Store, calls: &Calls) -> Result<GetDashboardResp
         error_code: pattern.error_code,
         timestamp: Some(timestamp(pattern.last_seen)),
         status: pattern.status,
+        count: count(pattern.total),
+        recovered_count: count(pattern.recovered_count),
     });
     Ok(GetDashboardResponse {
         total_errors: count(head.total),

@@ -14,6 +14,7 @@ mod http;
 mod leaving;
 mod open;
 mod report;
+mod route;
 mod samples;
 mod share;
 mod shared_limit;
@@ -65,6 +66,7 @@ enum Part {
     Cost,
     Leaving,
     Admission,
+    Route,
     Open,
 }
 
@@ -132,7 +134,7 @@ async fn main() -> anyhow::Result<()> {
 }
 
 async fn bench(args: &Args) -> anyhow::Result<String> {
-    let (from, binaries) = (Instant::now(), binaries(args)?);
+    let from = Instant::now();
     let extent = if args.quick { QUICK } else { FULL };
     let wanted = |part| args.only.is_none_or(|only| only == part);
     let mut report = ABOUT.to_owned();
@@ -140,7 +142,15 @@ async fn bench(args: &Args) -> anyhow::Result<String> {
         eprint!("{table}");
         report += &table.to_string();
     };
+    if wanted(Part::Route) {
+        say(from, "the choice of an engine");
+        add(route::measure(extent.rounds / 10)?);
+    }
+    if args.only == Some(Part::Route) {
+        return Ok(report);
+    }
     say(from, "starting the engine, the mesh, the gateway and a plain Envoy");
+    let binaries = binaries(args)?;
     let mut stage = Stage::start(&binaries).await?;
     if wanted(Part::FirstToken) {
         say(from, "first token");
@@ -167,14 +177,24 @@ async fn bench(args: &Args) -> anyhow::Result<String> {
     }
     drop(stage);
     if wanted(Part::Open) {
-        for Pace { streams, gap } in OPEN {
-            say(from, &format!("{streams} open streams, with everything started anew"));
-            let mut stage = Stage::start(&binaries).await?;
-            add(open::measure(&mut stage, streams, gap, extent.hold).await?);
-        }
+        open_streams(&binaries, extent, from, &mut add).await?;
     }
     say(from, "done");
     Ok(report)
+}
+
+async fn open_streams(
+    binaries: &Binaries,
+    extent: Extent,
+    from: Instant,
+    add: &mut impl FnMut(Table),
+) -> anyhow::Result<()> {
+    for Pace { streams, gap } in OPEN {
+        say(from, &format!("{streams} open streams, with everything started anew"));
+        let mut stage = Stage::start(binaries).await?;
+        add(open::measure(&mut stage, streams, gap, extent.hold).await?);
+    }
+    Ok(())
 }
 
 fn binaries(args: &Args) -> anyhow::Result<Binaries> {

@@ -33,7 +33,7 @@ impl Ask {
             Value::String(name) => name,
             _ => &shared.setup.model,
         };
-        if *model != shared.setup.model && !shared.setup.adapters.contains(model) {
+        if !shared.serves(model) {
             let message = format!("The model `{model}` does not exist.");
             return Err(Response::json(404, &shapes::error(404, &message, Some("model"))));
         }

@@ -97,6 +97,8 @@ struct Books {
 pub(super) struct Totals {
     pub(super) prompt_tokens: u64,
     pub(super) succeeded: BTreeMap<&'static str, u64>,
+    /// How many run of each model.
+    pub(super) running: BTreeMap<String, u64>,
 }
 
 impl Ledger {
@@ -139,7 +141,7 @@ impl Ledger {
             }
             books.requests.push_back(request);
         });
-        Flight { ledger: self, waiting: true, tokens_sent: 0, end: End::Cut }
+        Flight { ledger: self, waiting: true, model: String::new(), tokens_sent: 0, end: End::Cut }
     }
 
     pub(super) fn hold(&self) -> Held<'_> {
@@ -162,17 +164,21 @@ impl Ledger {
 pub(super) struct Flight<'a> {
     ledger: &'a Ledger,
     waiting: bool,
+    /// Once it runs.
+    model: String,
     tokens_sent: u64,
     end: End,
 }
 
 impl Flight<'_> {
     /// The engine takes it up: response headers come next.
-    pub(super) fn run(&mut self, prompt_tokens: u64) {
+    pub(super) fn run(&mut self, model: &str, prompt_tokens: u64) {
         self.waiting = false;
+        model.clone_into(&mut self.model);
         self.ledger.write(|books| {
             books.counts.waiting -= 1;
             books.totals.prompt_tokens += prompt_tokens;
+            *books.totals.running.entry(model.to_owned()).or_default() += 1;
         });
     }
 
@@ -194,6 +200,10 @@ impl Drop for Flight<'_> {
         let noticed_at = Instant::now();
         self.ledger.write(|books| {
             books.counts.waiting -= u64::from(self.waiting);
+            if let Some(running) = books.totals.running.get_mut(&self.model) {
+                *running -= 1;
+            }
+            books.totals.running.retain(|_, running| *running > 0);
             match self.end {
                 End::Finished(_) => books.counts.finished += 1,
                 End::Cut => books.counts.cut += 1,

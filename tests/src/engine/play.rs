@@ -62,6 +62,7 @@ impl<'a, 'w, 'f> Player<'a, 'w, 'f> {
     }
 
     pub(super) async fn answer(mut self, ask: &Ask) -> io::Result<End> {
+        self.shared.pass_frost().await;
         match self.script.fault {
             Some(Fault::Status { code, retry_after }) => {
                 return self.refuse(code, retry_after).await;
@@ -70,7 +71,7 @@ impl<'a, 'w, 'f> Player<'a, 'w, 'f> {
             Some(Fault::CutBeforeHeaders) => return Ok(End::Cut),
             _ => {}
         }
-        self.flight.run(ask.prompt_tokens);
+        self.flight.run(&ask.model, ask.prompt_tokens);
         if ask.stream { self.stream(ask).await } else { self.whole(ask).await }
     }
 
@@ -246,6 +247,7 @@ impl<'a, 'w, 'f> Player<'a, 'w, 'f> {
     }
 
     async fn flush(&mut self, more: More) -> io::Result<()> {
+        self.shared.pass_frost().await;
         self.flight.send(std::mem::take(&mut self.tokens));
         self.events = 0;
         let piece = self.script.pieces.unwrap_or(self.body.len()).max(1);

@@ -16,7 +16,7 @@ use super::ask::{Ask, authorized};
 use super::http::{Reader, Request, Response};
 use super::ledger::{End, Recorded};
 use super::play::Player;
-use super::shapes;
+use super::{lock, shapes};
 
 const GENERATE: &str = "/v1/chat/completions";
 
@@ -30,6 +30,7 @@ pub(super) async fn connection(mut stream: TcpStream, shared: Arc<Shared>) {
         let served = if request.method == "POST" && request.path == GENERATE {
             generate(&shared, request, &mut reader, &mut write).await
         } else {
+            shared.pass_frost().await;
             write.write_all(&look_up(&shared, &request).bytes()).await.is_ok()
         };
         if last || !served {
@@ -82,7 +83,9 @@ fn look_up(shared: &Shared, request: &Request) -> Response {
         path if known.contains(&path) && request.method != "GET" => {
             Response::json(405, &json!({"detail": "Method Not Allowed"}))
         }
-        "/v1/models" => Response::json(200, &shapes::models(&shared.setup)),
+        "/v1/models" => {
+            Response::json(200, &shapes::models(&shared.setup, &lock(&shared.adapters)))
+        }
         "/health" => Response::new(200, "text/plain; charset=utf-8", ""),
         "/version" => Response::json(200, &json!({"version": "0.32.0"})),
         "/metrics" => {

@@ -158,7 +158,7 @@ pub(super) fn unauthorized() -> Value {
 }
 
 /// `GET /v1/models`: adapters have a parent and no length of their own.
-pub(super) fn models(setup: &Setup) -> Value {
+pub(super) fn models(setup: &Setup, adapters: &[String]) -> Value {
     let card = |id: &str, parent: Option<&str>, length: Option<usize>| {
         json!({
             "id": id, "object": "model", "created": now(), "owned_by": "vllm", "root": id,
@@ -166,7 +166,7 @@ pub(super) fn models(setup: &Setup) -> Value {
         })
     };
     let base = card(&setup.model, None, Some(setup.max_model_len));
-    let adapters = setup.adapters.iter().map(|id| card(id, Some(&setup.model), None));
+    let adapters = adapters.iter().map(|id| card(id, Some(&setup.model), None));
     let data: Vec<Value> = std::iter::once(base).chain(adapters).collect();
     json!({"object": "list", "data": data})
 }
@@ -195,6 +195,15 @@ pub(super) fn metrics(model: &str, counts: Counts, totals: &Totals) -> String {
     });
     let reasons: Vec<_> = reasons.iter().map(|(label, n)| (label.as_str(), n.clone())).collect();
     family("counter", "request_success_total", &reasons);
+    let adapters: Vec<_> = totals.running.keys().filter(|name| *name != model).cloned().collect();
+    let _ = writeln!(
+        page,
+        "# HELP vllm:lora_requests_info See vLLM.\n# TYPE vllm:lora_requests_info gauge\n\
+         vllm:lora_requests_info{{max_lora=\"4\",running_lora_adapters=\"{}\",\
+         waiting_lora_adapters=\"\"}} {}.0",
+        adapters.join(","),
+        now(),
+    );
     page
 }
 

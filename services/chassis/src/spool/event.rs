@@ -15,7 +15,7 @@ use crate::causes;
 use crate::context::Call;
 use crate::rpc::Access;
 use crate::scrub::scrub;
-use crate::status::code_name;
+use crate::status::{Fault, code_name};
 
 /// What takes events in: about these no event is made, or there would be no end of them.
 const INTAKES: [&str; 2] = [
@@ -26,11 +26,21 @@ const INTAKES: [&str; 2] = [
 const LONGEST: usize = 2_000;
 
 /// A published failure.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Failure {
     pub(crate) error_code: String,
     pub(crate) incident_id: String,
     pub(crate) message: String,
+}
+
+impl Failure {
+    pub(crate) fn of(fault: &Fault) -> Failure {
+        Failure {
+            error_code: fault.code().to_string(),
+            incident_id: fault.incident_id().to_owned(),
+            message: fault.message().to_owned(),
+        }
+    }
 }
 
 /// How a call ended.
@@ -48,17 +58,23 @@ impl Spool {
     /// Remembers a call; the receipt comes when the call may be over. `waits`: whether anyone would
     /// wait for it.
     pub(crate) fn remember(&self, ended: &Ended<'_>, waits: bool) -> Option<Receipt> {
-        // Taken in any case: nobody else will ask for them.
-        let causes = ended.failure.map(|failure| causes::take(&failure.incident_id));
-        let usage = (self.takes(Kind::Usage) && ended.is_usage()).then(|| ended.usage());
-        let occurs = self.takes(Kind::Occurrence) && ended.is_occurrence();
-        let failure = ended.failure.zip(causes).filter(|_| occurs);
-        let occurrence = failure.map(|(failure, causes)| ended.occurrence(failure, causes));
-        if waits {
-            return self.append(usage.as_ref(), occurrence.as_ref());
+        let overcome = ended.call.report().work().overcome;
+        let failures = overcome.iter().map(|failure| (failure, true));
+        let failures = failures.chain(ended.failure.map(|failure| (failure, false)));
+        // Causes are taken in any case: nobody else will ask for them.
+        let failures = failures
+            .map(|(failure, recovered)| (failure, causes::take(&failure.incident_id), recovered));
+        let mut occurrences: Vec<_> = failures
+            .map(|(failure, causes, recovered)| Occurrence {
+                recovered,
+                ..ended.occurrence(failure, causes)
+            })
+            .collect();
+        if !self.takes(Kind::Occurrence) || !ended.is_occurrence() {
+            occurrences.clear();
         }
-        self.append_and_go(usage.as_ref(), occurrence.as_ref());
-        None
+        let usage = (self.takes(Kind::Usage) && ended.is_usage()).then(|| ended.usage());
+        self.append_all(usage.as_ref(), &occurrences, waits)
     }
 }
 

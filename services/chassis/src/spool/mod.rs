@@ -15,6 +15,7 @@ mod writer;
 
 use std::path::PathBuf;
 use std::pin::Pin;
+use std::slice;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll, ready};
@@ -201,14 +202,20 @@ impl Spool {
         usage: Option<&UsageEvent>,
         occurrence: Option<&Occurrence>,
     ) -> Option<Receipt> {
-        let (written, receipt) = oneshot::channel();
-        let taken = self.send(usage, occurrence, Some(written));
-        taken.then(|| Receipt(Box::pin(timeout(PATIENCE, receipt))))
+        self.append_all(usage, occurrence.map_or(&[], slice::from_ref), true)
     }
 
-    /// The same where nobody can wait.
-    pub fn append_and_go(&self, usage: Option<&UsageEvent>, occurrence: Option<&Occurrence>) {
-        self.send(usage, occurrence, None);
+    /// The same for all that one call failed with; no receipt where nobody `waits`.
+    pub(crate) fn append_all(
+        &self,
+        usage: Option<&UsageEvent>,
+        occurrences: &[Occurrence],
+        waits: bool,
+    ) -> Option<Receipt> {
+        let (written, receipt) = waits.then(oneshot::channel).unzip();
+        let taken = self.send(usage, occurrences, written);
+        let receipt = receipt.filter(|_| taken)?;
+        Some(Receipt(Box::pin(timeout(PATIENCE, receipt))))
     }
 
     /// Words for an operator while events are lost or about to be.
@@ -240,7 +247,7 @@ impl Spool {
     fn send(
         &self,
         usage: Option<&UsageEvent>,
-        occurrence: Option<&Occurrence>,
+        occurrences: &[Occurrence],
         written: Option<oneshot::Sender<()>>,
     ) -> bool {
         let Some(open) = self.open.get() else { return false };
@@ -249,10 +256,10 @@ impl Spool {
             let rank = if failed { Rank::FailedUsage } else { Rank::Usage };
             Item { rank, body: event.encode_to_vec() }
         });
-        let occurrence = occurrence.filter(|_| self.takes(Kind::Occurrence));
-        let occurrence =
-            occurrence.map(|event| Item { rank: Rank::Occurrence, body: event.encode_to_vec() });
-        let items: Vec<_> = usage.into_iter().chain(occurrence).collect();
+        let occurrences = occurrences.iter().filter(|_| self.takes(Kind::Occurrence));
+        let occurrences =
+            occurrences.map(|event| Item { rank: Rank::Occurrence, body: event.encode_to_vec() });
+        let items: Vec<_> = usage.into_iter().chain(occurrences).collect();
         if items.is_empty() {
             return false;
         }

@@ -5,6 +5,7 @@
 mod sse;
 mod wire;
 
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use anyhow::Context as _;
@@ -37,6 +38,10 @@ const END_PATIENCE: Duration = Duration::from_millis(50);
 const IDLE: Duration = Duration::from_secs(4);
 /// Most of an error body or a list that is read.
 const LARGEST_REPLY: usize = 1024 * 1024;
+/// Most of a page of metrics.
+const LARGEST_PAGE: usize = 4 * LARGEST_REPLY;
+/// Most models that are read of one engine.
+const MOST_MODELS: usize = 1_000;
 
 /// What an engine does wrong.
 #[derive(Debug, thiserror::Error)]
@@ -87,13 +92,20 @@ pub(crate) enum Ask {
 pub(crate) trait Events: Default + Send {
     /// Takes the data of one event.
     fn take(&mut self, data: &[u8]) -> Result<(), Error>;
+    /// Something of the answer came.
+    fn has_begun(&self) -> bool;
     /// No more will come.
     fn is_done(&self) -> bool;
 }
 
 impl Engine {
-    /// For an endpoint such as `http://127.0.0.1:8002/v1`.
-    pub(crate) fn new(endpoint: &str, key: Option<&SecretString>) -> anyhow::Result<Engine> {
+    /// For an endpoint such as `http://127.0.0.1:8002/v1`, at the address that is given for its
+    /// name, if one is.
+    pub(crate) fn new(
+        endpoint: &str,
+        address: Option<(&str, SocketAddr)>,
+        key: Option<&SecretString>,
+    ) -> anyhow::Result<Engine> {
         // Fails only where another server of this process has done it.
         let _ = rustls::crypto::ring::default_provider().install_default();
         let mut headers = HeaderMap::new();
@@ -103,7 +115,12 @@ impl Engine {
             value.set_sensitive(true);
             headers.insert(AUTHORIZATION, value);
         }
-        let http = Client::builder()
+        let http = match address {
+            // The name stays in the Host header and in the certificate.
+            Some((name, address)) => Client::builder().resolve(name, address),
+            None => Client::builder(),
+        };
+        let http = http
             .default_headers(headers)
             .connect_timeout(CONNECT_PATIENCE)
             .pool_idle_timeout(IDLE)
@@ -140,12 +157,28 @@ impl Engine {
             if !response.status().is_success() {
                 return Err(refusal(response).await);
             }
-            let body = read_whole(response).await?;
-            let list: ModelList = serde_json::from_slice(&body)
+            let body = read_whole(response, LARGEST_REPLY).await?;
+            let mut list: ModelList = serde_json::from_slice(&body)
                 .map_err(|error| Error::Unreadable(error.to_string()))?;
+            list.data.truncate(MOST_MODELS);
             Ok(list.data)
         };
         timeout(LIST_PATIENCE, list).await.map_err(|_| Error::Silent)?
+    }
+
+    /// Its page of metrics; vLLM has it beside `/v1`.
+    pub(crate) async fn metrics(&self) -> Result<String, Error> {
+        let page = async {
+            let base = self.endpoint.strip_suffix("/v1").unwrap_or(&self.endpoint);
+            let url = format!("{base}/metrics");
+            let response = self.http.get(url).send().await.map_err(Error::Unreachable)?;
+            if !response.status().is_success() {
+                return Err(refusal(response).await);
+            }
+            let body = read_whole(response, LARGEST_PAGE).await?;
+            String::from_utf8(body).map_err(|error| Error::Unreadable(error.to_string()))
+        };
+        timeout(LIST_PATIENCE, page).await.map_err(|_| Error::Silent)?
     }
 }
 
@@ -187,6 +220,10 @@ impl Events for Batch {
             self.usage = Some(usage.into());
         }
         Ok(())
+    }
+
+    fn has_begun(&self) -> bool {
+        self.pieces > 0
     }
 
     fn is_done(&self) -> bool {
@@ -243,18 +280,18 @@ async fn refusal(response: Response) -> Error {
     let status = response.status();
     let retry_after = response.headers().get("retry-after").and_then(|value| value.to_str().ok());
     let retry_after = retry_after.and_then(|text| text.parse().ok()).map(Duration::from_secs);
-    let body = read_whole(response).await.unwrap_or_default();
+    let body = read_whole(response, LARGEST_REPLY).await.unwrap_or_default();
     let error = serde_json::from_slice::<serde_json::Value>(&body).ok();
     let (words, param) =
         error.as_ref().and_then(|body| body.get("error")).map(read_error).unwrap_or_default();
     Error::Refused { status, words, param, retry_after }
 }
 
-async fn read_whole(mut response: Response) -> Result<Vec<u8>, Error> {
+async fn read_whole(mut response: Response, most: usize) -> Result<Vec<u8>, Error> {
     let mut body = Vec::new();
     while let Some(bytes) = response.chunk().await.map_err(Error::Unreachable)? {
-        if body.len() + bytes.len() > LARGEST_REPLY {
-            return Err(Error::Unreadable("it is over 1 MiB".to_owned()));
+        if body.len() + bytes.len() > most {
+            return Err(Error::Unreadable(format!("it is over {most} bytes")));
         }
         body.extend_from_slice(&bytes);
     }

@@ -13,7 +13,7 @@ fn owned(names: &[&str]) -> Vec<String> {
 
 fn choose(setting: &str, task: &str, served: &[&str], allowed: &[&str]) -> Result<Chosen, Error> {
     let specialists = Specialists::new(setting, None).unwrap();
-    specialists.choose(task, &owned(served), "base", &owned(allowed))
+    specialists.choose(task, served, "base", &owned(allowed))
 }
 
 fn answered(chosen: Result<Chosen, Error>) -> (String, Option<String>) {
@@ -98,7 +98,7 @@ fn a_specialist_that_is_not_served_is_replaced_and_that_is_said() {
     let (_, warning) = answered(choose("fix=mine", "fix", &["base"], &[]));
     assert!(warning.is_some_and(|warning| warning.contains("no engine serves mine")));
     let specialists = Specialists::new("", Some("prompt")).unwrap();
-    let chosen = specialists.choose("fix", &owned(two), "base", &[]).unwrap();
+    let chosen = specialists.choose("fix", two, "base", &[]).unwrap();
     assert_eq!(chosen.model, "prompt");
 }
 

@@ -78,10 +78,14 @@ pub(super) async fn dashboard(args: Dashboard) -> Result<(), Failure> {
 
 /// The incidents that were seen last.
 pub(in crate::cli) fn recent(incidents: Vec<RecentIncident>) -> comfy_table::Table {
-    let row = |RecentIncident { incident_id, error_code, timestamp, status }| {
-        [incident_id, error_code, status, second(timestamp.as_ref())]
+    let row = |incident: RecentIncident| {
+        let RecentIncident { incident_id, error_code, timestamp, status, count, recovered_count } =
+            incident;
+        let (count, overcome) = (count.to_string(), recovered_count.to_string());
+        [incident_id, error_code, status, count, overcome, second(timestamp.as_ref())]
     };
-    table(["INCIDENT", "CODE", "STATUS", "LAST SEEN"], incidents.into_iter().map(row))
+    let header = ["INCIDENT", "CODE", "STATUS", "COUNT", "OVERCOME", "LAST SEEN"];
+    table(header, incidents.into_iter().map(row))
 }
 
 pub(super) async fn patterns(args: Patterns) -> Result<(), Failure> {

@@ -1,0 +1,70 @@
+//! What a generation is told about itself, and what of that goes to the engine and to the caller.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use hapa_chassis::Report;
+use hapa_proto::codegen::v1::stream_generate_code_response::{Event, Started};
+use tokio_util::sync::CancellationToken;
+
+use crate::budget::Lease;
+use crate::engine::Ask;
+use crate::route::Request;
+use crate::turn::Turn;
+
+/// Of prompts, in the middle between code, English and Korean.
+const BYTES_PER_TOKEN: usize = 4;
+
+/// How long to wait for what.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Patience {
+    pub(crate) first_token: Duration,
+    pub(crate) between_tokens: Duration,
+    pub(crate) whole: Duration,
+    pub(crate) heartbeat: Duration,
+}
+
+/// See the module.
+pub(crate) struct Order {
+    pub(crate) model: String,
+    pub(crate) task: String,
+    pub(crate) request_id: Arc<str>,
+    pub(crate) body: Vec<u8>,
+    /// What requests share that should go to one engine.
+    pub(crate) affinity: Option<u64>,
+    /// Who pays.
+    pub(crate) lease: Option<Lease>,
+    /// Its place at the engines, until they are done.
+    pub(crate) turn: Option<Turn>,
+    /// What the caller should know about the answer.
+    pub(crate) warnings: Vec<String>,
+}
+
+impl Order {
+    /// About how long the prompt is.
+    pub(crate) fn prompt_tokens(&self) -> i64 {
+        i64::try_from(self.body.len() / BYTES_PER_TOKEN).unwrap_or(i64::MAX)
+    }
+
+    /// What is asked of an engine; takes the body. `answered` fires when one has answered.
+    pub(crate) fn request(&mut self, report: &Report, answered: &CancellationToken) -> Request {
+        Request {
+            ask: Ask::Chat,
+            body: std::mem::take(&mut self.body).into(),
+            model: self.model.clone(),
+            affinity: self.affinity,
+            report: report.clone(),
+            answered: answered.clone(),
+        }
+    }
+
+    /// The first frame.
+    pub(crate) fn started(&self) -> Event {
+        Event::Started(Started {
+            request_id: self.request_id.to_string(),
+            model: self.model.clone(),
+            task: self.task.clone(),
+            cached: false,
+        })
+    }
+}
