@@ -7,6 +7,7 @@ use hapa_proto::auth::v1::user_service_client::UserServiceClient;
 use hapa_proto::auth::v1::{
     CreateKeyRequest, GetKeyRequest, GetUserRequest, TokenBudget, TokenUsage, UpdateUserRequest,
 };
+use hapa_proto::codegen::v1::CompleteCodeRequest;
 use hapa_tests::engine::{Fault, Script};
 use hapa_tests::{Store, Who, World, incident, within};
 use prost_types::FieldMask;
@@ -113,6 +114,39 @@ async fn a_client_who_leaves_and_an_engine_that_breaks_off_pay_for_what_was_made
     world.engine.once(Fault::status(500));
     client.generate_code(question("q")).await.unwrap_err();
     assert_eq!(settled(&world, &key_id).await, before);
+}
+
+#[tokio::test]
+async fn completions_that_share_a_call_pay_for_it_once_and_what_is_remembered_is_free() {
+    let world = World::start().await;
+    let (key_id, text) = budgeted(&world, 1_000_000).await;
+    let asked =
+        || CompleteCodeRequest { prefix: "f(".to_owned(), ..CompleteCodeRequest::default() };
+    world.engine.script(Script::tokens(["a", "b"]).hold(2).usage(70, 40));
+    let mut calls = tokio::task::JoinSet::new();
+    for number in 0..3 {
+        let mut client = world.client_with(&text);
+        calls.spawn(async move { client.complete_code(asked()).await });
+        if number == 0 {
+            world.engine.wait_for_started(1).await;
+        }
+    }
+    within("the calls to be in progress", async {
+        let of = [r#"CompleteCode""#];
+        while world.metrics().await.sum("hapa_requests_in_flight", &of) < 2.9 {}
+    })
+    .await;
+    assert!(usage(&world, &key_id).await.reserved_tokens >= 5 * 128, "all suggestions are held");
+    world.engine.release();
+    for reply in within("the calls", calls.join_all()).await {
+        // One that took its time was answered by what the others had been suggested.
+        let reply = reply.unwrap().into_inner();
+        assert_eq!(reply.usage.unwrap().total_tokens, if reply.cached { 0 } else { 110 });
+    }
+    assert_eq!(settled(&world, &key_id).await, 110);
+    assert!(world.client_with(&text).complete_code(asked()).await.unwrap().into_inner().cached);
+    assert_eq!(settled(&world, &key_id).await, 110);
+    assert_eq!(world.engine.counts().started, 1);
 }
 
 #[tokio::test]

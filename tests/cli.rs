@@ -115,6 +115,32 @@ async fn generate_gives_code_to_a_pipe_and_the_rest_to_standard_error() {
 }
 
 #[tokio::test]
+async fn complete_shows_suggestions_as_a_table_and_as_json() {
+    let world = World::start().await;
+    let sure = Script::tokens(["a, b"]).logprob(-0.125);
+    world.engine.script(Script::choices([Script::tokens(["x"]).logprob(-1.0), sure]));
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("a.py");
+    std::fs::write(&file, "print(").unwrap();
+    let file = file.to_str().unwrap();
+    let asked = ["complete", "--prefix-file", file, "--suffix", ")", "-n", "2"];
+    let done = run(Some(&world), &asked, &[]).await;
+    assert!(done.status.success(), "{}", text(&done.stderr));
+    let rows: Vec<Vec<&str>> =
+        text(&done.stdout).lines().map(|line| line.split_whitespace().collect()).collect();
+    assert_eq!(rows[1..], [vec!["0.88", "a,", "b"], vec!["0.37", "x"]]);
+    assert!(text(&done.stderr).contains("the prefix alone"), "{}", text(&done.stderr));
+
+    let done = run(Some(&world), &[&asked[..], &["--json"]].concat(), &[]).await;
+    let reply: Value = serde_json::from_slice(&done.stdout).unwrap();
+    assert_eq!(reply["suggestions"][0]["text"], "a, b");
+    assert_eq!(reply["cached"], true, "asked for the second time");
+
+    let done = run(Some(&world), &["complete"], &[]).await;
+    assert!(text(&done.stderr).contains("E4002"), "{}", text(&done.stderr));
+}
+
+#[tokio::test]
 async fn generate_reads_the_question_and_the_code_from_files_and_pipes() {
     let world = World::start().await;
     let folder = tempfile::tempdir().unwrap();

@@ -31,6 +31,7 @@ async fn refusal(reply: reqwest::Response) -> (u16, String, String) {
 }
 
 const GENERATE: &str = "/api/v1/generate-code";
+const COMPLETE: &str = "/api/v1/complete";
 const STREAM: &str = "/api/v1/enhanced-stream-generate";
 
 #[tokio::test]
@@ -109,6 +110,59 @@ async fn the_documented_json_goes_in_and_comes_out() {
     assert_eq!(models["models"][4]["name"], "sim-coder");
     let health = body(gateway.get("/api/v1/code/health", &world.key).await).await;
     assert_eq!(health["status"], "healthy");
+}
+
+#[tokio::test]
+async fn completion_speaks_the_documented_json() {
+    let world = World::start().await;
+    let gateway = world.gateway(&[]).await;
+    world.engine.script(Script::choices([
+        Script::tokens(["a, b"]).logprob(-0.125),
+        Script::tokens(["이름)"]).logprob(-1.0),
+    ]));
+    let asked = json!({
+        "prefix": "print(", "suffix": ")\n", "language": "python", "file_path": "a.py",
+        "max_suggestions": 2, "completion_type": "inline", "cursor_position": 6,
+    });
+    let reply = gateway.post(COMPLETE, Some(&world.key), &asked).await;
+    assert_eq!(reply.status(), 200);
+    let answer = body(reply).await;
+    let first = &answer["suggestions"][0];
+    assert_eq!((&first["text"], &first["completion_type"]), (&json!("a, b"), &json!("inline")));
+    assert!(
+        first["confidence"].as_f64().is_some_and(|sure| (0.8..0.9).contains(&sure)),
+        "{answer}"
+    );
+    assert_eq!(answer["suggestions"][1]["text"], "이름");
+    assert!(answer["response_time_ms"].is_u64() && answer["usage"]["total_tokens"].is_u64());
+    assert_eq!((&answer["model"], &answer["cached"]), (&json!("sim-coder"), &json!(false)));
+
+    let key = Some(world.key.as_str());
+    for (asked, status, code) in [
+        (json!({"suffix": "x"}), 400, "E4002"),
+        (json!({"prefix": "x".repeat(8_001)}), 400, "E4001"),
+        (json!({"prefix": "x", "max_suggestions": 0}), 400, "E4001"),
+        (json!({"prefix": "x", "completion_type": "all"}), 400, "E4001"),
+    ] {
+        let (got, said, _) = refusal(gateway.post(COMPLETE, key, &asked).await).await;
+        assert_eq!((got, said.as_str()), (status, code), "{asked}");
+    }
+
+    let channel = tonic::transport::Endpoint::from_shared(gateway.url.clone()).unwrap();
+    let mut client =
+        CodegenServiceClient::new(within("a connection", channel.connect()).await.unwrap());
+    let request = hapa_proto::codegen::v1::CompleteCodeRequest {
+        prefix: "x = ".to_owned(),
+        ..Default::default()
+    };
+    let mut request = Request::new(request);
+    request.metadata_mut().insert("x-api-key", world.key.parse().unwrap());
+    let mut frames = client.stream_complete_code(request).await.unwrap().into_inner();
+    let mut frames_seen = 0;
+    while within("a frame", frames.message()).await.unwrap().is_some() {
+        frames_seen += 1;
+    }
+    assert!(frames_seen >= 3, "started, deltas, finished: {frames_seen}");
 }
 
 #[tokio::test]

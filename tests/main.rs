@@ -8,6 +8,7 @@ mod budgets;
 mod cli;
 mod cli_auth;
 mod cli_reports;
+mod complete;
 mod failures;
 mod fleet;
 mod gateway;

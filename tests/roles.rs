@@ -10,7 +10,7 @@ use prost::Message as _;
 use prost_types::FileDescriptorSet;
 use tonic::{Request, Status};
 
-/// The columns: a stranger, a key without a fitting scope, a key for code, a key for the cache, a
+/// The columns: a stranger, a key for completion, a key for code, a key for the cache, a
 /// key of errors and analytics, a session without auth:admin, a key with auth:admin, the mesh.
 /// `+` is let in, `3` is E4003 (no credential that counts here), `5` is E4005 (lacks a scope).
 const TABLE: &[(&str, &str)] = &[
@@ -41,9 +41,11 @@ const TABLE: &[(&str, &str)] = &[
     ("hapa.auth.v1.UserService/ListUsers", "3555 55++"),
     ("hapa.auth.v1.UserService/UpdateProfile", "3+++ ++++"),
     ("hapa.auth.v1.UserService/UpdateUser", "3555 5+++"),
+    ("hapa.codegen.v1.CodegenService/CompleteCode", "3+55 555+"),
     ("hapa.codegen.v1.CodegenService/GenerateCode", "35+5 5+5+"),
     ("hapa.codegen.v1.CodegenService/GetCodeHealth", "3+++ ++++"),
     ("hapa.codegen.v1.CodegenService/ListModels", "3+++ ++++"),
+    ("hapa.codegen.v1.CodegenService/StreamCompleteCode", "3+55 555+"),
     ("hapa.codegen.v1.CodegenService/StreamGenerateCode", "35+5 5+5+"),
     ("hapa.errors.v1.ErrorTrackingService/GetDashboard", "3555 +55+"),
     ("hapa.errors.v1.ErrorTrackingService/GetIncident", "3555 +55+"),

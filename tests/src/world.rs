@@ -142,7 +142,8 @@ impl World {
 
     /// A request for a key with every scope and no limits.
     pub fn dev_key() -> CreateKeyRequest {
-        let scopes = ["codegen:generate", "auth:admin"].map(str::to_owned).to_vec();
+        let scopes =
+            ["codegen:generate", "codegen:complete", "auth:admin"].map(str::to_owned).to_vec();
         let unlimited = RateLimit { method: "*".to_owned(), limit: 0, window_seconds: 0 };
         CreateKeyRequest {
             name: "test".to_owned(),

@@ -16,7 +16,7 @@ use uuid::Uuid;
 use crate::error::Error;
 
 /// Auth answers in milliseconds; past this it is as good as down.
-const PATIENCE: Duration = Duration::from_secs(2);
+const PATIENCE: Duration = Duration::from_secs(5);
 /// Settlements that wait; when auth is away for longer, leases expire by themselves.
 const WAITING: usize = 10_000;
 const TOGETHER: usize = 500;

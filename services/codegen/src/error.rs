@@ -1,6 +1,7 @@
 //! What can go wrong with a generation, and the one table from that to a published code. It depends
 //! on whether text was sent: a broken answer must not look like one that never began.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use hapa_chassis::{ErrorCode, Fault, Violations};
@@ -8,7 +9,10 @@ use reqwest::StatusCode;
 use tonic::Status;
 
 use crate::engine;
+use crate::route;
 
+/// What is too long where a question is.
+const QUESTION: &str = "code_context";
 /// When a refused caller should come back: a generation takes seconds.
 const BUSY: Duration = Duration::from_secs(1);
 
@@ -18,16 +22,16 @@ pub(crate) enum Error {
     Invalid(#[from] Violations),
     #[error("this key may not use the model {0}")]
     ModelNotAllowed(String),
-    #[error("the engine serves no model at the moment")]
-    NoModel,
     /// No engine can be asked; the words say why.
     #[error("{0}")]
     Away(String),
-    /// Every engine that could answer failed of late, and is left alone for so long.
-    #[error("the AI model fails at the moment and is left alone; try again shortly")]
-    CircuitOpen(Duration),
     #[error(transparent)]
     Engine(#[from] engine::Error),
+    #[error(transparent)]
+    Asking(#[from] route::Error),
+    /// The same for a completion, which several callers may share.
+    #[error(transparent)]
+    Completing(#[from] Arc<route::Error>),
     /// What another service has for the caller, in published words.
     #[error("{}", .0.message())]
     Told(Box<Status>),
@@ -46,6 +50,8 @@ pub(crate) enum Error {
     Stalled,
     #[error("this server is shutting down; try again at once")]
     ShuttingDown,
+    #[error("superseded by a newer request of the session")]
+    Superseded,
     #[error("an internal error; report the incident id")]
     Internal(#[from] anyhow::Error),
 }
@@ -57,15 +63,17 @@ impl Error {
         match self {
             Error::Invalid(violations) => violations.into(),
             Error::ModelNotAllowed(_) => Fault::new(ErrorCode::NoPermission, words),
-            Error::NoModel | Error::Away(_) => Fault::new(ErrorCode::ModelUnreachable, words),
-            Error::CircuitOpen(wait) => Fault::new(ErrorCode::CircuitOpen, words).retry_after(wait),
-            Error::Engine(error) => engine_fault(error, partial),
+            Error::Away(_) => Fault::new(ErrorCode::ModelUnreachable, words),
+            Error::Engine(error) => engine_fault(&error, partial, QUESTION),
+            Error::Asking(error) => asking_fault(&error, partial, QUESTION),
+            Error::Completing(error) => asking_fault(&error, partial, "prefix"),
             Error::TimeUp | Error::NoFirstToken => Fault::new(ErrorCode::ModelTimeout, words),
             Error::Told(status) => Fault::internal(status),
             Error::Budget(status) => {
                 Fault::new(ErrorCode::DatabaseError, words).because(status.as_ref())
             }
             Error::Busy => Fault::new(ErrorCode::Overloaded, words).retry_after(BUSY),
+            Error::Superseded => Fault::new(ErrorCode::StreamGivenUp, words),
             Error::KeyEnded => Fault::new(ErrorCode::KeyEnded, words),
             Error::Stalled => Fault::new(ErrorCode::CutShort, words),
             Error::ShuttingDown => Fault::new(ErrorCode::ShuttingDown, words),
@@ -83,27 +91,39 @@ impl From<Error> for Status {
     }
 }
 
-fn engine_fault(error: engine::Error, partial: bool) -> Fault {
+/// `longest` is the field that most of the prompt came in.
+fn asking_fault(error: &route::Error, partial: bool, longest: &'static str) -> Fault {
+    match error {
+        route::Error::NoModel => Fault::new(ErrorCode::ModelUnreachable, error.to_string()),
+        route::Error::CircuitOpen(wait) => {
+            Fault::new(ErrorCode::CircuitOpen, error.to_string()).retry_after(*wait)
+        }
+        route::Error::Engine(error) => engine_fault(error, partial, longest),
+    }
+}
+
+fn engine_fault(error: &engine::Error, partial: bool, longest: &'static str) -> Fault {
     if partial {
         let words = "the answer was cut short; what was sent is not all of it";
-        return Fault::new(ErrorCode::CutShort, words).because(&error);
+        return Fault::new(ErrorCode::CutShort, words).because(error);
     }
     match error {
-        engine::Error::Refused { status, words, param, retry_after } => {
-            refused(status, &words, &param, retry_after)
-        }
+        engine::Error::Refused { .. } => refused(error, longest),
         engine::Error::Silent => {
             Fault::new(ErrorCode::ModelTimeout, "the AI model did not answer in time; try again")
         }
         error => {
             let words = "the AI model can't be reached or broke off; try again";
-            Fault::new(ErrorCode::ModelUnreachable, words).because(&error)
+            Fault::new(ErrorCode::ModelUnreachable, words).because(error)
         }
     }
 }
 
-fn refused(status: StatusCode, words: &str, param: &str, retry_after: Option<Duration>) -> Fault {
-    match status {
+fn refused(error: &engine::Error, longest: &'static str) -> Fault {
+    let engine::Error::Refused { status, words, param, retry_after } = error else {
+        return Fault::internal(error);
+    };
+    match *status {
         StatusCode::NOT_FOUND => {
             let words = "the engine does not serve this model; ListModels tells what it does";
             Fault::new(ErrorCode::NotFound, words)
@@ -114,25 +134,17 @@ fn refused(status: StatusCode, words: &str, param: &str, retry_after: Option<Dur
         }
         // vLLM names the parameter, llama.cpp says it in words.
         StatusCode::BAD_REQUEST if param.starts_with("input_") || words.contains("context") => {
-            Fault::new(
-                ErrorCode::InvalidInput,
-                "the question and its context are too long for the model",
-            )
-            .field("code_context", "is too long, together with the question and max_tokens")
+            let words = "what was asked and its context are too long for the model";
+            Fault::new(ErrorCode::InvalidInput, words)
+                .field(longest, "is too long, together with the rest and max_tokens")
         }
         StatusCode::BAD_REQUEST => {
             Fault::new(ErrorCode::InvalidInput, "the engine refused the request's parameters")
         }
         // 401 too: it is our key that the engine refuses.
         _ => {
-            let cause = engine::Error::Refused {
-                status,
-                words: words.to_owned(),
-                param: param.to_owned(),
-                retry_after,
-            };
             let words = "the AI model failed or refused this server; try again";
-            Fault::new(ErrorCode::ModelUnreachable, words).because(&cause)
+            Fault::new(ErrorCode::ModelUnreachable, words).because(error)
         }
     }
 }

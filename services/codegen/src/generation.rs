@@ -6,24 +6,23 @@
 
 use std::collections::VecDeque;
 use std::pin::Pin;
-use std::time::Duration;
 
 use hapa_chassis::{Call, Fault, Report};
 use hapa_proto::codegen::v1::stream_generate_code_response::{
     Delta, Event, Failed, Finished, Heartbeat, Kind,
 };
 use hapa_proto::codegen::v1::{StreamGenerateCodeResponse, Usage};
-use tokio::time::{Instant, Sleep, sleep_until};
-use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
+use tokio_util::sync::CancellationToken;
 use tonic::Status;
 
 use crate::engine::{self, Batch};
 use crate::error::Error;
 use crate::fence::Splitter;
-use crate::order::{Order, Patience};
-use crate::route::{Fleet, Opened};
+use crate::order::Order;
+use crate::route::{self, Fleet, Opened};
+use crate::watch::{Patience, Watch, account, prompt_tokens};
 
-type Opening = Pin<Box<dyn Future<Output = Result<Opened<Batch>, Error>> + Send>>;
+type Opening = Pin<Box<dyn Future<Output = Result<Opened<Batch>, route::Error>> + Send>>;
 
 enum Source {
     /// No token has come yet.
@@ -47,23 +46,11 @@ pub(crate) struct Generation {
     /// Fires when an engine has answered.
     answered: CancellationToken,
     order: Order,
-    patience: Patience,
-    arrived: Instant,
-    first_token: Option<Instant>,
-    last_token: Option<Instant>,
+    watch: Watch,
     /// Where it says once what it used.
     report: Option<Report>,
-    /// The last sign of life that was sent, and the last that the engine gave.
-    last_sent: Instant,
-    last_heard: Instant,
-    deadline: Instant,
-    /// One timer for all waits: set to the earliest, and left alone while tokens push that out.
-    alarm: Pin<Box<Sleep>>,
-    ending: Pin<Box<WaitForCancellationFutureOwned>>,
-    /// The end of the caller's credential.
-    revoked: Option<Pin<Box<WaitForCancellationFutureOwned>>>,
     /// About as many tokens as the prompt has, until the engine says.
-    prompt_tokens: i64,
+    prompt_tokens: u32,
     splitter: Splitter,
     batch: Batch,
     frames: VecDeque<Event>,
@@ -81,27 +68,15 @@ impl Generation {
         patience: Patience,
         streams_end: CancellationToken,
     ) -> Result<Generation, Error> {
-        let now = Instant::now();
         let (fleet, answered) = (fleet.clone(), CancellationToken::new());
-        let prompt_tokens = order.prompt_tokens();
+        let prompt_tokens = prompt_tokens(&order.body);
         let request = order.request(call.report(), &answered);
-        let deadline = call.arrived + patience.whole;
-        let deadline = call.deadline.map_or(deadline, |at| at.min(deadline));
         let mut generation = Generation {
             source: Source::Opening(Box::pin(async move { fleet.open(request).await })),
             answered,
             order,
-            patience,
-            arrived: call.arrived,
-            first_token: None,
-            last_token: None,
+            watch: Watch::new(call, patience, streams_end),
             report: Some(call.report().clone()),
-            last_sent: now,
-            last_heard: now,
-            deadline,
-            alarm: Box::pin(sleep_until(now)),
-            ending: Box::pin(streams_end.cancelled_owned()),
-            revoked: call.ended.clone().map(|ended| Box::pin(ended.cancelled_owned())),
             prompt_tokens,
             splitter: Splitter::default(),
             batch: Batch::default(),
@@ -123,13 +98,12 @@ impl Generation {
 
     /// Waits until an engine answers, also where its first token takes longer.
     async fn wait_for_answer(&mut self) -> Result<Option<Happened>, Error> {
-        let (answered, due) = (self.answered.clone(), self.due());
-        self.alarm.as_mut().reset(due);
+        let answered = self.answered.clone();
         tokio::select! {
             biased;
             happened = self.wait() => match happened? {
                 Happened::Opened(opened) => return Ok(Some(Happened::Opened(opened))),
-                Happened::Read | Happened::Alarm => self.check_time()?,
+                Happened::Read | Happened::Alarm => self.watch.check()?,
             },
             () = answered.cancelled() => {}
         }
@@ -169,8 +143,8 @@ impl Generation {
             Ok(Happened::Alarm) => {
                 // The alarm may have come between two chunks that were to be taken together.
                 self.take_text();
-                self.check_time()?;
-                if Instant::now() >= self.last_sent + self.patience.heartbeat {
+                self.watch.check()?;
+                if self.watch.wants_heartbeat() {
                     self.send(Event::Heartbeat(Heartbeat {}));
                 }
             }
@@ -202,7 +176,7 @@ impl Generation {
         let Some(lease) = &mut self.order.lease else { return };
         lease.count(match &self.batch.usage {
             Some(usage) => usage.total_tokens.into(),
-            None => self.prompt_tokens.saturating_add(self.batch.pieces.into()),
+            None => i64::from(self.prompt_tokens) + i64::from(self.batch.pieces),
         });
     }
 
@@ -212,7 +186,7 @@ impl Generation {
         let heard = async {
             match source {
                 Source::Opening(opening) => {
-                    opening.await.map(|opened| Happened::Opened(Box::new(opened)))
+                    Ok::<_, Error>(Happened::Opened(Box::new(opening.await?)))
                 }
                 Source::Open(opened) => {
                     opened.tokens.read(batch).await?;
@@ -221,55 +195,15 @@ impl Generation {
                 Source::Closing(_) | Source::Ended => std::future::pending().await,
             }
         };
-        let happened = tokio::select! {
-            biased;
-            () = &mut self.ending => return Err(Error::ShuttingDown),
-            () = fired(&mut self.revoked) => return Err(Error::KeyEnded),
-            heard = heard => heard?,
-            () = &mut self.alarm => Happened::Alarm,
-        };
+        let happened = self.watch.on(heard).await?.unwrap_or(Happened::Alarm);
         if !matches!(happened, Happened::Alarm) {
-            self.last_heard = Instant::now();
-            // An engine that never pauses leaves the alarm no turn.
-            if self.last_heard >= self.deadline {
-                return Err(Error::TimeUp);
-            }
+            self.watch.heard()?;
         }
         Ok(happened)
     }
 
-    fn check_time(&mut self) -> Result<(), Error> {
-        let now = Instant::now();
-        if now >= self.deadline {
-            return Err(Error::TimeUp);
-        }
-        if now >= self.silence_ends() {
-            return Err(if self.first_token.is_some() {
-                Error::Stalled
-            } else {
-                Error::NoFirstToken
-            });
-        }
-        let due = self.due();
-        self.alarm.as_mut().reset(due);
-        Ok(())
-    }
-
-    fn silence_ends(&self) -> Instant {
-        match self.first_token {
-            Some(_) => self.last_heard + self.patience.between_tokens,
-            None => self.arrived + self.patience.first_token,
-        }
-    }
-
-    fn due(&self) -> Instant {
-        let (now, heartbeat) = (Instant::now(), self.patience.heartbeat);
-        let next_beat = Some(self.last_sent + heartbeat).filter(|at| *at > now);
-        self.deadline.min(self.silence_ends()).min(next_beat.unwrap_or(now + heartbeat))
-    }
-
     fn send(&mut self, event: Event) {
-        self.last_sent = Instant::now();
+        self.watch.sent();
         self.frames.push_back(event);
     }
 
@@ -293,8 +227,8 @@ impl Generation {
         let finished = Finished {
             finish_reason,
             usage,
-            time_to_first_token_ms: self.first_token.map_or(0, |at| millis(at - self.arrived)),
-            response_time_ms: millis(self.arrived.elapsed()),
+            time_to_first_token_ms: self.watch.first_token_ms(),
+            response_time_ms: self.watch.elapsed_ms(),
             warnings: std::mem::take(&mut self.order.warnings),
         };
         self.send(Event::Finished(finished));
@@ -309,17 +243,10 @@ impl Generation {
         if self.batch.text.is_empty() {
             return;
         }
-        let now = Instant::now();
-        self.last_token = Some(now);
-        if self.first_token.is_none() {
-            self.first_token = Some(now);
-            metrics::histogram!("gen_ai_server_time_to_first_token_seconds")
-                .record(now - self.arrived);
-        }
+        self.watch.text();
         let text = std::mem::take(&mut self.batch.text);
         let (splitter, frames) = (&mut self.splitter, &mut self.frames);
         splitter.push(&text, &mut |kind, text| add_delta(frames, kind, text));
-        self.last_sent = self.last_heard;
     }
 
     /// Says once what was used: as the engine counted, else as far as it is known.
@@ -330,14 +257,10 @@ impl Generation {
             Some(usage) => (usage.prompt_tokens, usage.completion_tokens),
             // An engine that never answered has read nothing.
             None if !self.answered.is_cancelled() => (0, 0),
-            None => (u32::try_from(self.prompt_tokens).unwrap_or(u32::MAX), self.batch.pieces),
+            None => (self.prompt_tokens, self.batch.pieces),
         };
         report.tokens(prompt, tokens);
-        let Some((first, last)) = self.first_token.zip(self.last_token) else { return };
-        report.time_to_first_token(first - self.arrived);
-        if let Some(gaps) = tokens.checked_sub(1).filter(|gaps| *gaps > 0) {
-            report.between_tokens((last - first) / gaps);
-        }
+        self.watch.tell_times(&report, tokens);
     }
 
     fn end_text(&mut self) {
@@ -350,7 +273,7 @@ impl Generation {
         self.count();
         let usage = self.batch.usage.take();
         self.tell(usage.as_ref());
-        let partial = self.first_token.is_some();
+        let partial = self.watch.has_text();
         let fault: Fault = error.fault(partial);
         let failed = Failed {
             error_code: fault.code().to_string(),
@@ -368,26 +291,13 @@ impl Generation {
 
 impl Drop for Generation {
     fn drop(&mut self) {
-        // A caller who left: what was read until then was used.
-        if self.report.is_some() {
-            self.count();
+        if self.report.is_none() {
+            return;
         }
+        // A caller who left: what was read until then was used.
+        self.count();
         let usage = self.batch.usage.take();
         self.tell(usage.as_ref());
-    }
-}
-
-async fn fired(token: &mut Option<Pin<Box<WaitForCancellationFutureOwned>>>) {
-    match token {
-        Some(token) => token.await,
-        None => std::future::pending().await,
-    }
-}
-
-fn account(usage: Option<&Usage>) {
-    let Some(usage) = usage else { return };
-    for (kind, tokens) in [("input", usage.prompt_tokens), ("output", usage.completion_tokens)] {
-        metrics::counter!("hapa_ai_tokens_used_total", "type" => kind).increment(tokens.into());
     }
 }
 
@@ -397,8 +307,4 @@ fn add_delta(frames: &mut VecDeque<Event>, kind: Kind, text: &str) {
         Some(Event::Delta(last)) if last.kind == kind as i32 => last.text.push_str(text),
         _ => frames.push_back(Event::Delta(Delta { text: text.to_owned(), kind: kind.into() })),
     }
-}
-
-pub(crate) fn millis(span: Duration) -> u32 {
-    u32::try_from(span.as_millis()).unwrap_or(u32::MAX)
 }

@@ -1,6 +1,7 @@
 //! Questions in, code out: prompts, the engine's stream, and what is said about it.
 
 mod budget;
+mod completion;
 mod engine;
 mod error;
 mod fence;
@@ -13,6 +14,7 @@ pub mod route;
 mod service;
 mod task;
 mod turn;
+mod watch;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -24,12 +26,13 @@ use hapa_proto::codegen::v1::codegen_service_server::CodegenServiceServer;
 use secrecy::SecretString;
 
 use crate::budget::Budgets;
+use crate::completion::{Completions, Running};
 use crate::model::Models;
-use crate::order::Patience;
 use crate::route::{Bounds, Fleet, Source};
 use crate::service::Codegen;
 use crate::task::Specialists;
 use crate::turn::{TurnConfig, Turns};
+use crate::watch::Patience;
 
 /// Settings of this service.
 #[derive(clap::Args, Clone, Debug)]
@@ -75,7 +78,7 @@ pub struct Config {
     pub heartbeat_seconds: Duration,
 }
 
-/// The documented limits of the original's endpoints.
+/// The documented limits of the original's endpoints, but for completion.
 const RPCS: &[Rpc] = &[
     Rpc::new("/hapa.codegen.v1.CodegenService/GenerateCode", Access::Scope("codegen:generate"))
         .limited(50, 60),
@@ -84,6 +87,14 @@ const RPCS: &[Rpc] = &[
         Access::Scope("codegen:generate"),
     )
     .limited(20, 60),
+    // The original allowed 50 in a minute, which a fast writer uses up in half of one.
+    Rpc::new("/hapa.codegen.v1.CodegenService/CompleteCode", Access::Scope("codegen:complete"))
+        .limited(120, 60),
+    Rpc::new(
+        "/hapa.codegen.v1.CodegenService/StreamCompleteCode",
+        Access::Scope("codegen:complete"),
+    )
+    .limited(120, 60),
     Rpc::new("/hapa.codegen.v1.CodegenService/ListModels", Access::Caller),
     Rpc::new("/hapa.codegen.v1.CodegenService/GetCodeHealth", Access::Caller),
 ];
@@ -110,8 +121,16 @@ pub async fn mount(config: &Config, server: &mut Server) -> anyhow::Result<()> {
     server.check(engine_check(Arc::clone(&models)));
     let budgets = Budgets::new(server, config.vllm_timeout_seconds)?;
     let turns = Turns::new(config.turn.clone());
-    let codegen =
-        Codegen { fleet, models, turns, budgets, patience, streams_end: server.streams_end() };
+    let streams_end = server.streams_end();
+    let completions = Completions::new(Running {
+        fleet: fleet.clone(),
+        models: Arc::clone(&models),
+        turns: turns.clone(),
+        budgets: budgets.clone(),
+        patience,
+        streams_end: streams_end.clone(),
+    });
+    let codegen = Codegen { fleet, models, turns, budgets, patience, streams_end, completions };
     server.add(CodegenServiceServer::new(codegen), RPCS).await;
     Ok(())
 }

@@ -5,7 +5,7 @@ use hapa_proto::codegen::v1::{GetCodeHealthResponse, ListModelsResponse, Model};
 use tokio::time::Instant;
 
 use crate::error::Error;
-use crate::route::{Board, Fleet, Listed};
+use crate::route::{self, Board, Fleet, Listed};
 use crate::task::{Chosen, Specialists};
 
 /// Most models that a reply lists.
@@ -31,6 +31,7 @@ impl Models {
         task: &str,
         named: Option<&str>,
     ) -> Result<Chosen, Error> {
+        let board = self.fleet.board().await;
         let caller = call.principal.as_ref();
         let allowed = caller.map_or(&[][..], |principal| &principal.allowed_models);
         if let Some(named) = named {
@@ -39,16 +40,21 @@ impl Models {
             }
             return Ok(Chosen { model: named.to_owned(), warning: None });
         }
-        let default = self.default().await?;
-        let board = self.fleet.known();
+        let default = self.default(&board).await?;
         let served = board.listed().iter().filter(|listed| board.counts(listed).1 > 0);
         let served: Vec<_> = served.map(|listed| listed.name.as_str()).collect();
         self.specialists.choose(task, &served, &default, allowed)
     }
 
+    /// The base model of an adapter; none for a base model, and where no engine says.
+    pub(crate) fn parent(&self, model: &str) -> Option<String> {
+        let board = self.fleet.known();
+        let listed = board.listed().iter().find(|listed| listed.name == model)?;
+        Some(listed.parent.clone()).filter(|parent| !parent.is_empty())
+    }
+
     /// The model that answers when nothing says which.
-    async fn default(&self) -> Result<String, Error> {
-        let board = self.fleet.board().await;
+    async fn default(&self, board: &Board) -> Result<String, Error> {
         if let Some(name) = &self.configured {
             return Ok(name.clone());
         }
@@ -56,7 +62,11 @@ impl Models {
             return Ok(name.to_owned());
         }
         self.fleet.refresh().await;
-        self.fleet.known().first_model().map(str::to_owned).ok_or(Error::NoModel)
+        self.fleet
+            .known()
+            .first_model()
+            .map(str::to_owned)
+            .ok_or(Error::from(route::Error::NoModel))
     }
 
     pub(crate) async fn show(&self) -> Result<ListModelsResponse, Error> {
@@ -108,7 +118,7 @@ impl Models {
             return Some(troubles.words());
         }
         if model.is_empty() {
-            return Some(Error::NoModel.to_string());
+            return Some(Error::from(route::Error::NoModel).to_string());
         }
         let listed = board.listed().iter().find(|listed| listed.name == model);
         let served = listed.is_some_and(|listed| board.counts(listed).1 > 0);

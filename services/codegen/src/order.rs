@@ -1,7 +1,6 @@
 //! What a generation is told about itself, and what of that goes to the engine and to the caller.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use hapa_chassis::Report;
 use hapa_proto::codegen::v1::stream_generate_code_response::{Event, Started};
@@ -11,18 +10,6 @@ use crate::budget::Lease;
 use crate::engine::Ask;
 use crate::route::Request;
 use crate::turn::Turn;
-
-/// Of prompts, in the middle between code, English and Korean.
-const BYTES_PER_TOKEN: usize = 4;
-
-/// How long to wait for what.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Patience {
-    pub(crate) first_token: Duration,
-    pub(crate) between_tokens: Duration,
-    pub(crate) whole: Duration,
-    pub(crate) heartbeat: Duration,
-}
 
 /// See the module.
 pub(crate) struct Order {
@@ -41,11 +28,6 @@ pub(crate) struct Order {
 }
 
 impl Order {
-    /// About how long the prompt is.
-    pub(crate) fn prompt_tokens(&self) -> i64 {
-        i64::try_from(self.body.len() / BYTES_PER_TOKEN).unwrap_or(i64::MAX)
-    }
-
     /// What is asked of an engine; takes the body. `answered` fires when one has answered.
     pub(crate) fn request(&mut self, report: &Report, answered: &CancellationToken) -> Request {
         Request {

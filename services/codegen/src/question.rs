@@ -9,10 +9,10 @@ use crate::task;
 
 const LONGEST_QUESTION: usize = 10_000;
 const LONGEST_CONTEXT: usize = 50_000;
-const LONGEST_PATH: usize = 1_024;
-const LONGEST_NAME: usize = 200;
+pub(crate) const LONGEST_PATH: usize = 1_024;
+pub(crate) const LONGEST_NAME: usize = 200;
 const LONGEST_LANGUAGE: usize = 40;
-const LONGEST_SESSION: usize = 128;
+pub(crate) const LONGEST_SESSION: usize = 128;
 const MOST_TOKENS: i32 = 4_096;
 
 /// What is asked.
@@ -43,7 +43,9 @@ impl Question {
     ) -> Result<Question, Violations> {
         let mut found = Violations::default();
         check_texts(&request, &mut found);
-        check_numbers(&request, &mut found);
+        check_place(&request.language, &request.file_path, &mut found);
+        check_id(&request.request_id, &mut found);
+        check_sampling(request.temperature, request.top_p, request.max_tokens, &mut found);
         let profile =
             with_defaults(request.user_profile.or_else(|| stored.cloned()).unwrap_or_default());
         profile::check(&profile, &mut found);
@@ -89,13 +91,13 @@ impl Question {
             top_p: self.top_p,
             max_tokens: self.max_tokens,
             stream: true,
-            stream_options: StreamOptions { include_usage: true },
+            stream_options: StreamOptions { include_usage: true, continuous_usage_stats: None },
             scheduling,
         })
     }
 }
 
-fn or_default(text: String, default: &str) -> String {
+pub(crate) fn or_default(text: String, default: &str) -> String {
     if text.is_empty() { default.to_owned() } else { text }
 }
 
@@ -121,32 +123,49 @@ fn check_texts(request: &GenerateCodeRequest, found: &mut Violations) {
         ("model", &request.model, LONGEST_NAME),
         ("session_id", &request.session_id, LONGEST_SESSION),
     ];
+    check_lengths(&bounded, found);
+}
+
+/// Fields with texts, and the most characters of each.
+pub(crate) fn check_lengths(bounded: &[(&'static str, &String, usize)], found: &mut Violations) {
     for (field, text, most) in bounded {
         let length = text.chars().count();
-        if length > most {
-            found.wrong(field, format!("may have {most} characters and has {length}"));
+        if length > *most {
+            found.wrong(*field, format!("may have {most} characters and has {length}"));
         }
     }
-    if request.file_path.contains(char::is_control) {
+}
+
+/// Where the code stands.
+pub(crate) fn check_place(language: &str, file_path: &str, found: &mut Violations) {
+    if file_path.contains(char::is_control) {
         found.wrong("file_path", "must not hold control characters");
     }
     let fits = |byte: u8| byte.is_ascii_alphanumeric() || b"+#.-_".contains(&byte);
-    if request.language.len() > LONGEST_LANGUAGE || !request.language.bytes().all(fits) {
+    if language.len() > LONGEST_LANGUAGE || !language.bytes().all(fits) {
         found.wrong("language", "must be 1 to 40 letters, digits and + # . - _");
     }
-    if !request.request_id.is_empty() && !is_request_id(&request.request_id) {
+}
+
+pub(crate) fn check_id(request_id: &str, found: &mut Violations) {
+    if !request_id.is_empty() && !is_request_id(request_id) {
         found.wrong("request_id", "must be 1 to 128 letters, digits and - _ .");
     }
 }
 
-fn check_numbers(request: &GenerateCodeRequest, found: &mut Violations) {
-    if request.temperature.is_some_and(|number| !(0.0..=2.0).contains(&number)) {
+pub(crate) fn check_sampling(
+    temperature: Option<f64>,
+    top_p: Option<f64>,
+    max_tokens: Option<i32>,
+    found: &mut Violations,
+) {
+    if temperature.is_some_and(|number| !(0.0..=2.0).contains(&number)) {
         found.wrong("temperature", "must be from 0 to 2");
     }
-    if request.top_p.is_some_and(|number| !(number > 0.0 && number <= 1.0)) {
+    if top_p.is_some_and(|number| !(number > 0.0 && number <= 1.0)) {
         found.wrong("top_p", "must be above 0 and at most 1");
     }
-    if request.max_tokens.is_some_and(|number| !(1..=MOST_TOKENS).contains(&number)) {
+    if max_tokens.is_some_and(|number| !(1..=MOST_TOKENS).contains(&number)) {
         found.wrong("max_tokens", format!("must be from 1 to {MOST_TOKENS}"));
     }
 }

@@ -9,21 +9,24 @@ use hapa_chassis::Call;
 use hapa_proto::codegen::v1::codegen_service_server::CodegenService;
 use hapa_proto::codegen::v1::stream_generate_code_response::{Event, Kind};
 use hapa_proto::codegen::v1::{
-    GenerateCodeRequest, GenerateCodeResponse, GetCodeHealthRequest, GetCodeHealthResponse,
-    ListModelsRequest, ListModelsResponse, StreamGenerateCodeResponse,
+    CompleteCodeRequest, CompleteCodeResponse, GenerateCodeRequest, GenerateCodeResponse,
+    GetCodeHealthRequest, GetCodeHealthResponse, ListModelsRequest, ListModelsResponse,
+    StreamCompleteCodeResponse, StreamGenerateCodeResponse,
 };
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status};
 
 use crate::budget::Budgets;
+use crate::completion::Completions;
 use crate::error::Error;
-use crate::generation::{Generation, millis};
+use crate::generation::Generation;
 use crate::model::Models;
-use crate::order::{Order, Patience};
+use crate::order::Order;
 use crate::question::Question;
 use crate::route::{Fleet, choose};
 use crate::task::Chosen;
 use crate::turn::{self, Turns};
+use crate::watch::{Patience, millis};
 
 pub(crate) struct Codegen {
     pub(crate) fleet: Fleet,
@@ -32,13 +35,15 @@ pub(crate) struct Codegen {
     pub(crate) budgets: Budgets,
     pub(crate) patience: Patience,
     pub(crate) streams_end: CancellationToken,
+    pub(crate) completions: Completions,
 }
 
-type Frames = Pin<Box<dyn Stream<Item = Result<StreamGenerateCodeResponse, Status>> + Send>>;
+type Frames<T = StreamGenerateCodeResponse> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 
 #[tonic::async_trait]
 impl CodegenService for Codegen {
     type StreamGenerateCodeStream = Frames;
+    type StreamCompleteCodeStream = Frames<StreamCompleteCodeResponse>;
 
     async fn generate_code(
         &self,
@@ -64,6 +69,20 @@ impl CodegenService for Codegen {
             Some((generation.next().await?, generation))
         });
         Ok(Response::new(Box::pin(frames)))
+    }
+
+    async fn complete_code(
+        &self,
+        request: Request<CompleteCodeRequest>,
+    ) -> Result<Response<CompleteCodeResponse>, Status> {
+        Ok(Response::new(self.completions.whole(request).await?))
+    }
+
+    async fn stream_complete_code(
+        &self,
+        request: Request<CompleteCodeRequest>,
+    ) -> Result<Response<Frames<StreamCompleteCodeResponse>>, Status> {
+        Ok(Response::new(Box::pin(self.completions.stream(request).await?)))
     }
 
     async fn list_models(

@@ -9,11 +9,28 @@ use super::Shared;
 use super::http::{Request, Response};
 use super::shapes;
 
+pub(super) const CHAT: &str = "/v1/chat/completions";
+pub(super) const COMPLETE: &str = "/v1/completions";
+
 /// What a token of a prompt is worth here.
 const CHARS_PER_TOKEN: usize = 4;
 
+/// What vLLM takes.
+const MOST_STOPS: usize = 4;
+/// What it makes of a completion that does not say how much.
+const DEFAULT_TOKENS: usize = 16;
+
+/// The two ways to ask.
+#[derive(Clone, Debug)]
+pub(super) enum Api {
+    Chat,
+    Completion { choices: usize, logprobs: bool, stop: Vec<String> },
+}
+
 #[derive(Debug)]
 pub(super) struct Ask {
+    /// Which of the two it asked.
+    pub(super) api: Api,
     pub(super) id: String,
     pub(super) model: String,
     pub(super) stream: bool,
@@ -29,6 +46,7 @@ impl Ask {
             return Err(Response::json(401, &shapes::unauthorized()));
         }
         let stream = check_shape(request, body)?;
+        let api = if request.path == CHAT { Api::Chat } else { completion(body)? };
         let model = match &body["model"] {
             Value::String(name) => name,
             _ => &shared.setup.model,
@@ -40,11 +58,16 @@ impl Ask {
         let max_tokens = ["max_completion_tokens", "max_tokens"]
             .iter()
             .find_map(|name| usize::try_from(body[*name].as_u64()?).ok());
+        let max_tokens = match api {
+            Api::Chat => max_tokens,
+            Api::Completion { .. } => max_tokens.or(Some(DEFAULT_TOKENS)),
+        };
         let prompt_tokens = prompt_chars(body).div_ceil(CHARS_PER_TOKEN);
         check_length(shared.setup.max_model_len, prompt_tokens, max_tokens)?;
         let include_usage = body["stream_options"]["include_usage"] == true;
         Ok(Self {
-            id: id(shared, request),
+            id: id(shared, request, &api),
+            api,
             model: model.clone(),
             stream,
             include_usage,
@@ -74,7 +97,7 @@ fn check_shape(request: &Request, body: &Value) -> Result<bool, Response> {
     if !body.is_object() {
         return Err(bad("The body is not a JSON object: JSON decode error", None));
     }
-    if !body["messages"].is_array() {
+    if request.path == CHAT && !body["messages"].is_array() {
         return Err(bad("messages: a list of messages is required", Some("messages")));
     }
     let stream = match &body["stream"] {
@@ -109,9 +132,37 @@ fn check_length(limit: usize, prompt: usize, wanted: Option<usize>) -> Result<()
     Err(Response::json(400, &shapes::error(400, &message, Some("input_tokens"))))
 }
 
-/// The characters of all messages, whether their content is a string or a list of parts.
+fn completion(body: &Value) -> Result<Api, Response> {
+    let bad = |message: &str, param| Response::json(400, &shapes::error(400, message, Some(param)));
+    if !body["prompt"].is_string() {
+        return Err(bad(
+            "Either prompt or prompt_embeds must be provided and non-empty.",
+            "prompt",
+        ));
+    }
+    if body["suffix"].as_str().is_some_and(|suffix| !suffix.is_empty()) {
+        let message = "suffix is only supported for models with FIM completion rendering";
+        return Err(bad(message, "suffix"));
+    }
+    let stop: Vec<String> = match &body["stop"] {
+        Value::String(one) => vec![one.clone()],
+        Value::Array(all) => all.iter().filter_map(|one| one.as_str().map(str::to_owned)).collect(),
+        _ => Vec::new(),
+    };
+    if stop.len() > MOST_STOPS {
+        return Err(bad("You can specify at most 4 stop strings", "stop"));
+    }
+    let choices = body["n"].as_u64().and_then(|n| usize::try_from(n).ok()).unwrap_or(1);
+    Ok(Api::Completion { choices, logprobs: body["logprobs"].is_u64(), stop })
+}
+
+/// The characters of all messages, whether their content is a string or a list of parts, and of a
+/// prompt.
 fn prompt_chars(body: &Value) -> usize {
     let chars = |text: &Value| text.as_str().map_or(0, |text| text.chars().count());
+    if body["messages"].is_null() {
+        return chars(&body["prompt"]);
+    }
     let messages = body["messages"].as_array().into_iter().flatten();
     messages
         .map(|message| match &message["content"] {
@@ -122,9 +173,10 @@ fn prompt_chars(body: &Value) -> usize {
 }
 
 /// A client's request id becomes part of the completion's.
-fn id(shared: &Shared, request: &Request) -> String {
+fn id(shared: &Shared, request: &Request, api: &Api) -> String {
+    let kind = if matches!(api, Api::Chat) { "chatcmpl" } else { "cmpl" };
     match request.header("x-request-id") {
-        Some(id) => format!("chatcmpl-{id}"),
-        None => format!("chatcmpl-{:016x}", shared.next_serial()),
+        Some(id) => format!("{kind}-{id}"),
+        None => format!("{kind}-{:016x}", shared.next_serial()),
     }
 }

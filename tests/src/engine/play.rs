@@ -3,6 +3,8 @@
 //! Kept true: whatever was said so far is on the wire before a hold, a silence or an end, and a
 //! stream has one timer. A `pending` here is ended by the client or by `Engine::stop`, both outside.
 
+mod choices;
+
 use std::future::pending;
 use std::io;
 use std::time::Duration;
@@ -12,7 +14,7 @@ use tokio::net::tcp::WriteHalf;
 use tokio::time::{Instant, Interval, interval_at};
 
 use super::Shared;
-use super::ask::Ask;
+use super::ask::{Api, Ask};
 use super::http::{LAST_FRAME, Response, frame, stream_head};
 use super::ledger::{End, Flight};
 use super::script::{Fault, LineEnd, Report, Script};
@@ -72,7 +74,11 @@ impl<'a, 'w, 'f> Player<'a, 'w, 'f> {
             _ => {}
         }
         self.flight.run(&ask.model, ask.prompt_tokens);
-        if ask.stream { self.stream(ask).await } else { self.whole(ask).await }
+        match ask.api {
+            Api::Completion { .. } => self.complete(ask).await,
+            Api::Chat if ask.stream => self.stream(ask).await,
+            Api::Chat => self.whole(ask).await,
+        }
     }
 
     async fn refuse(&mut self, code: u16, retry_after: Option<u32>) -> io::Result<End> {

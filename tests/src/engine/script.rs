@@ -12,6 +12,9 @@ const DEMO: &str = "Here is a function that greets by name.\n\n\
     It returns the text instead of printing it. \
     이 함수는 이름을 받아 인사말을 돌려줍니다. 출력은 호출하는 쪽에서 합니다.\n";
 
+/// How likely a token is unless a script says otherwise.
+const LOGPROB: f64 = -0.25;
+
 /// The longest token that [`Script::text`] makes, in characters.
 const TOKEN_CHARS: usize = 6;
 
@@ -21,6 +24,9 @@ const TOKEN_CHARS: usize = 6;
 #[derive(Clone, Debug)]
 pub struct Script {
     pub(super) tokens: Arc<[Token]>,
+    /// What the second choice of a completion says, the third and so on.
+    pub(super) others: Vec<Arc<[Token]>>,
+    pub(super) logprobs: bool,
     pub(super) first_after: Duration,
     pub(super) gap: Duration,
     pub(super) batch: usize,
@@ -102,6 +108,7 @@ pub(super) enum Report {
 pub(super) struct Token {
     pub(super) text: String,
     pub(super) json: String,
+    pub(super) logprob: f64,
 }
 
 impl Script {
@@ -114,10 +121,13 @@ impl Script {
     pub fn tokens<T: Into<String>>(tokens: impl IntoIterator<Item = T>) -> Self {
         let token = |text: T| {
             let text = text.into();
-            Token { json: serde_json::Value::from(text.as_str()).to_string(), text }
+            let json = serde_json::Value::from(text.as_str()).to_string();
+            Token { json, text, logprob: LOGPROB }
         };
         Self {
             tokens: tokens.into_iter().map(token).collect(),
+            others: Vec::new(),
+            logprobs: true,
             first_after: Duration::ZERO,
             gap: Duration::ZERO,
             batch: 1,
@@ -131,6 +141,36 @@ impl Script {
             holds: Vec::new(),
             fault: None,
         }
+    }
+
+    /// Answers a completion with these as its choices, a token of each in turn; all else is as the
+    /// first one says. Where more choices are asked for they begin anew.
+    ///
+    /// # Panics
+    ///
+    /// Without any.
+    pub fn choices(choices: impl IntoIterator<Item = Script>) -> Self {
+        let mut choices = choices.into_iter();
+        let first = choices.next().expect("a choice");
+        Self { others: choices.map(|choice| choice.tokens).collect(), ..first }
+    }
+
+    /// Says that each of its tokens was as likely as this.
+    #[must_use]
+    pub fn logprob(self, logprob: f64) -> Self {
+        let tokens = self.tokens.iter();
+        let tokens = tokens.map(|Token { text, json, .. }| Token {
+            text: text.clone(),
+            json: json.clone(),
+            logprob,
+        });
+        Self { tokens: tokens.collect(), ..self }
+    }
+
+    /// Says of no token how likely it was.
+    #[must_use]
+    pub fn without_logprobs(self) -> Self {
+        Self { logprobs: false, ..self }
     }
 
     /// Waits this long between the headers and the first chunk.

@@ -12,13 +12,11 @@ use tokio::net::TcpStream;
 use tokio::net::tcp::WriteHalf;
 
 use super::Shared;
-use super::ask::{Ask, authorized};
+use super::ask::{Ask, CHAT, COMPLETE, authorized};
 use super::http::{Reader, Request, Response};
 use super::ledger::{End, Recorded};
 use super::play::Player;
 use super::{lock, shapes};
-
-const GENERATE: &str = "/v1/chat/completions";
 
 pub(super) async fn connection(mut stream: TcpStream, shared: Arc<Shared>) {
     // A token must not wait for the next one to fill a packet.
@@ -27,7 +25,8 @@ pub(super) async fn connection(mut stream: TcpStream, shared: Arc<Shared>) {
     let mut reader = Reader::new(read);
     while let Some(request) = reader.request().await {
         let last = request.has("connection", "close");
-        let served = if request.method == "POST" && request.path == GENERATE {
+        let generates = matches!(request.path.as_str(), CHAT | COMPLETE);
+        let served = if request.method == "POST" && generates {
             generate(&shared, request, &mut reader, &mut write).await
         } else {
             shared.pass_frost().await;
@@ -79,7 +78,7 @@ fn look_up(shared: &Shared, request: &Request) -> Response {
     }
     let known = ["/v1/models", "/health", "/metrics", "/version"];
     match request.path.as_str() {
-        GENERATE => Response::json(405, &json!({"detail": "Method Not Allowed"})),
+        CHAT | COMPLETE => Response::json(405, &json!({"detail": "Method Not Allowed"})),
         path if known.contains(&path) && request.method != "GET" => {
             Response::json(405, &json!({"detail": "Method Not Allowed"}))
         }

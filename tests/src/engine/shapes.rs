@@ -10,7 +10,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use serde_json::{Value, json};
 
 use super::Setup;
-use super::ask::Ask;
+use super::ask::{Api, Ask};
 use super::ledger::{Counts, Totals};
 
 const FINGERPRINT: &str = "vllm-0.32.0-sim";
@@ -38,6 +38,15 @@ impl Usage {
     }
 }
 
+/// What a completion's chunk says of a choice.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Piece<'a> {
+    pub(super) index: usize,
+    pub(super) text: &'a str,
+    pub(super) logprob: Option<f64>,
+    pub(super) finish: Option<&'static str>,
+}
+
 /// The chunks of one stream: what they share is written out once.
 #[derive(Debug)]
 pub(super) struct Chunks {
@@ -49,8 +58,12 @@ pub(super) struct Chunks {
 
 impl Chunks {
     pub(super) fn new(ask: &Ask) -> Self {
+        let object = match ask.api {
+            Api::Chat => "chat.completion.chunk",
+            Api::Completion { .. } => "text_completion",
+        };
         let open = format!(
-            r#"{{"id":{},"object":"chat.completion.chunk","created":{},"model":{},"choices":["#,
+            r#"{{"id":{},"object":"{object}","created":{},"model":{},"choices":["#,
             Value::from(ask.id.as_str()),
             now(),
             Value::from(ask.model.as_str()),
@@ -88,6 +101,25 @@ impl Chunks {
         if !self.include_usage {
             let _ = write!(into, r#","system_fingerprint":"{FINGERPRINT}""#);
         }
+        self.close(sent, into);
+    }
+
+    /// A piece of a completion's choice, of which `sent` tokens are out with this one; a finish reason
+    /// where it is the last.
+    pub(super) fn choice(&self, piece: &Piece<'_>, sent: u64, into: &mut Vec<u8>) {
+        let Piece { index, text, logprob, finish } = *piece;
+        let logprobs = logprob.map(|logprob| {
+            json!({
+                "text_offset": [0], "token_logprobs": [logprob], "tokens": [text],
+                "top_logprobs": [{text: logprob}],
+            })
+        });
+        let choice = json!({
+            "index": index, "text": text, "logprobs": logprobs, "finish_reason": finish,
+            "stop_reason": null, "token_ids": null,
+        });
+        into.extend_from_slice(self.open.as_bytes());
+        let _ = write!(into, "{choice}]");
         self.close(sent, into);
     }
 
@@ -131,6 +163,34 @@ pub(super) fn completion(
         }],
         "service_tier": null, "system_fingerprint": FINGERPRINT, "usage": usage,
         "prompt_logprobs": null, "prompt_token_ids": null, "kv_transfer_params": null,
+    })
+}
+
+/// The same for a completion: each choice's text and finish reason.
+pub(super) fn text_completion(
+    ask: &Ask,
+    choices: impl Iterator<Item = (String, Option<&'static str>)>,
+    usage: Option<Usage>,
+) -> Value {
+    let choices: Vec<_> = choices
+        .enumerate()
+        .map(|(index, (text, finish))| {
+            json!({
+                "index": index, "text": text, "logprobs": null, "finish_reason": finish,
+                "stop_reason": null, "token_ids": null, "prompt_logprobs": null,
+            })
+        })
+        .collect();
+    let usage = usage.map(|Usage { prompt, completion }| {
+        json!({
+            "prompt_tokens": prompt, "total_tokens": prompt + completion,
+            "completion_tokens": completion, "prompt_tokens_details": null,
+        })
+    });
+    json!({
+        "id": ask.id, "object": "text_completion", "created": now(), "model": ask.model,
+        "choices": choices, "service_tier": null, "system_fingerprint": FINGERPRINT,
+        "usage": usage, "kv_transfer_params": null,
     })
 }
 

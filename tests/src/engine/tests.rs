@@ -4,6 +4,7 @@
 //! wire or a count of the engine, each with a bound.
 
 mod client;
+mod completion;
 mod departures;
 mod faults;
 mod speech;

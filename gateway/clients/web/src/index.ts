@@ -34,6 +34,8 @@ export * from "./gen/hapa/auth/v1/key_pb.js";
 export * from "./gen/hapa/auth/v1/session_pb.js";
 export * from "./gen/hapa/auth/v1/user_pb.js";
 export * from "./gen/hapa/codegen/v1/codegen_pb.js";
+export * from "./gen/hapa/codegen/v1/completion_pb.js";
+export * from "./gen/hapa/codegen/v1/usage_pb.js";
 export * from "./gen/hapa/errors/v1/errors_pb.js";
 export * from "./gen/hapa/system/v1/system_pb.js";
 
@@ -55,7 +57,7 @@ export interface HapaOptions {
 
 /** One typed client for each service that the gateway routes. */
 export interface HapaClient {
-  /** Generates code, at once or token by token. */
+  /** Generates code and completes it at a cursor, at once or token by token. */
   readonly codegen: Client<typeof CodegenService>;
   /** Manages API keys: one's own with a session, all with the scope `auth:admin`. */
   readonly keys: Client<typeof KeyService>;

@@ -19,10 +19,11 @@ use tokio::task::yield_now;
 use tokio::time::{Instant, timeout};
 
 use crate::engine::sse::{Reader, TooLong};
-use crate::engine::wire::{Chunk, ModelList, Text, read_error};
+use crate::engine::wire::{Chunk, ModelList};
 
 pub(crate) use crate::engine::wire::{
-    ChatRequest, ListedModel, Message, Scheduling, StreamOptions,
+    ChatRequest, CompletionChunk, CompletionRequest, ListedModel, Logprobs, Message, Scheduling,
+    StreamOptions, Text, read_error,
 };
 
 const CONNECT_PATIENCE: Duration = Duration::from_secs(2);

@@ -41,6 +41,27 @@ pub(crate) struct Message<'a> {
 #[derive(Clone, Debug, Serialize)]
 pub(crate) struct StreamOptions {
     pub(crate) include_usage: bool,
+    /// Counts of each answer on each of its chunks.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) continuous_usage_stats: Option<bool>,
+}
+
+/// POST /completions. Without `max_tokens` vLLM makes 16.
+#[derive(Clone, Debug, Serialize)]
+pub(crate) struct CompletionRequest<'a> {
+    pub(crate) model: &'a str,
+    pub(crate) prompt: &'a str,
+    pub(crate) n: usize,
+    pub(crate) temperature: f64,
+    pub(crate) top_p: f64,
+    pub(crate) max_tokens: i32,
+    pub(crate) logprobs: u32,
+    /// At most 4.
+    pub(crate) stop: Vec<&'a str>,
+    pub(crate) stream: bool,
+    pub(crate) stream_options: StreamOptions,
+    #[serde(flatten)]
+    pub(crate) scheduling: Scheduling,
 }
 
 /// One event of the stream.
@@ -60,6 +81,51 @@ pub(crate) struct Choice<'a> {
     pub(crate) delta: Delta<'a>,
     #[serde(borrow, default)]
     pub(crate) finish_reason: Option<Cow<'a, str>>,
+}
+
+/// One event of a completion's stream.
+#[derive(Debug, Deserialize)]
+pub(crate) struct CompletionChunk<'a> {
+    #[serde(borrow, default)]
+    pub(crate) choices: Vec<CompletionChoice<'a>>,
+    #[serde(default)]
+    pub(crate) usage: Option<WireUsage>,
+    #[serde(default)]
+    pub(crate) error: Option<serde_json::Value>,
+}
+
+#[derive(Debug, Deserialize)]
+pub(crate) struct CompletionChoice<'a> {
+    #[serde(default)]
+    pub(crate) index: usize,
+    #[serde(borrow, default)]
+    pub(crate) text: Option<Text<'a>>,
+    #[serde(default)]
+    pub(crate) logprobs: Option<Logprobs>,
+    #[serde(borrow, default)]
+    pub(crate) finish_reason: Option<Cow<'a, str>>,
+}
+
+/// As vLLM says them, or as llama.cpp does.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub(crate) struct Logprobs {
+    token_logprobs: Option<Vec<Option<f64>>>,
+    content: Option<Vec<TokenLogprob>>,
+}
+
+#[derive(Debug, Deserialize)]
+struct TokenLogprob {
+    logprob: f64,
+}
+
+impl Logprobs {
+    /// Of each token for which it is known.
+    pub(crate) fn known(&self) -> impl Iterator<Item = f64> {
+        let vllm = self.token_logprobs.iter().flatten().filter_map(|one| *one);
+        let llama_cpp = self.content.iter().flatten().map(|token| token.logprob);
+        vllm.chain(llama_cpp)
+    }
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -128,6 +194,24 @@ mod tests {
             r#"{"choices":[],"usage":{"prompt_tokens":3,"completion_tokens":4,"total_tokens":7}}"#;
         let chunk: Chunk<'_> = serde_json::from_str(usage).unwrap();
         assert_eq!(Usage::from(chunk.usage.unwrap()).total_tokens, 7);
+    }
+
+    #[test]
+    fn a_completion_has_choices_with_texts_and_logarithms_in_two_forms() {
+        let vllm = r#"{"id":"cmpl-1","object":"text_completion","created":1,"model":"m","choices":[{"index":2,"text":" a","logprobs":{"text_offset":[0],"token_logprobs":[-0.5,null],"tokens":[" a"],"top_logprobs":[{" a":-0.5}]},"finish_reason":null,"stop_reason":null}],"usage":{"prompt_tokens":3,"total_tokens":4,"completion_tokens":1}}"#;
+        let chunk: CompletionChunk<'_> = serde_json::from_str(vllm).unwrap();
+        let choice = &chunk.choices[0];
+        assert!(matches!(&choice.text, Some(Text(Cow::Borrowed(" a")))));
+        assert_eq!(choice.index, 2);
+        assert_eq!(choice.logprobs.as_ref().unwrap().known().collect::<Vec<_>>(), [-0.5]);
+        assert_eq!(Usage::from(chunk.usage.unwrap()).completion_tokens, 1);
+        let llama = r#"{"choices":[{"text":"b","index":0,"logprobs":{"content":[{"id":1,"token":"b","logprob":-0.25,"top_logprobs":[]}]},"finish_reason":null}]}"#;
+        let chunk: CompletionChunk<'_> = serde_json::from_str(llama).unwrap();
+        let known: Vec<_> = chunk.choices[0].logprobs.as_ref().unwrap().known().collect();
+        assert_eq!(known, [-0.25]);
+        let bare = r#"{"choices":[{"text":"c","logprobs":null}]}"#;
+        let chunk: CompletionChunk<'_> = serde_json::from_str(bare).unwrap();
+        assert!(chunk.choices[0].logprobs.is_none());
     }
 
     #[test]

@@ -31,7 +31,7 @@ use self::replica::Replica;
 use self::retry::Budget;
 
 pub(crate) use self::board::{Board, Listed};
-pub(crate) use self::open::{Opened, Request};
+pub(crate) use self::open::{Error, Opened, Request};
 pub(crate) use self::source::Source;
 
 /// How long the first requests of a process wait for the first look.

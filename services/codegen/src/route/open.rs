@@ -14,7 +14,6 @@ use super::board::{Nobody, Wanted};
 use super::breaker::Verdict;
 use super::replica::{Attempt, Replica};
 use crate::engine::{self, Ask, Events, Tokens};
-use crate::error::Error;
 
 /// Engines that one call asks.
 const MOST_ATTEMPTS: usize = 3;
@@ -40,6 +39,19 @@ pub(crate) struct Opened<E> {
     /// It broke in the same read in which it began.
     pub(crate) broke: Option<engine::Error>,
     _attempt: Attempt,
+}
+
+/// Why no answer has begun.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Error {
+    #[error("the engine serves no model at the moment")]
+    NoModel,
+    /// Every engine that could answer failed of late, and is left alone for so long.
+    #[error("the AI model fails at the moment and is left alone; try again shortly")]
+    CircuitOpen(Duration),
+    /// The one that was asked last.
+    #[error(transparent)]
+    Engine(#[from] engine::Error),
 }
 
 /// What became of a failed attempt.
@@ -218,7 +230,7 @@ fn missed(nobody: &Nobody) -> Error {
 fn overcome(report: &Report, failed: Vec<engine::Error>) {
     count_retries("recovered", failed.len());
     for error in failed {
-        report.overcame(&Error::from(error).fault(false));
+        report.overcame(&crate::error::Error::from(Error::from(error)).fault(false));
     }
 }
 

@@ -2,6 +2,7 @@
 
 mod audit;
 mod budget;
+mod complete;
 mod config;
 mod connection;
 mod errors;
@@ -57,6 +58,8 @@ enum Command {
     Analytics(Box<serve::Analytics>),
     /// Ask for code and watch it come.
     Generate(Box<generate::Args>),
+    /// Ask what may stand at a cursor: the code before it from a file or standard input.
+    Complete(Box<complete::Args>),
     /// Make, list, change, rotate and end API keys, and see what they use.
     #[command(subcommand)]
     Key(Box<key::Command>),
@@ -113,6 +116,7 @@ pub async fn execute(cli: Cli) -> Result<(), Failure> {
         },
         Command::Analytics(args) => serve((*args).into()).await,
         Command::Generate(args) => generate::generate(*args).await,
+        Command::Complete(args) => complete::complete(*args).await,
         Command::Key(command) => key::execute(*command).await,
         Command::User(command) => user::execute(*command).await,
         Command::Session(command) => session::execute(*command).await,

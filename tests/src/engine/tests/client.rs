@@ -81,9 +81,13 @@ impl Client {
 
     /// `headers` as lines, each with its line end.
     pub(super) async fn post_with(&mut self, headers: &str, body: &str) {
+        self.post_to("/v1/chat/completions", headers, body).await;
+    }
+
+    pub(super) async fn post_to(&mut self, path: &str, headers: &str, body: &str) {
         let length = body.len();
         self.send(&format!(
-            "POST /v1/chat/completions HTTP/1.1\r\nhost: sim\r\ncontent-type: application/json\r\n\
+            "POST {path} HTTP/1.1\r\nhost: sim\r\ncontent-type: application/json\r\n\
              content-length: {length}\r\n{headers}\r\n{body}"
         ))
         .await;
