@@ -114,6 +114,7 @@ fn the_gateway_knows_every_public_service_and_no_private_one() {
     let gateway = read("gateway/envoy.yaml");
     for public in [
         "codegen.v1.Codegen",
+        "codegen.v1.Cache",
         "auth.v1.Key",
         "auth.v1.User",
         "auth.v1.Session",

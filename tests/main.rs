@@ -5,6 +5,7 @@
 mod admission;
 mod audit;
 mod budgets;
+mod cache;
 mod cli;
 mod cli_auth;
 mod cli_reports;

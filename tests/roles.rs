@@ -41,6 +41,8 @@ const TABLE: &[(&str, &str)] = &[
     ("hapa.auth.v1.UserService/ListUsers", "3555 55++"),
     ("hapa.auth.v1.UserService/UpdateProfile", "3+++ ++++"),
     ("hapa.auth.v1.UserService/UpdateUser", "3555 5+++"),
+    ("hapa.codegen.v1.CacheService/ClearCache", "355+ 555+"),
+    ("hapa.codegen.v1.CacheService/GetCacheStats", "355+ 555+"),
     ("hapa.codegen.v1.CodegenService/CompleteCode", "3+55 555+"),
     ("hapa.codegen.v1.CodegenService/GenerateCode", "35+5 5+5+"),
     ("hapa.codegen.v1.CodegenService/GetCodeHealth", "3+++ ++++"),

@@ -61,7 +61,7 @@ pub struct World {
 }
 
 impl World {
-    /// With the settings that a newcomer has.
+    /// With the settings that a newcomer has, but for the cache of answers, which is off.
     pub async fn start() -> World {
         World::with(&[]).await
     }
@@ -114,6 +114,8 @@ impl World {
             &format!("--data-dir={}", folder.path().display()),
             &format!("--mesh-token={TOKEN}"),
             &format!("--ai-model-endpoint={}", urls.join(",")),
+            // Tests ask the same again and again, and mean the engine: `cache.rs` turns it on.
+            "--cache-ttl=0",
         ]
         .map(str::to_owned);
         let flags = always.into_iter().chain(flags.iter().map(|&flag| flag.to_owned()));
@@ -199,6 +201,12 @@ impl World {
     pub async fn connect(&self) -> Channel {
         let endpoint = Endpoint::from_shared(format!("http://{}", self.mesh)).expect("an address");
         within("a connection", endpoint.connect()).await.expect("the mesh listens")
+    }
+
+    /// Code generation with the world's key, on a connection of its own: what another does not read
+    /// takes none of its window.
+    pub async fn client_on_its_own(&self) -> Client {
+        CodegenServiceClient::new(Who::Key(&self.key).on(self.connect().await))
     }
 
     /// Where the embedded stores are.

@@ -71,8 +71,8 @@ pub struct Config {
     /// file of its own in DATA_DIR.
     #[arg(long, env = "DATABASE_URL", hide_env_values = true)]
     pub database_url: Option<SecretString>,
-    /// The Redis in which replicas count calls together, such as redis://redis:6379 or
-    /// rediss://user:password@host; without one each counts its own.
+    /// The Redis in which replicas count calls and keep answers together, such as redis://redis:6379
+    /// or rediss://user:password@host; without one each does so on its own.
     #[arg(long, env = "REDIS_URL", hide_env_values = true)]
     pub redis_url: Option<SecretString>,
     /// Secret that services of one mesh share, 32 characters or more; without one it is made and

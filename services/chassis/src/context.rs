@@ -79,6 +79,13 @@ impl Call {
         }
     }
 
+    /// The same call for work that others may share: no deadline and no end of a credential ends it,
+    /// and what it does is noted apart.
+    #[must_use]
+    pub fn apart(&self) -> Call {
+        Call { deadline: None, ended: None, report: Report::default(), ..self.clone() }
+    }
+
     /// Where its handler notes what it does, for the event that remembers the call.
     pub fn report(&self) -> &Report {
         &self.report

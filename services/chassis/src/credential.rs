@@ -4,6 +4,7 @@
 //! is young and auth has been heard since, or else for 5 s; an answer that left auth before a change
 //! which concerns it is dead on arrival, however late it comes.
 
+mod stats;
 mod truth;
 
 use std::fmt;
@@ -20,6 +21,8 @@ use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tonic::{Code, Status};
 
+use self::stats::Counts;
+pub use self::stats::KnownCallers;
 use self::truth::Truth;
 use crate::key_text::{self, KeyDigest};
 use crate::peer::AuthClient;
@@ -153,19 +156,23 @@ pub struct Callers {
     auth: AuthClient,
     known: Cache<KeyDigest, Known>,
     truth: Arc<Truth>,
+    counts: Arc<Counts>,
 }
 
 impl Callers {
     /// Asks this auth service.
     pub fn new(auth: AuthClient) -> Self {
         let known = Cache::builder().max_capacity(MOST_REMEMBERED).time_to_live(REMEMBERED).build();
-        Callers { auth, known, truth: Arc::new(Truth::new()) }
+        Callers { auth, known, truth: Arc::new(Truth::new()), counts: Arc::new(Counts::new()) }
     }
 
     /// Who presented it, where that is known without asking.
     pub async fn known(&self, presented: &Presented) -> Option<Arc<Caller>> {
         match self.known.get(&presented.name()).await {
-            Some(Known::Caller(caller)) if self.truth.holds(&caller) => Some(caller),
+            Some(Known::Caller(caller)) if self.truth.holds(&caller) => {
+                self.counts.hit();
+                Some(caller)
+            }
             _ => None,
         }
     }
@@ -207,6 +214,7 @@ impl Callers {
     }
 
     async fn ask(&self, presented: &Presented) -> Result<Known, Status> {
+        self.counts.miss();
         let (mut auth, asked) = (self.auth.clone(), Instant::now());
         // Around the whole call: a lazy channel also queues.
         let reply = timeout(PATIENCE, auth.authenticate(presented.request())).await;

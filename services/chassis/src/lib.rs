@@ -22,6 +22,7 @@ pub mod peer;
 mod probes;
 pub mod profile;
 mod reader;
+pub mod redis;
 mod report;
 pub mod rpc;
 pub mod scrub;

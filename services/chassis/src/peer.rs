@@ -1,6 +1,7 @@
 //! Channels to other services of the mesh. They connect when they are first used, and again after
 //! a loss; callers bound each call, because a lazy channel queues what it can't send yet.
 
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use anyhow::Context as _;
@@ -62,4 +63,16 @@ pub fn channel(address: &str) -> anyhow::Result<Channel> {
         .keep_alive_timeout(Duration::from_secs(5))
         .keep_alive_while_idle(true)
         .connect_lazy())
+}
+
+/// The address by which a process reaches its own listener.
+pub(crate) fn dialable(mut address: SocketAddr) -> SocketAddr {
+    if address.ip().is_unspecified() {
+        address.set_ip(if address.is_ipv4() {
+            [127, 0, 0, 1].into()
+        } else {
+            [0, 0, 0, 0, 0, 0, 0, 1].into()
+        });
+    }
+    address
 }

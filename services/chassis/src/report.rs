@@ -84,6 +84,21 @@ impl Report {
         });
     }
 
+    /// Takes over what was noted apart: what was used, and what was overcome.
+    pub fn take_over(&self, apart: &Report) -> (u32, u32) {
+        let (used, overcome) = {
+            let mut work = apart.0.work.lock().unwrap_or_else(PoisonError::into_inner);
+            let used = (work.prompt_tokens, work.completion_tokens);
+            (used, std::mem::take(&mut work.overcome))
+        };
+        self.note(|work| {
+            (work.prompt_tokens, work.completion_tokens) = used;
+            work.overcome.extend(overcome);
+            work.overcome.truncate(MOST_OVERCOME);
+        });
+        used
+    }
+
     pub(crate) fn work(&self) -> Work {
         self.0.work.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }

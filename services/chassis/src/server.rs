@@ -5,7 +5,7 @@
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use anyhow::Context as _;
@@ -98,6 +98,7 @@ pub struct Server {
     streams_end: CancellationToken,
     door: Door,
     spool: Spool,
+    callers: Arc<OnceLock<Callers>>,
 }
 
 impl Server {
@@ -121,6 +122,7 @@ impl Server {
             streams_end: CancellationToken::new(),
             door: Door::default(),
             spool: Spool::default(),
+            callers: Arc::default(),
         };
         server.table.add(BUILT_IN);
         server.routes.add_service(health_service);
@@ -180,13 +182,19 @@ impl Server {
         self.spool.clone()
     }
 
+    /// What is known of callers; there from when the server serves.
+    pub fn callers(&self) -> Arc<OnceLock<Callers>> {
+        self.callers.clone()
+    }
+
     /// Where a service is, and whether that is this process; none where nobody said.
     fn reach(&self, set: Option<&str>, service: &str) -> anyhow::Result<Option<(String, bool)>> {
         Ok(match set.filter(|address| !address.is_empty()) {
             Some(address) => Some((address.to_owned(), false)),
-            None if self.names.contains(&service) => {
-                Some((format!("http://{}", dialable(self.listeners.mesh.local_addr()?)), true))
-            }
+            None if self.names.contains(&service) => Some((
+                format!("http://{}", peer::dialable(self.listeners.mesh.local_addr()?)),
+                true,
+            )),
             None => None,
         })
     }
@@ -279,7 +287,8 @@ impl Server {
 
     fn shared(&self) -> anyhow::Result<Shared> {
         let config = &self.config;
-        let callers = Callers::new(self.auth()?);
+        let known = Callers::new(self.auth()?);
+        let callers = self.callers.get_or_init(|| known).clone();
         // On a connection of its own: news must not wait behind questions.
         self.spawn(callers.clone().watch(self.auth()?));
         self.spawn(callers.clone().expire());
@@ -379,16 +388,4 @@ async fn drain(door: &Door, calls: &TaskTracker, streams_end: &CancellationToken
         }
     }
     door.closed.cancel();
-}
-
-/// The address by which a process reaches its own listener.
-fn dialable(mut address: SocketAddr) -> SocketAddr {
-    if address.ip().is_unspecified() {
-        address.set_ip(if address.is_ipv4() {
-            [127, 0, 0, 1].into()
-        } else {
-            [0, 0, 0, 0, 0, 0, 0, 1].into()
-        });
-    }
-    address
 }

@@ -48,6 +48,9 @@ pub(crate) enum Error {
     NoFirstToken,
     #[error("the model fell silent in the middle of its answer")]
     Stalled,
+    /// Others of the same caller read the same answer, and are far ahead.
+    #[error("the answer was read too slowly")]
+    ReadTooSlowly,
     #[error("this server is shutting down; try again at once")]
     ShuttingDown,
     #[error("superseded by a newer request of the session")]
@@ -73,7 +76,7 @@ impl Error {
                 Fault::new(ErrorCode::DatabaseError, words).because(status.as_ref())
             }
             Error::Busy => Fault::new(ErrorCode::Overloaded, words).retry_after(BUSY),
-            Error::Superseded => Fault::new(ErrorCode::StreamGivenUp, words),
+            Error::Superseded | Error::ReadTooSlowly => Fault::new(ErrorCode::StreamGivenUp, words),
             Error::KeyEnded => Fault::new(ErrorCode::KeyEnded, words),
             Error::Stalled => Fault::new(ErrorCode::CutShort, words),
             Error::ShuttingDown => Fault::new(ErrorCode::ShuttingDown, words),

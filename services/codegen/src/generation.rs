@@ -229,7 +229,7 @@ impl Generation {
             usage,
             time_to_first_token_ms: self.watch.first_token_ms(),
             response_time_ms: self.watch.elapsed_ms(),
-            warnings: std::mem::take(&mut self.order.warnings),
+            warnings: Vec::new(),
         };
         self.send(Event::Finished(finished));
         self.order.turn.take();
@@ -302,7 +302,7 @@ impl Drop for Generation {
 }
 
 /// Neighbours of one kind become one frame.
-fn add_delta(frames: &mut VecDeque<Event>, kind: Kind, text: &str) {
+pub(crate) fn add_delta(frames: &mut VecDeque<Event>, kind: Kind, text: &str) {
     match frames.back_mut() {
         Some(Event::Delta(last)) if last.kind == kind as i32 => last.text.push_str(text),
         _ => frames.push_back(Event::Delta(Delta { text: text.to_owned(), kind: kind.into() })),

@@ -1,6 +1,7 @@
 //! Questions in, code out: prompts, the engine's stream, and what is said about it.
 
 mod budget;
+mod cache;
 mod completion;
 mod engine;
 mod error;
@@ -22,10 +23,13 @@ use std::time::Duration;
 use hapa_chassis::config::seconds;
 use hapa_chassis::health::Check;
 use hapa_chassis::{Access, Rpc, Server, config};
+use hapa_proto::codegen::v1::cache_service_server::CacheServiceServer;
 use hapa_proto::codegen::v1::codegen_service_server::CodegenServiceServer;
 use secrecy::SecretString;
 
 use crate::budget::Budgets;
+pub use crate::cache::Config as CacheConfig;
+use crate::cache::{Cache, Caches};
 use crate::completion::{Completions, Running};
 use crate::model::Models;
 use crate::route::{Bounds, Fleet, Source};
@@ -76,7 +80,15 @@ pub struct Config {
     /// Silence after which a stream sends a heartbeat, in seconds.
     #[arg(long, env = "HEARTBEAT_SECONDS", default_value = "10", value_parser = seconds)]
     pub heartbeat_seconds: Duration,
+    /// What is remembered of answers.
+    #[command(flatten)]
+    pub cache: CacheConfig,
 }
+
+const CACHE_RPCS: &[Rpc] = &[
+    Rpc::new("/hapa.codegen.v1.CacheService/ClearCache", Access::Scope("cache:admin")),
+    Rpc::new("/hapa.codegen.v1.CacheService/GetCacheStats", Access::Scope("cache:admin")),
+];
 
 /// The documented limits of the original's endpoints, but for completion.
 const RPCS: &[Rpc] = &[
@@ -130,8 +142,12 @@ pub async fn mount(config: &Config, server: &mut Server) -> anyhow::Result<()> {
         patience,
         streams_end: streams_end.clone(),
     });
-    let codegen = Codegen { fleet, models, turns, budgets, patience, streams_end, completions };
+    let cache = Cache::new(&config.cache, server)?;
+    let caches = Caches { cache: cache.clone(), callers: server.callers() };
+    let codegen =
+        Codegen { fleet, models, turns, budgets, cache, patience, streams_end, completions };
     server.add(CodegenServiceServer::new(codegen), RPCS).await;
+    server.add(CacheServiceServer::new(caches), CACHE_RPCS).await;
     Ok(())
 }
 

@@ -53,6 +53,15 @@ impl Models {
         Some(listed.parent.clone()).filter(|parent| !parent.is_empty())
     }
 
+    /// Tells a model from another that had its name before: "" where no engine has listed it.
+    pub(crate) fn revision(&self, model: &str) -> String {
+        let board = self.fleet.known();
+        let listed = board.listed().iter().find(|listed| listed.name == model);
+        let revision =
+            |one: &Listed| format!("{:?} {:?} {}", one.root, one.parent, one.max_model_len);
+        listed.map(revision).unwrap_or_default()
+    }
+
     /// The model that answers when nothing says which.
     async fn default(&self, board: &Board) -> Result<String, Error> {
         if let Some(name) = &self.configured {

@@ -23,8 +23,6 @@ pub(crate) struct Order {
     pub(crate) lease: Option<Lease>,
     /// Its place at the engines, until they are done.
     pub(crate) turn: Option<Turn>,
-    /// What the caller should know about the answer.
-    pub(crate) warnings: Vec<String>,
 }
 
 impl Order {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use futures_util::Stream;
 use futures_util::stream::unfold;
-use hapa_chassis::Call;
+use hapa_chassis::{Call, Report};
 use hapa_proto::codegen::v1::codegen_service_server::CodegenService;
 use hapa_proto::codegen::v1::stream_generate_code_response::{Event, Kind};
 use hapa_proto::codegen::v1::{
@@ -17,6 +17,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status};
 
 use crate::budget::Budgets;
+use crate::cache::{self, Asked, Cache, Guest, Key, Seat, Source};
 use crate::completion::Completions;
 use crate::error::Error;
 use crate::generation::Generation;
@@ -33,6 +34,7 @@ pub(crate) struct Codegen {
     pub(crate) models: Arc<Models>,
     pub(crate) turns: Turns,
     pub(crate) budgets: Budgets,
+    pub(crate) cache: Cache,
     pub(crate) patience: Patience,
     pub(crate) streams_end: CancellationToken,
     pub(crate) completions: Completions,
@@ -50,9 +52,9 @@ impl CodegenService for Codegen {
         request: Request<GenerateCodeRequest>,
     ) -> Result<Response<GenerateCodeResponse>, Status> {
         let arrived = Call::of(request.extensions())?.arrived;
-        let mut generation = self.begin(request).await?;
+        let mut seat = self.begin(request).await?;
         let mut answer = Answer::default();
-        while let Some(frame) = generation.next().await {
+        while let Some(frame) = seat.next().await {
             answer.take(frame?);
         }
         answer.reply.response_time_ms = millis(arrived.elapsed());
@@ -64,10 +66,8 @@ impl CodegenService for Codegen {
         request: Request<GenerateCodeRequest>,
     ) -> Result<Response<Frames>, Status> {
         // Boxed: the state moves with every frame.
-        let generation = Box::new(self.begin(request).await?);
-        let frames = unfold(generation, |mut generation| async {
-            Some((generation.next().await?, generation))
-        });
+        let seat = Box::new(self.begin(request).await?);
+        let frames = unfold(seat, |mut seat| async { Some((seat.next().await?, seat)) });
         Ok(Response::new(Box::pin(frames)))
     }
 
@@ -101,25 +101,64 @@ impl CodegenService for Codegen {
 }
 
 impl Codegen {
-    async fn begin(&self, request: Request<GenerateCodeRequest>) -> Result<Generation, Error> {
-        let call = Call::of(request.extensions()).map_err(|status| anyhow::anyhow!("{status}"))?;
-        let stored = call.principal.as_ref().and_then(|caller| caller.profile.as_ref());
-        let question = Question::check(request.into_inner(), stored)?;
+    async fn begin(&self, request: Request<GenerateCodeRequest>) -> Result<Seat, Status> {
+        let call = Call::of(request.extensions())?;
+        let caller = call.principal.as_deref();
+        let request = request.into_inner();
+        let fresh = request.no_cache;
+        let stored = caller.and_then(|caller| caller.profile.as_ref());
+        let question = Question::check(request, stored)?;
         if let Some(id) = &question.request_id {
             call.also_named(id);
         }
-        let Chosen { model, warning } =
-            self.models.choose(&call, &question.task, question.model.as_deref()).await?;
-        let tenant = call.principal.as_ref().map_or("", |caller| &caller.owner);
+        let named = question.model.as_deref();
+        let Chosen { model, warning } = self.models.choose(&call, &question.task, named).await?;
+        let tenant = caller.map_or("", |caller| &caller.owner);
         let scheduling = self.turns.scheduling(tenant, turn::Kind::Question);
-        let body = question.body(&model, scheduling).map_err(anyhow::Error::from)?;
-        let turn = Some(self.turns.take(tenant, turn::Kind::Question).await?);
-        let lease = self.budgets.reserve(&call, question.most_tokens(&body)).await?;
-        let request_id = question.request_id.map_or_else(|| call.request_id.clone(), Arc::from);
+        let body = question.body(&model, scheduling).map_err(anyhow::Error::from);
+        let body = body.map_err(Error::from)?;
+        let key = Key::of(cache::Question {
+            tenant: caller.map(|caller| caller.owner.as_str()),
+            model: &model,
+            revision: &self.models.revision(&model),
+            body: &body,
+        });
+        let asked = Asked { key, subject: call.actor().into(), fresh };
+        let request_id =
+            question.request_id.as_deref().map_or_else(|| call.request_id.clone(), Arc::from);
+        let shown = (model.clone(), question.task.clone());
+        let mut guest = Guest::new(&call, request_id.clone(), shown, self.patience.heartbeat);
+        if let Some(words) = warning {
+            guest.warn(words);
+        }
+        let tokens = question.most_tokens(&body);
         let affinity = choose::affinity(tenant, &question.session_id, &body);
-        let (task, warnings) = (question.task, warning.into_iter().collect());
-        let order = Order { model, task, request_id, body, affinity, lease, turn, warnings };
-        Generation::begin(&self.fleet, order, &call, self.patience, self.streams_end.clone()).await
+        let order = Order {
+            model,
+            task: question.task,
+            request_id,
+            body,
+            affinity,
+            lease: None,
+            turn: None,
+        };
+        self.cache.answer(asked, guest, || self.generation(&call, order, tokens)).await
+    }
+
+    /// A generation that nobody's deadline ends, since others may come to read it; and where it notes
+    /// what it used. Nothing is done before it is pulled.
+    fn generation(&self, call: &Call, mut order: Order, tokens: i64) -> (Source, Report) {
+        let (call, patience, streams_end) = (call.apart(), self.patience, self.streams_end.clone());
+        let (fleet, turns, budgets) =
+            (self.fleet.clone(), self.turns.clone(), self.budgets.clone());
+        let report = call.report().clone();
+        let begin = async move {
+            let tenant = call.principal.as_ref().map_or("", |caller| &caller.owner);
+            order.turn = Some(turns.take(tenant, turn::Kind::Question).await?);
+            order.lease = budgets.reserve(&call, tokens).await?;
+            Generation::begin(&fleet, order, &call, patience, streams_end).await
+        };
+        (cache::source(begin), report)
     }
 }
 

@@ -24,7 +24,8 @@ pub(crate) struct Patience {
     pub(crate) heartbeat: Duration,
 }
 
-type Signal = Pin<Box<WaitForCancellationFutureOwned>>;
+/// Something that ends an answer.
+pub(crate) type Signal = Pin<Box<WaitForCancellationFutureOwned>>;
 
 pub(crate) struct Watch {
     patience: Patience,
@@ -163,7 +164,7 @@ impl Watch {
     }
 }
 
-async fn fired(signal: &mut Option<Signal>) {
+pub(crate) async fn fired(signal: &mut Option<Signal>) {
     match signal {
         Some(signal) => signal.await,
         None => std::future::pending().await,

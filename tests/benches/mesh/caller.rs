@@ -59,6 +59,14 @@ struct Client {
     service: CodegenServiceClient<Channel>,
     /// The header and what it says.
     credential: (&'static str, MetadataValue<Ascii>),
+    answers: Answers,
+}
+
+/// Whether an answer may be one that is known.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Answers {
+    Fresh,
+    Known,
 }
 
 impl Caller {
@@ -69,12 +77,12 @@ impl Caller {
         for index in 0..n {
             if let Way::Mesh | Way::MeshToken | Way::Gateway = way {
                 if index % STREAMS_A_CHANNEL == 0 {
-                    client = Some(Client::connect(stage, way).await?);
+                    client = Some(Client::connect(stage, way, Answers::Fresh).await?);
                 }
                 let client = client.clone().context("no client")?;
                 callers.push(Caller(Kind::Grpc { client, stream: None }));
             } else {
-                callers.push(Self::http(stage, way).await?);
+                callers.push(Self::http(stage, way, Answers::Fresh).await?);
             }
         }
         Ok(callers)
@@ -84,14 +92,26 @@ impl Caller {
         Self::many(stage, way, 1).await?.pop().context("no caller")
     }
 
-    async fn http(stage: &Stage, way: Way) -> anyhow::Result<Self> {
+    /// One whose answers the mesh may know; the others ask for fresh ones.
+    pub(crate) async fn who_takes_known(stage: &Stage, way: Way) -> anyhow::Result<Self> {
+        if way == Way::GatewayJson {
+            return Self::http(stage, way, Answers::Known).await;
+        }
+        let client = Client::connect(stage, way, Answers::Known).await?;
+        Ok(Caller(Kind::Grpc { client, stream: None }))
+    }
+
+    async fn http(stage: &Stage, way: Way, answers: Answers) -> anyhow::Result<Self> {
         let address = match way {
             Way::PlainEnvoy => stage.plain.address(),
             Way::GatewayJson => stage.gateway.address(),
             _ => loopback(stage.engine.port),
         };
         let ask = if way == Way::GatewayJson {
-            let body = format!(r#"{{"user_question":"{QUESTION}","max_tokens":{MOST_TOKENS}}}"#);
+            let no_cache = answers == Answers::Fresh;
+            let body = format!(
+                r#"{{"user_question":"{QUESTION}","max_tokens":{MOST_TOKENS},"no_cache":{no_cache}}}"#
+            );
             Ask::post("/api/v1/enhanced-stream-generate", &stage.key, &body)
         } else {
             let body = format!(
@@ -154,7 +174,7 @@ impl Caller {
 }
 
 impl Client {
-    async fn connect(stage: &Stage, way: Way) -> anyhow::Result<Self> {
+    async fn connect(stage: &Stage, way: Way, answers: Answers) -> anyhow::Result<Self> {
         let part = if way == Way::Gateway { &stage.gateway } else { &stage.hapa };
         let credential = match way {
             Way::MeshToken => (MESH_TOKEN, stage.mesh_token.expose_secret().parse()?),
@@ -167,13 +187,14 @@ impl Client {
         let endpoint = endpoint.initial_stream_window_size(16 * 1024);
         let endpoint = endpoint.initial_connection_window_size(64 * 1024 * 1024);
         let service = CodegenServiceClient::new(endpoint.connect().await?);
-        Ok(Client { service, credential })
+        Ok(Client { service, credential, answers })
     }
 
     async fn ask(&mut self) -> anyhow::Result<Streaming<StreamGenerateCodeResponse>> {
         let mut request = Request::new(GenerateCodeRequest {
             user_question: QUESTION.to_owned(),
             max_tokens: Some(i32::try_from(MOST_TOKENS)?),
+            no_cache: self.answers == Answers::Fresh,
             ..GenerateCodeRequest::default()
         });
         let (header, value) = &self.credential;

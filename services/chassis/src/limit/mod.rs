@@ -6,7 +6,6 @@
 //!
 //! Replicas count together where they share a Redis. While it does not answer, each counts alone.
 
-mod breaker;
 mod memory;
 mod redis;
 

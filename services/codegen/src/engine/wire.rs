@@ -169,6 +169,9 @@ pub(crate) struct ListedModel {
     pub(crate) parent: Option<String>,
     #[serde(default)]
     pub(crate) max_model_len: Option<u32>,
+    /// Where its weights come from.
+    #[serde(default)]
+    pub(crate) root: Option<String>,
 }
 
 /// The words and the parameter of an error body: an object in most cases, a bare string in some.

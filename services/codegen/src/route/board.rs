@@ -29,6 +29,8 @@ struct Seat {
 pub(crate) struct Listed {
     pub(crate) name: String,
     pub(crate) parent: String,
+    /// Where the first that lists it has its weights from.
+    pub(crate) root: String,
     pub(crate) max_model_len: u32,
     /// Places of those that have it.
     places: Vec<usize>,
@@ -92,6 +94,9 @@ impl Board {
                 listed.places.push(place);
                 if listed.parent.is_empty() {
                     listed.parent = parent;
+                }
+                if listed.root.is_empty() {
+                    listed.root = model.root.unwrap_or_default();
                 }
                 // The smallest: what fits there fits everywhere.
                 let longest = model.max_model_len.filter(|most| *most > 0).unwrap_or(u32::MAX);

@@ -2,6 +2,7 @@
 
 mod audit;
 mod budget;
+mod cache;
 mod complete;
 mod config;
 mod connection;
@@ -72,6 +73,9 @@ enum Command {
     /// Read and check the log of who changed what.
     #[command(subcommand)]
     Audit(Box<audit::Command>),
+    /// See how full the caches are, and empty them.
+    #[command(subcommand)]
+    Cache(Box<cache::Command>),
     /// Show who used how much: calls and tokens, by owner, key, user, model and day.
     Usage(Box<usage::Args>),
     /// Watch how it goes: calls, tokens, times and errors of the last minute, each second.
@@ -121,6 +125,7 @@ pub async fn execute(cli: Cli) -> Result<(), Failure> {
         Command::User(command) => user::execute(*command).await,
         Command::Session(command) => session::execute(*command).await,
         Command::Audit(command) => audit::execute(*command).await,
+        Command::Cache(command) => cache::execute(*command).await,
         Command::Usage(args) => usage::usage(*args).await,
         Command::Top(args) => top::top(*args).await,
         Command::Config(args) => config::print(&args, settings),

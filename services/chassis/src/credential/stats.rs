@@ -1,0 +1,79 @@
+//! How much is known of callers, and how often that helped; and to forget it.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use metrics::Counter;
+
+use super::{Callers, MOST_REMEMBERED, REMEMBERED};
+
+/// Its name in metrics: what is known of a caller holds the profile.
+const CACHE: &str = "user_profiles";
+
+/// How often who calls was known, and how often auth was asked.
+#[derive(Debug)]
+pub(super) struct Counts {
+    hits: AtomicU64,
+    misses: AtomicU64,
+    hits_total: Counter,
+    misses_total: Counter,
+}
+
+impl Counts {
+    pub(super) fn new() -> Self {
+        Counts {
+            hits: AtomicU64::new(0),
+            misses: AtomicU64::new(0),
+            // Looked up once: admission is on the way of every call.
+            hits_total: metrics::counter!("hapa_cache_hits_total", "cache" => CACHE),
+            misses_total: metrics::counter!("hapa_cache_misses_total", "cache" => CACHE),
+        }
+    }
+
+    pub(super) fn hit(&self) {
+        self.hits.fetch_add(1, Ordering::Relaxed);
+        self.hits_total.increment(1);
+    }
+
+    pub(super) fn miss(&self) {
+        self.misses.fetch_add(1, Ordering::Relaxed);
+        self.misses_total.increment(1);
+    }
+}
+
+/// What is known of callers, as an operator sees it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct KnownCallers {
+    /// Credentials remembered, with the profiles of their users.
+    pub entries: u64,
+    /// Calls whose caller was known.
+    pub hits: u64,
+    /// Questions to auth.
+    pub misses: u64,
+    /// The most that are remembered.
+    pub capacity: u64,
+    /// How long at most.
+    pub remembered: Duration,
+}
+
+impl Callers {
+    /// How much is known, and how often that helped.
+    pub async fn stats(&self) -> KnownCallers {
+        self.known.run_pending_tasks().await;
+        KnownCallers {
+            entries: self.known.entry_count(),
+            hits: self.counts.hits.load(Ordering::Relaxed),
+            misses: self.counts.misses.load(Ordering::Relaxed),
+            capacity: MOST_REMEMBERED,
+            remembered: REMEMBERED,
+        }
+    }
+
+    /// Asks auth anew about everyone; calls in progress go on. Returns how many were known.
+    pub async fn forget(&self) -> u64 {
+        self.known.run_pending_tasks().await;
+        let entries = self.known.entry_count();
+        self.known.invalidate_all();
+        entries
+    }
+}

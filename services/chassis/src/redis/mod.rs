@@ -1,0 +1,233 @@
+//! A Redis that replicas share: one script a question, and never more than a moment's wait. Who asks
+//! has an answer of its own for when there is none, so nothing here is an error to a caller.
+//!
+//! A script that timed out here may still run there.
+
+mod breaker;
+
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use fred::clients::Client;
+use fred::error::{Error, ErrorKind};
+use fred::interfaces::{ClientLike as _, LuaInterface as _};
+use fred::types::ConnectHandle;
+use fred::types::config::{
+    Config, ConnectionConfig, PerformanceConfig, ReconnectPolicy, TcpConfig, UnresponsiveConfig,
+};
+use secrecy::{ExposeSecret as _, SecretString};
+use tokio::time::timeout;
+
+use self::breaker::{Breaker, Change};
+use crate::config::{Wrong, check_redis_url};
+
+/// What scripts take and give back.
+pub use fred::types::{FromValue, Value};
+
+/// How a Redis is asked.
+#[derive(Clone, Copy, Debug)]
+pub struct Manner {
+    /// A script takes well under a millisecond; past this Redis is as good as away.
+    pub patience: Duration,
+    /// Scripts that may wait for a connection or its socket; more are refused at once.
+    pub most_queued: usize,
+    /// What happens while it is away, for the log.
+    pub meanwhile: &'static str,
+}
+
+/// A connection of its own. See the module.
+pub struct Redis {
+    client: Client,
+    connection: Mutex<ConnectHandle>,
+    breaker: Breaker,
+    manner: Manner,
+}
+
+/// A Lua script.
+#[derive(Clone, Debug)]
+pub struct Script(fred::types::scripts::Script);
+
+impl Script {
+    /// From its text.
+    pub fn new(lua: &str) -> Self {
+        Script(fred::types::scripts::Script::from_lua(lua))
+    }
+}
+
+/// Redis has no answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Away {
+    /// Whether it was asked, or known to be away.
+    pub asked: bool,
+}
+
+impl Redis {
+    /// Starts to connect, and goes on for as long as this lives. Needs a runtime.
+    pub fn new(url: &SecretString, manner: Manner) -> Result<Self, Wrong> {
+        check_redis_url(url)?;
+        // Its errors name parts of the address at most, never the password.
+        let config = Config::from_url_centralized(url.expose_secret());
+        let config = config.map_err(|error| Wrong::new("REDIS_URL", error.to_string()))?;
+        let client = Client::new(
+            // Without `fail_fast` the first connection is retried like any other.
+            Config { fail_fast: false, ..config },
+            Some(PerformanceConfig {
+                default_command_timeout: manner.patience,
+                ..PerformanceConfig::default()
+            }),
+            Some(connection(manner)),
+            Some(reconnects()),
+        );
+        let connection = Mutex::new(client.connect());
+        Ok(Redis { client, connection, breaker: Breaker::default(), manner })
+    }
+
+    /// Whether it answered last.
+    pub fn is_up(&self) -> bool {
+        self.client.is_connected() && !self.breaker.is_open()
+    }
+
+    /// Runs a script, unless Redis was away a moment ago.
+    pub async fn ask<R: FromValue>(
+        &self,
+        script: &Script,
+        keys: Vec<String>,
+        arguments: Vec<Value>,
+    ) -> Result<R, Away> {
+        if !self.breaker.admits(Instant::now()) {
+            return Err(Away { asked: false });
+        }
+        let meanwhile = self.manner.meanwhile;
+        match self.run(script, keys, arguments).await {
+            Ok(reply) => {
+                if self.breaker.succeeded() == Change::Closed {
+                    tracing::info!("Redis answers again; it was away: {meanwhile}");
+                }
+                Ok(reply)
+            }
+            Err(error) => {
+                if self.breaker.failed(Instant::now()) == Change::Opened {
+                    tracing::warn!(%error, "Redis does not answer: {meanwhile}");
+                }
+                Err(Away { asked: true })
+            }
+        }
+    }
+
+    async fn run<R: FromValue>(
+        &self,
+        script: &Script,
+        keys: Vec<String>,
+        arguments: Vec<Value>,
+    ) -> Result<R, Error> {
+        if !self.connected() {
+            return Err(Error::new(ErrorKind::IO, "there is no connection"));
+        }
+        // fred bounds each command, this bounds them all.
+        let reply = timeout(self.manner.patience, self.evaluate(script, keys, arguments)).await;
+        let late = |_| Err(Error::new(ErrorKind::Timeout, "no answer in time"));
+        reply.unwrap_or_else(late)?.convert()
+    }
+
+    async fn evaluate(
+        &self,
+        Script(script): &Script,
+        keys: Vec<String>,
+        arguments: Vec<Value>,
+    ) -> Result<Value, Error> {
+        let known = script.evalsha(&self.client, keys.clone(), arguments.clone()).await;
+        match (known, script.lua()) {
+            // EVAL also makes it known to a Redis that started meanwhile.
+            (Err(error), Some(lua)) if error.details().starts_with("NOSCRIPT") => {
+                self.client.eval(lua.clone(), keys, arguments).await
+            }
+            (known, _) => known,
+        }
+    }
+
+    /// Whether there is a connection; one that gave up is begun again.
+    fn connected(&self) -> bool {
+        let mut connection = self.connection.lock().unwrap_or_else(PoisonError::into_inner);
+        if connection.is_finished() {
+            *connection = self.client.connect();
+        }
+        drop(connection);
+        self.client.is_connected()
+    }
+}
+
+impl Drop for Redis {
+    fn drop(&mut self) {
+        // The task owns the socket.
+        self.connection.get_mut().unwrap_or_else(PoisonError::into_inner).abort();
+    }
+}
+
+impl std::fmt::Debug for Redis {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.debug_struct("Redis").field("is_up", &self.is_up()).finish_non_exhaustive()
+    }
+}
+
+fn connection(manner: Manner) -> ConnectionConfig {
+    ConnectionConfig {
+        connection_timeout: Duration::from_secs(1),
+        internal_command_timeout: Duration::from_secs(1),
+        // A second attempt would do what a script does twice.
+        max_command_attempts: 1,
+        max_command_buffer_len: manner.most_queued,
+        // Each write puts it off, so with the usual patience it is shorter than the breaker's pause.
+        unresponsive: UnresponsiveConfig {
+            max_timeout: Some(manner.patience * 6),
+            interval: Duration::from_millis(100),
+        },
+        tcp: TcpConfig { nodelay: Some(true), ..TcpConfig::default() },
+        ..ConnectionConfig::default()
+    }
+}
+
+/// For ever, 20 ms to 2 s apart; the first connection waits too.
+fn reconnects() -> ReconnectPolicy {
+    let mut policy = ReconnectPolicy::new_exponential(0, 20, 2_000, 2);
+    policy.set_jitter(20);
+    policy
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MANNER: Manner = Manner {
+        patience: Duration::from_millis(50),
+        most_queued: 8,
+        meanwhile: "a test goes without",
+    };
+
+    #[tokio::test]
+    async fn a_wrong_url_is_refused_by_name_and_without_its_password() {
+        for url in ["memcached://x", "redis://", "redis://:hunter2@host/many", "redis-cluster://x"]
+        {
+            let wrong = Redis::new(&url.into(), MANNER).unwrap_err();
+            assert_eq!(wrong.name, "REDIS_URL");
+            assert!(!wrong.problem.contains("hunter2"), "{wrong}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_url_with_tls_finds_the_one_crypto_provider() {
+        assert!(Redis::new(&"rediss://user:password@redis.example:6380/1".into(), MANNER).is_ok());
+    }
+
+    #[tokio::test]
+    async fn one_that_is_away_is_asked_a_few_times_and_then_left_alone() {
+        let redis = Redis::new(&"redis://127.0.0.1:1".into(), MANNER).unwrap();
+        let script = Script::new("return 1");
+        let mut asked = Vec::new();
+        for _ in 0..4 {
+            let reply = redis.ask::<i64>(&script, Vec::new(), Vec::new()).await;
+            asked.push(reply.unwrap_err().asked);
+        }
+        assert_eq!(asked, [true, true, true, false]);
+        assert!(!redis.is_up());
+    }
+}
