@@ -47,6 +47,11 @@ bench-store: ## measure how fast analytics takes a million events in and reports
 load: ## fill the store DATABASE_URL=... with ten million events and keep it
 	cargo bench --package hapa --package hapa-tests --bench store -- --full --into "$${DATABASE_URL:?names the store}"
 
+fuzz: ## feed each fuzz target for a minute; MINUTES=10: longer
+	@infra/tools/install fuzz
+	for target in sse requests validate; do \
+		.tools/bin/cargo-fuzz run --sanitizer none $$target -- -max_total_time=$$((60 * $(or $(MINUTES),1))) -timeout=10; done
+
 fmt: $(BUF) ## format Rust and protos
 	cargo fmt --all
 	$(BUF) format --write --path proto/hapa
@@ -58,4 +63,4 @@ $(BUF): $(WEB)/package-lock.json
 	npm --prefix $(WEB) ci --no-audit --no-fund --silent
 	@touch $@
 
-.PHONY: help run build test lint proto release-proto client bench bench-store load fmt clean
+.PHONY: help run build test lint proto release-proto client bench bench-store load fuzz fmt clean

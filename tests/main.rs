@@ -34,3 +34,4 @@ mod tenants;
 mod turns;
 mod usage;
 mod users;
+mod validate;

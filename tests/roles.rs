@@ -49,6 +49,7 @@ const TABLE: &[(&str, &str)] = &[
     ("hapa.codegen.v1.CodegenService/ListModels", "3+++ ++++"),
     ("hapa.codegen.v1.CodegenService/StreamCompleteCode", "3+55 555+"),
     ("hapa.codegen.v1.CodegenService/StreamGenerateCode", "35+5 5+5+"),
+    ("hapa.codegen.v1.CodegenService/ValidateCode", "35+5 5+5+"),
     ("hapa.errors.v1.ErrorTrackingService/GetDashboard", "3555 +55+"),
     ("hapa.errors.v1.ErrorTrackingService/GetIncident", "3555 +55+"),
     ("hapa.errors.v1.ErrorTrackingService/ListErrorCodes", "3+++ ++++"),

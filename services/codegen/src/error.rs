@@ -51,6 +51,8 @@ pub(crate) enum Error {
     /// Others of the same caller read the same answer, and are far ahead.
     #[error("the answer was read too slowly")]
     ReadTooSlowly,
+    #[error("too many are having code checked at the moment; try again shortly")]
+    ChecksBusy,
     #[error("this server is shutting down; try again at once")]
     ShuttingDown,
     #[error("superseded by a newer request of the session")]
@@ -75,7 +77,9 @@ impl Error {
             Error::Budget(status) => {
                 Fault::new(ErrorCode::DatabaseError, words).because(status.as_ref())
             }
-            Error::Busy => Fault::new(ErrorCode::Overloaded, words).retry_after(BUSY),
+            Error::Busy | Error::ChecksBusy => {
+                Fault::new(ErrorCode::Overloaded, words).retry_after(BUSY)
+            }
             Error::Superseded | Error::ReadTooSlowly => Fault::new(ErrorCode::StreamGivenUp, words),
             Error::KeyEnded => Fault::new(ErrorCode::KeyEnded, words),
             Error::Stalled => Fault::new(ErrorCode::CutShort, words),

@@ -8,9 +8,25 @@ use hapa_proto::codegen::v1::stream_generate_code_response::Kind;
 /// Longest line that may still turn out to be a fence: beyond it text is not held back.
 const LONGEST_FENCE: usize = 200;
 
+/// Longest first word of an opening fence that is told; languages have shorter names.
+const LONGEST_WORD: usize = 40;
+
+/// Where a piece of text stands.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Spot<'s> {
+    pub(crate) kind: Kind,
+    /// The number of the code block, from 1; of text, that of the block before it.
+    pub(crate) block: usize,
+    /// The first word after the block's opening fence: its language, or "".
+    pub(crate) word: &'s str,
+}
+
 /// What is known of the text so far.
 #[derive(Debug, Default)]
 pub(crate) struct Splitter {
+    /// How many blocks were opened, and the word of the last.
+    blocks: usize,
+    word: String,
     /// The begun line, while it may be a fence; empty otherwise.
     held: String,
     /// The begun line is no fence: the rest of it goes straight through.
@@ -36,13 +52,13 @@ enum Line {
 
 impl Splitter {
     /// Takes a piece of the answer and gives what is certain now.
-    pub(crate) fn push(&mut self, mut text: &str, give: &mut impl FnMut(Kind, &str)) {
+    pub(crate) fn push(&mut self, mut text: &str, give: &mut impl FnMut(Spot<'_>, &str)) {
         while !text.is_empty() {
             let end = memchr::memchr(b'\n', text.as_bytes());
             let (line, rest) = text.split_at(end.map_or(text.len(), |at| at + 1));
             text = rest;
             if self.in_line {
-                give(self.kind(), line);
+                give(self.spot(), line);
             } else {
                 self.held.push_str(line);
                 self.decide(end.is_some(), give);
@@ -54,20 +70,23 @@ impl Splitter {
     }
 
     /// The answer has ended: what is held back is decided.
-    pub(crate) fn end(&mut self, give: &mut impl FnMut(Kind, &str)) {
+    pub(crate) fn end(&mut self, give: &mut impl FnMut(Spot<'_>, &str)) {
         if !self.held.is_empty() {
             self.decide(true, give);
         }
     }
 
-    fn decide(&mut self, whole: bool, give: &mut impl FnMut(Kind, &str)) {
+    fn decide(&mut self, whole: bool, give: &mut impl FnMut(Spot<'_>, &str)) {
         match self.look(whole) {
             Line::Marks(open) => {
                 self.open = open;
+                if let Some(fence) = open {
+                    self.begin(fence);
+                }
                 self.held.clear();
             }
             Line::Text => {
-                give(self.kind(), &self.held);
+                give(self.spot(), &self.held);
                 self.held.clear();
                 self.in_line = true;
             }
@@ -101,8 +120,16 @@ impl Splitter {
         Line::Marks(self.open.is_none().then_some(fence))
     }
 
-    fn kind(&self) -> Kind {
-        if self.open.is_some() { Kind::Code } else { Kind::Explanation }
+    fn begin(&mut self, fence: Fence) {
+        let after = self.held.trim_start_matches(' ').trim_start_matches(fence.mark);
+        let word = after.split_whitespace().next().unwrap_or_default();
+        self.blocks += 1;
+        self.word = word.chars().take(LONGEST_WORD).collect();
+    }
+
+    fn spot(&self) -> Spot<'_> {
+        let kind = if self.open.is_some() { Kind::Code } else { Kind::Explanation };
+        Spot { kind, block: self.blocks, word: &self.word }
     }
 }
 
@@ -114,9 +141,9 @@ mod tests {
 
     fn split<'a>(pieces: impl IntoIterator<Item = &'a str>) -> Vec<(Kind, String)> {
         let (mut splitter, mut parts) = (Splitter::default(), Vec::<(Kind, String)>::new());
-        let mut give = |kind, text: &str| match parts.last_mut() {
-            Some((last, joined)) if *last == kind => joined.push_str(text),
-            _ => parts.push((kind, text.to_owned())),
+        let mut give = |spot: Spot<'_>, text: &str| match parts.last_mut() {
+            Some((last, joined)) if *last == spot.kind => joined.push_str(text),
+            _ => parts.push((spot.kind, text.to_owned())),
         };
         for piece in pieces {
             splitter.push(piece, &mut give);
@@ -144,6 +171,20 @@ mod tests {
         check("````\n```\n````\n", &[(Code, "```\n")]);
         check("  ```py\r\nx\r\n  ```  \r\ny", &[(Code, "x\r\n"), (Explanation, "y")]);
         check("```py\nnever closed", &[(Code, "never closed")]);
+    }
+
+    #[test]
+    fn blocks_are_told_apart_with_the_word_of_their_fence() {
+        let (mut splitter, mut seen) = (Splitter::default(), Vec::new());
+        let answer = "a\n``` py title=x\n1\n```\n```\n2\n```\nb\n~~~js\n3\n";
+        splitter.push(answer, &mut |spot, text| {
+            seen.push((spot.block, spot.word.to_owned(), text.to_owned()));
+        });
+        let seen: Vec<_> =
+            seen.iter().map(|(block, word, text)| (*block, word.as_str(), text.as_str())).collect();
+        let expected =
+            [(0, "", "a\n"), (1, "py", "1\n"), (2, "", "2\n"), (2, "", "b\n"), (3, "js", "3\n")];
+        assert_eq!(seen, expected);
     }
 
     #[test]

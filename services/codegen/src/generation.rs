@@ -17,9 +17,11 @@ use tonic::Status;
 
 use crate::engine::{self, Batch};
 use crate::error::Error;
-use crate::fence::Splitter;
+use crate::fence::{Splitter, Spot};
 use crate::order::Order;
 use crate::route::{self, Fleet, Opened};
+use crate::unicode::Sieve;
+use crate::validate::Inspector;
 use crate::watch::{Patience, Watch, account, prompt_tokens};
 
 type Opening = Pin<Box<dyn Future<Output = Result<Opened<Batch>, route::Error>> + Send>>;
@@ -51,6 +53,7 @@ pub(crate) struct Generation {
     report: Option<Report>,
     /// About as many tokens as the prompt has, until the engine says.
     prompt_tokens: u32,
+    sieve: Sieve,
     splitter: Splitter,
     batch: Batch,
     frames: VecDeque<Event>,
@@ -78,6 +81,7 @@ impl Generation {
             watch: Watch::new(call, patience, streams_end),
             report: Some(call.report().clone()),
             prompt_tokens,
+            sieve: Sieve::default(),
             splitter: Splitter::default(),
             batch: Batch::default(),
             frames: VecDeque::new(),
@@ -224,12 +228,13 @@ impl Generation {
         self.end_text();
         let usage = self.batch.usage.take();
         self.tell(usage.as_ref());
+        let warnings = self.warnings(finish_reason == "length");
         let finished = Finished {
             finish_reason,
             usage,
             time_to_first_token_ms: self.watch.first_token_ms(),
             response_time_ms: self.watch.elapsed_ms(),
-            warnings: Vec::new(),
+            warnings,
         };
         self.send(Event::Finished(finished));
         self.order.turn.take();
@@ -245,8 +250,9 @@ impl Generation {
         }
         self.watch.text();
         let text = std::mem::take(&mut self.batch.text);
-        let (splitter, frames) = (&mut self.splitter, &mut self.frames);
-        splitter.push(&text, &mut |kind, text| add_delta(frames, kind, text));
+        let text = self.sieve.strip(&text);
+        let (frames, inspector) = (&mut self.frames, &mut self.order.inspector);
+        self.splitter.push(&text, &mut |spot, text| read_along(frames, inspector, spot, text));
     }
 
     /// Says once what was used: as the engine counted, else as far as it is known.
@@ -264,8 +270,17 @@ impl Generation {
     }
 
     fn end_text(&mut self) {
-        let (splitter, frames) = (&mut self.splitter, &mut self.frames);
-        splitter.end(&mut |kind, text| add_delta(frames, kind, text));
+        let (frames, inspector) = (&mut self.frames, &mut self.order.inspector);
+        self.splitter.end(&mut |spot, text| read_along(frames, inspector, spot, text));
+    }
+
+    /// Of a whole answer.
+    fn warnings(&self, is_cut: bool) -> Vec<String> {
+        let mut warnings = self.order.inspector.warnings(is_cut);
+        if self.sieve.removed > 0 {
+            warnings.push("characters that can't be seen were removed from the answer".to_owned());
+        }
+        warnings
     }
 
     fn fail(&mut self, error: Error) {
@@ -299,6 +314,13 @@ impl Drop for Generation {
         let usage = self.batch.usage.take();
         self.tell(usage.as_ref());
     }
+}
+
+fn read_along(frames: &mut VecDeque<Event>, inspector: &mut Inspector, spot: Spot<'_>, text: &str) {
+    if spot.kind == Kind::Code {
+        inspector.take(spot.block, spot.word, text);
+    }
+    add_delta(frames, spot.kind, text);
 }
 
 /// Neighbours of one kind become one frame.

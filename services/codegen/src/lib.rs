@@ -6,6 +6,9 @@ mod completion;
 mod engine;
 mod error;
 mod fence;
+#[cfg(feature = "fuzzing")]
+#[doc(hidden)]
+pub mod fuzz;
 mod generation;
 mod model;
 mod order;
@@ -15,6 +18,8 @@ pub mod route;
 mod service;
 mod task;
 mod turn;
+mod unicode;
+mod validate;
 mod watch;
 
 use std::sync::Arc;
@@ -36,6 +41,7 @@ use crate::route::{Bounds, Fleet, Source};
 use crate::service::Codegen;
 use crate::task::Specialists;
 use crate::turn::{TurnConfig, Turns};
+use crate::validate::Validators;
 use crate::watch::Patience;
 
 /// Settings of this service.
@@ -107,6 +113,8 @@ const RPCS: &[Rpc] = &[
         Access::Scope("codegen:complete"),
     )
     .limited(120, 60),
+    Rpc::new("/hapa.codegen.v1.CodegenService/ValidateCode", Access::Scope("codegen:generate"))
+        .limited(100, 3_600),
     Rpc::new("/hapa.codegen.v1.CodegenService/ListModels", Access::Caller),
     Rpc::new("/hapa.codegen.v1.CodegenService/GetCodeHealth", Access::Caller),
 ];
@@ -144,8 +152,17 @@ pub async fn mount(config: &Config, server: &mut Server) -> anyhow::Result<()> {
     });
     let cache = Cache::new(&config.cache, server)?;
     let caches = Caches { cache: cache.clone(), callers: server.callers() };
-    let codegen =
-        Codegen { fleet, models, turns, budgets, cache, patience, streams_end, completions };
+    let codegen = Codegen {
+        fleet,
+        models,
+        turns,
+        budgets,
+        cache,
+        patience,
+        validators: Validators::default(),
+        streams_end,
+        completions,
+    };
     server.add(CodegenServiceServer::new(codegen), RPCS).await;
     server.add(CacheServiceServer::new(caches), CACHE_RPCS).await;
     Ok(())

@@ -10,6 +10,7 @@ use crate::budget::Lease;
 use crate::engine::Ask;
 use crate::route::Request;
 use crate::turn::Turn;
+use crate::validate::Inspector;
 
 /// See the module.
 pub(crate) struct Order {
@@ -23,6 +24,8 @@ pub(crate) struct Order {
     pub(crate) lease: Option<Lease>,
     /// Its place at the engines, until they are done.
     pub(crate) turn: Option<Turn>,
+    /// Who reads the code along.
+    pub(crate) inspector: Inspector,
 }
 
 impl Order {

@@ -6,6 +6,7 @@ use hapa_proto::codegen::v1::{GenerateCodeRequest, UserProfile};
 use crate::engine::{ChatRequest, Message, Scheduling, StreamOptions};
 use crate::prompt::{self, VOCABULARY};
 use crate::task;
+use crate::unicode;
 
 const LONGEST_QUESTION: usize = 10_000;
 const LONGEST_CONTEXT: usize = 50_000;
@@ -38,10 +39,13 @@ impl Question {
     /// Checks every field, and names all that are wrong. A request without a profile is answered as
     /// the user's stored one says.
     pub(crate) fn check(
-        request: GenerateCodeRequest,
+        mut request: GenerateCodeRequest,
         stored: Option<&UserProfile>,
     ) -> Result<Question, Violations> {
         let mut found = Violations::default();
+        for text in [&mut request.user_question, &mut request.code_context] {
+            unicode::strip_in(text);
+        }
         check_texts(&request, &mut found);
         check_place(&request.language, &request.file_path, &mut found);
         check_id(&request.request_id, &mut found);
@@ -57,6 +61,8 @@ impl Question {
         let inferred = || task::infer(&request.user_question, &request.code_context).to_owned();
         let task = if request.task.is_empty() { inferred() } else { request.task };
         let usual = task::sampling(&task);
+        // After the check: a control character in a path is refused.
+        unicode::strip_in(&mut request.file_path);
         Ok(Question {
             text: request.user_question,
             context: request.code_context,
@@ -202,6 +208,21 @@ mod tests {
         assert_eq!(fields(|request| request.max_tokens = Some(0)), ["max_tokens"]);
         assert_eq!(fields(|request| request.language = "c++".to_owned()), Vec::<&str>::new());
         assert_eq!(fields(|request| request.language = "py\nthon".to_owned()), ["language"]);
+    }
+
+    #[test]
+    fn what_can_not_be_seen_never_reaches_the_model() {
+        let request = GenerateCodeRequest {
+            user_question: "q\u{e0041}\u{202e} 👩\u{200d}💻".to_owned(),
+            code_context: "\u{feff}a\u{200b}".to_owned(),
+            file_path: "a\u{2066}.py".to_owned(),
+            ..Default::default()
+        };
+        let question = Question::check(request, None).unwrap();
+        let texts = [&question.text, &question.context, &question.file_path].map(String::as_str);
+        assert_eq!(texts, ["q 👩\u{200d}💻", "a", "a.py"]);
+        let unseen = "\u{200b}\u{202e}";
+        assert_eq!(fields(|request| request.user_question = unseen.to_owned()), ["user_question"]);
     }
 
     #[test]

@@ -11,7 +11,8 @@ use hapa_proto::codegen::v1::stream_generate_code_response::{Event, Kind};
 use hapa_proto::codegen::v1::{
     CompleteCodeRequest, CompleteCodeResponse, GenerateCodeRequest, GenerateCodeResponse,
     GetCodeHealthRequest, GetCodeHealthResponse, ListModelsRequest, ListModelsResponse,
-    StreamCompleteCodeResponse, StreamGenerateCodeResponse,
+    StreamCompleteCodeResponse, StreamGenerateCodeResponse, ValidateCodeRequest,
+    ValidateCodeResponse,
 };
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status};
@@ -27,6 +28,7 @@ use crate::question::Question;
 use crate::route::{Fleet, choose};
 use crate::task::Chosen;
 use crate::turn::{self, Turns};
+use crate::validate::{self, Inspector, Validators};
 use crate::watch::{Patience, millis};
 
 pub(crate) struct Codegen {
@@ -36,6 +38,7 @@ pub(crate) struct Codegen {
     pub(crate) budgets: Budgets,
     pub(crate) cache: Cache,
     pub(crate) patience: Patience,
+    pub(crate) validators: Validators,
     pub(crate) streams_end: CancellationToken,
     pub(crate) completions: Completions,
 }
@@ -83,6 +86,19 @@ impl CodegenService for Codegen {
         request: Request<CompleteCodeRequest>,
     ) -> Result<Response<Frames<StreamCompleteCodeResponse>>, Status> {
         Ok(Response::new(Box::pin(self.completions.stream(request).await?)))
+    }
+
+    async fn validate_code(
+        &self,
+        request: Request<ValidateCodeRequest>,
+    ) -> Result<Response<ValidateCodeResponse>, Status> {
+        let call = Call::of(request.extensions())?;
+        let request = request.into_inner();
+        let language = validate::check(&request).map_err(Error::from)?;
+        if !request.request_id.is_empty() {
+            call.also_named(&request.request_id);
+        }
+        Ok(Response::new(self.validators.validate(request, language).await?))
     }
 
     async fn list_models(
@@ -133,6 +149,7 @@ impl Codegen {
         }
         let tokens = question.most_tokens(&body);
         let affinity = choose::affinity(tenant, &question.session_id, &body);
+        let inspector = Inspector::new(&question.language);
         let order = Order {
             model,
             task: question.task,
@@ -141,6 +158,7 @@ impl Codegen {
             affinity,
             lease: None,
             turn: None,
+            inspector,
         };
         self.cache.answer(asked, guest, || self.generation(&call, order, tokens)).await
     }

@@ -2,7 +2,7 @@
 //! read, by whoever serves the caller: so a slow caller slows the engine, and a caller who left drops
 //! the connection, which is how the engine learns to stop.
 
-mod sse;
+pub(crate) mod sse;
 mod wire;
 
 use std::net::SocketAddr;

@@ -10,6 +10,7 @@ use hapa_proto::codegen::v1::codegen_service_client::CodegenServiceClient;
 use hapa_proto::codegen::v1::stream_generate_code_response::{Event, Finished, Kind};
 use hapa_proto::codegen::v1::{GenerateCodeRequest, StreamGenerateCodeResponse, UserProfile};
 
+use crate::cli::table::plain;
 use crate::cli::{Failure, connection, json};
 
 /// Largest file or standard input that is read: what a request may hold, in its longest form.
@@ -177,12 +178,12 @@ impl Printer {
     fn warn(&mut self, warnings: &[String]) -> Result<(), Failure> {
         for warning in warnings {
             let line_end = if std::mem::take(&mut self.in_line) { "\n" } else { "" };
-            writeln!(anstream::stderr(), "{line_end}{WARN}warning:{WARN:#} {warning}")?;
+            writeln!(anstream::stderr(), "{line_end}{WARN}warning:{WARN:#} {}", plain(warning))?;
         }
         Ok(())
     }
 
-    /// For people: nobody needs it in a pipe.
+    /// The times are for people: nobody needs them in a pipe.
     fn summary(&mut self, finished: &Finished) -> Result<(), Failure> {
         if !std::io::stderr().is_terminal() {
             return Ok(());

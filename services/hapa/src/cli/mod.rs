@@ -22,6 +22,7 @@ mod table;
 mod top;
 mod usage;
 mod user;
+mod validate;
 
 use clap::error::ErrorKind;
 use clap::{ArgMatches, CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
@@ -61,6 +62,8 @@ enum Command {
     Generate(Box<generate::Args>),
     /// Ask what may stand at a cursor: the code before it from a file or standard input.
     Complete(Box<complete::Args>),
+    /// Look for syntax errors and dangerous constructs in files; nothing is executed.
+    Validate(Box<validate::Args>),
     /// Make, list, change, rotate and end API keys, and see what they use.
     #[command(subcommand)]
     Key(Box<key::Command>),
@@ -121,6 +124,7 @@ pub async fn execute(cli: Cli) -> Result<(), Failure> {
         Command::Analytics(args) => serve((*args).into()).await,
         Command::Generate(args) => generate::generate(*args).await,
         Command::Complete(args) => complete::complete(*args).await,
+        Command::Validate(args) => validate::validate(*args).await,
         Command::Key(command) => key::execute(*command).await,
         Command::User(command) => user::execute(*command).await,
         Command::Session(command) => session::execute(*command).await,
