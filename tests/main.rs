@@ -10,6 +10,7 @@ mod cli;
 mod cli_auth;
 mod cli_reports;
 mod complete;
+mod deploy;
 mod failures;
 mod fleet;
 mod gateway;

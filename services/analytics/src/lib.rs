@@ -41,10 +41,18 @@ const RPCS: &[Rpc] = &[
     Rpc::new("/hapa.analytics.v1.AnalyticsService/WatchPerformance", Access::Scope(READ)),
 ];
 
+/// Migrates the store at `url`, and does no more.
+pub async fn migrate(url: &str) -> anyhow::Result<()> {
+    open(url).await.map(drop)
+}
+
+async fn open(url: &str) -> anyhow::Result<Db> {
+    Db::open_with("analytics", url, store::MIGRATIONS, Durability::Process).await
+}
+
 /// Opens the store and adds the service.
 pub async fn mount(config: &Config, server: &mut Server) -> anyhow::Result<()> {
-    let url = server.config().store_url("analytics");
-    let db = Db::open_with("analytics", &url, store::MIGRATIONS, Durability::Process).await?;
+    let db = open(&server.config().store_url("analytics")).await?;
     server.check(Check::store("analytics", &db, SERVICES));
     let store = Store::new(db, config.event_retention_days);
     server.spawn(store::purge(store.clone()));

@@ -114,13 +114,21 @@ const SERVICES: &[&str] = &[
     "hapa.auth.v1.AuditService",
 ];
 
+/// Migrates the store at `url`, and does no more.
+pub async fn migrate(url: &str) -> anyhow::Result<()> {
+    open(url).await.map(drop)
+}
+
+async fn open(url: &str) -> anyhow::Result<Db> {
+    Db::open("auth", url, store::MIGRATIONS).await
+}
+
 /// Opens the store and adds the services.
 pub async fn mount(config: &Config, server: &mut Server) -> anyhow::Result<()> {
     let pepper = Pepper(pepper(config, server.config())?);
     let tokens = Arc::new(tokens(config, server.config())?);
     let identity = Identity::new(&config.identity)?;
-    let url = server.config().store_url("auth");
-    let db = Db::open("auth", &url, store::MIGRATIONS).await?;
+    let db = open(&server.config().store_url("auth")).await?;
     server.check(Check::store("auth", &db, SERVICES));
     let store = Store::new(db);
     let (passwords, last_uses) = (Passwords::new(), Uses::default());

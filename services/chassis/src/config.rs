@@ -2,7 +2,7 @@
 //! wrong is refused before anything starts, by its name.
 
 use std::net::{IpAddr, SocketAddr};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::{ArgAction, Args, ValueEnum};
@@ -214,15 +214,20 @@ impl Config {
 
     /// Where a service keeps its data.
     pub fn store_url(&self, service: &str) -> String {
-        let embedded = || format!("sqlite://{}/{service}.db?mode=rwc", self.data_dir.display());
-        let set = self.database_url.as_ref().map(SecretString::expose_secret);
-        set.filter(|url| !url.is_empty()).map_or_else(embedded, str::to_owned)
+        store_url(self.database_url.as_ref(), &self.data_dir, service)
     }
 
     /// Whether to serve reflection.
     pub fn reflects(&self) -> bool {
         self.reflection.unwrap_or(self.environment != Environment::Production)
     }
+}
+
+/// Where a service keeps its data: at the URL that was set, else in a file of its own.
+pub fn store_url(set: Option<&SecretString>, data_dir: &Path, service: &str) -> String {
+    let embedded = || format!("sqlite://{}/{service}.db?mode=rwc", data_dir.display());
+    let set = set.map(SecretString::expose_secret).filter(|url| !url.is_empty());
+    set.map_or_else(embedded, str::to_owned)
 }
 
 /// One server, plain or over TLS: what else a Redis can be is not built in.

@@ -58,11 +58,19 @@ const RPCS: &[Rpc] = &[
     Rpc::new("/hapa.errors.v1.ErrorTrackingService/WatchOccurrences", READ),
 ];
 
+/// Migrates the store at `url`, and does no more.
+pub async fn migrate(url: &str) -> anyhow::Result<()> {
+    open(url).await.map(drop)
+}
+
+async fn open(url: &str) -> anyhow::Result<Db> {
+    Db::open("errors", url, store::MIGRATIONS).await
+}
+
 /// Opens the store and adds the service.
 pub async fn mount(config: &Config, server: &mut Server) -> anyhow::Result<()> {
     const ANALYTICS: &str = "hapa.analytics.v1.AnalyticsService";
-    let url = server.config().store_url("errors");
-    let db = Db::open("errors", &url, store::MIGRATIONS).await?;
+    let db = open(&server.config().store_url("errors")).await?;
     server.check(Check::store("errors", &db, SERVICES));
     let store = Store::new(db);
     let (head, news) = sync::watch::channel(0);

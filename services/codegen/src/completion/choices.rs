@@ -6,6 +6,7 @@ use crate::completion::question::Terms;
 use crate::completion::reader::{Piece, Said};
 use crate::completion::scope::Scope;
 use crate::completion::trim::kept;
+use crate::unicode::Sieve;
 
 /// No choice grows beyond this, in bytes: 4,096 tokens of what models write are a tenth of it.
 const LONGEST: usize = 256 * 1024;
@@ -22,6 +23,8 @@ pub(crate) struct Choices {
 #[derive(Debug)]
 struct Choice {
     text: String,
+    /// What nobody sees is left out.
+    sieve: Sieve,
     /// Where each piece begins in the text, and how likely it was.
     pieces: Vec<(usize, f64, u32)>,
     scope: Scope,
@@ -37,6 +40,7 @@ impl Choices {
     pub(crate) fn new(prefix: &str, terms: &Terms, ends: &'static [String]) -> Choices {
         let choice = || Choice {
             text: String::new(),
+            sieve: Sieve::default(),
             pieces: Vec::new(),
             scope: Scope::new(terms.kind, prefix),
             natural: None,
@@ -124,7 +128,7 @@ impl Choice {
             return;
         }
         let at = self.text.len();
-        self.text.push_str(&piece.text);
+        self.text.push_str(&self.sieve.strip(&piece.text));
         if piece.tokens > 0 {
             self.pieces.push((at, piece.logprob, piece.tokens));
         }

@@ -3,6 +3,7 @@
 use hapa_chassis::{Violations, profile};
 use hapa_proto::codegen::v1::CompleteCodeRequest;
 
+use crate::completion::TASK;
 use crate::completion::fim::Filled;
 use crate::completion::trim::Kind;
 use crate::engine::{CompletionRequest, Scheduling, StreamOptions};
@@ -10,15 +11,13 @@ use crate::question::{
     LONGEST_NAME, LONGEST_PATH, LONGEST_SESSION, check_id, check_lengths, check_place,
     check_sampling, or_default,
 };
+use crate::task;
+use crate::unicode;
 
 const LONGEST_PREFIX: usize = 8_000;
 const LONGEST_SUFFIX: usize = 4_000;
 const MOST_SUGGESTIONS: i32 = 20;
 const DEFAULT_SUGGESTIONS: i32 = 5;
-/// Those of the specialist for this.
-const DEFAULT_TEMPERATURE: f64 = 0.3;
-const DEFAULT_TOP_P: f64 = 0.9;
-const DEFAULT_TOKENS: i32 = 128;
 
 /// What is asked.
 #[derive(Clone, Debug)]
@@ -48,8 +47,11 @@ pub(crate) struct Terms {
 
 impl Question {
     /// Checks every field, and names all that are wrong.
-    pub(crate) fn check(request: CompleteCodeRequest) -> Result<Question, Violations> {
+    pub(crate) fn check(mut request: CompleteCodeRequest) -> Result<Question, Violations> {
         let mut found = Violations::default();
+        for text in [&mut request.prefix, &mut request.suffix] {
+            unicode::strip_in(text);
+        }
         check_texts(&request, &mut found);
         check_place(&request.language, &request.file_path, &mut found);
         check_id(&request.request_id, &mut found);
@@ -61,15 +63,16 @@ impl Question {
         let kind = or_default(request.completion_type, Kind::Inline.word());
         profile::check_word("completion_type", &kind, &Kind::ALL.map(Kind::word), &mut found);
         found.check()?;
+        let usual = task::sampling(TASK);
         let terms = Terms {
             suffix: request.suffix,
             language: or_default(request.language, "python"),
             file_path: request.file_path,
             kind: Kind::ALL.into_iter().find(|one| one.word() == kind).unwrap_or(Kind::Inline),
             most: usize::try_from(most).unwrap_or(1),
-            temperature: request.temperature.unwrap_or(DEFAULT_TEMPERATURE),
-            top_p: request.top_p.unwrap_or(DEFAULT_TOP_P),
-            max_tokens: request.max_tokens.unwrap_or(DEFAULT_TOKENS),
+            temperature: request.temperature.unwrap_or(usual.temperature),
+            top_p: request.top_p.unwrap_or(usual.top_p),
+            max_tokens: request.max_tokens.unwrap_or(usual.max_tokens),
         };
         Ok(Question {
             prefix: request.prefix,

@@ -30,6 +30,12 @@ pub(super) struct Args {
     /// Envoy's own port, on loopback alone.
     #[arg(long, env = "ENVOY_ADMIN_PORT", default_value_t = 9901)]
     envoy_admin_port: u16,
+    /// Port for /livez, /ready and /stats/prometheus, for machines that watch; default: none.
+    #[arg(long, env = "GATEWAY_METRICS_PORT")]
+    gateway_metrics_port: Option<u16>,
+    /// Where the gateway's traces go, as OTLP over gRPC: http://otel-collector:4317; default: nowhere.
+    #[arg(long, env = "OTEL_EXPORTER_OTLP_ENDPOINT")]
+    otel_exporter_otlp_endpoint: Option<String>,
     /// Origins whose pages may call, exact, comma-separated: https://editor.example.com.
     #[arg(long, env = "CORS_ORIGINS", value_delimiter = ',')]
     cors_origins: Vec<String>,
@@ -71,6 +77,9 @@ fn render(args: &Args, descriptors: &Path) -> Result<String, Failure> {
         place("ANALYTICS_ADDRESS", args.analytics_address.as_deref(), args.port)?;
     let (errors_host, errors_port) =
         place("ERRORS_ADDRESS", args.errors_address.as_deref(), args.port)?;
+    let traces = args.otel_exporter_otlp_endpoint.as_deref().filter(|traces| !traces.is_empty());
+    let (traces_host, traces_port) = place("OTEL_EXPORTER_OTLP_ENDPOINT", traces, 0)?;
+    let metrics_port = args.gateway_metrics_port.filter(|port| *port != 0);
     let origins: Vec<_> = args.cors_origins.iter().filter(|origin| !origin.is_empty()).collect();
     if let Some(wrong) = origins.iter().find(|origin| !is_origin(origin)) {
         let problem = format!("{wrong:?} is not an origin like https://editor.example.com");
@@ -82,6 +91,9 @@ fn render(args: &Args, descriptors: &Path) -> Result<String, Failure> {
         ("GATEWAY_HOST", args.gateway_host.to_string()),
         ("GATEWAY_PORT", args.gateway_port.to_string()),
         ("ADMIN_PORT", args.envoy_admin_port.to_string()),
+        ("METRICS_PORT", metrics_port.unwrap_or_default().to_string()),
+        ("TRACES_HOST", traces_host),
+        ("TRACES_PORT", traces_port.to_string()),
         ("DESCRIPTOR_SET", descriptors.display().to_string()),
         ("CORS_ORIGINS", format!("[{}]", matchers.join(", "))),
         ("CODEGEN_HOST", codegen_host),
@@ -95,12 +107,32 @@ fn render(args: &Args, descriptors: &Path) -> Result<String, Failure> {
     ];
     let fill =
         |text: String, (name, value): &(&str, String)| text.replace(&format!("${{{name}}}"), value);
-    let config = values.iter().fold(TEMPLATE.to_owned(), fill);
+    let sections = [("METRICS", metrics_port.is_some()), ("TRACES", traces.is_some())];
+    let config = values.iter().fold(without(TEMPLATE, &sections), fill);
     if let Some((_, rest)) = config.split_once("${") {
         let name = rest.split('}').next().unwrap_or(rest);
         return Err(anyhow::anyhow!("gateway/envoy.yaml asks for {name}, which nobody sets").into());
     }
     Ok(config)
+}
+
+/// The template without the sections (`# begin NAME` to `# end NAME`) that are not asked for.
+fn without(template: &str, sections: &[(&str, bool)]) -> String {
+    let left_out = |line: &str, word: &str| {
+        let named =
+            |(name, asked): &(&str, bool)| !asked && line.trim() == format!("# {word} {name}");
+        sections.iter().any(named)
+    };
+    let (mut text, mut skipping) = (String::with_capacity(template.len()), false);
+    for line in template.lines() {
+        skipping |= left_out(line, "begin");
+        if !skipping {
+            text.push_str(line);
+            text.push('\n');
+        }
+        skipping &= !left_out(line, "end");
+    }
+    text
 }
 
 fn place(setting: &'static str, address: Option<&str>, port: u16) -> Result<(String, u16), Wrong> {

@@ -12,10 +12,12 @@ mod gateway;
 mod generate;
 mod json;
 mod key;
+mod migrate;
 mod moment;
 mod number;
 mod password;
 mod private;
+mod probe;
 mod serve;
 mod session;
 mod table;
@@ -87,6 +89,10 @@ enum Command {
     Config(Box<config::Args>),
     /// Write the gateway's configuration for Envoy.
     Gateway(Box<gateway::Args>),
+    /// Bring stores up to this version, and end. Roles do it too when they start.
+    Migrate(Box<migrate::Args>),
+    /// Ask whether a service can work; exit code 0 says that it can. For container health checks.
+    Probe(Box<probe::Args>),
 }
 
 /// Reads the command line and the environment. Prints help and ends the process where that is asked.
@@ -134,6 +140,8 @@ pub async fn execute(cli: Cli) -> Result<(), Failure> {
         Command::Top(args) => top::top(*args).await,
         Command::Config(args) => config::print(&args, settings),
         Command::Gateway(args) => gateway::write(&args),
+        Command::Migrate(args) => migrate::migrate(&args).await,
+        Command::Probe(args) => probe::probe(&args).await,
     }
 }
 

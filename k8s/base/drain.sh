@@ -1,0 +1,18 @@
+# What the gateway does between "it must go" and SIGTERM, at which Envoy ends at once: fails its readiness
+# and says GOAWAY, takes no more connections, and waits for open calls, for DRAIN_SECONDS at most.
+# Envoy's image has bash and no HTTP client; its admin port is on loopback alone.
+ask() { # method and path
+  exec 3<>"/dev/tcp/127.0.0.1/${ADMIN_PORT:-9901}" || return
+  printf '%s HTTP/1.1\r\nhost: gateway\r\ncontent-length: 0\r\nconnection: close\r\n\r\n' "$1" >&3
+  timeout 5 cat <&3
+  exec 3>&-
+}
+
+end=$((SECONDS + ${DRAIN_SECONDS:?}))
+ask 'POST /healthcheck/fail' >/dev/null
+sleep "${DELAY_SECONDS:?}" # whoever balances hears of it, meanwhile calls are answered
+ask 'POST /drain_listeners?inboundonly&graceful&skip_exit' >/dev/null
+while ((SECONDS < end)); do
+  ask 'GET /stats?filter=^http.public.downstream_rq_active$' | grep -q 'downstream_rq_active: 0' && break
+  sleep 1
+done
