@@ -149,7 +149,7 @@ async fn a_known_answer_costs_no_tokens_and_is_counted_as_cached() {
     let mut analytics = AnalyticsServiceClient::new(world.wire(Who::Mesh));
     within("the sums", async {
         loop {
-            let model = "sim-coder".to_owned();
+            let model = "prompt".to_owned();
             let request = GetUsageRequest { model, ..GetUsageRequest::default() };
             let total = analytics.get_usage(request).await.unwrap().into_inner().total;
             let total = total.unwrap_or_default();

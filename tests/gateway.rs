@@ -135,7 +135,7 @@ async fn completion_speaks_the_documented_json() {
     );
     assert_eq!(answer["suggestions"][1]["text"], "이름");
     assert!(answer["response_time_ms"].is_u64() && answer["usage"]["total_tokens"].is_u64());
-    assert_eq!((&answer["model"], &answer["cached"]), (&json!("sim-coder"), &json!(false)));
+    assert_eq!((&answer["model"], &answer["cached"]), (&json!("autocomplete"), &json!(false)));
 
     let key = Some(world.key.as_str());
     for (asked, status, code) in [

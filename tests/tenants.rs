@@ -18,7 +18,7 @@ use tonic::{Code, Response, Status};
 
 /// RPCs whose request has an id that is not someone's: a name that the caller gives.
 const OWN_NAMES: &[&str] =
-    &["CompleteCode", "GenerateCode", "StreamCompleteCode", "StreamGenerateCode"];
+    &["CompleteCode", "GenerateCode", "StreamCompleteCode", "StreamGenerateCode", "ValidateCode"];
 /// RPCs with ids for which a scope or the mesh token is needed, which sees everything.
 const NOT_FOR_TENANTS: &[&str] = &["ReserveTokens", "SettleTokens", "DeleteUser"];
 /// RPCs with ids of incidents, which belong to no tenant: errors:read sees what went wrong in the

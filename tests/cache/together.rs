@@ -90,7 +90,7 @@ async fn twenty_who_ask_at_once_share_one_generation_also_when_the_first_leaves(
     let mut analytics = AnalyticsServiceClient::new(world.wire(Who::Mesh));
     within("the sums", async {
         loop {
-            let model = "sim-coder".to_owned();
+            let model = "prompt".to_owned();
             let request = GetUsageRequest { model, ..GetUsageRequest::default() };
             let total = analytics.get_usage(request).await.unwrap().into_inner().total;
             let total = total.unwrap_or_default();
