@@ -102,6 +102,7 @@ mod tests {
 
     use super::*;
     use crate::completion::question::Question;
+    use crate::unicode::strip;
 
     fn filled(model: &str, prefix: &str, suffix: &str, path: &str) -> Filled {
         let request = CompleteCodeRequest {
@@ -166,6 +167,7 @@ mod tests {
         fn prefix_and_suffix_are_always_whole_and_in_order(
             prefix in "[^<]{0,60}", suffix in "[^<]{0,60}", model in prop::sample::select(&MODELS[..]),
         ) {
+            let (prefix, suffix) = (strip(&prefix).into_owned(), strip(&suffix).into_owned());
             let filled = filled(model, &prefix, &suffix, "");
             let at = filled.prompt.find(&prefix).unwrap() + prefix.len();
             prop_assert!(filled.without_suffix || filled.prompt[at..].contains(&suffix));
