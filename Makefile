@@ -47,6 +47,11 @@ bench-store: ## measure how fast analytics takes a million events in and reports
 load: ## fill the store DATABASE_URL=... with ten million events and keep it
 	cargo bench --package hapa --package hapa-tests --bench store -- --full --into "$${DATABASE_URL:?names the store}"
 
+test-vllm: ## run the stories that need a real vLLM, which it installs for the CPU: 7 GB, minutes
+	@infra/vllm/install
+	cargo build
+	infra/vllm/run cargo test --package hapa-tests --test stories -- --ignored --test-threads=1 vllm
+
 fuzz: ## feed each fuzz target for a minute; MINUTES=10: longer
 	@infra/tools/install fuzz
 	for target in sse requests validate; do \
@@ -63,4 +68,4 @@ $(BUF): $(WEB)/package-lock.json
 	npm --prefix $(WEB) ci --no-audit --no-fund --silent
 	@touch $@
 
-.PHONY: help run build test lint proto release-proto client bench bench-store load fuzz fmt clean
+.PHONY: help run build test lint proto release-proto client bench bench-store load test-vllm fuzz fmt clean

@@ -36,3 +36,4 @@ mod turns;
 mod usage;
 mod users;
 mod validate;
+mod vllm;
