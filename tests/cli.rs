@@ -115,6 +115,24 @@ async fn generate_gives_code_to_a_pipe_and_the_rest_to_standard_error() {
 }
 
 #[tokio::test]
+async fn models_tells_what_each_is_for_and_how_it_is() {
+    let world = World::start().await;
+    let done = run(Some(&world), &["models"], &[]).await;
+    let rows: Vec<Vec<&str>> =
+        text(&done.stdout).lines().map(|line| line.split_whitespace().collect()).collect();
+    let fix = ["error-fix", "sim-coder", "fix", "healthy", "1", "of", "1"];
+    assert_eq!(rows[3][..7], fix, "{}", text(&done.stdout));
+    let base = ["sim-coder", "-", "all", "others", "healthy", "1", "of", "1", "1", "32768"];
+    assert_eq!(rows[5], base);
+    let done = run(Some(&world), &["models", "--json"], &[]).await;
+    let first: Value = serde_json::from_str(text(&done.stdout).lines().next().unwrap()).unwrap();
+    assert_eq!(
+        (&first["name"], &first["tasks"]),
+        (&"autocomplete".into(), &serde_json::json!(["complete"]))
+    );
+}
+
+#[tokio::test]
 async fn complete_shows_suggestions_as_a_table_and_as_json() {
     let world = World::start().await;
     let sure = Script::tokens(["a, b"]).logprob(-0.125);

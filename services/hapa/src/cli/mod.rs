@@ -13,6 +13,7 @@ mod generate;
 mod json;
 mod key;
 mod migrate;
+mod models;
 mod moment;
 mod number;
 mod password;
@@ -64,6 +65,8 @@ enum Command {
     Generate(Box<generate::Args>),
     /// Ask what may stand at a cursor: the code before it from a file or standard input.
     Complete(Box<complete::Args>),
+    /// List the models and adapters that the engines serve, and what each is for.
+    Models(models::Args),
     /// Look for syntax errors and dangerous constructs in files; nothing is executed.
     Validate(Box<validate::Args>),
     /// Make, list, change, rotate and end API keys, and see what they use.
@@ -130,6 +133,7 @@ pub async fn execute(cli: Cli) -> Result<(), Failure> {
         Command::Analytics(args) => serve((*args).into()).await,
         Command::Generate(args) => generate::generate(*args).await,
         Command::Complete(args) => complete::complete(*args).await,
+        Command::Models(args) => models::models(args).await,
         Command::Validate(args) => validate::validate(*args).await,
         Command::Key(command) => key::execute(*command).await,
         Command::User(command) => user::execute(*command).await,
