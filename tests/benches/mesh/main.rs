@@ -6,6 +6,7 @@
 
 mod cached;
 mod caller;
+mod completion;
 mod cost;
 mod decisions;
 mod engine;
@@ -69,6 +70,7 @@ enum Part {
     Admission,
     Route,
     Cache,
+    Completion,
     Open,
 }
 
@@ -160,10 +162,7 @@ async fn bench(args: &Args) -> anyhow::Result<String> {
         add(first_token::measure(&mut stage, extent.rounds).await?);
     }
     if wanted(Part::Cost) {
-        for pace in [PACED, UNPACED] {
-            say(from, "processor time per token");
-            add(cost::measure(&mut stage, pace, extent.sections, extent.section).await?);
-        }
+        costs(&mut stage, extent, from, &mut add).await?;
     }
     if wanted(Part::Leaving) {
         say(from, "clients who leave");
@@ -176,12 +175,29 @@ async fn bench(args: &Args) -> anyhow::Result<String> {
         say(from, "known answers");
         add(cached::measure(&mut stage, extent.rounds).await?);
     }
+    if wanted(Part::Completion) {
+        say(from, "completions");
+        add(completion::measure(&mut stage, extent.rounds).await?);
+    }
     drop(stage);
     if wanted(Part::Open) {
         open_streams(&binaries, extent, from, &mut add).await?;
     }
     say(from, "done");
     Ok(report)
+}
+
+async fn costs(
+    stage: &mut Stage,
+    extent: Extent,
+    from: Instant,
+    add: &mut impl FnMut(Table),
+) -> anyhow::Result<()> {
+    for pace in [PACED, UNPACED] {
+        say(from, "processor time per token");
+        add(cost::measure(stage, pace, extent.sections, extent.section).await?);
+    }
+    Ok(())
 }
 
 async fn admission(
