@@ -1,10 +1,11 @@
 //! The rules of the house, checked: arrows, rooms, sizes, and that what is published is documented.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use hapa_chassis::ErrorCode;
 use hapa_chassis::status::{Retry, code_name};
+use hapa_chassis::telemetry::{KNOWN, Kind, Known};
 
 const LONGEST_FILE: usize = 600;
 
@@ -133,6 +134,48 @@ fn the_gateway_knows_every_public_service_and_no_private_one() {
     let analytics = |line: &str| line.contains("match:") && line.contains("analytics");
     assert!(routed.all(|line| !analytics(line) || line.contains("{path: ")));
     assert!(!gateway.contains("/RecordEvents"));
+}
+
+#[test]
+fn every_metric_is_described_and_documented_as_the_code_says_it() {
+    let rows: Vec<_> = KNOWN
+        .iter()
+        .map(|Known { name, kind, unit, labels, help }| {
+            let kind = match kind {
+                Kind::Counter => "counter",
+                Kind::Gauge => "gauge",
+                Kind::Histogram(_) => "histogram",
+            };
+            let unit = unit.map_or("–", |unit| unit.as_str());
+            let labels: Vec<_> = labels.iter().map(|label| format!("`{label}`")).collect();
+            format!("| `{name}` | {kind} | {unit} | {} | {help} |", labels.join(" "))
+        })
+        .collect();
+    let page = read("docs/metrics.md");
+    let documented: Vec<_> = page.lines().filter(|line| line.starts_with("| `")).collect();
+    assert_eq!(documented, rows, "docs/metrics.md should hold:\n{}\n", rows.join("\n"));
+    let counted: BTreeSet<_> =
+        sources("services").iter().flat_map(|(path, text)| counted_in(path, text)).collect();
+    let known: BTreeSet<_> = KNOWN.iter().map(|known| known.name.to_owned()).collect();
+    assert_eq!(counted, known, "services/chassis/src/telemetry/known.rs lists every metric");
+}
+
+/// The names of the metrics that a source counts in.
+fn counted_in(path: &Path, text: &str) -> Vec<String> {
+    let calls = ["metrics::counter!(", "metrics::gauge!(", "metrics::histogram!("];
+    let calls = calls.iter().flat_map(|call| text.split(call).skip(1));
+    let named = calls.filter(|rest| !rest.starts_with("*name")).map(|rest| {
+        let rest = rest.trim_start();
+        if let Some(name) = rest.strip_prefix('"') {
+            return name.split('"').next().unwrap().to_owned();
+        }
+        let constant = rest.split([',', ')']).next().unwrap();
+        let begin = format!("const {constant}: &str = \"");
+        let value = text.split(begin.as_str()).nth(1);
+        let value = value.unwrap_or_else(|| panic!("{}: what is {constant}", path.display()));
+        value.split('"').next().unwrap().to_owned()
+    });
+    named.collect()
 }
 
 #[test]

@@ -2,8 +2,12 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::process::Command;
+use std::time::{Duration, Instant};
 
 use hapa_chassis::ErrorCode;
+use hapa_proto::codegen::v1::GenerateCodeRequest;
+use hapa_tests::engine::Fault;
+use hapa_tests::{Fleet, Receiver, World};
 use serde_json::Value;
 
 use super::{list, of_kind, overlays, root, text, word};
@@ -142,16 +146,51 @@ fn every_metric_of_the_mesh_is_in_its_sources() {
             }
             "envoy" => assert!(metric.starts_with("envoy_"), "{metric}"),
             "vllm" => assert!(metric.starts_with("vllm:"), "{metric}"),
-            // Told once caching and several engines are there.
-            "soon" => assert!(
-                metric.starts_with("hapa_cache_") || metric.starts_with("hapa_engine_"),
-                "{metric}"
-            ),
             "prometheus" => assert_eq!(metric, "up"),
             other => panic!("{other}: who is that"),
         }
     }
     assert!(checked > 10);
+}
+
+/// Of processes as they are deployed, after calls that went well, failed and came from the cache.
+#[tokio::test]
+async fn every_metric_of_the_mesh_is_told_by_a_running_mesh() {
+    let receiver = Receiver::start().await;
+    let address = format!("http://{}", receiver.address);
+    let settings = [
+        ("ERRORS_ADDRESS", address.as_str()),
+        ("ANALYTICS_ADDRESS", address.as_str()),
+        ("CACHE_TTL", "600"),
+    ];
+    let fleet = Fleet::start_with(&settings).await;
+    let key = fleet.create_key(World::dev_key()).await.key_text;
+    let question =
+        |text: &str| GenerateCodeRequest { user_question: text.to_owned(), ..Default::default() };
+    let replica = &fleet.replicas[0];
+    for text in ["known", "known"] {
+        replica.client(&key).generate_code(question(text)).await.unwrap();
+    }
+    fleet.engine.once(Fault::status(500));
+    replica.client(&key).generate_code(question("fails")).await.unwrap_err();
+    let told = |page: &str| {
+        let lines = page.lines().filter(|line| !line.starts_with('#'));
+        let names = lines.filter_map(|line| line.split(['{', ' ']).next().map(str::to_owned));
+        names.collect::<BTreeSet<_>>()
+    };
+    let wanted = listed().into_iter().filter(|(_, source)| source == "hapa");
+    let wanted: BTreeSet<_> = wanted.map(|(metric, _)| metric).collect();
+    // What is delivered is counted a moment after the calls.
+    let until = Instant::now() + Duration::from_secs(30);
+    loop {
+        let seen = told(replica.metrics().await.text());
+        let missing: Vec<_> = wanted.difference(&seen).collect();
+        if missing.is_empty() {
+            break;
+        }
+        assert!(Instant::now() < until, "nobody tells {missing:?}");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
 }
 
 #[test]

@@ -24,11 +24,10 @@ pub struct Gateway {
 }
 
 impl Gateway {
-    pub(crate) async fn start(mesh: SocketAddr, origins: &[&str]) -> Gateway {
+    pub(crate) async fn start(mesh: SocketAddr, own: &[(&str, &str)]) -> Gateway {
         let folder = tempfile::tempdir().expect("a folder for the test");
-        let origins = origins.join(",");
         let port = mesh.port().to_string();
-        let settings = [("PORT", port.as_str()), ("CORS_ORIGINS", &origins)];
+        let settings = [&[("PORT", port.as_str())], own].concat();
         let config = write(folder.path(), &settings).await.expect("a configuration");
         let admin_file = folder.path().join("admin");
         let envoy = envoy()

@@ -1,5 +1,6 @@
 //! The mesh from outside: what tests and benchmarks stand on.
 
+mod collector;
 pub mod engine;
 mod fleet;
 mod gateway;
@@ -12,6 +13,7 @@ mod redis;
 mod tools;
 mod world;
 
+pub use collector::{Collected, Collector};
 pub use fleet::{Audit, Fleet, Role, Sessions, Users};
 pub use gateway::Gateway;
 pub use keeper::Keeper;

@@ -65,7 +65,12 @@ pub(crate) enum Service {
 
 /// Both services on one port.
 pub(crate) async fn serve(listener: TcpListener, service: Service) {
+    // Who looks at it sees it serving as long as it listens.
+    let (reporter, health) = tonic_health::server::health_reporter();
+    reporter.set_serving::<AnalyticsServiceServer<Service>>().await;
+    reporter.set_serving::<ErrorTrackingServiceServer<Service>>().await;
     let router = Server::builder()
+        .add_service(health)
         .add_service(AnalyticsServiceServer::new(service.clone()))
         .add_service(ErrorTrackingServiceServer::new(service));
     router.serve_with_incoming(TcpIncoming::from(listener)).await.expect("it serves");

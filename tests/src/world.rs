@@ -216,7 +216,12 @@ impl World {
 
     /// A real Envoy in front of this mesh, open to pages of these origins.
     pub async fn gateway(&self, origins: &[&str]) -> Gateway {
-        Gateway::start(self.mesh, origins).await
+        Gateway::start(self.mesh, &[("CORS_ORIGINS", origins.join(",").as_str())]).await
+    }
+
+    /// The same with these settings of `hapa gateway`.
+    pub async fn gateway_with(&self, settings: &[(&str, &str)]) -> Gateway {
+        Gateway::start(self.mesh, settings).await
     }
 
     /// One page of the metrics port: its status and text.

@@ -33,6 +33,7 @@ pub mod spool;
 pub mod status;
 pub mod telemetry;
 pub mod times;
+pub mod trace;
 
 pub use check::Violations;
 pub use config::Config;

@@ -24,8 +24,10 @@ use tracing::{Instrument as _, Span};
 use crate::context::{BODY_ID, Call, origin};
 use crate::layers::{Shared, refuse, trailers};
 use crate::reader;
+use crate::rpc::{Access, Rpc};
 use crate::spool::{Ended, Failure, Receipt, Spool, trace_id};
 use crate::status::{ErrorCode, Fault, code_name, publish, read};
+use crate::trace::{Part, is_servers_failure};
 
 const REQUEST_ID: &str = "x-request-id";
 /// The label of what is not in the access table: a client must not make labels.
@@ -38,22 +40,17 @@ pub(crate) async fn observe(
 ) -> Response {
     let presented = request.headers().get(REQUEST_ID).and_then(|value| value.to_str().ok());
     let rpc = shared.table.find(request.uri().path());
+    let part = shared.tracing.arrive(request.headers(), rpc);
     let call = Call::new(presented, rpc, origin(&request, &shared.trusted_proxies));
+    let call = call.in_trace(part.trace().clone());
     let path = call.rpc.map_or(UNKNOWN, |rpc| rpc.path);
-    let span =
-        tracing::info_span!("call", rpc = path, request_id = %call.request_id, { BODY_ID } = Empty);
-    let mut record = Record {
-        path,
-        call: call.clone(),
-        span: span.clone(),
-        trace_id: trace_id(request.headers()).to_owned(),
-        spool: shared.spool.clone(),
-        ended: false,
-    };
+    let mut record = Record::new(&shared, call.clone(), path, (part, request.headers()));
+    let (span, trace) = (record.span.clone(), call.trace().clone());
     metrics::gauge!("hapa_requests_in_flight", "rpc" => path).increment(1.0);
     request.extensions_mut().insert(call.clone());
 
-    let run = AssertUnwindSafe(next.run(request)).catch_unwind().instrument(span.clone());
+    let run = AssertUnwindSafe(trace.around(next.run(request))).catch_unwind();
+    let run = run.instrument(span.clone());
     let mut response =
         run.await.unwrap_or_else(|panic| span.in_scope(|| refuse(panicked(&*panic))));
     if let Ok(id) = HeaderValue::from_str(&call.request_id) {
@@ -80,11 +77,43 @@ struct Record {
     call: Call,
     span: Span,
     trace_id: String,
+    /// Its span in the trace.
+    part: Part,
     spool: Spool,
+    slow: Option<Duration>,
     ended: bool,
 }
 
 impl Record {
+    fn new(
+        shared: &Shared,
+        call: Call,
+        path: &'static str,
+        (part, headers): (Part, &HeaderMap),
+    ) -> Record {
+        let mut trace_id = part.id();
+        if trace_id.is_empty() {
+            // Nobody traces here: the caller may.
+            self::trace_id(headers).clone_into(&mut trace_id);
+        }
+        let request_id = &call.request_id;
+        // Its ids are in every line of the call, whatever level is asked for.
+        let span = tracing::error_span!(
+            "call",
+            rpc = path,
+            %request_id,
+            trace_id = Empty,
+            incident_id = Empty,
+            { BODY_ID } = Empty
+        );
+        if !trace_id.is_empty() {
+            span.record("trace_id", trace_id.as_str());
+        }
+        part.set("hapa.request_id", request_id.to_string());
+        let (spool, slow) = (shared.spool.clone(), shared.slow);
+        Record { path, call, span, trace_id, part, spool, slow, ended: false }
+    }
+
     /// Reads how the call ended from its headers or trailers, and publishes it there. They may leave
     /// when the receipt has come.
     fn end(&mut self, headers: &mut HeaderMap) -> Option<Receipt> {
@@ -110,9 +139,49 @@ impl Record {
             return None;
         }
         let (path, elapsed) = (self.path, self.call.arrived.elapsed());
+        if let Some(failure) = failure {
+            self.span.record("incident_id", failure.incident_id.as_str());
+        }
         self.count(code, failure, elapsed);
+        self.tell_times(elapsed);
+        self.trace(code, failure);
         let (call, trace_id) = (&self.call.told(), self.trace_id.as_str());
         self.spool.remember(&Ended { call, path, trace_id, code, failure, elapsed }, waits)
+    }
+
+    /// What the mesh itself took of the time, and where the time went where it was much.
+    fn tell_times(&self, elapsed: Duration) {
+        let is_work = |rpc: &&Rpc| rpc.access != Access::Public && !rpc.is_watch();
+        let Some(rpc) = self.call.rpc.filter(is_work) else { return };
+        let times = self.call.report().times();
+        let overhead = elapsed.saturating_sub(times.queued + times.engine);
+        metrics::histogram!("hapa_overhead_seconds", "rpc" => rpc.path).record(overhead);
+        if self.slow.is_none_or(|slow| elapsed <= slow) {
+            return;
+        }
+        let _entered = self.span.enter();
+        let millis = |span: Duration| u64::try_from(span.as_millis()).unwrap_or(u64::MAX);
+        tracing::warn!(
+            duration_ms = millis(elapsed),
+            queued_ms = millis(times.queued),
+            engine_ms = millis(times.engine),
+            first_token_ms = times.first_token.map(millis),
+            overhead_ms = millis(overhead),
+            "slow call"
+        );
+    }
+
+    fn trace(&mut self, code: Code, failure: Option<&Failure>) {
+        // Dropped here: the call ends now, however long its body is kept.
+        let part = std::mem::take(&mut self.part);
+        part.set("rpc.grpc.status_code", i64::from(code as i32));
+        let Some(failure) = failure else { return };
+        part.set("hapa.incident_id", failure.incident_id.clone());
+        if is_servers_failure(code) {
+            part.fail(failure.error_code.clone(), "the call failed");
+        } else {
+            part.set("error.type", failure.error_code.clone());
+        }
     }
 
     fn count(&self, code: Code, failure: Option<&Failure>, elapsed: Duration) {
@@ -180,7 +249,9 @@ impl Observed {
         }
         let polled = {
             let _entered = this.record.span.enter();
-            catch_unwind(AssertUnwindSafe(|| Pin::new(&mut this.body).poll_frame(cx)))
+            let (body, trace) = (&mut this.body, this.record.call.trace());
+            let poll = || trace.within(|| Pin::new(body).poll_frame(cx));
+            catch_unwind(AssertUnwindSafe(poll))
         };
         let mut frame = match polled {
             Ok(Poll::Pending) => return Poll::Pending,

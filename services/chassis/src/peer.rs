@@ -16,12 +16,13 @@ use tonic::transport::{Channel, Endpoint};
 use tonic::{Request, Status};
 
 use crate::config::Wrong;
+use crate::trace::Traced;
 
 /// The metadata key by which a service proves that it is one.
 pub const MESH_TOKEN: &str = "x-mesh-token";
 
 /// A channel that proves to be a service's.
-pub type Wire = InterceptedService<Channel, MeshToken>;
+pub type Wire = InterceptedService<Traced<Channel>, MeshToken>;
 
 /// A client of the auth service that proves to be a service itself.
 pub type AuthClient = AuthServiceClient<Wire>;
@@ -48,11 +49,18 @@ pub fn wire(address: &str, token: &SecretString) -> anyhow::Result<Wire> {
         .parse()
         .map_err(|_| Wrong::new("MESH_TOKEN", "must be plain text without spaces around"))?;
     token.set_sensitive(true);
-    Ok(InterceptedService::new(channel(address)?, MeshToken(token)))
+    let place = address.split_once("://").map_or(address, |(_, place)| place);
+    let traced = Traced::new(channel(address)?, place.trim_end_matches('/'));
+    Ok(InterceptedService::new(traced, MeshToken(token)))
 }
 
 /// A channel for unary calls to `address`, such as `http://auth:50051`.
 pub fn channel(address: &str) -> anyhow::Result<Channel> {
+    Ok(endpoint(address)?.connect_lazy())
+}
+
+/// The bounds of such a channel.
+pub(crate) fn endpoint(address: &str) -> anyhow::Result<Endpoint> {
     let endpoint = Endpoint::from_shared(address.to_owned());
     let endpoint =
         endpoint.with_context(|| format!("{address} is not an address like http://host:port"))?;
@@ -61,8 +69,7 @@ pub fn channel(address: &str) -> anyhow::Result<Channel> {
         .tcp_nodelay(true)
         .http2_keep_alive_interval(Duration::from_secs(20))
         .keep_alive_timeout(Duration::from_secs(5))
-        .keep_alive_while_idle(true)
-        .connect_lazy())
+        .keep_alive_while_idle(true))
 }
 
 /// The address by which a process reaches its own listener.

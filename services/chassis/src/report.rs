@@ -40,8 +40,19 @@ pub(crate) struct Work {
     pub(crate) between_tokens: Option<Duration>,
     pub(crate) cacheable: bool,
     pub(crate) cached: bool,
+    /// Waiting for a place at the engines, and then for what an engine said.
+    pub(crate) queued: Duration,
+    pub(crate) engine: Duration,
     /// What failed and was overcome.
     pub(crate) overcome: Vec<Failure>,
+}
+
+/// Where a call's time went.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Times {
+    pub(crate) queued: Duration,
+    pub(crate) engine: Duration,
+    pub(crate) first_token: Option<Duration>,
 }
 
 impl Report {
@@ -70,6 +81,16 @@ impl Report {
         self.note(|work| work.between_tokens = Some(span));
     }
 
+    /// For so long it waited for a place at the engines.
+    pub fn queued(&self, span: Duration) {
+        self.note(|work| work.queued = span);
+    }
+
+    /// From the question to an engine to the end of its answer, with what was asked again.
+    pub fn engine(&self, span: Duration) {
+        self.note(|work| work.engine = span);
+    }
+
     /// A cache was asked, and answered or did not.
     pub fn cache(&self, answered: bool) {
         self.note(|work| (work.cacheable, work.cached) = (true, answered));
@@ -86,12 +107,13 @@ impl Report {
 
     /// Takes over what was noted apart: what was used, and what was overcome.
     pub fn take_over(&self, apart: &Report) -> (u32, u32) {
-        let (used, overcome) = {
+        let (used, times, overcome) = {
             let mut work = apart.0.work.lock().unwrap_or_else(PoisonError::into_inner);
             let used = (work.prompt_tokens, work.completion_tokens);
-            (used, std::mem::take(&mut work.overcome))
+            (used, (work.queued, work.engine), std::mem::take(&mut work.overcome))
         };
         self.note(|work| {
+            (work.queued, work.engine) = times;
             (work.prompt_tokens, work.completion_tokens) = used;
             work.overcome.extend(overcome);
             work.overcome.truncate(MOST_OVERCOME);
@@ -101,6 +123,12 @@ impl Report {
 
     pub(crate) fn work(&self) -> Work {
         self.0.work.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    pub(crate) fn times(&self) -> Times {
+        let work = self.0.work.lock().unwrap_or_else(PoisonError::into_inner);
+        let Work { queued, engine, first_token, .. } = &*work;
+        Times { queued: *queued, engine: *engine, first_token: *first_token }
     }
 
     pub(crate) fn admit(&self, caller: Caller) {

@@ -62,6 +62,11 @@ impl Rpc {
         Rpc { limit: Some((calls, window_seconds)), ..self }
     }
 
+    /// Whether it lives as long as its caller wants to hear news.
+    pub(crate) fn is_watch(&self) -> bool {
+        self.method().starts_with("Watch")
+    }
+
     /// The last part of the path.
     pub fn method(&self) -> &'static str {
         self.path.rsplit('/').next().unwrap_or(self.path)

@@ -32,6 +32,7 @@ use crate::limit::Limiter;
 use crate::peer::{AnalyticsClient, AuthClient, ErrorsClient, Wire};
 use crate::rpc::{BUILT_IN, Rpc, Table};
 use crate::spool::{Bounds, Receiver, Receivers, Spool};
+use crate::trace::{Exporter, Tracing};
 use crate::{peer, probes, secret, telemetry};
 
 /// How long background tasks may take to notice the end.
@@ -99,6 +100,8 @@ pub struct Server {
     door: Door,
     spool: Spool,
     callers: Arc<OnceLock<Callers>>,
+    tracing: Tracing,
+    exporter: Option<Exporter>,
 }
 
 impl Server {
@@ -106,6 +109,7 @@ impl Server {
     pub async fn new(config: Config, listeners: Listeners) -> anyhow::Result<Self> {
         config.check()?;
         telemetry::metrics()?;
+        let (tracing, exporter) = Tracing::new(&config.trace)?;
         let mesh_token =
             secret::set_or_kept(config.mesh_token.as_ref(), &config.data_dir.join("mesh-token"))?;
         let (reporter, health_service) = tonic_health::server::health_reporter();
@@ -123,6 +127,8 @@ impl Server {
             door: Door::default(),
             spool: Spool::default(),
             callers: Arc::default(),
+            tracing,
+            exporter,
         };
         server.table.add(BUILT_IN);
         server.routes.add_service(health_service);
@@ -241,6 +247,7 @@ impl Server {
         let address = self.listeners.mesh.local_addr()?;
         let metrics_address = self.listeners.metrics.local_addr()?;
         self.open_spool().await?;
+        self.export();
         let shared = Arc::new(self.shared()?);
         let limiter = Arc::clone(&shared.admission.limiter);
         self.check_redis(&limiter);
@@ -302,6 +309,8 @@ impl Server {
             in_flight: Arc::new(Semaphore::new(config.max_in_flight as usize)),
             admission: Admission::new(token, callers, limiter, &config.limits),
             spool: self.spool.clone(),
+            tracing: self.tracing.clone(),
+            slow: Some(config.log.slow_request_seconds).filter(|slow| !slow.is_zero()),
         })
     }
 
@@ -356,10 +365,21 @@ impl Server {
         if self.config.port != 0 {
             return self.config.port.to_string();
         }
-        let roles = self.names.iter().filter_map(|name| name.split('.').nth(1));
-        let mut roles: Vec<_> = roles.collect();
+        self.roles().join("-")
+    }
+
+    fn roles(&self) -> Vec<&'static str> {
+        let mut roles: Vec<_> =
+            self.names.iter().filter_map(|name| name.split('.').nth(1)).collect();
         roles.dedup();
-        roles.join("-")
+        roles
+    }
+
+    /// Sends spans to the collector from now on, where there is one.
+    fn export(&mut self) {
+        let Some(exporter) = self.exporter.take() else { return };
+        let roles = self.roles();
+        self.spawn_to_end(|end| exporter.run(roles, end));
     }
 
     fn add_reflection(&mut self) -> anyhow::Result<()> {

@@ -30,6 +30,8 @@ const SHORTEST_MARGIN: Duration = Duration::from_secs(2);
 const LONGEST_MARGIN: Duration = Duration::from_mins(1);
 /// What auth takes as the use of one generation, whatever an engine says.
 const MOST_USED: i64 = 100_000_000;
+const LEDGER: &str = "hapa_ledger_tokens_total";
+const GAP: &str = "hapa_ledger_gap_tokens";
 
 #[derive(Clone)]
 pub(crate) struct Budgets {
@@ -131,10 +133,28 @@ impl Lease {
 impl Drop for Lease {
     fn drop(&mut self) {
         let Some(settlement) = self.settlement.take() else { return };
+        let tokens = settlement.tokens;
+        metrics::gauge!(GAP).increment(measure(tokens));
         if self.settlements.try_send(settlement).is_err() {
             metrics::counter!("hapa_token_settlements_dropped_total").increment(1);
+            lost(tokens);
         }
     }
+}
+
+/// These were used and nobody will book them: they stay in the gap.
+fn lost(tokens: i64) {
+    metrics::counter!(LEDGER, "outcome" => "lost").increment(tokens.unsigned_abs());
+}
+
+fn booked(tokens: i64) {
+    metrics::counter!(LEDGER, "outcome" => "booked").increment(tokens.unsigned_abs());
+    metrics::gauge!(GAP).decrement(measure(tokens));
+}
+
+#[expect(clippy::cast_precision_loss, reason = "exact up to 2^53")]
+fn measure(tokens: i64) -> f64 {
+    tokens as f64
 }
 
 async fn settle(auth: AuthClient, mut waiting: mpsc::Receiver<Settlement>, end: CancellationToken) {
@@ -151,7 +171,10 @@ async fn settle(auth: AuthClient, mut waiting: mpsc::Receiver<Settlement>, end: 
             let request = SettleTokensRequest { settlements: batch.clone() };
             let reply = timeout(PATIENCE, auth.clone().settle_tokens(request)).await;
             let error = match reply {
-                Ok(Ok(_)) => break,
+                Ok(Ok(_)) => {
+                    booked(batch.iter().map(|one| one.tokens).sum());
+                    break;
+                }
                 Ok(Err(status)) => status.message().to_owned(),
                 Err(_) => "no answer".to_owned(),
             };
@@ -159,6 +182,7 @@ async fn settle(auth: AuthClient, mut waiting: mpsc::Receiver<Settlement>, end: 
                 let count = batch.len() as u64;
                 tracing::warn!(count, error, "used tokens could not be booked");
                 metrics::counter!("hapa_token_settlements_dropped_total").increment(count);
+                lost(batch.iter().map(|one| one.tokens).sum());
                 break;
             }
             sleep(pause).await;

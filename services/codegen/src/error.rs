@@ -62,6 +62,23 @@ pub(crate) enum Error {
 }
 
 impl Error {
+    /// A word for its kind, from a short list.
+    pub(crate) fn kind(&self) -> String {
+        let word = match self {
+            Error::Engine(error) => return error.kind(),
+            Error::Asking(error) => return error.kind(),
+            Error::Completing(error) => return error.kind(),
+            Error::Away(_) => "no_engine",
+            Error::TimeUp => "deadline",
+            Error::NoFirstToken | Error::Stalled => "silent",
+            Error::KeyEnded => "key_ended",
+            Error::ShuttingDown => "shutting_down",
+            Error::Superseded => "superseded",
+            _ => "other",
+        };
+        word.to_owned()
+    }
+
     /// As it is shown to a caller, who got text before or did not.
     pub(crate) fn fault(self, partial: bool) -> Fault {
         let words = self.to_string();

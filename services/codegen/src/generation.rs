@@ -7,19 +7,22 @@
 use std::collections::VecDeque;
 use std::pin::Pin;
 
-use hapa_chassis::{Call, Fault, Report};
+use hapa_chassis::trace::Part;
+use hapa_chassis::{Call, ErrorCode, Fault, Report};
 use hapa_proto::codegen::v1::stream_generate_code_response::{
     Delta, Event, Failed, Finished, Heartbeat, Kind,
 };
 use hapa_proto::codegen::v1::{StreamGenerateCodeResponse, Usage};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tonic::Status;
 
-use crate::engine::{self, Batch};
+use crate::engine::{self, Ask, Batch};
 use crate::error::Error;
 use crate::fence::{Splitter, Spot};
 use crate::order::Order;
 use crate::route::{self, Fleet, Opened};
+use crate::span;
 use crate::unicode::Sieve;
 use crate::validate::Inspector;
 use crate::watch::{Patience, Watch, account, prompt_tokens};
@@ -51,6 +54,9 @@ pub(crate) struct Generation {
     watch: Watch,
     /// Where it says once what it used.
     report: Option<Report>,
+    /// Its span, and since when an engine is waited for.
+    part: Part,
+    asked: Instant,
     /// About as many tokens as the prompt has, until the engine says.
     prompt_tokens: u32,
     sieve: Sieve,
@@ -73,13 +79,16 @@ impl Generation {
     ) -> Result<Generation, Error> {
         let (fleet, answered) = (fleet.clone(), CancellationToken::new());
         let prompt_tokens = prompt_tokens(&order.body);
-        let request = order.request(call.report(), &answered);
+        let part = span::begin(call.trace(), Ask::Chat, &order.model, order.sampling);
+        let request = order.request(call.report(), &answered, part.trace());
         let mut generation = Generation {
             source: Source::Opening(Box::pin(async move { fleet.open(request).await })),
             answered,
             order,
             watch: Watch::new(call, patience, streams_end),
             report: Some(call.report().clone()),
+            part,
+            asked: Instant::now(),
             prompt_tokens,
             sieve: Sieve::default(),
             splitter: Splitter::default(),
@@ -90,7 +99,10 @@ impl Generation {
         };
         call.report().model(&generation.order.model);
         call.report().task(&generation.order.task);
-        let happened = generation.wait_for_answer().await?;
+        let happened = generation.wait_for_answer().await.inspect_err(|error| {
+            let part = std::mem::take(&mut generation.part);
+            part.fail(error.kind(), "no answer has begun");
+        })?;
         generation.frames.push_back(generation.order.started());
         if let Some(Happened::Opened(opened)) = happened
             && let Err(error) = generation.open(opened)
@@ -164,6 +176,10 @@ impl Generation {
     /// Takes what came with the first token, and that it broke in the same read, where it did.
     fn open(&mut self, mut opened: Box<Opened<Batch>>) -> Result<(), Error> {
         self.batch = std::mem::take(&mut opened.events);
+        self.part.set_server(opened.place());
+        if let Some(model) = self.batch.model.clone() {
+            self.part.set("gen_ai.response.model", model);
+        }
         let broke = opened.broke.take();
         self.source = Source::Open(opened);
         let Some(error) = broke else { return self.take_batch() };
@@ -226,6 +242,7 @@ impl Generation {
             return Err(engine::Error::Truncated.into());
         };
         self.end_text();
+        self.part.set_list("gen_ai.response.finish_reasons", &[&finish_reason]);
         let usage = self.batch.usage.take();
         self.tell(usage.as_ref());
         let warnings = self.warnings(finish_reason == "length");
@@ -248,6 +265,9 @@ impl Generation {
         if self.batch.text.is_empty() {
             return;
         }
+        if !self.watch.has_text() {
+            span::first_token(&self.part);
+        }
         self.watch.text();
         let text = std::mem::take(&mut self.batch.text);
         let text = self.sieve.strip(&text);
@@ -258,7 +278,7 @@ impl Generation {
     /// Says once what was used: as the engine counted, else as far as it is known.
     fn tell(&mut self, usage: Option<&Usage>) {
         let Some(report) = self.report.take() else { return };
-        account(usage);
+        account(usage, Ask::Chat);
         let (prompt, tokens) = match usage {
             Some(usage) => (usage.prompt_tokens, usage.completion_tokens),
             // An engine that never answered has read nothing.
@@ -266,7 +286,11 @@ impl Generation {
             None => (self.prompt_tokens, self.batch.pieces),
         };
         report.tokens(prompt, tokens);
+        report.engine(self.asked.elapsed());
         self.watch.tell_times(&report, tokens);
+        span::used(&self.part, prompt, tokens);
+        // Dropped here: what follows is on no engine's time.
+        drop(std::mem::take(&mut self.part));
     }
 
     fn end_text(&mut self) {
@@ -286,10 +310,11 @@ impl Generation {
     fn fail(&mut self, error: Error) {
         self.end_text();
         self.count();
-        let usage = self.batch.usage.take();
-        self.tell(usage.as_ref());
         let partial = self.watch.has_text();
         let fault: Fault = error.fault(partial);
+        span::failed(&self.part, &fault);
+        let usage = self.batch.usage.take();
+        self.tell(usage.as_ref());
         let failed = Failed {
             error_code: fault.code().to_string(),
             message: fault.message().to_owned(),
@@ -310,6 +335,7 @@ impl Drop for Generation {
             return;
         }
         // A caller who left: what was read until then was used.
+        self.part.set("error.type", ErrorCode::StreamGivenUp.to_string());
         self.count();
         let usage = self.batch.usage.take();
         self.tell(usage.as_ref());

@@ -16,6 +16,7 @@ mod prompt;
 mod question;
 pub mod route;
 mod service;
+mod span;
 mod task;
 mod turn;
 mod unicode;

@@ -3,12 +3,14 @@
 use std::sync::Arc;
 
 use hapa_chassis::Report;
+use hapa_chassis::trace::Trace;
 use hapa_proto::codegen::v1::stream_generate_code_response::{Event, Started};
 use tokio_util::sync::CancellationToken;
 
 use crate::budget::Lease;
 use crate::engine::Ask;
 use crate::route::Request;
+use crate::task::Sampling;
 use crate::turn::Turn;
 use crate::validate::Inspector;
 
@@ -26,11 +28,17 @@ pub(crate) struct Order {
     pub(crate) turn: Option<Turn>,
     /// Who reads the code along.
     pub(crate) inspector: Inspector,
+    pub(crate) sampling: Sampling,
 }
 
 impl Order {
     /// What is asked of an engine; takes the body. `answered` fires when one has answered.
-    pub(crate) fn request(&mut self, report: &Report, answered: &CancellationToken) -> Request {
+    pub(crate) fn request(
+        &mut self,
+        report: &Report,
+        answered: &CancellationToken,
+        trace: &Trace,
+    ) -> Request {
         Request {
             ask: Ask::Chat,
             body: std::mem::take(&mut self.body).into(),
@@ -38,6 +46,7 @@ impl Order {
             affinity: self.affinity,
             report: report.clone(),
             answered: answered.clone(),
+            trace: trace.clone(),
         }
     }
 

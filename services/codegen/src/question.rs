@@ -5,7 +5,7 @@ use hapa_proto::codegen::v1::{GenerateCodeRequest, UserProfile};
 
 use crate::engine::{ChatRequest, Message, Scheduling, StreamOptions};
 use crate::prompt::{self, VOCABULARY};
-use crate::task;
+use crate::task::{self, Sampling};
 use crate::unicode;
 
 const LONGEST_QUESTION: usize = 10_000;
@@ -77,6 +77,12 @@ impl Question {
             top_p: request.top_p.unwrap_or(usual.top_p),
             max_tokens: request.max_tokens.unwrap_or(usual.max_tokens),
         })
+    }
+
+    /// How the engine is to choose its tokens.
+    pub(crate) fn sampling(&self) -> Sampling {
+        let Question { temperature, top_p, max_tokens, .. } = *self;
+        Sampling { max_tokens, temperature, top_p }
     }
 
     /// The most tokens that prompt and answer can be, for a budget: a token is rarely less than

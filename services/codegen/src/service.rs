@@ -14,6 +14,7 @@ use hapa_proto::codegen::v1::{
     StreamCompleteCodeResponse, StreamGenerateCodeResponse, ValidateCodeRequest,
     ValidateCodeResponse,
 };
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status};
 
@@ -150,6 +151,7 @@ impl Codegen {
         let tokens = question.most_tokens(&body);
         let affinity = choose::affinity(tenant, &question.session_id, &body);
         let inspector = Inspector::new(&question.language);
+        let sampling = question.sampling();
         let order = Order {
             model,
             task: question.task,
@@ -159,6 +161,7 @@ impl Codegen {
             lease: None,
             turn: None,
             inspector,
+            sampling,
         };
         self.cache.answer(asked, guest, || self.generation(&call, order, tokens)).await
     }
@@ -170,12 +173,18 @@ impl Codegen {
         let (fleet, turns, budgets) =
             (self.fleet.clone(), self.turns.clone(), self.budgets.clone());
         let report = call.report().clone();
+        let trace = call.trace().clone();
         let begin = async move {
             let tenant = call.principal.as_ref().map_or("", |caller| &caller.owner);
-            order.turn = Some(turns.take(tenant, turn::Kind::Question).await?);
+            let asked = Instant::now();
+            let turn = turns.take(tenant, turn::Kind::Question).await;
+            call.report().queued(asked.elapsed());
+            order.turn = Some(turn?);
             order.lease = budgets.reserve(&call, tokens).await?;
             Generation::begin(&fleet, order, &call, patience, streams_end).await
         };
+        // Whoever reads it, it is asked for on behalf of who began it.
+        let begin = async move { trace.around(begin).await };
         (cache::source(begin), report)
     }
 }

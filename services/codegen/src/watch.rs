@@ -10,6 +10,7 @@ use hapa_proto::codegen::v1::Usage;
 use tokio::time::{Instant, Sleep, sleep_until};
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 
+use crate::engine::Ask;
 use crate::error::Error;
 
 /// Of prompts, in the middle between code, English and Korean.
@@ -146,7 +147,9 @@ impl Watch {
         let Some((first, last)) = self.first_token.zip(self.last_token) else { return };
         report.time_to_first_token(first - self.arrived);
         if let Some(gaps) = tokens.checked_sub(1).filter(|gaps| *gaps > 0) {
-            report.between_tokens((last - first) / gaps);
+            let between = (last - first) / gaps;
+            report.between_tokens(between);
+            metrics::histogram!("gen_ai_server_time_per_output_token_seconds").record(between);
         }
     }
 
@@ -177,10 +180,12 @@ pub(crate) fn prompt_tokens(body: &[u8]) -> u32 {
 }
 
 /// Counts what an engine says that it used.
-pub(crate) fn account(usage: Option<&Usage>) {
+pub(crate) fn account(usage: Option<&Usage>, ask: Ask) {
     let Some(usage) = usage else { return };
     for (kind, tokens) in [("input", usage.prompt_tokens), ("output", usage.completion_tokens)] {
         metrics::counter!("hapa_ai_tokens_used_total", "type" => kind).increment(tokens.into());
+        let labels = [("gen_ai_token_type", kind), ("gen_ai_operation_name", ask.operation())];
+        metrics::histogram!("gen_ai_client_token_usage", &labels).record(tokens);
     }
 }
 

@@ -70,6 +70,9 @@ impl Kind {
     }
 }
 
+/// Why an event is dropped.
+const REASONS: [&str; 6] = ["busy", "disk", "ended", "full", "old", "refused"];
+
 /// How much an event is worth keeping, least first; the number is in the file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Rank {
@@ -142,6 +145,16 @@ struct State {
 }
 
 impl State {
+    /// There from the begin, so that the first that is dropped is a change.
+    fn none_dropped() {
+        for kind in [Kind::Usage, Kind::Occurrence] {
+            for reason in REASONS {
+                let labels = [("kind", kind.name()), ("reason", reason)];
+                metrics::counter!("hapa_spool_dropped_total", &labels).increment(0);
+            }
+        }
+    }
+
     fn dropped(&self, kind: Kind, reason: &'static str, count: u64) {
         if count == 0 {
             return;
@@ -192,6 +205,7 @@ impl Spool {
         let writer = Writer::new(store, Arc::clone(&self.state), bounds, (waiting, deleting));
         let shippers = Shipper::all(receivers, &reader, &deletes, &self.state);
         anyhow::ensure!(self.open.set(Open { appends, takes }).is_ok(), "a spool opens once");
+        State::none_dropped();
         Ok(Work { writer, shippers })
     }
 

@@ -12,14 +12,17 @@ use std::task::{Context, Poll, Wake, Waker};
 
 use futures_util::Stream;
 use futures_util::stream::unfold;
+use hapa_chassis::ErrorCode;
+use hapa_chassis::trace::Part;
 use tokio_util::sync::CancellationToken;
 
 use crate::budget::Lease;
 use crate::completion::choices::Choices;
 use crate::completion::reader::Said;
 use crate::completion::trim::Kind;
-use crate::engine;
+use crate::engine::{self, Ask};
 use crate::route::{Error, Fleet, Opened, Request};
+use crate::span;
 use crate::turn::Turn;
 use crate::watch::account;
 
@@ -74,6 +77,8 @@ pub(crate) struct Cost {
     pub(crate) prompt_tokens: u32,
     /// Fired when an engine has answered: from then on the prompt was read.
     pub(crate) answered: CancellationToken,
+    /// Its span, in the trace of who began it.
+    pub(crate) part: Part,
 }
 
 /// Who waits for news.
@@ -182,8 +187,9 @@ impl State {
             self.source = None;
         }
         self.end = Some(end.map_err(Arc::new));
-        account(self.choices.usage().as_ref());
+        account(self.choices.usage().as_ref(), Ask::Completion);
         self.count();
+        self.end_part();
         self.cost.lease = None;
         self.cost.turn = None;
     }
@@ -197,6 +203,20 @@ impl State {
             }
             // An engine that never answered has read nothing.
             None => (0, 0),
+        }
+    }
+
+    /// Tells in the trace how it ended.
+    fn end_part(&mut self) {
+        let part = std::mem::take(&mut self.cost.part);
+        let (prompt, answers) = self.used();
+        span::used(&part, prompt, answers);
+        match &self.end {
+            Some(Ok(())) => part.set_list("gen_ai.response.finish_reasons", &["stop"]),
+            Some(Err(error)) => {
+                part.fail(error.kind(), "the engine did not answer to the end");
+            }
+            None => part.set("error.type", ErrorCode::StreamGivenUp.to_string()),
         }
     }
 
@@ -219,6 +239,7 @@ impl Drop for State {
     fn drop(&mut self) {
         // Everyone left: what was read until then was used.
         self.count();
+        self.end_part();
     }
 }
 

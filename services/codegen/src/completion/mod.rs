@@ -22,6 +22,7 @@ use hapa_proto::codegen::v1::stream_complete_code_response::{Event, Finished};
 use hapa_proto::codegen::v1::{
     CompleteCodeRequest, CompleteCodeResponse, StreamCompleteCodeResponse,
 };
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Status};
 
@@ -36,8 +37,9 @@ use crate::engine::Ask;
 use crate::error::Error;
 use crate::model::Models;
 use crate::route::{self, Fleet, choose};
+use crate::span;
 use crate::task::Chosen;
-use crate::turn::{self, Turns};
+use crate::turn::{self, Turn, Turns};
 use crate::watch::{Patience, Watch, prompt_tokens};
 
 const TASK: &str = "complete";
@@ -183,11 +185,12 @@ impl Completions {
         if let Some(ride) = joined {
             return Ok(ride);
         }
-        let turn = self.running.turns.take(tenant, turn::Kind::Completion);
-        let turn = while_wanted(watch, turn).await?;
+        let turn = Some(self.turn(call, tenant, watch).await?);
         let most = order.question.most_tokens(&key.body);
         let lease = while_wanted(watch, self.running.budgets.reserve(call, most)).await?;
         let Question { prefix, terms, no_cache, session_id, .. } = &order.question;
+        let sampling = order.question.sampling();
+        let part = span::begin(call.trace(), Ask::Completion, &order.model, sampling);
         let asked = route::Request {
             ask: Ask::Completion,
             body: key.body.clone().into(),
@@ -195,13 +198,23 @@ impl Completions {
             affinity: choose::affinity(tenant, session_id, &key.body),
             report: call.report().clone(),
             answered: CancellationToken::new(),
+            trace: part.trace().clone(),
         };
         let answered = asked.answered.clone();
         let source = flight::ask(self.running.fleet.clone(), asked);
-        let cost =
-            Cost { lease, turn: Some(turn), prompt_tokens: prompt_tokens(&key.body), answered };
+        let prompt_tokens = prompt_tokens(&key.body);
+        let cost = Cost { lease, turn, prompt_tokens, answered, part };
         let state = State::new(source, Choices::new(prefix, terms, filled.ends), cost);
         Ok(if *no_cache { Flights::alone(state) } else { self.flights.launch(key, state) })
+    }
+
+    /// A place at the engines, and a note of how long it was waited for.
+    async fn turn(&self, call: &Call, tenant: &str, watch: &mut Watch) -> Result<Turn, Error> {
+        let asked = Instant::now();
+        let turn = self.running.turns.take(tenant, turn::Kind::Completion);
+        let turn = while_wanted(watch, turn).await;
+        call.report().queued(asked.elapsed());
+        turn
     }
 }
 

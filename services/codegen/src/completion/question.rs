@@ -11,7 +11,7 @@ use crate::question::{
     LONGEST_NAME, LONGEST_PATH, LONGEST_SESSION, check_id, check_lengths, check_place,
     check_sampling, or_default,
 };
-use crate::task;
+use crate::task::{self, Sampling};
 use crate::unicode;
 
 const LONGEST_PREFIX: usize = 8_000;
@@ -82,6 +82,12 @@ impl Question {
             model: Some(request.model).filter(|model| !model.is_empty()),
             request_id: Some(request.request_id).filter(|id| !id.is_empty()),
         })
+    }
+
+    /// How the engine is to choose its tokens.
+    pub(crate) fn sampling(&self) -> Sampling {
+        let Terms { temperature, top_p, max_tokens, .. } = self.terms;
+        Sampling { max_tokens, temperature, top_p }
     }
 
     /// The most tokens that the prompt and all answers can be, for a budget.

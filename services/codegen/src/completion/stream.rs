@@ -9,6 +9,7 @@ use hapa_proto::codegen::v1::stream_complete_code_response::{
     Delta, Event, Failed, Finished, Heartbeat, Started,
 };
 use hapa_proto::codegen::v1::{StreamCompleteCodeResponse, Suggestion, Usage};
+use tokio::time::Instant;
 use tonic::Status;
 
 use crate::completion::flight::{Ride, State};
@@ -45,6 +46,7 @@ pub(crate) struct Completion {
     watch: Watch,
     /// Where it says once what it used.
     report: Option<Report>,
+    boarded: Instant,
     /// How much of each suggestion was sent, in bytes.
     sent: Vec<usize>,
     frames: VecDeque<Event>,
@@ -97,6 +99,7 @@ impl Completion {
             order,
             watch,
             report: Some(call.report().clone()),
+            boarded: Instant::now(),
             frames: VecDeque::new(),
             sequence: 0,
             failure: None,
@@ -230,6 +233,7 @@ impl Completion {
         let (Seat::Riding(ride) | Seat::Closing(ride)) = &self.seat else { return };
         let (prompt, tokens) = ride.look(State::untold);
         report.tokens(prompt, tokens);
+        report.engine(self.boarded.elapsed());
         let each = u32::try_from(self.sent.len()).unwrap_or(1).max(1);
         self.watch.tell_times(&report, tokens / each);
     }

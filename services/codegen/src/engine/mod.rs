@@ -67,6 +67,22 @@ pub(crate) enum Error {
     Unreadable(String),
 }
 
+impl Error {
+    /// A word for its kind, from a short list: an engine's own words may hold what it was asked.
+    pub(crate) fn kind(&self) -> String {
+        let word = match self {
+            Error::Unreachable(cause) if cause.is_connect() => "connect",
+            Error::Unreachable(_) => "broken",
+            Error::Silent => "silent",
+            Error::Refused { status, .. } => status.as_str(),
+            Error::BrokeOff(_) => "broke_off",
+            Error::Truncated => "truncated",
+            Error::Unreadable(_) => "unreadable",
+        };
+        word.to_owned()
+    }
+}
+
 impl From<TooLong> for Error {
     fn from(error: TooLong) -> Error {
         Error::Unreadable(error.to_string())
@@ -87,6 +103,24 @@ pub(crate) enum Ask {
     Chat,
     /// A text to go on with.
     Completion,
+}
+
+impl Ask {
+    /// Below the endpoint.
+    pub(crate) fn path(self) -> &'static str {
+        match self {
+            Ask::Chat => "chat/completions",
+            Ask::Completion => "completions",
+        }
+    }
+
+    /// What OpenTelemetry calls it.
+    pub(crate) fn operation(self) -> &'static str {
+        match self {
+            Ask::Chat => "chat",
+            Ask::Completion => "text_completion",
+        }
+    }
 }
 
 /// What the events of an answer say, gathered.
@@ -136,13 +170,16 @@ impl Engine {
     }
 
     /// Asks for an answer. The caller bounds the wait.
-    pub(crate) async fn ask(&self, ask: Ask, body: impl Into<Body>) -> Result<Tokens, Error> {
-        let path = match ask {
-            Ask::Chat => "chat/completions",
-            Ask::Completion => "completions",
-        };
-        let url = format!("{}/{path}", self.endpoint);
-        let request = self.http.post(url).header(CONTENT_TYPE, "application/json").body(body);
+    /// `headers` are those of the trace that it belongs to.
+    pub(crate) async fn ask(
+        &self,
+        ask: Ask,
+        headers: HeaderMap,
+        body: impl Into<Body>,
+    ) -> Result<Tokens, Error> {
+        let url = format!("{}/{}", self.endpoint, ask.path());
+        let request = self.http.post(url).headers(headers);
+        let request = request.header(CONTENT_TYPE, "application/json").body(body);
         let response = request.send().await.map_err(Error::Unreachable)?;
         if !response.status().is_success() {
             return Err(refusal(response).await);
@@ -191,6 +228,8 @@ pub(crate) struct Batch {
     pub(crate) pieces: u32,
     pub(crate) finish_reason: Option<String>,
     pub(crate) usage: Option<Usage>,
+    /// The model that answers, as the engine names it.
+    pub(crate) model: Option<String>,
     /// `[DONE]` came: no more will.
     pub(crate) done: bool,
 }
@@ -206,6 +245,9 @@ impl Events for Batch {
         // Comes in a stream that began with 200, and is followed by [DONE].
         if let Some(error) = &chunk.error {
             return Err(Error::BrokeOff(read_error(error).0));
+        }
+        if let (None, Some(Text(model))) = (&self.model, chunk.model) {
+            self.model = Some(model.into_owned());
         }
         if let Some(choice) = chunk.choices.into_iter().next() {
             if let Some(Text(text)) = choice.delta.content {

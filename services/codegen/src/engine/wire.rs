@@ -68,6 +68,8 @@ pub(crate) struct CompletionRequest<'a> {
 #[derive(Debug, Deserialize)]
 pub(crate) struct Chunk<'a> {
     #[serde(borrow, default)]
+    pub(crate) model: Option<Text<'a>>,
+    #[serde(borrow, default)]
     pub(crate) choices: Vec<Choice<'a>>,
     #[serde(default)]
     pub(crate) usage: Option<WireUsage>,

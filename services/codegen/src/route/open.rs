@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use hapa_chassis::Report;
+use hapa_chassis::trace::Trace;
 use reqwest::StatusCode;
 use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
@@ -29,6 +30,8 @@ pub(crate) struct Request {
     pub(crate) report: Report,
     /// Fired when an engine has answered: from then on the prompt was read.
     pub(crate) answered: CancellationToken,
+    /// Under which each engine that is asked has its span.
+    pub(crate) trace: Trace,
 }
 
 /// An answer from its first token on.
@@ -38,7 +41,14 @@ pub(crate) struct Opened<E> {
     pub(crate) events: E,
     /// It broke in the same read in which it began.
     pub(crate) broke: Option<engine::Error>,
-    _attempt: Attempt,
+    attempt: Attempt,
+}
+
+impl<E> Opened<E> {
+    /// The engine that answers: `host:port`.
+    pub(crate) fn place(&self) -> &str {
+        self.attempt.place()
+    }
 }
 
 /// Why no answer has begun.
@@ -52,6 +62,17 @@ pub(crate) enum Error {
     /// The one that was asked last.
     #[error(transparent)]
     Engine(#[from] engine::Error),
+}
+
+impl Error {
+    /// A word for its kind, from a short list.
+    pub(crate) fn kind(&self) -> String {
+        match self {
+            Error::NoModel => "no_engine".to_owned(),
+            Error::CircuitOpen(_) => "circuit_open".to_owned(),
+            Error::Engine(error) => error.kind(),
+        }
+    }
 }
 
 /// What became of a failed attempt.
@@ -174,8 +195,13 @@ async fn first_token<E: Events>(
     request: &Request,
     mut attempt: Attempt,
 ) -> Result<Opened<E>, engine::Error> {
-    let asked = attempt.replica.engine.ask(request.ask, request.body.clone()).await;
-    let mut tokens = asked.inspect_err(|error| attempt.went(verdict(error)))?;
+    let headers = attempt.ask(&request.trace, request.ask);
+    let asked = attempt.replica.engine.ask(request.ask, headers, request.body.clone()).await;
+    let mut tokens = asked.inspect_err(|error| {
+        attempt.failed(error);
+        attempt.went(verdict(error));
+    })?;
+    attempt.answers();
     request.answered.cancel();
     let mut events = E::default();
     let mut broke = None;
@@ -183,11 +209,12 @@ async fn first_token<E: Events>(
         broke = tokens.read(&mut events).await.err();
     }
     if let Some(error) = broke.take_if(|_| !events.has_begun()) {
+        attempt.failed(&error);
         attempt.went(verdict(&error));
         return Err(error);
     }
     attempt.went(Verdict::Success);
-    Ok(Opened { tokens, events, broke, _attempt: attempt })
+    Ok(Opened { tokens, events, broke, attempt })
 }
 
 /// What an error before the first token says of the engine.

@@ -7,14 +7,16 @@ use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use hapa_chassis::trace::{Part, Trace};
 use metrics::Gauge;
+use reqwest::header::HeaderMap;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::breaker::{Breaker, Ticket, Verdict};
 use super::choose::{Candidate, hash};
 use super::scrape::{Load, Progress};
-use crate::engine::{self, Engine, ListedModel};
+use crate::engine::{self, Ask, Engine, ListedModel};
 
 /// What looks found out.
 #[derive(Debug, Default)]
@@ -204,7 +206,12 @@ impl Replica {
         self.gauges.in_flight.increment(1.0);
         self.show();
         let patient_until = now + patience;
-        Ok(Attempt { replica: Arc::clone(self), ticket: Some(ticket), patient_until })
+        Ok(Attempt {
+            replica: Arc::clone(self),
+            ticket: Some(ticket),
+            patient_until,
+            part: Part::default(),
+        })
     }
 
     /// It is no engine of ours any more.
@@ -233,9 +240,39 @@ pub(crate) struct Attempt {
     /// Until it is known how it went.
     ticket: Option<Ticket>,
     pub(super) patient_until: Instant,
+    /// Its span, once it is asked.
+    part: Part,
 }
 
 impl Attempt {
+    /// It is asked now; tells it of the trace that it belongs to.
+    pub(super) fn ask(&mut self, trace: &Trace, ask: Ask) -> HeaderMap {
+        self.part = trace.ask(|| format!("POST {}", ask.path()));
+        self.part.set("http.request.method", "POST");
+        self.part.set_server(&self.replica.name);
+        let mut headers = HeaderMap::new();
+        self.part.carry(&mut headers);
+        headers
+    }
+
+    /// It answers.
+    pub(super) fn answers(&self) {
+        self.part.set("http.response.status_code", 200);
+    }
+
+    /// It failed before its first token.
+    pub(super) fn failed(&self, error: &engine::Error) {
+        if let engine::Error::Refused { status, .. } = error {
+            self.part.set("http.response.status_code", i64::from(status.as_u16()));
+        }
+        self.part.fail(error.kind(), "the engine failed before its first token");
+    }
+
+    /// Where it is asked: `host:port`.
+    pub(super) fn place(&self) -> &str {
+        &self.replica.name
+    }
+
     /// How it went; the first word counts.
     pub(super) fn went(&mut self, verdict: Verdict) {
         let Some(ticket) = self.ticket.take() else { return };
@@ -257,6 +294,9 @@ impl Drop for Attempt {
     fn drop(&mut self) {
         // Nobody waits any more: it was silent for too long, or its caller left.
         let was_silent = Instant::now() >= self.patient_until;
+        if self.ticket.is_some() && was_silent {
+            self.failed(&engine::Error::Silent);
+        }
         self.went(if was_silent { Verdict::Failure } else { Verdict::Neutral });
         self.replica.own.fetch_sub(1, Ordering::Relaxed);
         self.replica.gauges.in_flight.decrement(1.0);

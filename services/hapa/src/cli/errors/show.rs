@@ -40,7 +40,7 @@ pub(super) async fn show(args: Args) -> Result<(), Failure> {
             writeln!(out, "  {}", plain(cause))?;
         }
     }
-    let header = ["OCCURRENCE", "TIME", "SERVICE", "VERSION", "ACTOR", "TOOK", "REQUEST"];
+    let header = ["OCCURRENCE", "TIME", "SERVICE", "VERSION", "ACTOR", "TOOK", "REQUEST", "TRACE"];
     writeln!(out, "\n{}", table(header, reply.occurrences.into_iter().map(row)))?;
     Ok(())
 }
@@ -79,12 +79,12 @@ fn named(occurrence: &Occurrence) -> &str {
     if shown.is_empty() { &occurrence.event_id } else { shown }
 }
 
-fn row(occurrence: Occurrence) -> [String; 7] {
+fn row(occurrence: Occurrence) -> [String; 8] {
     let name = named(&occurrence).to_owned();
     let time = second(occurrence.time.as_ref());
     let took = occurrence.duration.map(seconds).map(span).unwrap_or_default();
-    let Occurrence { service, version, actor, request_id, .. } = occurrence;
-    [name, time, service, version, actor, took, request_id]
+    let Occurrence { service, version, actor, request_id, trace_id, .. } = occurrence;
+    [name, time, service, version, actor, took, request_id, trace_id]
 }
 
 #[expect(clippy::cast_precision_loss, reason = "for people")]

@@ -1,0 +1,274 @@
+//! From spans that have ended to a collector. A collector that is away costs spans and nothing else:
+//! the queue is bounded, what does not fit is dropped and counted, and no call waits for it.
+
+use std::time::Duration;
+
+use http::Uri;
+use opentelemetry::trace::TracerProvider as _;
+use opentelemetry_proto::tonic::collector::trace::v1::ExportTraceServiceRequest;
+use opentelemetry_proto::tonic::collector::trace::v1::trace_service_client::TraceServiceClient;
+use opentelemetry_proto::transform::common::tonic::ResourceAttributesWithSchema;
+use opentelemetry_proto::transform::trace::tonic::group_spans_by_resource_and_scope;
+use opentelemetry_sdk::Resource;
+use opentelemetry_sdk::error::OTelSdkResult;
+use opentelemetry_sdk::trace::{
+    Sampler, SdkTracer, SdkTracerProvider, Span, SpanData, SpanProcessor,
+};
+use secrecy::{ExposeSecret as _, SecretString};
+use tokio::sync::mpsc;
+use tokio::time::{Instant, sleep, timeout};
+use tokio_util::sync::CancellationToken;
+use tonic::Request;
+use tonic::metadata::{Ascii, MetadataKey, MetadataMap, MetadataValue};
+use tonic::transport::{Channel, ClientTlsConfig};
+
+use crate::config::{TraceConfig, Wrong};
+use crate::peer;
+
+/// Spans that wait, those of a few hundred calls.
+const WAITING: usize = 4_096;
+const TOGETHER: usize = 512;
+/// Between two batches.
+const GATHERING: Duration = Duration::from_secs(1);
+/// How long a collector may take for one.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// The same when the process ends: for one that is on its way, and then for all that is left.
+const LAST: Duration = Duration::from_millis(800);
+const DROPPED: &str = "hapa_spans_dropped_total";
+
+/// Makes spans, where a collector is known.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Tracing {
+    pub(super) tracer: Option<SdkTracer>,
+}
+
+/// What takes them to the collector.
+pub(crate) struct Exporter {
+    waiting: mpsc::Receiver<SpanData>,
+    client: TraceServiceClient<Channel>,
+    headers: MetadataMap,
+    service_name: Option<String>,
+    /// Every tracer's; dropping it would end them.
+    provider: SdkTracerProvider,
+}
+
+impl Tracing {
+    /// By the settings: none where nobody collects.
+    pub(crate) fn new(config: &TraceConfig) -> Result<(Tracing, Option<Exporter>), Wrong> {
+        let endpoint = config.otel_exporter_otlp_endpoint.as_deref();
+        let Some(endpoint) = endpoint.filter(|endpoint| !endpoint.is_empty()) else {
+            return Ok((Tracing::default(), None));
+        };
+        let client = TraceServiceClient::new(channel(endpoint)?);
+        let headers = headers(config.otel_exporter_otlp_headers.as_ref())?;
+        let (queue, waiting) = mpsc::channel(WAITING);
+        let ratio = Sampler::TraceIdRatioBased(config.otel_traces_sampler_arg);
+        let provider = SdkTracerProvider::builder()
+            .with_span_processor(Queue(queue))
+            .with_sampler(Sampler::ParentBased(Box::new(ratio)))
+            .build();
+        let tracer = provider.tracer("hapa");
+        let service_name = config.otel_service_name.clone().filter(|name| !name.is_empty());
+        let exporter = Exporter { waiting, client, headers, service_name, provider };
+        Ok((Tracing { tracer: Some(tracer) }, Some(exporter)))
+    }
+}
+
+impl Exporter {
+    /// Sends what has ended until the server ends, and then what is left, for a moment. Without a name
+    /// of its own the process is called by its roles.
+    pub(crate) async fn run(mut self, roles: Vec<&'static str>, end: CancellationToken) {
+        let name = self.service_name.take().unwrap_or_else(|| service_name(&roles));
+        // With what OTEL_RESOURCE_ATTRIBUTES says.
+        let resource = Resource::builder()
+            .with_service_name(name)
+            .with_attribute(opentelemetry::KeyValue::new(
+                "service.version",
+                env!("CARGO_PKG_VERSION"),
+            ))
+            .build();
+        let resource = ResourceAttributesWithSchema::from(&resource);
+        let mut batch = Vec::with_capacity(TOGETHER);
+        loop {
+            tokio::select! {
+                biased;
+                () = end.cancelled() => break,
+                _ = self.waiting.recv_many(&mut batch, TOGETHER) => {}
+            }
+            // When the server ends, a collector that hangs is not waited for much longer.
+            let late = async {
+                end.cancelled().await;
+                sleep(LAST).await;
+            };
+            self.send(&mut batch, &resource, (PATIENCE, late)).await;
+            if self.waiting.len() < TOGETHER {
+                let _ = timeout(GATHERING, end.cancelled()).await;
+            }
+        }
+        let until = Instant::now() + LAST;
+        while let Ok(span) = self.waiting.try_recv() {
+            batch.push(span);
+            while batch.len() < TOGETHER
+                && let Ok(span) = self.waiting.try_recv()
+            {
+                batch.push(span);
+            }
+            let left = until.saturating_duration_since(Instant::now());
+            self.send(&mut batch, &resource, (left, std::future::pending())).await;
+        }
+        drop(self.provider);
+    }
+
+    /// Whether no span waits.
+    #[cfg(test)]
+    pub(super) fn is_empty(&self) -> bool {
+        self.waiting.is_empty()
+    }
+
+    async fn send(
+        &mut self,
+        batch: &mut Vec<SpanData>,
+        resource: &ResourceAttributesWithSchema,
+        (patience, late): (Duration, impl Future<Output = ()>),
+    ) {
+        let count = batch.len() as u64;
+        let resource_spans = group_spans_by_resource_and_scope(std::mem::take(batch), resource);
+        let mut request = Request::new(ExportTraceServiceRequest { resource_spans });
+        *request.metadata_mut() = self.headers.clone();
+        let reply = tokio::select! {
+            reply = timeout(patience, self.client.export(request)) => reply.ok(),
+            () = late => None,
+        };
+        let (lost, words) = match reply {
+            Some(Ok(reply)) => {
+                let refused = reply.into_inner().partial_success.unwrap_or_default();
+                (refused.rejected_spans.unsigned_abs(), refused.error_message)
+            }
+            Some(Err(status)) => (count, status.message().to_owned()),
+            None => (count, "no answer".to_owned()),
+        };
+        if lost > 0 {
+            metrics::counter!(DROPPED, "reason" => "collector").increment(lost);
+            tracing::debug!(lost, words, "the collector did not take spans");
+        }
+    }
+}
+
+/// Where spans wait when they have ended.
+#[derive(Debug)]
+struct Queue(mpsc::Sender<SpanData>);
+
+impl SpanProcessor for Queue {
+    fn on_start(&self, _: &mut Span, _: &opentelemetry::Context) {}
+
+    fn on_end(&self, span: SpanData) {
+        if span.span_context.is_sampled() && self.0.try_send(span).is_err() {
+            metrics::counter!(DROPPED, "reason" => "queue").increment(1);
+        }
+    }
+
+    fn force_flush(&self) -> OTelSdkResult {
+        Ok(())
+    }
+
+    fn shutdown_with_timeout(&self, _: Duration) -> OTelSdkResult {
+        Ok(())
+    }
+}
+
+fn service_name(roles: &[&str]) -> String {
+    // Every process has this one beside its own.
+    let mut roles = roles.iter().filter(|role| **role != "system");
+    match (roles.next(), roles.next()) {
+        (Some(role), None) => format!("hapa-{role}"),
+        _ => "hapa".to_owned(),
+    }
+}
+
+fn channel(address: &str) -> Result<Channel, Wrong> {
+    let problem = || {
+        let words = format!("{address:?} is not an address like http://host:4317");
+        Wrong::new("OTEL_EXPORTER_OTLP_ENDPOINT", words)
+    };
+    let uri: Uri = address.parse().map_err(|_| problem())?;
+    let endpoint = peer::endpoint(address).map_err(|_| problem())?;
+    match uri.scheme_str() {
+        Some("http") => Ok(endpoint.connect_lazy()),
+        Some("https") => {
+            // Fails only where another server of this process has done it.
+            let tls = ClientTlsConfig::new().with_enabled_roots();
+            Ok(endpoint.tls_config(tls).map_err(|_| problem())?.connect_lazy())
+        }
+        _ => Err(problem()),
+    }
+}
+
+/// `name=value,name=value`, values percent-encoded where they must be:
+/// <https://opentelemetry.io/docs/specs/otel/protocol/exporter/>
+fn headers(set: Option<&SecretString>) -> Result<MetadataMap, Wrong> {
+    let mut headers = MetadataMap::new();
+    let text = set.map(SecretString::expose_secret).unwrap_or_default();
+    for pair in text.split(',').filter(|pair| !pair.trim().is_empty()) {
+        // The text is a secret: it is not in the words.
+        let problem = || Wrong::new("OTEL_EXPORTER_OTLP_HEADERS", "must be name=value,name=value");
+        let (name, value) = pair.split_once('=').ok_or_else(problem)?;
+        let name = MetadataKey::<Ascii>::from_bytes(name.trim().to_lowercase().as_bytes());
+        let mut value: MetadataValue<Ascii> =
+            decoded(value.trim()).and_then(|value| value.parse().ok()).ok_or_else(problem)?;
+        value.set_sensitive(true);
+        headers.insert(name.map_err(|_| problem())?, value);
+    }
+    Ok(headers)
+}
+
+fn decoded(text: &str) -> Option<String> {
+    let mut parts = text.split('%');
+    let mut bytes = parts.next()?.as_bytes().to_vec();
+    for part in parts {
+        let (code, rest) = part.split_at_checked(2)?;
+        bytes.push(u8::from_str_radix(code, 16).ok()?);
+        bytes.extend_from_slice(rest.as_bytes());
+    }
+    String::from_utf8(bytes).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn headers_are_read_as_the_specification_has_them_and_never_shown() {
+        let read = headers(Some(&"Authorization=Bearer%20abc, x-team = a=b ,".into())).unwrap();
+        assert_eq!(read.get("authorization").unwrap().to_str().unwrap(), "Bearer abc");
+        assert_eq!(read.get("x-team").unwrap().to_str().unwrap(), "a=b");
+        assert!(!format!("{read:?}").contains("abc"));
+        for wrong in ["secret-text", "a b=c", "a=%zz", "a=%4"] {
+            let error = headers(Some(&wrong.into())).unwrap_err().to_string();
+            assert!(error.contains("OTEL_EXPORTER_OTLP_HEADERS"), "{error}");
+            assert!(!error.contains(wrong), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_process_is_called_by_its_role_where_it_has_one() {
+        assert_eq!(service_name(&["auth", "system"]), "hapa-auth");
+        assert_eq!(service_name(&["auth", "codegen", "system"]), "hapa");
+    }
+
+    #[tokio::test]
+    async fn a_queue_that_is_full_drops_and_a_call_does_not_wait() {
+        let config = TraceConfig {
+            otel_exporter_otlp_endpoint: Some("http://127.0.0.1:9".to_owned()),
+            otel_exporter_otlp_headers: None,
+            otel_service_name: None,
+            otel_traces_sampler_arg: 1.0,
+        };
+        let (tracing, exporter) = Tracing::new(&config).unwrap();
+        let rpc = crate::Rpc::new("/hapa.a.v1.AService/Do", crate::Access::Caller);
+        let rpc: &'static crate::Rpc = Box::leak(Box::new(rpc));
+        for _ in 0..WAITING + 10 {
+            drop(tracing.arrive(&http::HeaderMap::new(), Some(rpc)));
+        }
+        assert_eq!(exporter.unwrap().waiting.len(), WAITING);
+    }
+}

@@ -1,0 +1,209 @@
+//! Traces: what a collector gets to see of a call, from the gateway to the engine and back.
+
+use hapa_proto::codegen::v1::GenerateCodeRequest;
+use hapa_tests::engine::{Fault, Script};
+use hapa_tests::{Collected, Collector, World, hapa, within};
+use serde_json::{Value, json};
+use tonic::Request;
+
+const GENERATE: &str = "/api/v1/generate-code";
+const SPAN: &str = "hapa.codegen.v1.CodegenService/GenerateCode";
+const SECRET: &str = "the-collectors-password";
+/// What no span may hold.
+const QUESTION: &str = "what-was-asked-4711";
+const ANSWER: &str = "what_was_answered_4712";
+
+async fn traced(collector: &Collector, engines: usize) -> World {
+    let endpoint = format!("--otel-exporter-otlp-endpoint={}", collector.url());
+    let headers = format!("--otel-exporter-otlp-headers=authorization=Bearer%20{SECRET}");
+    let usual = ["--otel-service-name=hapa-test", &endpoint, &headers];
+    World::with_engines(engines, &usual).await
+}
+
+fn question() -> GenerateCodeRequest {
+    let (user_question, model) = (QUESTION.to_owned(), "sim-coder".to_owned());
+    GenerateCodeRequest { user_question, model, ..Default::default() }
+}
+
+fn assert_says(span: &Collected, expected: &[(&str, &str)]) {
+    for (name, value) in expected {
+        assert_eq!(span.text(name).as_deref(), Some(*value), "{name} of {span:#?}");
+    }
+}
+
+#[tokio::test]
+async fn a_generation_is_one_trace_from_the_gateway_to_the_engine() {
+    let collector = Collector::start().await;
+    let world = traced(&collector, 1).await;
+    let gateway =
+        world.gateway_with(&[("OTEL_EXPORTER_OTLP_ENDPOINT", collector.url().as_str())]).await;
+    world.engine.script(Script::tokens([ANSWER, " = 1"]));
+    let asked = json!({ "user_question": QUESTION, "model": "sim-coder", "max_tokens": 77, "temperature": 0.5 });
+    let reply = gateway.post(GENERATE, Some(&world.key), &asked).await;
+    assert_eq!(reply.status(), 200);
+
+    let named = |name: &'static str| move |one: &Collected| one.span.name == name;
+    let engine = collector.wait_for("the engine's", named("POST chat/completions")).await;
+    let is_ours = |one: &Collected| one.span.trace_id == engine.span.trace_id;
+    let edge = |one: &Collected| one.service == "hapa-gateway" && is_ours(one);
+    let edge = collector.wait_for("the gateway's", edge).await;
+    let server = collector.wait_for("the call's", named(SPAN)).await;
+    let answer = collector.wait_for("the answer's", named("chat sim-coder")).await;
+    let authenticate = "hapa.auth.v1.AuthService/Authenticate";
+    let kind = |kind: i32| {
+        move |one: &Collected| {
+            one.span.name == authenticate && one.span.kind == kind && is_ours(one)
+        }
+    };
+    let asking = collector.wait_for("the question to auth", kind(3)).await;
+    let auth = collector.wait_for("auth's", kind(2)).await;
+
+    assert!(server.is_under(&edge), "{server:#?} {edge:#?}");
+    assert!(asking.is_under(&server) && auth.is_under(&asking));
+    assert!(answer.is_under(&server) && engine.is_under(&answer));
+    assert_eq!((server.service.as_str(), server.span.kind), ("hapa-test", 2));
+    let usage: Value = serde_json::from_str(&reply.text().await.unwrap()).unwrap();
+    assert_attributes([&server, &asking, &answer, &engine], &usage["usage"], &world);
+
+    let sent = &world.engine.requests()[0];
+    let carried = sent.header("traceparent").expect("the engine is told of the trace");
+    assert!(carried.contains(&engine.trace_id()), "{carried}");
+    assert!(carried.contains(&engine.span_id()), "the engine's parent is the span that asked it");
+    let all = format!("{:?}", collector.spans().iter().map(|one| &one.span).collect::<Vec<_>>());
+    for word in [QUESTION, ANSWER, SECRET, world.key.as_str()] {
+        assert!(!all.contains(word), "{word} is in a span");
+    }
+    assert_eq!(server.credential, format!("Bearer {SECRET}"));
+}
+
+/// What each says, in the names of the semantic conventions.
+fn assert_attributes(spans: [&Collected; 4], usage: &Value, world: &World) {
+    let [server, asking, answer, engine] = spans;
+    let (host, port) = ("127.0.0.1", world.engine.address().port().to_string());
+    assert_says(
+        server,
+        &[
+            ("rpc.system", "grpc"),
+            ("rpc.service", "hapa.codegen.v1.CodegenService"),
+            ("rpc.method", "GenerateCode"),
+            ("rpc.grpc.status_code", "0"),
+        ],
+    );
+    assert_says(asking, &[("rpc.method", "Authenticate"), ("rpc.grpc.status_code", "0")]);
+    let count = |name: &str| usage[name].to_string();
+    assert_says(
+        answer,
+        &[
+            ("gen_ai.operation.name", "chat"),
+            ("gen_ai.request.model", "sim-coder"),
+            ("gen_ai.response.model", "sim-coder"),
+            ("gen_ai.request.max_tokens", "77"),
+            ("gen_ai.request.temperature", "0.5"),
+            ("gen_ai.usage.input_tokens", &count("prompt_tokens")),
+            ("gen_ai.usage.output_tokens", &count("completion_tokens")),
+            ("gen_ai.response.finish_reasons", "stop"),
+            ("server.address", host),
+            ("server.port", &port),
+        ],
+    );
+    assert_eq!(answer.span.events[0].name, "gen_ai.first_token");
+    assert_says(engine, &[("http.response.status_code", "200"), ("server.port", &port)]);
+}
+
+#[tokio::test]
+async fn a_retry_is_a_span_of_its_own_and_says_what_failed() {
+    let collector = Collector::start().await;
+    let world = traced(&collector, 2).await;
+    for engine in world.engines() {
+        engine.once(Script::from(Fault::status(500)));
+    }
+    // Whichever is asked first fails, and so does the other: then the first is not asked again.
+    let status = world.client().generate_code(question()).await.unwrap_err();
+    let (code, incident) = hapa_tests::incident(&status);
+    let server = collector.wait_for("the call's", |one| one.span.name == SPAN).await;
+    let answer = collector.wait_for("the answer's", |one| one.span.name == "chat sim-coder").await;
+    let tried = collector.spans().into_iter().filter(|one| one.span.name.starts_with("POST "));
+    let tried: Vec<_> = tried.collect();
+    assert_eq!(tried.len(), 2, "{tried:#?}");
+    let error = |one: &Collected| one.span.status.as_ref().map(|status| status.code);
+    for one in &tried {
+        assert!(one.is_under(&answer));
+        assert_eq!(error(one), Some(2), "an error");
+        assert_says(one, &[("http.response.status_code", "500"), ("error.type", "500")]);
+    }
+    assert_ne!(tried[0].text("server.port"), tried[1].text("server.port"));
+    assert_eq!((error(&answer), error(&server)), (Some(2), Some(2)));
+    assert_says(&server, &[("error.type", &code), ("hapa.incident_id", &incident)]);
+}
+
+#[tokio::test]
+async fn a_failure_is_kept_with_the_trace_that_it_happened_in() {
+    let collector = Collector::start().await;
+    let world = traced(&collector, 1).await;
+    world.engine.script(Script::tokens(["a", "b"]).fault(Fault::CutAfter(1)));
+    let mut asked = Request::new(question());
+    let trace = "4bf92f3577b34da6a3ce929d0e0e4736";
+    let parent = format!("00-{trace}-00f067aa0ba902b7-01");
+    asked.metadata_mut().insert("traceparent", parent.parse().unwrap());
+    let mut frames = world.client().stream_generate_code(asked).await.unwrap().into_inner();
+    let status = loop {
+        match within("a frame", frames.message()).await {
+            Ok(frame) => assert!(frame.is_some(), "the stream says that it broke"),
+            Err(status) => break status,
+        }
+    };
+    let (code, incident) = hapa_tests::incident(&status);
+    let name = "hapa.codegen.v1.CodegenService/StreamGenerateCode";
+    let server = collector.wait_for("the call's", |one| one.span.name == name).await;
+    let answer = collector.wait_for("the answer's", |one| one.span.name == "chat sim-coder").await;
+    assert_eq!(server.trace_id(), trace);
+    assert_says(&answer, &[("error.type", &code), ("hapa.incident_id", &incident)]);
+
+    let show = async {
+        loop {
+            let mut command = hapa();
+            command.args(["errors", "show", &incident]);
+            command.env("HAPA_ADDRESS", format!("http://{}", world.mesh));
+            command.env("MESH_TOKEN", world.mesh_token());
+            let done = command.output().await.unwrap();
+            if done.status.success() {
+                return String::from_utf8(done.stdout).unwrap();
+            }
+        }
+    };
+    let shown = within("the occurrence", show).await;
+    assert!(shown.contains(trace), "{shown}");
+}
+
+#[tokio::test]
+async fn a_call_without_a_caller_s_trace_is_kept_under_its_own() {
+    let collector = Collector::start().await;
+    let mut world = traced(&collector, 1).await;
+    world.client().generate_code(GenerateCodeRequest::default()).await.unwrap_err();
+    world.begin_shutdown();
+    // What has not been sent yet is sent before the process ends.
+    world.ended().await;
+    let spans = collector.spans();
+    let server = spans.iter().find(|one| one.span.name == SPAN).expect("it was sent");
+    assert!(server.span.parent_span_id.is_empty());
+    // What the caller did wrong is no failure of the server.
+    assert_eq!(server.span.status.as_ref().map_or(0, |status| status.code), 0);
+    assert_says(server, &[("rpc.grpc.status_code", "3"), ("error.type", "E4002")]);
+}
+
+#[tokio::test]
+async fn a_collector_that_is_away_costs_spans_and_no_call() {
+    let endpoint = "--otel-exporter-otlp-endpoint=http://127.0.0.1:1";
+    let mut world = World::with(&[endpoint]).await;
+    world.client().generate_code(question()).await.unwrap();
+    let lost = async {
+        let reason = &["reason=\"collector\""];
+        while world.metrics().await.sum("hapa_spans_dropped_total", reason) < 1.0 {
+            tokio::task::yield_now().await;
+        }
+    };
+    within("a span to be counted as lost", lost).await;
+    world.client().generate_code(question()).await.unwrap();
+    world.begin_shutdown();
+    world.ended().await;
+}
