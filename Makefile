@@ -40,11 +40,11 @@ bench: ## measure what the mesh adds to an engine, in a release build
 	cargo build --release --package hapa --package hapa-tests --bin hapa
 	cargo bench --package hapa --package hapa-tests --bench mesh
 
-bench-store: ## measure how fast analytics takes a million events in and reports; FULL=1: ten million
+bench-store: ## measure how fast a million events come in and reports go out; FULL=1: ten million
 	@infra/tools/install test
 	cargo bench --package hapa --package hapa-tests --bench store -- $(if $(FULL),--full)
 
-load: ## fill the store DATABASE_URL=... with ten million events and keep it
+load: ## fill the store DATABASE_URL=... with ten million events, a million occurrences, and keep it
 	cargo bench --package hapa --package hapa-tests --bench store -- --full --into "$${DATABASE_URL:?names the store}"
 
 test-vllm: ## run the stories that need a real vLLM, which it installs for the CPU: 7 GB, minutes

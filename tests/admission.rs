@@ -31,6 +31,7 @@ async fn no_key_a_wrong_key_and_one_mistyped_character_are_e4003() {
     let status = world.client_with(of_nobody).generate_code(question("q")).await.unwrap_err();
     assert_eq!(incident(&status).0, "E4003");
     assert_eq!(world.engine.counts().started, 0);
+    world.end().await;
 }
 
 #[tokio::test]
@@ -41,6 +42,7 @@ async fn a_key_is_taken_as_bearer_too() {
         .metadata_mut()
         .insert("authorization", format!("bearer {}", world.key).parse().unwrap());
     assert!(world.anonymous().generate_code(request).await.is_ok());
+    world.end().await;
 }
 
 #[tokio::test]
@@ -55,6 +57,7 @@ async fn a_missing_scope_is_e4005_and_names_the_scope() {
     let status = world.keys_with(&key).create_key(World::dev_key()).await.unwrap_err();
     assert_eq!(incident(&status).0, "E4005");
     assert!(world.client_with(&key).get_code_health(GetCodeHealthRequest {}).await.is_ok());
+    world.end().await;
 }
 
 #[tokio::test]
@@ -78,6 +81,7 @@ async fn an_expired_and_a_revoked_key_are_e4007() {
     world.keys().revoke_key(RevokeKeyRequest { key_id }).await.unwrap();
     let status = world.client_with(&made.key_text).generate_code(question("q")).await.unwrap_err();
     assert_eq!((incident(&status).0.as_str(), status.code()), ("E4007", Code::Unauthenticated));
+    world.end().await;
 }
 
 #[tokio::test]
@@ -102,6 +106,7 @@ async fn call_51_in_a_minute_is_e4004_with_headers_and_the_time_to_wait() {
     }
     // Another method counts apart.
     assert!(client.stream_generate_code(question("q")).await.is_ok());
+    world.end().await;
 }
 
 #[tokio::test]
@@ -118,6 +123,7 @@ async fn exactly_as_many_as_allowed_of_many_calls_at_once_pass() {
     }
     let passed = within("the calls", calls.join_all()).await;
     assert_eq!(passed.into_iter().filter(|passed| *passed).count(), 20);
+    world.end().await;
 }
 
 #[tokio::test]
@@ -129,6 +135,7 @@ async fn limits_can_be_turned_off() {
     for _ in 0..3 {
         assert!(client.get_code_health(GetCodeHealthRequest {}).await.is_ok());
     }
+    world.end().await;
 }
 
 #[tokio::test]
@@ -149,6 +156,7 @@ async fn what_is_for_services_takes_the_mesh_token_and_nothing_else() {
     }
     let status = auth.authenticate(ask("x-mesh-token", world.mesh_token())).await.unwrap_err();
     assert_eq!((incident(&status).0.as_str(), status.code()), ("E4010", Code::NotFound));
+    world.end().await;
 }
 
 #[tokio::test]
@@ -161,6 +169,7 @@ async fn a_key_that_cannot_be_checked_is_unavailable_and_never_passed_or_called_
     let status = world.client().generate_code(question("q")).await.unwrap_err();
     assert_eq!((incident(&status).0.as_str(), status.code()), ("E5003", Code::Unavailable));
     assert_eq!(world.engine.counts().started, 0);
+    world.end().await;
 }
 
 #[tokio::test]
@@ -179,4 +188,5 @@ async fn too_many_calls_at_once_are_shed_with_the_time_to_come_back() {
         while world.client().generate_code(question("q")).await.is_err() {}
     })
     .await;
+    world.end().await;
 }

@@ -68,6 +68,7 @@ async fn every_change_is_written_down_with_who_and_from_where_and_no_secret() {
             assert!(!store.holds(secret).await, "a secret stands in the store");
         }
         assert!(!store.holds(&kim.access_token).await, "an access token stands in the store");
+        world.end().await;
     }
 }
 
@@ -93,6 +94,7 @@ async fn the_log_is_listed_by_pages_newest_first() {
         }
     }
     assert_eq!(seen, [5, 4, 3, 2, 1]);
+    world.end().await;
 }
 
 #[tokio::test]
@@ -128,5 +130,6 @@ async fn one_edited_one_missing_and_one_added_line_are_found() {
         let verdict = verify(&world).await;
         assert!(!verdict.intact && !verdict.problem.is_empty());
         assert_eq!(verdict.broken_sequence, broken, "{edit}: {}", verdict.problem);
+        world.end().await;
     }
 }

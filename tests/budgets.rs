@@ -66,6 +66,7 @@ async fn real_usage_is_booked_and_a_used_up_budget_says_when_it_begins_anew() {
         let status = client.stream_generate_code(question("q")).await.unwrap_err();
         assert_eq!(incident(&status).0, "E4008");
         assert_eq!(world.engine.counts().started, started, "the engine was asked");
+        world.end().await;
     }
 }
 
@@ -87,6 +88,7 @@ async fn of_many_calls_on_the_last_of_a_budget_one_passes() {
         assert_eq!(refused.len(), 99);
         assert!(refused.iter().all(|status| incident(status).0 == "E4008"));
         assert_eq!(settled(&world, &key_id).await, 110);
+        world.end().await;
     }
 }
 
@@ -114,6 +116,7 @@ async fn a_client_who_leaves_and_an_engine_that_breaks_off_pay_for_what_was_made
     world.engine.once(Fault::status(500));
     client.generate_code(question("q")).await.unwrap_err();
     assert_eq!(settled(&world, &key_id).await, before);
+    world.end().await;
 }
 
 #[tokio::test]
@@ -147,6 +150,7 @@ async fn completions_that_share_a_call_pay_for_it_once_and_what_is_remembered_is
     assert!(world.client_with(&text).complete_code(asked()).await.unwrap().into_inner().cached);
     assert_eq!(settled(&world, &key_id).await, 110);
     assert_eq!(world.engine.counts().started, 1);
+    world.end().await;
 }
 
 #[tokio::test]
@@ -198,4 +202,5 @@ async fn a_users_budget_counts_over_its_keys_and_sessions() {
     let quota = status.get_details_quota_failure().unwrap();
     let subject = format!("user:{}/tokens_per_month", kim.user.user_id);
     assert_eq!(quota.violations[0].subject, subject);
+    world.end().await;
 }

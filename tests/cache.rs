@@ -52,6 +52,7 @@ async fn the_same_question_is_answered_twice_and_generated_once() {
     let warmer = GenerateCodeRequest { temperature: Some(0.4), ..question("인사") };
     assert!(!within("an answer", client.generate_code(warmer)).await.unwrap().into_inner().cached);
     assert!(!ask(&mut client, "인사 ").await.unwrap().cached);
+    world.end().await;
 }
 
 #[tokio::test]
@@ -71,6 +72,7 @@ async fn an_answer_is_its_owners_and_nobody_elses() {
     );
     assert!(!ask(&mut mesh, "q").await.unwrap().cached);
     assert_eq!(world.engine.counts().started, 3);
+    world.end().await;
 }
 
 #[tokio::test]
@@ -107,6 +109,7 @@ async fn an_answer_that_broke_off_is_never_given_again() {
     ask(&mut client, "long").await.unwrap();
     let again = ask(&mut client, "long").await.unwrap();
     assert_eq!((again.cached, again.finish_reason.as_str()), (true, "length"));
+    world.end().await;
 }
 
 #[tokio::test]
@@ -122,6 +125,7 @@ async fn a_fresh_answer_takes_the_place_of_the_known_one() {
     let known = ask(&mut client, "q").await.unwrap();
     assert_eq!((known.generated_code.as_str(), known.cached), ("new", true));
     assert_eq!(world.engine.counts().started, 2);
+    world.end().await;
 }
 
 #[tokio::test]
@@ -134,6 +138,7 @@ async fn an_answer_is_known_for_as_long_as_the_setting_says() {
     let off = World::start().await;
     ask(&mut off.client(), "q").await.unwrap();
     assert!(!ask(&mut off.client(), "q").await.unwrap().cached);
+    world.end().await;
 }
 
 #[tokio::test]
@@ -167,4 +172,5 @@ async fn a_known_answer_costs_no_tokens_and_is_counted_as_cached() {
     let metrics = world.metrics().await;
     assert!(metrics.sum("hapa_cache_hits_total", &["cache=\"code_generation\""]) >= 3.0);
     assert!(metrics.sum("hapa_cache_misses_total", &["cache=\"code_generation\""]) >= 1.0);
+    world.end().await;
 }

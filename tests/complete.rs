@@ -106,6 +106,7 @@ async fn suggestions_are_distinct_trimmed_and_the_surest_come_first() {
     );
     assert_eq!((&body["temperature"], &body["top_p"]), (&json!(0.3), &json!(0.9)));
     assert!(body.get("suffix").is_none());
+    world.end().await;
 }
 
 #[tokio::test]
@@ -125,6 +126,7 @@ async fn a_known_family_fills_in_the_middle_also_behind_an_adapters_name() {
     let prompt = "<｜fim▁begin｜>x = <｜fim▁hole｜>\n# < ｜fim▁end｜><｜fim▁end｜>";
     assert_eq!((&body["prompt"], &body["model"]), (&json!(prompt), &json!("autocomplete")));
     assert!(body["stop"].as_array().unwrap().len() <= 4);
+    world.end().await;
 }
 
 #[tokio::test]
@@ -145,6 +147,7 @@ async fn a_stream_shows_suggestions_while_they_grow_and_ends_with_the_final_ones
         assert!(read.said[usize::try_from(one.index).unwrap()].starts_with(&one.text));
     }
     assert_eq!(finished.suggestions.len(), 2);
+    world.end().await;
 }
 
 #[tokio::test]
@@ -164,6 +167,7 @@ async fn the_engine_is_left_once_every_suggestion_has_reached_its_end() {
     world.engine.wait_for_aborted(1).await;
     let usage = reply.usage.unwrap();
     assert!((6..=8).contains(&usage.completion_tokens), "{usage:?}");
+    world.end().await;
 }
 
 #[tokio::test]
@@ -186,6 +190,7 @@ async fn a_newer_request_of_the_session_ends_the_older_one_and_its_work() {
         assert!(status.message().contains("superseded"), "{}", status.message());
         assert!(failed.is_none_or(|failed| failed.error_code == "E4011"));
     }
+    world.end().await;
 }
 
 #[tokio::test]
@@ -203,6 +208,7 @@ async fn another_caller_another_session_and_none_supersede_nothing() {
     complete(&mut world.client(), cursor("d")).await;
     world.engine.release();
     assert_eq!(texts(&within("the older one", older).await.unwrap()), ["xy"]);
+    world.end().await;
 }
 
 #[tokio::test]
@@ -244,6 +250,7 @@ async fn identical_requests_share_one_call_of_the_engine_until_the_last_of_them_
     leaving[1].abort();
     world.engine.wait_for_aborted(1).await;
     assert_eq!(world.engine.counts().started, 2);
+    world.end().await;
 }
 
 #[tokio::test]
@@ -263,6 +270,7 @@ async fn the_same_request_again_takes_the_older_ones_place_in_the_engines_call()
     let newer = within("the newer one", newer).await.unwrap();
     assert_eq!(newer.finished.unwrap().suggestions[0].text, "xy");
     assert_eq!((world.engine.counts().started, world.engine.counts().aborted), (1, 0));
+    world.end().await;
 }
 
 #[tokio::test]
@@ -300,6 +308,7 @@ async fn who_types_what_was_suggested_is_shown_the_rest_without_the_engine() {
     let other = world.create_key(World::dev_key()).await.key_text;
     assert!(!complete(&mut world.client_with(&other), with("f(이름")).await.cached);
     assert_eq!(world.engine.counts().started, 3);
+    world.end().await;
 }
 
 #[tokio::test]
@@ -322,6 +331,7 @@ async fn wrong_fields_are_all_named_and_cost_nothing() {
     let status = world.client().complete_code(unknown).await.unwrap_err();
     assert_eq!(incident(&status).0, "E4010");
     assert_eq!(world.engine.counts().tokens_sent, 0);
+    world.end().await;
 }
 
 #[tokio::test]
@@ -357,6 +367,7 @@ async fn an_engine_that_breaks_off_or_falls_silent_is_told_like_that_of_a_genera
     world.engine.once(plain);
     let reply = complete(&mut world.client(), cursor("a = ")).await;
     assert_eq!((texts(&reply), reply.suggestions[0].confidence.to_bits()), (vec!["a"], 0));
+    world.end().await;
 }
 
 #[tokio::test]
@@ -376,6 +387,7 @@ async fn heartbeats_fill_the_silence() {
         last = frame.event;
     }
     assert!(matches!(last, Some(Event::Finished(_))));
+    world.end().await;
 }
 
 #[tokio::test]
@@ -391,6 +403,7 @@ async fn a_revoked_key_ends_what_it_began() {
     let status = within("the end", call).await.unwrap().status.unwrap();
     assert_eq!((incident(&status).0.as_str(), status.code()), ("E4007", Code::Unauthenticated));
     world.engine.wait_for_aborted(1).await;
+    world.end().await;
 }
 
 #[tokio::test]
@@ -403,4 +416,5 @@ async fn a_key_may_be_limited_to_some_models() {
     assert_eq!(incident(&status).0, "E4005");
     let asked = CompleteCodeRequest { model: "comment".to_owned(), ..cursor("a") };
     assert_eq!(complete(&mut client, asked).await.model, "comment");
+    world.end().await;
 }

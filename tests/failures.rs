@@ -35,6 +35,7 @@ async fn wrong_input_names_every_field() {
         assert_eq!(incident(&streamed).0, code);
     }
     assert_eq!(world.engine.counts().started, 0, "none of them reached the engine");
+    world.end().await;
 }
 
 #[tokio::test]
@@ -64,6 +65,7 @@ async fn every_engine_failure_before_the_first_token_is_a_plain_status() {
     assert_eq!((incident(&status).0.as_str(), status.code()), ("E5006", Code::Unavailable));
     world.engine.resume();
     assert!(world.client().generate_code(question("q")).await.is_ok(), "the process lives on");
+    world.end().await;
 }
 
 #[tokio::test]
@@ -95,6 +97,7 @@ async fn a_stream_that_broke_ends_with_failed_and_the_same_status() {
     let read = stream(&mut world.client(), question("q")).await;
     assert_eq!(incident(&read.status.unwrap()).0, "E5006", "no text was sent");
     assert!(!read.failed.unwrap().partial);
+    world.end().await;
 }
 
 #[tokio::test]
@@ -108,6 +111,7 @@ async fn unknown_models_and_long_prompts_are_the_callers_to_mend() {
         max_tokens: Some(4_096),
         ..question(&"y".repeat(10_000))
     };
+    world.end().await;
     let world = World::with_engine(hapa_tests::engine::Setup {
         max_model_len: 4_096,
         ..Default::default()
@@ -116,6 +120,7 @@ async fn unknown_models_and_long_prompts_are_the_callers_to_mend() {
     let status = world.client().generate_code(long).await.unwrap_err();
     assert_eq!((incident(&status).0.as_str(), status.code()), ("E4001", Code::InvalidArgument));
     assert_eq!(status.get_details_bad_request().unwrap().field_violations[0].field, "code_context");
+    world.end().await;
 }
 
 #[tokio::test]
@@ -153,6 +158,7 @@ async fn malformed_and_oversized_messages_and_unknown_methods_are_published_too(
     let status = world.client().generate_code(bad_timeout).await.unwrap_err();
     assert_eq!(incident(&status).0, "E4001");
     assert!(world.client().generate_code(question("q")).await.is_ok(), "the process lives on");
+    world.end().await;
 }
 
 /// Sends bytes as a message.

@@ -82,6 +82,7 @@ async fn users_log_in_and_manage_what_is_theirs_over_json() {
     assert_eq!(actions, ["key.rotate", "key.update", "key.create", "key.create"]);
     let verdict = body(send("POST", "/api/v1/audit:verify", admin, json!({})).await).await;
     assert_eq!(verdict["intact"], true);
+    world.end().await;
 }
 
 #[tokio::test]
@@ -110,6 +111,7 @@ async fn the_documented_json_goes_in_and_comes_out() {
     assert_eq!(models["models"][4]["name"], "sim-coder");
     let health = body(gateway.get("/api/v1/code/health", &world.key).await).await;
     assert_eq!(health["status"], "healthy");
+    world.end().await;
 }
 
 #[tokio::test]
@@ -163,6 +165,7 @@ async fn completion_speaks_the_documented_json() {
         frames_seen += 1;
     }
     assert!(frames_seen >= 3, "started, deltas, finished: {frames_seen}");
+    world.end().await;
 }
 
 #[tokio::test]
@@ -189,6 +192,7 @@ async fn a_stream_is_server_sent_events_that_come_as_the_engine_speaks() {
     let said: String = events.iter().filter_map(|event| event["delta"]["text"].as_str()).collect();
     assert_eq!(said, "하나 둘");
     assert_eq!(events.last().unwrap()["finished"]["finish_reason"], "stop");
+    world.end().await;
 }
 
 #[tokio::test]
@@ -202,6 +206,7 @@ async fn a_broken_stream_says_failed_as_its_last_event() {
     let last: Value = serde_json::from_str(last).unwrap();
     assert_eq!(last["failed"]["error_code"], "E5007", "{text}");
     assert_eq!(last["failed"]["partial"], true);
+    world.end().await;
 }
 
 #[tokio::test]
@@ -240,6 +245,7 @@ async fn refusals_are_json_with_status_code_and_incident() {
     let asked = json!({"user_question": "q"});
     let (status, code, _) = refusal(gateway.post(GENERATE, key, &asked).await).await;
     assert_eq!((status, code.as_str()), (503, "E5006"));
+    world.end().await;
 }
 
 #[tokio::test]
@@ -258,6 +264,7 @@ async fn keys_are_managed_in_json() {
     let revoked =
         body(gateway.post(&format!("/api/v1/keys/{key_id}:revoke"), key, &json!({})).await).await;
     assert!(revoked["key"]["revoke_time"].is_string());
+    world.end().await;
 }
 
 #[tokio::test]
@@ -278,6 +285,7 @@ async fn what_is_for_the_mesh_is_not_reachable_and_identity_headers_are_inert() 
     let forged = gateway.request("GET", "/api/v1/keys").header("x-mesh-token", world.mesh_token());
     let reply = within("a reply", forged.send()).await.unwrap();
     assert_eq!(refusal(reply).await.1, "E4003");
+    world.end().await;
 }
 
 #[tokio::test]
@@ -294,6 +302,7 @@ async fn grpc_goes_through_and_a_client_that_leaves_is_noticed_behind_envoy() {
     within("a frame", frames.message()).await.unwrap();
     drop(frames);
     world.engine.wait_for_aborted(1).await;
+    world.end().await;
 }
 
 #[tokio::test]
@@ -311,6 +320,7 @@ async fn grpcurl_works_without_proto_files_at_both_doors() {
         assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
         assert!(said.contains("\"finishReason\": \"stop\""), "{said}");
     }
+    world.end().await;
 }
 
 #[tokio::test]
@@ -385,6 +395,7 @@ async fn a_page_of_an_allowed_origin_streams_cancels_and_others_are_refused() {
     assert!(error["incident_id"].as_str().unwrap().starts_with("INC-"));
     assert!(within("the driver to end", node.wait()).await.unwrap().success());
     assert_eq!(world.engine.counts().started, 2, "the refused page reached nothing");
+    world.end().await;
 }
 
 fn free_ports() -> [u16; 2] {

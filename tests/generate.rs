@@ -79,6 +79,7 @@ async fn a_stream_is_started_then_text_by_kind_then_finished() {
     let usage = finished.usage.unwrap();
     assert_eq!((usage.prompt_tokens, usage.completion_tokens, usage.total_tokens), (11, 7, 18));
     assert!(read.status.is_none());
+    world.end().await;
 }
 
 #[tokio::test]
@@ -93,6 +94,7 @@ async fn one_reply_holds_what_the_stream_would() {
     world.engine.script(Script::text("x = 1"));
     let reply = world.client().generate_code(question("plain")).await.unwrap().into_inner();
     assert_eq!((reply.generated_code.as_str(), reply.explanation.as_str()), ("x = 1", ""));
+    world.end().await;
 }
 
 #[tokio::test]
@@ -110,6 +112,7 @@ async fn the_text_is_the_same_however_the_engine_cuts_its_bytes() {
         assert_eq!(read.code, "print('안녕')\n");
         assert_eq!(read.explanation, "먼저 보기입니다.\n끝.");
     }
+    world.end().await;
 }
 
 #[tokio::test]
@@ -129,6 +132,7 @@ async fn the_profile_and_the_language_of_the_question_shape_the_prompt() {
     let user = body["messages"][1]["content"].as_str().unwrap();
     assert!(user.contains("리스트에서") && user.contains("a = [1, 1]"), "{user}");
     assert_eq!(body["stream_options"]["include_usage"], true);
+    world.end().await;
 }
 
 #[tokio::test]
@@ -159,6 +163,7 @@ async fn heartbeats_fill_the_silence_before_and_between_tokens() {
         last
     });
     assert!(matches!(rest.await, Some(Event::Finished(_))));
+    world.end().await;
 }
 
 #[tokio::test]
@@ -197,6 +202,7 @@ async fn a_client_that_leaves_at_any_moment_ends_the_engines_work() {
     drop(frames);
     world.engine.wait_for_aborted(5).await;
     assert_eq!(world.engine.in_flight(), 0);
+    world.end().await;
 }
 
 #[tokio::test]
@@ -214,6 +220,7 @@ async fn an_unread_stream_slows_the_engine_instead_of_filling_memory() {
     }
     let counts = world.engine.counts();
     assert_eq!(counts.in_flight(), 1, "{counts:?}");
+    world.end().await;
 }
 
 #[tokio::test]
@@ -230,6 +237,7 @@ async fn the_callers_deadline_ends_a_stream_in_its_middle_and_says_so() {
     assert_eq!((failed.error_code.as_str(), failed.partial), ("E5001", true));
     assert_eq!(incident(&status), ("E5001".to_owned(), failed.incident_id));
     world.engine.wait_for_aborted(1).await;
+    world.end().await;
 }
 
 #[tokio::test]
@@ -259,6 +267,7 @@ async fn first_token_gap_and_whole_answer_have_bounds_of_their_own() {
         assert_eq!((incident(&status).0.as_str(), status.code()), (code, grpc));
     }
     world.engine.wait_for_aborted(8).await;
+    world.end().await;
 }
 
 #[tokio::test]
@@ -271,6 +280,7 @@ async fn an_engine_that_never_pauses_is_held_to_the_deadline_too() {
     let read = stream(&mut world.client(), request).await;
     assert!(read.finished.is_none());
     assert_eq!(incident(&read.status.unwrap()).0, "E5001");
+    world.end().await;
 }
 
 #[tokio::test]
@@ -290,6 +300,7 @@ async fn models_are_listed_and_a_key_may_be_limited_to_some() {
     assert_eq!((incident(&refused).0.as_str(), refused.code()), ("E4005", Code::PermissionDenied));
     let request = GenerateCodeRequest { model: "comment".to_owned(), ..question("q") };
     assert_eq!(client.generate_code(request).await.unwrap().into_inner().model, "comment");
+    world.end().await;
 }
 
 #[tokio::test]
@@ -310,4 +321,5 @@ async fn health_says_what_the_engine_does() {
     assert!(!sick.message.is_empty());
     world.engine.resume();
     assert_eq!(health().await.status, "healthy");
+    world.end().await;
 }

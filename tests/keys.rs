@@ -28,6 +28,7 @@ async fn a_keys_text_is_shown_once_and_stands_in_no_file_and_no_row() {
             let found = bytes.windows(secret.len()).any(|window| window == secret.as_bytes());
             assert!(!found, "{} holds the key's text", path.display());
         }
+        world.end().await;
     }
 }
 
@@ -46,6 +47,7 @@ async fn a_key_ends_when_it_is_told_or_after_the_default_days() {
             (key.create_time.unwrap().seconds, key.expire_time.map(|time| time.seconds));
         assert_eq!(ends, days.map(|days: i64| made + days * DAY));
     }
+    world.end().await;
 }
 
 #[tokio::test]
@@ -81,6 +83,7 @@ async fn keys_are_listed_newest_first_by_pages_and_by_owner() {
             let status = world.keys().list_keys(wrong).await.unwrap_err();
             assert_eq!(incident(&status).0, "E4001");
         }
+        world.end().await;
     }
 }
 
@@ -101,6 +104,7 @@ async fn revoking_twice_keeps_the_first_time_and_an_unknown_id_is_not_found() {
         assert_eq!((incident(&status).0.as_str(), status.code()), ("E4010", Code::NotFound));
         let status = world.keys().get_key(GetKeyRequest::default()).await.unwrap_err();
         assert_eq!(incident(&status).0, "E4002");
+        world.end().await;
     }
 }
 
@@ -119,6 +123,7 @@ async fn a_request_for_a_key_names_all_that_is_wrong_with_it() {
     let fields: Vec<_> =
         details.field_violations.iter().map(|wrong| wrong.field.as_str()).collect();
     assert_eq!(fields, ["name", "owner", "scopes", "ttl_days"]);
+    world.end().await;
 }
 
 #[tokio::test]
@@ -144,6 +149,7 @@ async fn keys_outlive_the_process_and_need_the_same_pepper() {
             .await
             .unwrap_err();
         assert_eq!(incident(&status).0, "E4003");
+        world.end().await;
     }
 }
 
@@ -185,5 +191,6 @@ async fn an_update_sets_what_its_mask_names_and_lists_can_be_filtered() {
         assert_eq!((found("active", "").await, found("revoked", "").await), (1, 1));
         assert_eq!((found("expired", "").await, found("", "auth:admin").await), (0, 2));
         assert_eq!(found("revoked", "cache:admin").await, 0);
+        world.end().await;
     }
 }

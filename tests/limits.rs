@@ -251,6 +251,7 @@ async fn a_redis_that_is_not_there_yet_stops_nobody_and_is_used_when_it_comes() 
     within("a call without Redis", async { while health(&mut client).await.is_ok() {} }).await;
     redis.start_again().await;
     used_again(&world, &redis).await;
+    world.end().await;
 }
 
 /// Calls until the world is whole, and one of them is counted in Redis.
@@ -280,6 +281,7 @@ async fn limits_that_are_off_leave_redis_alone() {
     assert_eq!(world.page("/readyz").await, (200, READY.to_owned()));
     assert_eq!(connections(&redis).await, 1);
     assert_eq!(number(&redis.ask(&["DBSIZE"]).await), 0);
+    world.end().await;
 }
 
 #[tokio::test]

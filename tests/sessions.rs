@@ -52,6 +52,7 @@ async fn a_wrong_password_and_an_unknown_address_are_told_the_same() {
     assert_eq!(incident(&status).0, "E4012", "no provider is set up");
     let status = anyone.create_session(CreateSessionRequest { proof: None }).await.unwrap_err();
     assert_eq!(incident(&status).0, "E4002");
+    world.end().await;
 }
 
 #[tokio::test]
@@ -71,6 +72,7 @@ async fn refresh_tokens_work_once_and_a_second_use_ends_the_session() {
         ends(&world, &third.access_token).await;
         assert_eq!(incident(&refresh(&world, &third.refresh_token).await.unwrap_err()).0, "E4007");
         assert_eq!(incident(&refresh(&world, "hapr_made-up").await.unwrap_err()).0, "E4003");
+        world.end().await;
     }
 }
 
@@ -87,6 +89,7 @@ async fn of_many_who_refresh_at_once_one_gets_new_tokens() {
         }
         let passed = within("the calls", calls.join_all()).await;
         assert_eq!(passed.into_iter().filter(|passed| *passed).count(), 1);
+        world.end().await;
     }
 }
 
@@ -118,6 +121,7 @@ async fn one_session_or_all_of_a_user_can_be_ended() {
         assert_eq!(own.revoke_session(all).await.unwrap().into_inner().revoked_sessions, 2);
         ends(&world, &others[1].access_token).await;
         ends(&world, &kim.access_token).await;
+        world.end().await;
     }
 }
 
@@ -139,6 +143,7 @@ async fn a_stream_ends_with_its_session_and_says_so_in_its_last_message() {
     let status = within("the end", frames.message()).await.unwrap_err();
     assert_eq!(incident(&status), (failed.error_code, failed.incident_id));
     within("the engine to stop", world.engine.wait_for_aborted(1)).await;
+    world.end().await;
 }
 
 #[tokio::test]
@@ -160,6 +165,7 @@ async fn a_changed_or_foreign_token_is_unknown_and_another_secret_ends_all() {
     world.ended().await;
     let world = World::on(store, &[&secret("b")]).await;
     assert_eq!(incident(&works(&world, &kim.access_token).await.unwrap_err()).0, "E4003");
+    world.end().await;
 }
 
 #[tokio::test]
@@ -186,6 +192,7 @@ async fn an_address_that_guesses_has_to_wait_and_who_is_known_there_does_not() {
     }
     works(&world, &kim.access_token).await.unwrap();
     world.client().get_code_health(GetCodeHealthRequest {}).await.unwrap();
+    world.end().await;
 }
 
 #[tokio::test]
@@ -220,5 +227,6 @@ async fn whom_the_identity_provider_vouches_for_is_let_in_and_known_again() {
         assert_eq!(incident(&log_in(claims("3", true)).await.unwrap_err()).0, "E4003");
         let foreign = json!({ "sub": "1", "email": "ann@example.com", "aud": "else" });
         assert_eq!(incident(&log_in(foreign).await.unwrap_err()).0, "E4003");
+        world.end().await;
     }
 }

@@ -4,7 +4,8 @@
 use std::collections::HashSet;
 use std::time::{Duration, Instant};
 
-use hapa_proto::codegen::v1::GetCodeHealthRequest;
+use hapa_proto::auth::v1::CreateKeyRequest;
+use hapa_proto::codegen::v1::{GenerateCodeRequest, GetCodeHealthRequest};
 use hapa_tests::engine::{Fault, Script};
 use hapa_tests::{Receiver, World, incident, within};
 use tonic::{Code, Request};
@@ -165,6 +166,41 @@ async fn what_waits_is_delivered_before_the_process_ends() {
     world.ended().await;
     assert_eq!(receiver.usage("codegen").len(), 2);
     assert_eq!(receiver.occurrences("codegen").len(), 1);
+}
+
+#[tokio::test]
+async fn a_guessed_key_is_one_occurrence_that_of_the_call_that_showed_it() {
+    let receiver = Receiver::start().await;
+    let mut world = world(&receiver).await;
+    let request = CreateKeyRequest { name: "other".to_owned(), ..World::dev_key() };
+    let unknown = World::start().await.create_key(request).await.key_text;
+    let status = world.client_with(&unknown).generate_code(question("q")).await.unwrap_err();
+    let (code, id) = incident(&status);
+    world.begin_shutdown();
+    world.ended().await;
+    let of_auth = receiver.occurrences("auth");
+    let doubled = of_auth.iter().filter(|one| one.error_code == "E4003").count();
+    assert_eq!(doubled, 0, "{of_auth:?}");
+    let shown = receiver.occurrences("codegen");
+    assert_eq!(shown.len(), 1, "{shown:?}");
+    assert_eq!((shown[0].error_code.as_str(), &shown[0].incident_id), ("E4003", &id));
+    assert_eq!(code, "E4003");
+}
+
+#[tokio::test]
+async fn a_refused_call_is_remembered_without_a_model_that_nobody_serves() {
+    let receiver = Receiver::start().await;
+    let mut world = world(&receiver).await;
+    let unknown = GenerateCodeRequest { model: "gpt".to_owned(), ..question("q") };
+    let status = world.client().generate_code(unknown).await.unwrap_err();
+    assert_eq!(incident(&status).0, "E4010");
+    let named = GenerateCodeRequest { model: "prompt".to_owned(), ..question("q") };
+    world.engine.once(Fault::status(500));
+    assert_eq!(incident(&world.client().generate_code(named).await.unwrap_err()).0, "E5006");
+    world.begin_shutdown();
+    world.ended().await;
+    let models = receiver.usage("codegen").into_iter().map(|event| event.model);
+    assert_eq!(models.collect::<Vec<_>>(), ["", "prompt"]);
 }
 
 #[tokio::test]

@@ -43,6 +43,7 @@ async fn a_question_goes_to_the_specialist_for_what_it_asks_with_its_sampling() 
     let (reply, asked) = ask(&world, named).await;
     assert_eq!((reply.task.as_str(), reply.model.as_str()), ("explain", "sim-coder"));
     assert_eq!((&asked["max_tokens"], &asked["temperature"]), (&9.into(), &0.4.into()));
+    world.end().await;
 }
 
 #[tokio::test]
@@ -75,6 +76,7 @@ async fn a_key_that_may_use_some_models_gets_a_specialist_only_among_them() {
     let reply = client.generate_code(fix).await.unwrap().into_inner();
     assert_eq!(reply.model, "sim-coder");
     assert!(reply.warnings[0].starts_with("this key may not use error_fix"), "{reply:?}");
+    world.end().await;
 }
 
 #[tokio::test]
@@ -94,4 +96,5 @@ async fn the_setup_may_give_tasks_to_other_models_and_the_list_tells_who_does_wh
     assert_eq!(tasks, expected.map(|(name, tasks)| (name, tasks.to_owned())));
     let fix = GenerateCodeRequest { task: "fix".to_owned(), ..question("q") };
     assert_eq!(ask(&world, fix).await.0.model, "sim-coder");
+    world.end().await;
 }

@@ -119,6 +119,7 @@ async fn every_rpc_that_takes_an_id_answers_not_found_for_the_others() {
         for (rpc, status) in &anns[..anns.len() - 1] {
             assert!(status.is_none(), "{rpc}: {status:?}");
         }
+        world.end().await;
     }
 }
 
@@ -142,6 +143,7 @@ async fn every_rpc_with_an_id_in_its_request_stands_in_that_story() {
             assert!(asked.contains(method.name()), "{} is not asked there", method.name());
         }
     }
+    world.end().await;
 }
 
 #[tokio::test]
@@ -176,4 +178,5 @@ async fn a_session_gives_its_keys_no_more_than_it_has() {
         ..UpdateKeyRequest::default()
     };
     assert_eq!(incident(&keys.update_key(update).await.unwrap_err()).0, "E4005");
+    world.end().await;
 }

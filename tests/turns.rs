@@ -55,6 +55,7 @@ async fn what_is_beyond_the_queue_is_refused_at_once_and_told_when_to_come_back(
         }
     }
     assert_eq!(world.engine.counts().started, 2);
+    world.end().await;
 }
 
 #[tokio::test]
@@ -74,6 +75,7 @@ async fn who_leaves_the_queue_costs_the_engine_nothing() {
     world.engine.release();
     assert!(calls.join_next().await.unwrap().unwrap().is_ok());
     assert_eq!(world.engine.counts().started, 1);
+    world.end().await;
 }
 
 #[tokio::test]
@@ -110,6 +112,7 @@ async fn a_tenant_who_asks_for_much_waits_for_itself_and_not_others_for_it() {
         .collect();
     let last = asked.iter().rposition(|text| text == "little").unwrap();
     assert!(last < 12, "the modest one's last call was number {last} of {}", asked.len());
+    world.end().await;
 }
 
 #[tokio::test]
@@ -126,4 +129,5 @@ async fn engines_are_told_of_tenants_what_keeps_them_apart_and_nothing_else() {
     assert_eq!(salts[0], salts[1]);
     assert_ne!(salts[0], salts[2]);
     assert!(requests.iter().all(|request| request.body["priority"] == 1));
+    world.end().await;
 }

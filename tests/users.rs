@@ -89,6 +89,7 @@ async fn a_user_is_made_found_changed_and_removed_with_its_keys_and_sessions() {
         let status = admin.get_user(GetUserRequest { user_id }).await.unwrap_err();
         assert_eq!(code(&status), "E4010");
         assert_eq!(code(&world.log_in("kim@example.com", PASSWORD).await.unwrap_err()), "E4003");
+        world.end().await;
     }
 }
 
@@ -104,6 +105,7 @@ async fn an_address_is_one_users_and_finds_it() {
         assert_eq!((code(&taken).as_str(), taken.code()), ("E4009", Code::Aborted));
         let found = ListUsersRequest { email, ..ListUsersRequest::default() };
         assert_eq!(admin.list_users(found).await.unwrap().into_inner().users.len(), 1);
+        world.end().await;
     }
 }
 
@@ -131,6 +133,7 @@ async fn users_are_listed_newest_first_by_pages() {
         let expected: Vec<_> =
             (0..5).rev().map(|number| format!("u{number}@example.com")).collect();
         assert_eq!(listed, expected);
+        world.end().await;
     }
 }
 
@@ -169,6 +172,7 @@ async fn a_profile_answers_where_a_request_carries_none_and_holds_at_once() {
         let status = own.update_profile(wrong).await.unwrap_err();
         assert_eq!(code(&status), "E4001");
         assert!(status.message().contains("known are advanced"), "{}", status.message());
+        world.end().await;
     }
 }
 
@@ -194,6 +198,7 @@ async fn a_new_password_needs_the_old_one_and_ends_every_session() {
     .await;
     assert_eq!(code(&world.log_in("kim@example.com", PASSWORD).await.unwrap_err()), "E4003");
     world.log_in("kim@example.com", "another horse battery staple").await.unwrap();
+    world.end().await;
 }
 
 #[tokio::test]
@@ -215,6 +220,7 @@ async fn a_key_may_at_most_what_its_user_may() {
         assert_eq!(code(&status), "E4005");
     })
     .await;
+    world.end().await;
 }
 
 #[tokio::test]
@@ -233,4 +239,5 @@ async fn a_request_for_a_user_names_all_that_is_wrong_with_it() {
     let fields: Vec<_> = details.field_violations.iter().map(|one| one.field.as_str()).collect();
     assert_eq!(fields, ["email", "password", "scopes", "user_profile.python_skill_level"]);
     assert!(!status.message().contains("short"), "the password is repeated");
+    world.end().await;
 }

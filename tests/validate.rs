@@ -32,6 +32,7 @@ async fn dangerous_code_is_told_by_line_and_no_engine_is_asked() {
     let status = world.client().validate_code(wrong).await.unwrap_err();
     assert_eq!(incident(&status).0, "E4001");
     assert_eq!(world.engine.counts().started, 0);
+    world.end().await;
 }
 
 #[tokio::test]
@@ -56,6 +57,7 @@ async fn the_documented_json_of_a_validation_goes_in_and_comes_out() {
     assert_eq!((&first["line_number"], &first["issue_type"]), (&json!(1), &json!("syntax_error")));
     assert_eq!(first["severity"], "error");
     assert!(first["message"].is_string() && first["suggestion"].is_string());
+    world.end().await;
 }
 
 #[tokio::test]
@@ -68,6 +70,7 @@ async fn a_key_may_have_a_limit_of_its_own_for_validations() {
     client.validate_code(python("x = 1")).await.unwrap();
     let status = client.validate_code(python("x = 1")).await.unwrap_err();
     assert_eq!(incident(&status).0, "E4004");
+    world.end().await;
 }
 
 const ANSWER: &str =
@@ -90,6 +93,7 @@ async fn answers_carry_warnings_in_the_stream_and_in_one_reply() {
     world.engine.script(Script::text("```python\nprint('eval(x)')\n```\n"));
     let finished = stream(&mut world.client(), question("q")).await.finished.unwrap();
     assert_eq!(finished.warnings, Vec::<String>::new());
+    world.end().await;
 }
 
 #[tokio::test]
@@ -109,6 +113,7 @@ async fn what_nobody_sees_is_in_no_prompt_and_no_answer() {
     let prompt =
         world.engine.requests()[0].body["messages"][1]["content"].as_str().unwrap().to_owned();
     assert!(prompt.starts_with("인사 👩\u{200d}💻\n") && prompt.contains("a = 1\n"), "{prompt:?}");
+    world.end().await;
 }
 
 #[tokio::test]
@@ -144,4 +149,5 @@ async fn the_command_tells_of_files_and_ends_with_1_where_one_is_not_valid() {
     let (code, _, words) = run(&[&odd]).await;
     assert!(code == Some(1) && words.contains("--language"), "{words}");
     assert_eq!(run(&[&odd, "--language", "python"]).await.0, Some(0));
+    world.end().await;
 }

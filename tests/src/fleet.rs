@@ -21,9 +21,10 @@ use tokio::time::sleep;
 use tonic::transport::{Channel, Endpoint};
 
 use crate::engine::Engine;
-use crate::people::{Who, Wire};
+use crate::people::Who;
 use crate::postgres::{Database, Postgres};
 use crate::redis::RedisServer;
+use crate::seen::Wire;
 use crate::tools::{Metrics, SHORTLY, freeze, hapa, signal, thaw, within};
 use crate::world::{Client, Keys, TOKEN, reqwest_client};
 

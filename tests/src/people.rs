@@ -11,6 +11,7 @@ use tonic::service::interceptor::InterceptedService;
 use tonic::transport::Channel;
 use tonic::{Request, Status};
 
+use crate::seen::Wire;
 use crate::tools::within;
 use crate::world::{TOKEN, World};
 
@@ -30,12 +31,9 @@ pub enum Who<'a> {
     Session(&'a str),
 }
 
-/// A channel on which someone calls.
-pub type Wire = InterceptedService<Channel, Header>;
-
 /// One metadata entry on every call.
 #[derive(Clone, Debug)]
-pub struct Header(Option<(&'static str, MetadataValue<Ascii>)>);
+pub(crate) struct Header(Option<(&'static str, MetadataValue<Ascii>)>);
 
 impl Interceptor for Header {
     fn call(&mut self, mut request: Request<()>) -> Result<Request<()>, Status> {
@@ -56,7 +54,7 @@ impl Who<'_> {
             Who::Session(token) => Some(("authorization", format!("Bearer {token}"))),
         };
         let entry = entry.map(|(name, value)| (name, value.parse().expect("plain text")));
-        InterceptedService::new(channel, Header(entry))
+        Wire::new(InterceptedService::new(channel, Header(entry)))
     }
 }
 

@@ -19,8 +19,9 @@ use tonic::transport::{Channel, Endpoint};
 
 use crate::engine::{Engine, Setup};
 use crate::gateway::Gateway;
-use crate::people::{Who, Wire};
+use crate::people::Who;
 use crate::postgres::Store;
+use crate::seen::{Seen, Wire};
 use crate::tools::{Metrics, within};
 
 /// The secret that services of every test's mesh share.
@@ -28,6 +29,10 @@ pub(crate) const TOKEN: &str = "the-mesh-token-of-a-test-which-is-long";
 
 /// Nothing is remembered of calls.
 const QUIET: &[&str] = &["--usage-recording-enabled=false", "--error-monitoring-enabled=false"];
+
+/// With such flags failures are remembered nowhere, or elsewhere.
+const FORGETFUL: &[&str] =
+    &["--error-monitoring-enabled=false", "--incident-tracking-enabled=false", "--errors-address"];
 
 /// A client of code generation.
 pub type Client = CodegenServiceClient<Wire>;
@@ -54,6 +59,8 @@ pub struct World {
     /// A key with every scope and no limits.
     pub key: String,
     metrics: SocketAddr,
+    /// What clients were shown; none where the mesh remembers no failures.
+    seen: Option<Seen>,
     folder: TempDir,
     channel: Channel,
     shutdown: CancellationToken,
@@ -118,6 +125,9 @@ impl World {
             "--cache-ttl=0",
         ]
         .map(str::to_owned);
+        let forgets =
+            flags.iter().any(|flag| FORGETFUL.iter().any(|begin| flag.starts_with(begin)));
+        let seen = (!forgets).then(Seen::default);
         let flags = always.into_iter().chain(flags.iter().map(|&flag| flag.to_owned()));
         let (command, matches) = (Settings::command(), Settings::command().get_matches_from(flags));
         let all = Settings::from_arg_matches(&matches).expect("settings").all;
@@ -132,7 +142,7 @@ impl World {
         let channel = endpoint.connect_lazy();
         let key = String::new();
         let mut world =
-            World { engine, others, mesh, key, metrics, folder, channel, shutdown, running };
+            World { engine, others, mesh, key, metrics, seen, folder, channel, shutdown, running };
         world.key = world.create_key(World::dev_key()).await.key_text;
         world
     }
@@ -158,7 +168,34 @@ impl World {
 
     /// A channel on which someone calls.
     pub fn wire(&self, who: Who<'_>) -> Wire {
-        who.on(self.channel.clone())
+        self.watched(who.on(self.channel.clone()))
+    }
+
+    fn watched(&self, wire: Wire) -> Wire {
+        match &self.seen {
+            Some(seen) => wire.seen_by(seen),
+            None => wire,
+        }
+    }
+
+    /// Notes that a client was shown this, on a way that is not a [`Wire`].
+    pub fn was_shown(&self, incident_id: &str) {
+        if let Some(seen) = &self.seen {
+            seen.add(incident_id);
+        }
+    }
+
+    /// Looks up every failure that clients were shown so far; says how many there were.
+    pub async fn find_incidents(&self) -> usize {
+        match &self.seen {
+            Some(seen) => seen.find(self.channel.clone()).await,
+            None => 0,
+        }
+    }
+
+    /// The end of a story: every failure that its clients were shown can be looked up.
+    pub async fn end(self) {
+        self.find_incidents().await;
     }
 
     /// Code generation, with the world's key.
@@ -206,7 +243,8 @@ impl World {
     /// Code generation with the world's key, on a connection of its own: what another does not read
     /// takes none of its window.
     pub async fn client_on_its_own(&self) -> Client {
-        CodegenServiceClient::new(Who::Key(&self.key).on(self.connect().await))
+        let wire = Who::Key(&self.key).on(self.connect().await);
+        CodegenServiceClient::new(self.watched(wire))
     }
 
     /// Where the embedded stores are.

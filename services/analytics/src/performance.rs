@@ -14,8 +14,10 @@ use crate::sketch::{Sketch, float};
 use crate::store::{Store, Which};
 use crate::times::{Span, micros};
 
-/// Groups in a reply.
+/// Groups in a reply that have their own names.
 const MOST_GROUPS: usize = 50;
+/// The name of what all others add up to.
+const OTHER: &str = "other";
 /// Longest window that is summed up from minutes, and from hours: with what rounding adds, so that
 /// who asks for the last 2 hours by its own clock gets minutes.
 const OF_MINUTES: i64 = 2 * HOUR + MINUTE;
@@ -144,11 +146,18 @@ fn summed_up(
     }
 }
 
-/// Most calls first.
+/// Most calls first, and what is beyond the most in one.
 fn groups(tallies: BTreeMap<String, Tally>) -> Vec<Group> {
     let mut tallies: Vec<_> = tallies.into_iter().collect();
     tallies.sort_by(|(a, one), (b, other)| other.requests.cmp(&one.requests).then(a.cmp(b)));
-    tallies.truncate(MOST_GROUPS);
+    let rest = tallies.split_off(tallies.len().min(MOST_GROUPS));
+    if !rest.is_empty() {
+        let mut other = Tally::default();
+        for (_, tally) in &rest {
+            other.add(tally);
+        }
+        tallies.push((OTHER.to_owned(), other));
+    }
     let group = |(name, tally): (String, Tally)| Group {
         name,
         requests: count(tally.requests),
@@ -225,5 +234,16 @@ mod tests {
         let report = summed_up(BTreeMap::new(), NOW, NOW);
         assert_eq!((report.requests, report.note.as_str()), (0, NONE));
         assert_eq!((report.requests_per_minute, report.error_rate), (0.0, 0.0));
+    }
+
+    #[test]
+    fn what_is_beyond_the_most_groups_is_summed_up_in_one() {
+        let tally = |requests| Tally { requests, ..Tally::default() };
+        let all = |count: i64| (1..=count).map(|at| (format!("m{at:02}"), tally(at))).collect();
+        assert_eq!(groups(all(50)).len(), 50);
+        let found = groups(all(53));
+        assert_eq!((found[0].name.as_str(), found[0].requests), ("m53", 53));
+        let last = found.last().unwrap();
+        assert_eq!((found.len(), last.name.as_str(), last.requests), (51, "other", 1 + 2 + 3));
     }
 }

@@ -3,12 +3,18 @@
 
 use std::collections::BTreeMap;
 
+use anyhow::Context as _;
+
 use crate::event::{Cache, Event};
 use crate::sketch::Sketch;
 use crate::times::Span;
 
+/// What a text of sketches begins with: later forms have another letter.
+const FORM: &str = "h:";
+
 /// How the calls of one span, method and model went.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default)]
+#[cfg_attr(test, derive(PartialEq))]
 pub(crate) struct Tally {
     pub(crate) requests: i64,
     pub(crate) errors: i64,
@@ -21,7 +27,8 @@ pub(crate) struct Tally {
 }
 
 /// How long the calls took, waited for a first token, and for each other.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default)]
+#[cfg_attr(test, derive(PartialEq))]
 pub(crate) struct Sketches {
     pub(crate) durations: Sketch,
     pub(crate) first_tokens: Sketch,
@@ -101,18 +108,24 @@ impl Tally {
 
 impl Sketches {
     /// One text of the three.
-    pub(crate) fn text(&self) -> String {
-        let mut text = String::with_capacity(512);
-        self.durations.write(&mut text);
+    pub(crate) fn text(&self) -> anyhow::Result<String> {
+        let mut text = String::with_capacity(1_024);
+        text.push_str(FORM);
+        self.durations.write(&mut text)?;
         text.push('.');
-        self.first_tokens.write(&mut text);
+        self.first_tokens.write(&mut text)?;
         text.push('.');
-        self.gaps.write(&mut text);
-        text
+        self.gaps.write(&mut text)?;
+        Ok(text)
     }
 
     /// Adds what a text says; "" says nothing.
     pub(crate) fn read(&mut self, text: &str) -> anyhow::Result<()> {
+        if text.is_empty() {
+            return Ok(());
+        }
+        let words = "another version wrote these rollups; delete the rows of performance_rollups whose sketches do not begin with h:";
+        let text = text.strip_prefix(FORM).context(words)?;
         let mut parts = text.splitn(3, '.');
         for sketch in [&mut self.durations, &mut self.first_tokens, &mut self.gaps] {
             sketch.read(parts.next().unwrap_or_default())?;
@@ -127,5 +140,23 @@ impl Use {
         self.errors += i64::from(event.failed());
         self.prompt_tokens += event.prompt_tokens;
         self.completion_tokens += event.completion_tokens;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_text_of_another_version_says_what_to_do() {
+        let mut sketches = Sketches::default();
+        sketches.durations.add(7);
+        let text = sketches.text().unwrap();
+        let mut back = Sketches::default();
+        back.read(&text).unwrap();
+        back.read("").unwrap();
+        assert_eq!(back, sketches);
+        let error = back.read("ABBC4WBpYC..").unwrap_err().to_string();
+        assert!(error.contains("delete the rows"), "{error}");
     }
 }

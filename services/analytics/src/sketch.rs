@@ -1,146 +1,103 @@
-//! How values are spread: counts in buckets whose bounds grow by one factor, so that every quantile
-//! is true to 1 % of its value, and sketches of parts add up to the sketch of the whole, exactly.
+//! How values are spread: a histogram of two significant digits, so that every quantile is true to
+//! 1 % of its value, and sketches of parts add up to the sketch of the whole, exactly.
 //!
-//! The buckets are those of DDSketch. They stand here because their text is stored for years: it
-//! must be ours, and short. Each bucket that counts anything is two numbers, how far it is from the
-//! one before and its count, in digits of 5 bits with the lowest first and a sixth bit where another
-//! follows. What is usual takes two or three characters.
+//! Their text is stored for years: it is the published V2 form of HdrHistogram, in base64.
 
-use anyhow::{Context as _, bail};
+use anyhow::{Context as _, ensure};
+use base64::Engine as _;
+use base64::prelude::BASE64_STANDARD_NO_PAD;
+use hdrhistogram::Histogram;
+use hdrhistogram::serialization::{Deserializer, Serializer as _, V2Serializer};
 
-/// The bounds' ratio: of a bucket with the bounds a and b the middle 2ab/(a+b) is off by at most
-/// (RATIO - 1) / (RATIO + 1) = 0.95 % of any of its values.
-const RATIO: f64 = 1.019_182_231_196_365_4;
 /// 30 days, in microseconds: longer counts as that.
 pub(crate) const LONGEST: i64 = 30 * 86_400_000_000;
-/// More buckets than any value needs: a text that names a later one is no sketch.
-const MOST: usize = 2_048;
-const DIGITS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_";
+/// Buckets are 1/128 of their values wide at most.
+const DIGITS: u8 = 2;
+/// The text's header: its form, the bytes that follow, 0, the digits, the smallest difference.
+const HEADER: usize = 40;
 
-/// By bucket: how many values. The first is for 0, the next for (1/RATIO, 1], and so on.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Sketch(Vec<u64>);
+/// None: there are no values.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Sketch(Option<Histogram<u64>>);
 
 impl Sketch {
+    #[expect(clippy::expect_used, reason = "what grows has room for any number")]
     pub(crate) fn add(&mut self, value: i64) {
-        self.add_to(bucket(value), 1);
+        let value = u64::try_from(value.min(LONGEST)).unwrap_or_default();
+        self.0.get_or_insert_with(empty).record(value).expect("room");
     }
 
-    fn add_to(&mut self, bucket: usize, count: u64) {
-        if self.0.len() <= bucket {
-            self.0.resize(bucket + 1, 0);
-        }
-        if let Some(have) = self.0.get_mut(bucket) {
-            *have = have.saturating_add(count);
-        }
-    }
-
+    #[expect(clippy::expect_used, reason = "what grows has room for any number")]
     pub(crate) fn merge(&mut self, other: &Sketch) {
-        if self.0.len() < other.0.len() {
-            self.0.resize(other.0.len(), 0);
-        }
-        for (have, more) in self.0.iter_mut().zip(&other.0) {
-            *have = have.saturating_add(*more);
+        if let Some(more) = &other.0 {
+            self.0.get_or_insert_with(empty).add(more).expect("room");
         }
     }
 
     /// How many values.
     pub(crate) fn count(&self) -> u64 {
-        self.0.iter().sum()
+        self.0.as_ref().map_or(0, Histogram::len)
     }
 
     /// The value that so many of all (0 to 1) do not exceed; 0 where there are none.
     pub(crate) fn quantile(&self, part: f64) -> f64 {
-        let rank = (part * float(self.count())).ceil().max(1.0);
-        let mut seen = 0;
-        let reached = self.0.iter().position(|count| {
-            seen += count;
-            *count > 0 && float(seen) >= rank
-        });
-        match reached {
-            None | Some(0) => 0.0,
-            Some(bucket) => 2.0 * RATIO.powf(float(bucket as u64 - 1)) / (RATIO + 1.0),
-        }
+        let Some(values) = &self.0 else { return 0.0 };
+        float(values.median_equivalent(values.value_at_quantile(part)))
     }
 
-    /// Writes its text.
-    pub(crate) fn write(&self, text: &mut String) {
-        let mut last = 0;
-        for (bucket, count) in self.0.iter().enumerate().filter(|(_, count)| **count > 0) {
-            write(text, (bucket - last) as u64);
-            write(text, *count);
-            last = bucket;
-        }
+    /// Writes its text; none where there are no values.
+    pub(crate) fn write(&self, text: &mut String) -> anyhow::Result<()> {
+        let Some(values) = &self.0 else { return Ok(()) };
+        let mut bytes = Vec::new();
+        V2Serializer::new().serialize(values, &mut bytes)?;
+        BASE64_STANDARD_NO_PAD.encode_string(bytes, text);
+        Ok(())
     }
 
     /// Adds what a text says.
     pub(crate) fn read(&mut self, text: &str) -> anyhow::Result<()> {
-        let (mut rest, mut bucket) = (text.as_bytes(), 0);
-        while !rest.is_empty() {
-            let (step, count) = (read(&mut rest)?, read(&mut rest)?);
-            bucket += usize::try_from(step)?.min(MOST);
-            if bucket >= MOST {
-                bail!("a sketch names a bucket that no value needs");
-            }
-            self.add_to(bucket, count);
+        if !text.is_empty() {
+            let bytes = BASE64_STANDARD_NO_PAD.decode(text).context("a sketch is not in base64")?;
+            self.merge(&Sketch(Some(values(&bytes)?)));
         }
         Ok(())
     }
 }
 
-#[expect(
-    clippy::cast_possible_truncation,
-    clippy::cast_sign_loss,
-    reason = "the logarithm of what is at least 1 and at most LONGEST"
-)]
-fn bucket(value: i64) -> usize {
-    match u64::try_from(value.min(LONGEST)) {
-        Err(_) | Ok(0) => 0,
-        Ok(value) => (float(value).ln() / RATIO.ln()).ceil() as usize + 1,
-    }
+#[expect(clippy::expect_used, reason = "from 0 to 5 digits there is a histogram")]
+fn empty() -> Histogram<u64> {
+    Histogram::new(DIGITS).expect("two digits")
 }
 
-fn write(text: &mut String, mut number: u64) {
-    loop {
-        let more = if number >= 32 { 32 } else { 0 };
-        let digit = u8::try_from(number % 32 + more).unwrap_or_default();
-        text.push(char::from(DIGITS[usize::from(digit) % 64]));
-        number /= 32;
-        if number == 0 {
-            return;
-        }
-    }
-}
-
-fn read(text: &mut &[u8]) -> anyhow::Result<u64> {
-    let mut number = 0;
-    for shift in (0..64).step_by(5) {
-        let (first, rest) = text.split_first().context("a sketch ends within a number")?;
-        *text = rest;
-        let digit = u64::from(value_of(*first).context("a sketch has a wrong digit")?);
-        number |= (digit % 32) << shift;
-        if digit < 32 {
-            return Ok(number);
-        }
-    }
-    bail!("a sketch has too long a number")
-}
-
-fn value_of(digit: u8) -> Option<u8> {
-    match digit {
-        b'A'..=b'Z' => Some(digit - b'A'),
-        b'a'..=b'z' => Some(digit - b'a' + 26),
-        b'0'..=b'9' => Some(digit - b'0' + 52),
-        b'-' => Some(62),
-        b'_' => Some(63),
-        _ => None,
-    }
+fn values(bytes: &[u8]) -> anyhow::Result<Histogram<u64>> {
+    let number = |at: usize| bytes.get(at..at + 4)?.try_into().ok().map(u32::from_be_bytes);
+    // Else the library would take as much memory as a broken text asks for.
+    let follows = number(4).and_then(|follows| usize::try_from(follows).ok());
+    let whole = follows.is_some_and(|follows| follows.checked_add(HEADER) == Some(bytes.len()));
+    ensure!(whole, "a sketch is cut off");
+    ensure!(number(12) == Some(DIGITS.into()), "a sketch has other digits");
+    let mut bytes = bytes;
+    let values: Histogram<u64> = Deserializer::new().deserialize(&mut bytes)?;
+    ensure!(values.low() == 1, "a sketch has other buckets");
+    Ok(values)
 }
 
 /// Exact below 2^53.
 #[expect(clippy::cast_precision_loss, reason = "counts and microseconds stay below 2^53")]
 pub(crate) fn float(number: u64) -> f64 {
     number as f64
+}
+
+#[cfg(test)]
+impl PartialEq for Sketch {
+    /// By what they count: how far they have grown says nothing.
+    fn eq(&self, other: &Sketch) -> bool {
+        let counts = |sketch: &Sketch| {
+            let values = sketch.0.iter().flat_map(Histogram::iter_recorded);
+            values.map(|step| (step.value_iterated_to(), step.count_at_value())).collect::<Vec<_>>()
+        };
+        counts(self) == counts(other)
+    }
 }
 
 #[cfg(test)]
@@ -159,7 +116,7 @@ mod tests {
 
     fn text(sketch: &Sketch) -> String {
         let mut text = String::new();
-        sketch.write(&mut text);
+        sketch.write(&mut text).unwrap();
         text
     }
 
@@ -172,9 +129,12 @@ mod tests {
     #[test]
     fn what_is_stored_is_read_for_years() {
         let stored = text(&sketch(&[0, 1, 1, 1_000_000, LONGEST, i64::MAX]));
-        assert_eq!(stored, "ABBC4WBpYC");
+        assert_eq!(stored, "HISTEwAAAAgAAAAAAAAAAgAAAAAAAAABAAAD//////8/8AAAAAAAAAIE4xsCwSoE");
         assert_eq!(back(&stored).count(), 6);
-        for wrong in ["A", "A!", "zA", "____________B", "_______"] {
+        assert_eq!(text(&Sketch::default()), "");
+        let (cut, longer) = (&stored[..stored.len() - 4], format!("{stored}AAAA"));
+        let digits = stored.replacen("AAAAAg", "AAAABQ", 1);
+        for wrong in ["A", "A!", "zA", &stored[..20], cut, &longer, &digits] {
             assert!(Sketch::default().read(wrong).is_err(), "{wrong}");
         }
     }
@@ -208,8 +168,11 @@ mod tests {
         }
 
         #[test]
-        fn a_made_up_text_never_panics(text in "[A-Za-z0-9_-]{0,60}") {
-            let _ = Sketch::default().read(&text);
+        fn a_broken_text_never_panics(times in times(), at in 0..400usize, byte: u8) {
+            let mut bytes = BASE64_STANDARD_NO_PAD.decode(text(&sketch(&times))).unwrap();
+            let at = at % bytes.len();
+            bytes[at] = byte;
+            let _ = Sketch::default().read(&BASE64_STANDARD_NO_PAD.encode(&bytes));
         }
     }
 }

@@ -33,6 +33,8 @@ pub(crate) struct Caller {
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Work {
     pub(crate) model: String,
+    /// Whether the model's name is the caller's word alone.
+    pub(crate) unlisted: bool,
     pub(crate) task: String,
     pub(crate) prompt_tokens: u32,
     pub(crate) completion_tokens: u32,
@@ -59,6 +61,12 @@ impl Report {
     /// The model that answers.
     pub fn model(&self, name: &str) {
         self.note(|work| name.clone_into(&mut work.model));
+    }
+
+    /// Nobody but the caller knows the model: it is not remembered of a call that fails, or callers
+    /// would make as many names as they like.
+    pub fn unlisted(&self) {
+        self.note(|work| work.unlisted = true);
     }
 
     /// The kind of work.

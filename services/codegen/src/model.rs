@@ -38,6 +38,10 @@ impl Models {
             if !allowed.is_empty() && !allowed.iter().any(|name| name == named) {
                 return Err(Error::ModelNotAllowed(named.to_owned()));
             }
+            let configured = self.configured.as_deref() == Some(named);
+            if !configured && !board.listed().iter().any(|listed| listed.name == named) {
+                call.report().unlisted();
+            }
             return Ok(Chosen { model: named.to_owned(), warning: None });
         }
         let default = self.default(&board).await?;

@@ -23,8 +23,8 @@ fn window(period: &str, now: i64) -> Result<Window, Violations> {
     let (length, width) = match period {
         "1h" => (HOUR, MINUTE),
         "" | "24h" => (DAY, HOUR),
-        "7d" => (7 * DAY, HOUR),
-        "30d" => (30 * DAY, HOUR),
+        "7d" => (7 * DAY, DAY),
+        "30d" => (30 * DAY, DAY),
         _ => return Err(Violations::one("period", "must be 1h, 24h, 7d or 30d")),
     };
     let start = floor(now - length, width);
@@ -77,12 +77,14 @@ mod tests {
     }
 
     #[test]
-    fn a_window_begins_with_a_whole_minute_or_hour() {
+    fn a_window_begins_with_a_whole_minute_hour_or_day() {
         let now = 100 * DAY + 5 * HOUR + 7 * MINUTE + 9;
         let hour = window("1h", now).unwrap();
         assert_eq!(hour.start, 100 * DAY + 4 * HOUR + 7 * MINUTE);
         let day = window("", now).unwrap();
         assert_eq!((day.start, day.before), (99 * DAY + 5 * HOUR, 98 * DAY + 5 * HOUR));
+        let month = window("30d", now).unwrap();
+        assert_eq!((month.start, month.before), (70 * DAY, 40 * DAY));
         assert!(window("1d", now).is_err());
     }
 }

@@ -25,8 +25,10 @@ pub(crate) use patterns::{Ranked, Window};
 pub(crate) use purge::Limits;
 pub(crate) use report::{Batch, New};
 
-pub(crate) const MIGRATIONS: &[Step] =
-    &[(1, "occurrences", include_str!("../migrations/0001_occurrences.sql"))];
+pub(crate) const MIGRATIONS: &[Step] = &[
+    (1, "occurrences", include_str!("../migrations/0001_occurrences.sql")),
+    (2, "days", include_str!("../migrations/0002_days.sql")),
+];
 
 #[derive(Clone, Debug)]
 pub(crate) struct Store {

@@ -20,6 +20,7 @@ mod route;
 mod samples;
 mod share;
 mod shared_limit;
+mod spool;
 mod stage;
 mod streams;
 
@@ -69,6 +70,7 @@ enum Part {
     Leaving,
     Admission,
     Route,
+    Spool,
     Cache,
     Completion,
     Open,
@@ -147,11 +149,8 @@ async fn bench(args: &Args) -> anyhow::Result<String> {
         eprint!("{table}");
         report += &table.to_string();
     };
-    if wanted(Part::Route) {
-        say(from, "the choice of an engine");
-        add(route::measure(extent.rounds / 10)?);
-    }
-    if args.only == Some(Part::Route) {
+    alone(&wanted, extent, from, &mut add).await?;
+    if matches!(args.only, Some(Part::Route | Part::Spool)) {
         return Ok(report);
     }
     say(from, "starting the engine, the mesh, the gateway and a plain Envoy");
@@ -196,6 +195,24 @@ async fn costs(
     for pace in [PACED, UNPACED] {
         say(from, "processor time per token");
         add(cost::measure(stage, pace, extent.sections, extent.section).await?);
+    }
+    Ok(())
+}
+
+/// What needs no stage.
+async fn alone(
+    wanted: &impl Fn(Part) -> bool,
+    extent: Extent,
+    from: Instant,
+    add: &mut impl FnMut(Table),
+) -> anyhow::Result<()> {
+    if wanted(Part::Route) {
+        say(from, "the choice of an engine");
+        add(route::measure(extent.rounds / 10)?);
+    }
+    if wanted(Part::Spool) {
+        say(from, "remembering calls");
+        add(spool::measure(extent.rounds).await?);
     }
     Ok(())
 }

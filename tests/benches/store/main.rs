@@ -1,9 +1,10 @@
-//! How fast analytics takes events in, and how fast it answers when it has many: through the RPCs, on
-//! a SQLite file and on a private PostgreSQL, with callers, mesh and store on one machine.
+//! How fast analytics and errors take events in, and how fast they answer when they have many: through
+//! the RPCs, on a SQLite file and on a private PostgreSQL, with callers, mesh and store on one machine.
 //!
 //! `make bench-store` runs it; `make load` fills a store with it and leaves it there.
 
 mod events;
+mod occurrences;
 #[path = "../mesh/report.rs"]
 #[expect(dead_code, reason = "the other benchmark has more to report")]
 mod report;
@@ -17,11 +18,17 @@ use anyhow::{Context as _, ensure};
 use clap::{Parser, ValueEnum};
 use hapa_proto::analytics::v1::analytics_service_client::AnalyticsServiceClient;
 use hapa_proto::analytics::v1::{GetPerformanceRequest, GetUsageRequest, RecordEventsRequest};
+use hapa_proto::errors::v1::error_tracking_service_client::ErrorTrackingServiceClient;
+use hapa_proto::errors::v1::{
+    GetDashboardRequest, ListIncidentsRequest, ListPatternsRequest, ReportOccurrencesRequest,
+};
 use hapa_tests::{Store, Who, Wire, World};
 use prost_types::Timestamp;
 use tokio::task::JoinSet;
+use tonic::Status;
 
 use crate::events::event;
+use crate::occurrences::occurrence;
 use crate::report::{Table, ms, verdict};
 
 /// Events of one call.
@@ -40,8 +47,11 @@ struct Args {
     /// How many events there are before anything else is measured.
     #[arg(long, default_value_t = 1_000_000)]
     events: u64,
-    /// Ten million.
-    #[arg(long, conflicts_with = "events")]
+    /// How many occurrences.
+    #[arg(long, default_value_t = 100_000)]
+    occurrences: u64,
+    /// Ten million events, and one million occurrences.
+    #[arg(long, conflicts_with_all = ["events", "occurrences"])]
     full: bool,
     /// How many send batches at once.
     #[arg(long, default_value_t = 4)]
@@ -57,6 +67,13 @@ struct Args {
     bench: bool,
 }
 
+impl Args {
+    /// Events and occurrences.
+    fn counts(&self) -> (u64, u64) {
+        if self.full { (10_000_000, 1_000_000) } else { (self.events, self.occurrences) }
+    }
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum Engine {
     Sqlite,
@@ -64,15 +81,23 @@ enum Engine {
 }
 
 type Client = AnalyticsServiceClient<Wire>;
+type Errors = ErrorTrackingServiceClient<Wire>;
 
 #[tokio::main]
 async fn main() -> anyhow::Result<()> {
     let args = Args::parse();
-    let events = if args.full { 10_000_000 } else { args.events };
+    let (events, occurrences) = args.counts();
     if let Some(url) = &args.into {
-        let world = World::with(&[&format!("--database-url={url}")]).await;
-        let rate = fill(&world, history(events), events, args.writers).await?;
-        return say(&format!("{events} events of {DAYS} days, {rate:.0} a second\n"));
+        // What the filling itself does is not remembered.
+        let quiet = ["--usage-recording-enabled=false", "--error-monitoring-enabled=false"];
+        let url = format!("--database-url={url}");
+        let world = World::with(&[&url, quiet[0], quiet[1]]).await;
+        let usage = Sender::Usage(client(&world));
+        let rate = fill(&usage, history(events), events, args.writers).await?;
+        say(&format!("{events} events of {DAYS} days, {rate:.0} a second\n"))?;
+        let failures = Sender::Failures(errors(&world));
+        let rate = fill(&failures, history(occurrences), occurrences, args.writers).await?;
+        return say(&format!("{occurrences} occurrences, {rate:.0} a second\n"));
     }
     let engines =
         [(Engine::Sqlite, "SQLite", 10_000.0), (Engine::Postgres, "PostgreSQL", 20_000.0)];
@@ -84,13 +109,13 @@ async fn main() -> anyhow::Result<()> {
             Engine::Sqlite => Store::sqlite(),
             Engine::Postgres => Store::Postgres(hapa_tests::Postgres::database().await),
         };
-        let world = World::on(&store, &[]).await;
+        let world = World::aside(&store, &[]).await;
         let title = format!(
-            "{name}: {events} events of {DAYS} days, batches of {BATCH}, {} writers",
+            "{name}: {events} events and {occurrences} occurrences of {DAYS} days, batches of {BATCH}, {} writers",
             args.writers
         );
         let mut table = Table::new(title, &["", "", "target"]);
-        ingestion(&world, events, args.writers, target, &mut table).await?;
+        ingestion(&world, &args, target, &mut table).await?;
         questions(&world, &mut table).await?;
         say(&table.to_string())?;
     }
@@ -103,15 +128,15 @@ fn say(text: &str) -> anyhow::Result<()> {
 
 async fn ingestion(
     world: &World,
-    events: u64,
-    writers: u64,
+    args: &Args,
     target: f64,
     table: &mut Table,
 ) -> anyhow::Result<()> {
-    let rate = fill(world, history(events), events, writers).await?;
+    let (events, occurrences) = args.counts();
+    let rate = fill(&Sender::Usage(client(world)), history(events), events, args.writers).await?;
     table.row(["what happened before, events/s".to_owned(), format!("{rate:.0}"), String::new()]);
     let live = (events / 10).clamp(50_000, 200_000);
-    let rate = fill(world, |_| now(), live, writers).await?;
+    let rate = fill(&Sender::Usage(client(world)), |_| now(), live, args.writers).await?;
     let met = if rate >= target { "met" } else { "MISSED" };
     let verdict = format!(">= {target}: {met}");
     table.row(["what happens now, events/s".to_owned(), format!("{rate:.0}"), verdict]);
@@ -120,63 +145,108 @@ async fn ingestion(
     let counted = client(world).get_performance(request).await?.into_inner().requests;
     let sent = events.next_multiple_of(BATCH) + live.next_multiple_of(BATCH);
     ensure!(u64::from(counted) == sent, "{counted} events were counted of {sent}");
+    let sender = Sender::Failures(errors(world));
+    let rate = fill(&sender, history(occurrences), occurrences, args.writers).await?;
+    table.row(["failures before, occurrences/s".to_owned(), format!("{rate:.0}"), String::new()]);
+    let kept = errors(world).get_dashboard(GetDashboardRequest {}).await?.into_inner().total_errors;
+    let sent = occurrences.next_multiple_of(BATCH);
+    ensure!(u64::from(kept) >= sent, "{kept} occurrences were counted of {sent}");
     Ok(())
 }
 
 async fn questions(world: &World, table: &mut Table) -> anyhow::Result<()> {
-    let mut client = client(world);
-    let hours = [("1 h", 1), ("24 h", 24), ("30 d", 30 * 24)];
+    let usage = client(world);
+    let hours = [("1 h", 1), ("2 h", 2), ("24 h", 24), ("7 d", 7 * 24), ("30 d", 30 * 24)];
     for (name, hours) in hours {
-        let mut times = Vec::new();
-        for _ in 0..ASKED {
-            let end = now() / MICROS;
-            let start_time = Some(timestamp((end - hours * 3_600) * MICROS));
+        let ask = async || {
+            let start_time = Some(timestamp((now() / MICROS - hours * 3_600) * MICROS));
             let request = GetPerformanceRequest { start_time, ..Default::default() };
-            let begin = Instant::now();
-            client.get_performance(request).await?;
-            times.push(begin.elapsed());
-        }
-        add(table, format!("GetPerformance {name}, median ms"), times);
+            usage.clone().get_performance(request).await.map(drop)
+        };
+        measure(table, format!("GetPerformance {name}, median ms"), ask).await?;
     }
     for group_by in ["owner", "key,model"] {
-        let mut times = Vec::new();
-        for _ in 0..ASKED {
-            let request = GetUsageRequest { group_by: group_by.to_owned(), ..Default::default() };
-            let begin = Instant::now();
-            client.get_usage(request).await?;
-            times.push(begin.elapsed());
-        }
-        add(table, format!("GetUsage 30 d by {group_by}, median ms"), times);
+        let request = GetUsageRequest { group_by: group_by.to_owned(), ..Default::default() };
+        let ask = async || usage.clone().get_usage(request.clone()).await.map(drop);
+        measure(table, format!("GetUsage 30 d by {group_by}, median ms"), ask).await?;
+    }
+    let errors = errors(world);
+    let ask = async || errors.clone().get_dashboard(GetDashboardRequest {}).await.map(drop);
+    measure(table, "GetDashboard, median ms".to_owned(), ask).await?;
+    for period in ["1h", "24h", "7d", "30d"] {
+        let request = ListPatternsRequest { period: period.to_owned() };
+        let ask = async || errors.clone().list_patterns(request.clone()).await.map(drop);
+        measure(table, format!("ListPatterns {period}, median ms"), ask).await?;
+    }
+    for (name, error_code) in [("", ""), (" of a code", "E4011")] {
+        let error_code = error_code.to_owned();
+        let request = ListIncidentsRequest { error_code, page_size: 100, ..Default::default() };
+        let ask = async || errors.clone().list_incidents(request.clone()).await.map(drop);
+        measure(table, format!("ListIncidents{name}, median ms"), ask).await?;
     }
     Ok(())
 }
 
-fn add(table: &mut Table, name: String, mut times: Vec<Duration>) {
+/// Asks often.
+async fn measure(
+    table: &mut Table,
+    name: String,
+    ask: impl AsyncFn() -> Result<(), Status>,
+) -> anyhow::Result<()> {
+    let mut times = Vec::with_capacity(ASKED);
+    for _ in 0..ASKED {
+        let begin = Instant::now();
+        ask().await.with_context(|| name.clone())?;
+        times.push(begin.elapsed());
+    }
     times.sort_unstable();
     let median = times.get(times.len() / 2).map_or(0.0, Duration::as_secs_f64) * 1_000.0;
     table.row([name, ms(median), verdict(median, "<", TARGET, " ms")]);
+    Ok(())
 }
 
-/// Sends batches until there are so many events; how many a second.
+/// Where batches go.
+#[derive(Clone)]
+enum Sender {
+    Usage(Client),
+    Failures(Errors),
+}
+
+impl Sender {
+    async fn send(&mut self, batch: Vec<(u64, u64)>) -> Result<(), Status> {
+        match self {
+            Sender::Usage(client) => {
+                let events = batch.into_iter().map(|(number, time)| event(number, time)).collect();
+                client.record_events(RecordEventsRequest { events }).await.map(drop)
+            }
+            Sender::Failures(client) => {
+                let occurrences =
+                    batch.into_iter().map(|(number, time)| occurrence(number, time)).collect();
+                client.report_occurrences(ReportOccurrencesRequest { occurrences }).await.map(drop)
+            }
+        }
+    }
+}
+
+/// Sends batches until there are so many; how many a second.
 async fn fill(
-    world: &World,
+    sender: &Sender,
     time: impl Fn(u64) -> u64 + Clone + Send + 'static,
-    events: u64,
+    count: u64,
     writers: u64,
 ) -> anyhow::Result<f64> {
     let (begin, next) = (Instant::now(), Arc::new(AtomicU64::new(0)));
     let mut running = JoinSet::new();
     for _ in 0..writers.max(1) {
-        let (mut client, next, time) = (client(world), Arc::clone(&next), time.clone());
+        let (mut sender, next, time) = (sender.clone(), Arc::clone(&next), time.clone());
         running.spawn(async move {
             loop {
                 let first = next.fetch_add(BATCH, Ordering::Relaxed);
-                if first >= events {
+                if first >= count {
                     return anyhow::Ok(());
                 }
-                let batch = first..first + BATCH;
-                let batch = batch.map(|number| event(number, time(number))).collect();
-                client.record_events(RecordEventsRequest { events: batch }).await?;
+                let batch = (first..first + BATCH).map(|number| (number, time(number)));
+                sender.send(batch.collect()).await?;
             }
         });
     }
@@ -184,7 +254,7 @@ async fn fill(
         done?.context("a batch was not taken")?;
     }
     #[expect(clippy::cast_precision_loss, reason = "far below 2^53")]
-    Ok(events as f64 / begin.elapsed().as_secs_f64())
+    Ok(count as f64 / begin.elapsed().as_secs_f64())
 }
 
 /// In the order of time, evenly.
@@ -196,6 +266,10 @@ fn history(events: u64) -> impl Fn(u64) -> u64 + Clone + Send + 'static {
 
 fn client(world: &World) -> Client {
     AnalyticsServiceClient::new(world.wire(Who::Mesh))
+}
+
+fn errors(world: &World) -> Errors {
+    ErrorTrackingServiceClient::new(world.wire(Who::Mesh))
 }
 
 fn now() -> u64 {

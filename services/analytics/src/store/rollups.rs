@@ -92,7 +92,7 @@ pub(super) async fn add(
             let key = (*seconds, *start, (*method).to_owned(), (*model).to_owned());
             sketches.read(stored.get(&key).map_or("", String::as_str))?;
             update = update.bind(seconds).bind(start).bind(*method).bind(*model);
-            update = update.bind(sketches.text());
+            update = update.bind(sketches.text()?);
         }
         update.execute(&mut *connection).await?;
     }

@@ -22,6 +22,8 @@ const INTAKES: [&str; 2] = [
     "/hapa.analytics.v1.AnalyticsService/RecordEvents",
     "/hapa.errors.v1.ErrorTrackingService/ReportOccurrences",
 ];
+/// Where a service asks whose credential it was shown.
+const AUTHENTICATE: &str = "/hapa.auth.v1.AuthService/Authenticate";
 /// Characters of a message that are kept.
 const LONGEST: usize = 2_000;
 
@@ -89,10 +91,13 @@ impl Ended<'_> {
         !delivers && !matches!(self.access(), None | Some(Access::Public | Access::Mesh))
     }
 
-    /// A service that goes leaves its streams to other services: no failure.
+    /// A service that goes leaves its streams to other services: no failure. A credential that nobody
+    /// has is a failure of the call that showed it, and remembered there.
     fn is_occurrence(&self) -> bool {
         let left = self.access() == Some(Access::Mesh) && self.code == Code::Cancelled;
-        !left && self.access() != Some(Access::Public) && !INTAKES.contains(&self.path)
+        let asked = self.call.is_mesh && self.path == AUTHENTICATE;
+        let told = asked && self.code == Code::Unauthenticated;
+        !left && !told && self.access() != Some(Access::Public) && !INTAKES.contains(&self.path)
     }
 
     fn usage(&self) -> UsageEvent {
@@ -107,7 +112,7 @@ impl Ended<'_> {
             key_id: caller.map(|caller| caller.key_id.clone()).unwrap_or_default(),
             user_id: caller.map(|caller| caller.user_id.clone()).unwrap_or_default(),
             owner: caller.map(|caller| caller.owner.clone()).unwrap_or_default(),
-            model: work.model,
+            model: if self.failure.is_some() && work.unlisted { String::new() } else { work.model },
             task: work.task,
             prompt_tokens: work.prompt_tokens,
             completion_tokens: work.completion_tokens,

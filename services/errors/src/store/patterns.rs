@@ -1,4 +1,4 @@
-//! Sums over what is counted by minute and hour; no occurrence is read for them.
+//! Sums over what is counted by minute, hour and day; no occurrence is read for them.
 
 use std::collections::HashMap;
 
@@ -9,7 +9,7 @@ use crate::error::Error;
 use crate::store::Store;
 use crate::store::incidents::{Pattern, pattern};
 
-/// A period until now and the one before, in whole minutes or hours.
+/// A period until now and the one before, in whole minutes, hours or days.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Window {
     pub(crate) width: i64,

@@ -11,7 +11,7 @@ const CHUNK: i64 = 1_000;
 
 /// What is removed beside occurrences, by the one time that its statement names. Each takes at most
 /// so many rows as the second parameter says.
-const OTHERS: [&str; 6] = [
+const OTHERS: [&str; 7] = [
     // 0: counts by minute.
     "DELETE FROM error_counts WHERE (width, start, fingerprint) IN
          (SELECT width, start, fingerprint FROM error_counts
@@ -20,19 +20,23 @@ const OTHERS: [&str; 6] = [
     "DELETE FROM error_counts WHERE (width, start, fingerprint) IN
          (SELECT width, start, fingerprint FROM error_counts
           WHERE width = 3600000000 AND start < $1 LIMIT $2)",
-    // 2: who met what in an hour.
+    // 2: counts by day.
+    "DELETE FROM error_counts WHERE (width, start, fingerprint) IN
+         (SELECT width, start, fingerprint FROM error_counts
+          WHERE width = 86400000000 AND start < $1 LIMIT $2)",
+    // 3: who met what in an hour.
     "DELETE FROM error_owners WHERE (fingerprint, start, owner) IN
          (SELECT fingerprint, start, owner FROM error_owners
           WHERE start > 0 AND last_time < $1 LIMIT $2)",
-    // 3: texts that nothing has any more.
+    // 4: texts that nothing has any more.
     "DELETE FROM error_texts WHERE hash IN
          (SELECT hash FROM error_texts WHERE last_time < $1 LIMIT $2)",
-    // 4: who ever met what is forgotten.
+    // 5: who ever met what is forgotten.
     "DELETE FROM error_owners WHERE (fingerprint, start, owner) IN
          (SELECT o.fingerprint, o.start, o.owner FROM error_patterns p
           JOIN error_owners o ON o.fingerprint = p.fingerprint AND o.start = 0
           WHERE p.last_seen < $1 LIMIT $2)",
-    // 5: causes.
+    // 6: causes.
     "DELETE FROM error_patterns WHERE fingerprint IN
          (SELECT fingerprint FROM error_patterns WHERE last_seen < $1 LIMIT $2)",
 ];
@@ -44,7 +48,7 @@ pub(crate) struct Limits {
     pub(crate) occurrences: i64,
     /// Counts by minute.
     pub(crate) minutes: i64,
-    /// Counts by hour, and causes.
+    /// Counts by hour and day, and causes.
     pub(crate) sums: i64,
 }
 
@@ -65,7 +69,7 @@ impl Store {
     /// Removes everything else that is beyond its time.
     pub(crate) async fn purge_others(&self, limits: Limits) -> Result<(), Error> {
         let Limits { occurrences, minutes, sums } = limits;
-        let times = [minutes, sums, occurrences, occurrences, sums, sums];
+        let times = [minutes, sums, sums, occurrences, occurrences, sums, sums];
         for (statement, time) in OTHERS.into_iter().zip(times) {
             let some = || {
                 self.db.transaction(move |connection| {

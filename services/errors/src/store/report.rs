@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
-use hapa_chassis::times::{HOUR, MINUTE, floor, micros_of};
+use hapa_chassis::times::{DAY, HOUR, MINUTE, floor, micros_of};
 use hapa_proto::errors::v1::Occurrence;
 use sha2::{Digest as _, Sha256};
 use sqlx::{AnyConnection, Row as _};
@@ -106,7 +106,7 @@ async fn count<'a>(
 ) -> Result<HashMap<Minute<'a>, i64>, Error> {
     let mut counts = BTreeMap::new();
     for (_, new) in numbered {
-        for width in [MINUTE, HOUR] {
+        for width in [MINUTE, HOUR, DAY] {
             let place = (width, floor(new.time, width), new.fingerprint.as_str());
             *counts.entry(place).or_insert(0) += 1;
         }
