@@ -61,7 +61,8 @@ async fn itself(engine: &mut Connection, ask: &Ask) -> anyhow::Result<Duration> 
     while let Some(more) = engine.tokens().await? {
         tokens += more;
     }
-    ensure!(tokens as usize == TOKENS, "{tokens} tokens came");
+    // Each stands in its log-probabilities too.
+    ensure!(tokens as usize >= TOKENS, "{tokens} tokens came");
     Ok(from.elapsed())
 }
 
