@@ -1,7 +1,7 @@
-//! One answer on its way: opened, read, split into code and explanation, and ended in exactly one of
+//! One answer on its way, whoever reads it: opened, read, split into code and explanation, and ended in exactly one of
 //! two ways, `finished` or `failed`.
 //!
-//! It is pulled: nothing runs unless the caller's side asks for the next frame, so there is no task
+//! It is pulled: nothing runs unless the caller's side asks for the next event, so there is no task
 //! and no channel to leak, and dropping it at any await closes the engine's connection.
 
 use std::collections::VecDeque;
@@ -9,10 +9,10 @@ use std::pin::Pin;
 
 use hapa_chassis::trace::Part;
 use hapa_chassis::{Call, ErrorCode, Fault, Report};
+use hapa_proto::codegen::v1::Usage;
 use hapa_proto::codegen::v1::stream_generate_code_response::{
-    Delta, Event, Failed, Finished, Heartbeat, Kind,
+    Delta, Event, Failed, Finished, Kind, Started,
 };
-use hapa_proto::codegen::v1::{StreamGenerateCodeResponse, Usage};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tonic::Status;
@@ -62,8 +62,7 @@ pub(crate) struct Generation {
     sieve: Sieve,
     splitter: Splitter,
     batch: Batch,
-    frames: VecDeque<Event>,
-    sequence: u32,
+    events: VecDeque<Event>,
     failure: Option<Status>,
 }
 
@@ -85,7 +84,7 @@ impl Generation {
             source: Source::Opening(Box::pin(async move { fleet.open(request).await })),
             answered,
             order,
-            watch: Watch::new(call, patience, streams_end),
+            watch: Watch::of_engine(call, patience, streams_end),
             report: Some(call.report().clone()),
             part,
             asked: Instant::now(),
@@ -93,17 +92,14 @@ impl Generation {
             sieve: Sieve::default(),
             splitter: Splitter::default(),
             batch: Batch::default(),
-            frames: VecDeque::new(),
-            sequence: 0,
+            events: VecDeque::new(),
             failure: None,
         };
-        call.report().model(&generation.order.model);
-        call.report().task(&generation.order.task);
         let happened = generation.wait_for_answer().await.inspect_err(|error| {
             let part = std::mem::take(&mut generation.part);
             part.fail(error.kind(), "no answer has begun");
         })?;
-        generation.frames.push_back(generation.order.started());
+        generation.events.push_back(Event::Started(Started::default()));
         if let Some(Happened::Opened(opened)) = happened
             && let Err(error) = generation.open(opened)
         {
@@ -126,13 +122,11 @@ impl Generation {
         Ok(None)
     }
 
-    /// The next frame of the stream; after `failed`, its status; none after the end.
-    pub(crate) async fn next(&mut self) -> Option<Result<StreamGenerateCodeResponse, Status>> {
+    /// The next event; after `failed`, its status; none after the end.
+    pub(crate) async fn next(&mut self) -> Option<Result<Event, Status>> {
         loop {
-            if let Some(event) = self.frames.pop_front() {
-                let sequence = self.sequence;
-                self.sequence += 1;
-                return Some(Ok(StreamGenerateCodeResponse { sequence, event: Some(event) }));
+            if let Some(event) = self.events.pop_front() {
+                return Some(Ok(event));
             }
             if let Some(status) = self.failure.take() {
                 return Some(Err(status));
@@ -160,9 +154,6 @@ impl Generation {
                 // The alarm may have come between two chunks that were to be taken together.
                 self.take_text();
                 self.watch.check()?;
-                if self.watch.wants_heartbeat() {
-                    self.send(Event::Heartbeat(Heartbeat {}));
-                }
             }
             Err(error) => {
                 // What came in the same read before the break is the caller's.
@@ -222,12 +213,7 @@ impl Generation {
         Ok(happened)
     }
 
-    fn send(&mut self, event: Event) {
-        self.watch.sent();
-        self.frames.push_back(event);
-    }
-
-    /// Turns what was read into frames.
+    /// Turns what was read into events.
     fn take_batch(&mut self) -> Result<(), Error> {
         self.take_text();
         self.count();
@@ -246,14 +232,8 @@ impl Generation {
         let usage = self.batch.usage.take();
         self.tell(usage.as_ref());
         let warnings = self.warnings(finish_reason == "length");
-        let finished = Finished {
-            finish_reason,
-            usage,
-            time_to_first_token_ms: self.watch.first_token_ms(),
-            response_time_ms: self.watch.elapsed_ms(),
-            warnings,
-        };
-        self.send(Event::Finished(finished));
+        let finished = Finished { finish_reason, usage, warnings, ..Finished::default() };
+        self.events.push_back(Event::Finished(finished));
         self.order.turn.take();
         if let Source::Open(opened) = std::mem::replace(&mut self.source, Source::Ended) {
             self.source = Source::Closing(opened);
@@ -265,14 +245,13 @@ impl Generation {
         if self.batch.text.is_empty() {
             return;
         }
-        if !self.watch.has_text() {
+        if self.watch.text() {
             span::first_token(&self.part);
         }
-        self.watch.text();
         let text = std::mem::take(&mut self.batch.text);
         let text = self.sieve.strip(&text);
-        let (frames, inspector) = (&mut self.frames, &mut self.order.inspector);
-        self.splitter.push(&text, &mut |spot, text| read_along(frames, inspector, spot, text));
+        let (events, inspector) = (&mut self.events, &mut self.order.inspector);
+        self.splitter.push(&text, &mut |spot, text| read_along(events, inspector, spot, text));
     }
 
     /// Says once what was used: as the engine counted, else as far as it is known.
@@ -287,15 +266,15 @@ impl Generation {
         };
         report.tokens(prompt, tokens);
         report.engine(self.asked.elapsed());
-        self.watch.tell_times(&report, tokens);
+        self.watch.count_times(tokens);
         span::used(&self.part, prompt, tokens);
         // Dropped here: what follows is on no engine's time.
         drop(std::mem::take(&mut self.part));
     }
 
     fn end_text(&mut self) {
-        let (frames, inspector) = (&mut self.frames, &mut self.order.inspector);
-        self.splitter.end(&mut |spot, text| read_along(frames, inspector, spot, text));
+        let (events, inspector) = (&mut self.events, &mut self.order.inspector);
+        self.splitter.end(&mut |spot, text| read_along(events, inspector, spot, text));
     }
 
     /// Of a whole answer.
@@ -315,13 +294,7 @@ impl Generation {
         span::failed(&self.part, &fault);
         let usage = self.batch.usage.take();
         self.tell(usage.as_ref());
-        let failed = Failed {
-            error_code: fault.code().to_string(),
-            message: fault.message().to_owned(),
-            incident_id: fault.incident_id().to_owned(),
-            partial,
-        };
-        self.send(Event::Failed(failed));
+        self.events.push_back(failed(&fault, partial));
         self.failure = Some(fault.into());
         // Dropping the source is what stops the engine.
         self.source = Source::Ended;
@@ -342,17 +315,27 @@ impl Drop for Generation {
     }
 }
 
-fn read_along(frames: &mut VecDeque<Event>, inspector: &mut Inspector, spot: Spot<'_>, text: &str) {
+/// The last event of an answer that failed.
+pub(crate) fn failed(fault: &Fault, partial: bool) -> Event {
+    Event::Failed(Failed {
+        error_code: fault.code().to_string(),
+        message: fault.message().to_owned(),
+        incident_id: fault.incident_id().to_owned(),
+        partial,
+    })
+}
+
+fn read_along(events: &mut VecDeque<Event>, inspector: &mut Inspector, spot: Spot<'_>, text: &str) {
     if spot.kind == Kind::Code {
         inspector.take(spot.block, spot.word, text);
     }
-    add_delta(frames, spot.kind, text);
+    add_delta(events, spot.kind, text);
 }
 
-/// Neighbours of one kind become one frame.
-pub(crate) fn add_delta(frames: &mut VecDeque<Event>, kind: Kind, text: &str) {
-    match frames.back_mut() {
+/// Neighbours of one kind become one event.
+pub(crate) fn add_delta(events: &mut VecDeque<Event>, kind: Kind, text: &str) {
+    match events.back_mut() {
         Some(Event::Delta(last)) if last.kind == kind as i32 => last.text.push_str(text),
-        _ => frames.push_back(Event::Delta(Delta { text: text.to_owned(), kind: kind.into() })),
+        _ => events.push_back(Event::Delta(Delta { text: text.to_owned(), kind: kind.into() })),
     }
 }

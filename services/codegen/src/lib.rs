@@ -16,6 +16,7 @@ mod prompt;
 mod question;
 pub mod route;
 mod service;
+mod share;
 mod span;
 mod task;
 mod turn;

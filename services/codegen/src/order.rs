@@ -1,10 +1,7 @@
-//! What a generation is told about itself, and what of that goes to the engine and to the caller.
-
-use std::sync::Arc;
+//! What a generation is told about itself, and what of that goes to the engine.
 
 use hapa_chassis::Report;
 use hapa_chassis::trace::Trace;
-use hapa_proto::codegen::v1::stream_generate_code_response::{Event, Started};
 use tokio_util::sync::CancellationToken;
 
 use crate::budget::Lease;
@@ -17,8 +14,6 @@ use crate::validate::Inspector;
 /// See the module.
 pub(crate) struct Order {
     pub(crate) model: String,
-    pub(crate) task: String,
-    pub(crate) request_id: Arc<str>,
     pub(crate) body: Vec<u8>,
     /// What requests share that should go to one engine.
     pub(crate) affinity: Option<u64>,
@@ -48,15 +43,5 @@ impl Order {
             answered: answered.clone(),
             trace: trace.clone(),
         }
-    }
-
-    /// The first frame.
-    pub(crate) fn started(&self) -> Event {
-        Event::Started(Started {
-            request_id: self.request_id.to_string(),
-            model: self.model.clone(),
-            task: self.task.clone(),
-            cached: false,
-        })
     }
 }

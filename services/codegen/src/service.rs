@@ -3,8 +3,7 @@
 use std::pin::Pin;
 use std::sync::Arc;
 
-use futures_util::Stream;
-use futures_util::stream::unfold;
+use futures_util::stream::{Stream, StreamExt as _, iter, unfold};
 use hapa_chassis::{Call, Report};
 use hapa_proto::codegen::v1::codegen_service_server::CodegenService;
 use hapa_proto::codegen::v1::stream_generate_code_response::{Event, Kind};
@@ -19,7 +18,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status};
 
 use crate::budget::Budgets;
-use crate::cache::{self, Asked, Cache, Guest, Key, Seat, Source};
+use crate::cache::{self, Asked, Cache, Guest, Key, Said, Seat};
 use crate::completion::Completions;
 use crate::error::Error;
 use crate::generation::Generation;
@@ -27,6 +26,7 @@ use crate::model::Models;
 use crate::order::Order;
 use crate::question::Question;
 use crate::route::{Fleet, choose};
+use crate::share::Source;
 use crate::task::Chosen;
 use crate::turn::{self, Turns};
 use crate::validate::{self, Inspector, Validators};
@@ -58,8 +58,8 @@ impl CodegenService for Codegen {
         let arrived = Call::of(request.extensions())?.arrived;
         let mut seat = self.begin(request).await?;
         let mut answer = Answer::default();
-        while let Some(frame) = seat.next().await {
-            answer.take(frame?);
+        while let Some(event) = seat.next().await {
+            answer.take(event?);
         }
         answer.reply.response_time_ms = millis(arrived.elapsed());
         Ok(Response::new(answer.whole()))
@@ -71,7 +71,10 @@ impl CodegenService for Codegen {
     ) -> Result<Response<Frames>, Status> {
         // Boxed: the state moves with every frame.
         let seat = Box::new(self.begin(request).await?);
-        let frames = unfold(seat, |mut seat| async { Some((seat.next().await?, seat)) });
+        let events = unfold(seat, |mut seat| async { Some((seat.next().await?, seat)) });
+        let frames = events.zip(iter(0..)).map(|(event, sequence)| {
+            event.map(|event| StreamGenerateCodeResponse { sequence, event: Some(event) })
+        });
         Ok(Response::new(Box::pin(frames)))
     }
 
@@ -144,7 +147,7 @@ impl Codegen {
         let request_id =
             question.request_id.as_deref().map_or_else(|| call.request_id.clone(), Arc::from);
         let shown = (model.clone(), question.task.clone());
-        let mut guest = Guest::new(&call, request_id.clone(), shown, self.patience.heartbeat);
+        let mut guest = Guest::new(&call, request_id, shown, self.patience.heartbeat);
         if let Some(words) = warning {
             guest.warn(words);
         }
@@ -152,23 +155,13 @@ impl Codegen {
         let affinity = choose::affinity(tenant, &question.session_id, &body);
         let inspector = Inspector::new(&question.language);
         let sampling = question.sampling();
-        let order = Order {
-            model,
-            task: question.task,
-            request_id,
-            body,
-            affinity,
-            lease: None,
-            turn: None,
-            inspector,
-            sampling,
-        };
+        let order = Order { model, body, affinity, lease: None, turn: None, inspector, sampling };
         self.cache.answer(asked, guest, || self.generation(&call, order, tokens)).await
     }
 
     /// A generation that nobody's deadline ends, since others may come to read it; and where it notes
     /// what it used. Nothing is done before it is pulled.
-    fn generation(&self, call: &Call, mut order: Order, tokens: i64) -> (Source, Report) {
+    fn generation(&self, call: &Call, mut order: Order, tokens: i64) -> (Source<Said>, Report) {
         let (call, patience, streams_end) = (call.apart(), self.patience, self.streams_end.clone());
         let (fleet, turns, budgets) =
             (self.fleet.clone(), self.turns.clone(), self.budgets.clone());
@@ -189,7 +182,7 @@ impl Codegen {
     }
 }
 
-/// A stream's frames, gathered.
+/// A stream's events, gathered.
 #[derive(Default)]
 struct Answer {
     reply: GenerateCodeResponse,
@@ -197,25 +190,25 @@ struct Answer {
 }
 
 impl Answer {
-    fn take(&mut self, frame: StreamGenerateCodeResponse) {
-        match frame.event {
-            Some(Event::Started(started)) => {
+    fn take(&mut self, event: Event) {
+        match event {
+            Event::Started(started) => {
                 self.reply.request_id = started.request_id;
                 self.reply.model = started.model;
                 self.reply.task = started.task;
                 self.reply.cached = started.cached;
             }
-            Some(Event::Delta(delta)) if delta.kind() == Kind::Code => {
+            Event::Delta(delta) if delta.kind() == Kind::Code => {
                 self.has_code = true;
                 self.reply.generated_code.push_str(&delta.text);
             }
-            Some(Event::Delta(delta)) => self.reply.explanation.push_str(&delta.text),
-            Some(Event::Finished(finished)) => {
+            Event::Delta(delta) => self.reply.explanation.push_str(&delta.text),
+            Event::Finished(finished) => {
                 self.reply.finish_reason = finished.finish_reason;
                 self.reply.usage = finished.usage;
                 self.reply.warnings = finished.warnings;
             }
-            Some(Event::Heartbeat(_) | Event::Failed(_)) | None => {}
+            Event::Heartbeat(_) | Event::Failed(_) => {}
         }
     }
 

@@ -16,6 +16,9 @@ use crate::error::Error;
 /// Of prompts, in the middle between code, English and Korean.
 const BYTES_PER_TOKEN: usize = 4;
 
+/// Until the next look where nothing is to come of it.
+const NOTHING_DUE: Duration = Duration::from_hours(1);
+
 /// How long to wait for what.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Patience {
@@ -26,20 +29,23 @@ pub(crate) struct Patience {
 }
 
 /// Something that ends an answer.
-pub(crate) type Signal = Pin<Box<WaitForCancellationFutureOwned>>;
+type Signal = Pin<Box<WaitForCancellationFutureOwned>>;
 
 pub(crate) struct Watch {
-    patience: Patience,
     arrived: Instant,
     first_token: Option<Instant>,
     last_token: Option<Instant>,
     /// The last sign of life that was sent, and the last that the engine gave.
     last_sent: Instant,
     last_heard: Instant,
-    deadline: Instant,
+    deadline: Option<Instant>,
+    /// How long an engine may be silent: before its first token, and then.
+    silence: Option<(Duration, Duration)>,
+    heartbeat: Option<Duration>,
     /// One timer for all waits: set to the earliest, and left alone while tokens push that out.
     alarm: Pin<Box<Sleep>>,
-    ending: Signal,
+    /// The end of the server.
+    ending: Option<Signal>,
     /// The end of the caller's credential.
     revoked: Option<Signal>,
     /// A newer request took the place of this one.
@@ -47,24 +53,44 @@ pub(crate) struct Watch {
 }
 
 impl Watch {
+    /// Over an answer that an engine makes for this caller alone.
     pub(crate) fn new(call: &Call, patience: Patience, streams_end: CancellationToken) -> Watch {
+        let whole = call.arrived + patience.whole;
+        let mut watch = Watch::of_caller(call, patience.heartbeat);
+        watch.deadline = Some(call.deadline.map_or(whole, |at| at.min(whole)));
+        watch.silence = Some((patience.first_token, patience.between_tokens));
+        watch.ending = Some(Box::pin(streams_end.cancelled_owned()));
+        watch.set_alarm();
+        watch
+    }
+
+    /// Over what an engine says, whoever reads it: nobody needs signs of life here.
+    pub(crate) fn of_engine(
+        call: &Call,
+        patience: Patience,
+        streams_end: CancellationToken,
+    ) -> Watch {
+        Watch { heartbeat: None, ..Watch::new(call, patience, streams_end) }
+    }
+
+    /// Over a caller who reads what others watch.
+    pub(crate) fn of_caller(call: &Call, heartbeat: Duration) -> Watch {
         let now = Instant::now();
-        let deadline = call.arrived + patience.whole;
         let mut watch = Watch {
-            patience,
             arrived: call.arrived,
             first_token: None,
             last_token: None,
             last_sent: now,
             last_heard: now,
-            deadline: call.deadline.map_or(deadline, |at| at.min(deadline)),
+            deadline: call.deadline,
+            silence: None,
+            heartbeat: Some(heartbeat),
             alarm: Box::pin(sleep_until(now)),
-            ending: Box::pin(streams_end.cancelled_owned()),
-            revoked: call.ended.clone().map(|ended| Box::pin(ended.cancelled_owned())),
+            ending: None,
+            revoked: call.ended.clone().map(|ended| Box::pin(ended.cancelled_owned()) as Signal),
             superseded: None,
         };
-        let due = watch.due();
-        watch.alarm.as_mut().reset(due);
+        watch.set_alarm();
         watch
     }
 
@@ -80,7 +106,7 @@ impl Watch {
     ) -> Result<Option<T>, Error> {
         tokio::select! {
             biased;
-            () = &mut self.ending => Err(Error::ShuttingDown),
+            () = fired(&mut self.ending) => Err(Error::ShuttingDown),
             () = fired(&mut self.revoked) => Err(Error::KeyEnded),
             () = fired(&mut self.superseded) => Err(Error::Superseded),
             news = news => news.map(Some).map_err(Into::into),
@@ -92,7 +118,8 @@ impl Watch {
     pub(crate) fn heard(&mut self) -> Result<(), Error> {
         self.last_heard = Instant::now();
         // An engine that never pauses leaves the alarm no turn.
-        if self.last_heard >= self.deadline { Err(Error::TimeUp) } else { Ok(()) }
+        let is_late = self.deadline.is_some_and(|at| self.last_heard >= at);
+        if is_late { Err(Error::TimeUp) } else { Ok(()) }
     }
 
     /// Something was put into the stream.
@@ -100,34 +127,29 @@ impl Watch {
         self.last_sent = Instant::now();
     }
 
-    /// What the engine said last is text, and goes out at once.
-    pub(crate) fn text(&mut self) {
+    /// What was heard last is text, and goes out at once. Whether it is the first.
+    pub(crate) fn text(&mut self) -> bool {
         let now = Instant::now();
         self.last_token = Some(now);
-        if self.first_token.is_none() {
-            self.first_token = Some(now);
-            metrics::histogram!("gen_ai_server_time_to_first_token_seconds")
-                .record(now - self.arrived);
-        }
         self.last_sent = self.last_heard;
+        self.first_token.replace(self.first_token.unwrap_or(now)).is_none()
     }
 
     /// After an alarm: whether time is up, and if not, when the next is due.
     pub(crate) fn check(&mut self) -> Result<(), Error> {
         let now = Instant::now();
-        if now >= self.deadline {
+        if self.deadline.is_some_and(|at| now >= at) {
             return Err(Error::TimeUp);
         }
-        if now >= self.silence_ends() {
+        if self.silence_ends().is_some_and(|at| now >= at) {
             return Err(if self.has_text() { Error::Stalled } else { Error::NoFirstToken });
         }
-        let due = self.due();
-        self.alarm.as_mut().reset(due);
+        self.set_alarm();
         Ok(())
     }
 
     pub(crate) fn wants_heartbeat(&self) -> bool {
-        Instant::now() >= self.last_sent + self.patience.heartbeat
+        self.heartbeat.is_some_and(|heartbeat| Instant::now() >= self.last_sent + heartbeat)
     }
 
     pub(crate) fn has_text(&self) -> bool {
@@ -142,32 +164,53 @@ impl Watch {
         millis(self.arrived.elapsed())
     }
 
-    /// Notes when the tokens came, of which there were so many.
+    /// Notes when the tokens came, of which there were so many, for the event that remembers the call.
     pub(crate) fn tell_times(&self, report: &Report, tokens: u32) {
-        let Some((first, last)) = self.first_token.zip(self.last_token) else { return };
-        report.time_to_first_token(first - self.arrived);
-        if let Some(gaps) = tokens.checked_sub(1).filter(|gaps| *gaps > 0) {
-            let between = (last - first) / gaps;
+        if let Some(first) = self.first_token {
+            report.time_to_first_token(first - self.arrived);
+        }
+        if let Some(between) = self.between_tokens(tokens) {
             report.between_tokens(between);
+        }
+    }
+
+    /// Counts the same among all that engines made.
+    pub(crate) fn count_times(&self, tokens: u32) {
+        if let Some(first) = self.first_token {
+            metrics::histogram!("gen_ai_server_time_to_first_token_seconds")
+                .record(first - self.arrived);
+        }
+        if let Some(between) = self.between_tokens(tokens) {
             metrics::histogram!("gen_ai_server_time_per_output_token_seconds").record(between);
         }
     }
 
-    fn silence_ends(&self) -> Instant {
-        match self.first_token {
-            Some(_) => self.last_heard + self.patience.between_tokens,
-            None => self.arrived + self.patience.first_token,
-        }
+    /// On average.
+    fn between_tokens(&self, tokens: u32) -> Option<Duration> {
+        let gaps = tokens.checked_sub(1).filter(|gaps| *gaps > 0)?;
+        Some((self.last_token? - self.first_token?) / gaps)
     }
 
-    fn due(&self) -> Instant {
-        let (now, heartbeat) = (Instant::now(), self.patience.heartbeat);
-        let next_beat = Some(self.last_sent + heartbeat).filter(|at| *at > now);
-        self.deadline.min(self.silence_ends()).min(next_beat.unwrap_or(now + heartbeat))
+    fn silence_ends(&self) -> Option<Instant> {
+        let (before, between) = self.silence?;
+        Some(match self.first_token {
+            Some(_) => self.last_heard + between,
+            None => self.arrived + before,
+        })
+    }
+
+    /// To the earliest time that means something.
+    fn set_alarm(&mut self) {
+        let now = Instant::now();
+        let beat = self.heartbeat.map(|heartbeat| {
+            Some(self.last_sent + heartbeat).filter(|at| *at > now).unwrap_or(now + heartbeat)
+        });
+        let due = [self.deadline, self.silence_ends(), beat].into_iter().flatten().min();
+        self.alarm.as_mut().reset(due.unwrap_or(now + NOTHING_DUE));
     }
 }
 
-pub(crate) async fn fired(signal: &mut Option<Signal>) {
+async fn fired(signal: &mut Option<Signal>) {
     match signal {
         Some(signal) => signal.await,
         None => std::future::pending().await,

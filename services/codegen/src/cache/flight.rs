@@ -1,45 +1,53 @@
-//! One answer on its way to everyone who asked for the same: whoever is ahead pulls the engine's next
-//! frame, and the others read what was pulled. Still there is no task and no channel: an answer moves
-//! only while someone reads, and the last who leaves drops the generation, which aborts the engine.
-//!
-//! No lock is held while anyone waits, so a reader who stands still holds up nobody else.
+//! One answer on its way to everyone who asked for the same, each of whom reads all of it: see
+//! [`Shared`]. The last who leaves drops the generation, which aborts the engine.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::pin::Pin;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::task::{Context, Poll, Wake, Waker};
+use std::sync::{Arc, MutexGuard};
+use std::task::{Context, Poll, ready};
 
-use futures_util::Stream;
 use hapa_chassis::Report;
 use hapa_proto::codegen::v1::stream_generate_code_response::Event;
 use tonic::Status;
 
 use super::Keeper;
 use super::entry::{Entry, LARGEST};
-use super::flights::Listing;
+use super::key::Key;
+use super::store::Era;
 use crate::generation::add_delta;
+use crate::share::{Gathered, List, Listing, Shared, Source};
 
 /// Text that is gathered before the next piece begins, in bytes: what is let go of together.
 const PIECE: usize = 2 * 1024;
 
-/// A generation: its events, and the status of one that failed.
-pub(crate) type Source = Pin<Box<dyn Stream<Item = Result<Event, Status>> + Send>>;
+/// What a generation says, and the status of one that failed.
+pub(crate) type Said = Result<Event, Status>;
+
+/// Whose answer, from which era (none where the cache can't be asked), to what.
+pub(super) type Name = (Arc<str>, Option<Era>, Key);
+
+/// The flights that may be joined.
+pub(super) type Flights = List<Name, Flight>;
 
 /// See the module.
 pub(super) struct Flight {
-    state: Mutex<State>,
-    bell: Arc<Bell>,
-    /// Rings the bell.
-    waker: Waker,
+    shared: Shared<State>,
     /// What the generation notes about itself.
     own: Report,
     /// Where others find it, taken back when it ends.
-    _listing: Option<Listing>,
+    _listing: Option<Listing<Name, Flight>>,
+}
+
+/// A seat in a flight.
+pub(super) struct Place {
+    pub(super) flight: Arc<Flight>,
+    pub(super) id: u64,
+    /// Someone else began it.
+    pub(super) joined: bool,
 }
 
 struct State {
     /// None when all was read, when it failed, or when everyone left.
-    source: Option<Source>,
+    source: Option<Source<Said>>,
     /// What was pulled, without what everyone has read where nobody new may come.
     events: VecDeque<Event>,
     /// How many were taken off its front.
@@ -51,6 +59,8 @@ struct State {
     finished: bool,
     failure: Option<Status>,
     keeper: Option<Keeper>,
+    /// The whole answer, to be kept.
+    whole: Option<(Keeper, Entry)>,
     seats: BTreeMap<u64, Seated>,
     next_id: u64,
     /// Whose call the tokens are counted for: who began, or when that one left another.
@@ -79,14 +89,24 @@ pub(super) enum Read {
     TooSlow,
 }
 
+impl Place {
+    /// Beside others in a flight, where it is not too late.
+    pub(super) fn beside(flight: &Arc<Flight>, report: &Report) -> Option<Place> {
+        let mut state = flight.shared.state();
+        let id = state.can_be_joined().then(|| state.seat(report))?;
+        Some(Place { flight: Arc::clone(flight), id, joined: true })
+    }
+}
+
 impl Flight {
-    pub(super) fn new(
-        (source, own): (Source, Report),
+    /// A new one, and the seat of who begins it, whose call pays.
+    pub(super) fn begin(
+        (source, own): (Source<Said>, Report),
+        report: &Report,
         keeper: Option<Keeper>,
-        listing: Option<Listing>,
-    ) -> Arc<Flight> {
-        let bell = Arc::new(Bell::default());
-        let state = State {
+        listing: Option<Listing<Name, Flight>>,
+    ) -> (Arc<Flight>, Place) {
+        let mut state = State {
             source: Some(source),
             events: VecDeque::new(),
             gone: 0,
@@ -95,32 +115,19 @@ impl Flight {
             finished: false,
             failure: None,
             keeper,
+            whole: None,
             seats: BTreeMap::new(),
             next_id: 0,
             payer: None,
         };
-        let waker = Waker::from(Arc::clone(&bell));
-        Arc::new(Flight { state: Mutex::new(state), bell, waker, own, _listing: listing })
+        let id = state.seat(report);
+        state.payer = Some(id);
+        let flight = Arc::new(Flight { shared: Shared::new(state), own, _listing: listing });
+        (Arc::clone(&flight), Place { flight, id, joined: false })
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// A seat from which all of the answer can be read; none where that is too late. The first pays.
-    pub(super) fn sit_down(&self, report: Report) -> Option<u64> {
-        let mut state = self.state();
-        let first = state.next_id == 0;
-        if !first && !state.can_be_joined() {
-            return None;
-        }
-        let id = state.next_id;
-        state.next_id += 1;
-        state.seats.insert(id, Seated { read: (0, 0), report, waits: true, given_up: false });
-        if first {
-            state.payer = Some(id);
-        }
-        Some(id)
+        self.shared.state()
     }
 
     /// Reads what is new for a seat; where nothing is, pulls.
@@ -130,23 +137,15 @@ impl Flight {
         into: &mut VecDeque<Event>,
         cx: &mut Context<'_>,
     ) -> Poll<Read> {
-        let mut state = self.state();
-        loop {
-            if let Some(read) = state.read(id, into) {
-                return Poll::Ready(read);
-            }
-            let Some(source) = &mut state.source else { return Poll::Ready(Read::Over) };
-            // Before the look, so that nothing is missed between the two.
-            self.bell.add(id, cx.waker());
-            let polled = source.as_mut().poll_next(&mut Context::from_waker(&self.waker));
-            let Poll::Ready(item) = polled else { return Poll::Pending };
-            if let Some((keeper, entry)) = state.take(item) {
-                keeper.keep(entry, self);
-            }
-            if state.seats.len() > 1 {
-                self.bell.ring();
-            }
+        let mut whole = None;
+        let read = self.shared.poll(id, cx, |state| {
+            whole = whole.take().or(state.whole.take());
+            state.read(id, into)
+        });
+        if let Some((keeper, entry)) = whole {
+            Keeper::keep(keeper, entry, self);
         }
+        Poll::Ready(ready!(read).unwrap_or(Read::Over))
     }
 
     /// The end was read: the tokens, where this seat's call is the one that they are counted for.
@@ -182,6 +181,7 @@ impl Flight {
             state.payer = None;
         }
         drop(state);
+        self.shared.leave(id);
         // What it used is told as it goes.
         drop(source);
         is_payer.then(|| self.pay(&seat.report))
@@ -193,6 +193,14 @@ impl Flight {
 }
 
 impl State {
+    /// From which all of the answer is read.
+    fn seat(&mut self, report: &Report) -> u64 {
+        let (id, report) = (self.next_id, report.clone());
+        self.next_id += 1;
+        self.seats.insert(id, Seated { read: (0, 0), report, waits: true, given_up: false });
+        id
+    }
+
     fn can_be_joined(&self) -> bool {
         let goes_on = self.source.is_some() || self.finished;
         goes_on && self.open && self.failure.is_none()
@@ -235,8 +243,7 @@ impl State {
             self.trim();
             return Some(Read::Events);
         }
-        let failed = self.failure.clone().map(Read::Failed);
-        failed.or_else(|| self.source.is_none().then_some(Read::Over))
+        self.failure.clone().map(Read::Failed)
     }
 
     /// Lets go of what everyone has read, once nobody new may come. Who is so far behind that the rest
@@ -276,17 +283,22 @@ impl State {
             (_, event) => self.events.push_back(event),
         }
     }
+}
 
-    /// Takes what the generation said; returns the answer when it is whole and to be kept.
-    fn take(&mut self, item: Option<Result<Event, Status>>) -> Option<(Keeper, Entry)> {
-        let event = match item {
-            // Everyone has signs of life of its own.
-            Some(Ok(Event::Heartbeat(_))) => return None,
+impl Gathered for State {
+    type Piece = Said;
+
+    fn source(&mut self) -> Option<&mut Source<Said>> {
+        self.source.as_mut()
+    }
+
+    fn take(&mut self, said: Option<Said>) {
+        let event = match said {
             Some(Ok(event)) => event,
             end => {
                 self.failure = end.and_then(Result::err);
                 self.source = None;
-                return None;
+                return;
             }
         };
         self.held += size(&event);
@@ -295,9 +307,9 @@ impl State {
         }
         self.finished |= matches!(event, Event::Finished(_));
         self.push(event);
-        let keeper = self.keeper.take_if(|_| self.finished || !self.open)?;
-        let entry = Entry::of(&self.events).filter(|_| self.finished && self.open)?;
-        Some((keeper, entry))
+        let keeper = self.keeper.take_if(|_| self.finished || !self.open);
+        let entry = Entry::of(&self.events).filter(|_| self.finished && self.open);
+        self.whole = keeper.zip(entry);
     }
 }
 
@@ -305,34 +317,10 @@ fn size(event: &Event) -> usize {
     if let Event::Delta(delta) = event { delta.text.len() } else { 0 }
 }
 
-/// Wakes everyone who waits for the same generation.
-#[derive(Default)]
-struct Bell(Mutex<BTreeMap<u64, Waker>>);
-
-impl Bell {
-    fn wakers(&self) -> MutexGuard<'_, BTreeMap<u64, Waker>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// The one in this seat waits.
-    fn add(&self, id: u64, waker: &Waker) {
-        self.wakers().entry(id).or_insert_with(|| waker.clone()).clone_from(waker);
-    }
-
-    fn ring(&self) {
-        let wakers = std::mem::take(&mut *self.wakers());
-        wakers.into_values().for_each(Waker::wake);
-    }
-}
-
-impl Wake for Bell {
-    fn wake(self: Arc<Self>) {
-        self.ring();
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use std::task::Waker;
+
     use futures_util::stream;
     use hapa_proto::codegen::v1::stream_generate_code_response::{Delta, Finished, Kind, Started};
 
@@ -345,13 +333,11 @@ mod tests {
     /// Of these events, with so many seats.
     fn flight(events: Vec<Event>, seats: u64) -> Arc<Flight> {
         let source = stream::iter(events.into_iter().map(Ok));
-        let flight = Flight::new((Box::pin(source), Report::default()), None, None);
-        let mut state = flight.state();
-        for id in 0..seats {
-            let (report, read) = (Report::default(), (0, 0));
-            state.seats.insert(id, Seated { read, report, waits: true, given_up: false });
+        let report = Report::default();
+        let (flight, _) = Flight::begin((Box::pin(source), report.clone()), &report, None, None);
+        for _ in 1..seats {
+            flight.state().seat(&report);
         }
-        drop(state);
         flight
     }
 

@@ -5,7 +5,6 @@
 
 mod entry;
 mod flight;
-mod flights;
 mod key;
 mod memory;
 mod redis;
@@ -13,13 +12,11 @@ mod seat;
 mod service;
 mod store;
 
-use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use futures_util::StreamExt as _;
-use futures_util::stream::unfold;
+use futures_util::{StreamExt as _, stream};
 use hapa_chassis::health::Check;
 use hapa_chassis::redis::Away;
 use hapa_chassis::{ErrorCode, Fault, Report, Server};
@@ -28,9 +25,8 @@ use tokio_util::sync::CancellationToken;
 use tonic::Status;
 
 use self::entry::Entry;
-use self::flight::Flight;
-pub(crate) use self::flight::Source;
-use self::flights::{Flights, Place};
+pub(crate) use self::flight::Said;
+use self::flight::{Flight, Flights, Place};
 pub(crate) use self::key::{Key, Question};
 use self::memory::Memory;
 use self::redis::Shared;
@@ -39,6 +35,7 @@ pub(crate) use self::service::Caches;
 use self::store::{Era, Store};
 use crate::error::Error;
 use crate::generation::Generation;
+use crate::share::Source;
 
 /// Its name in metrics and for operators.
 const NAME: &str = "code_generation";
@@ -131,7 +128,7 @@ impl Cache {
         &self,
         asked: Asked,
         mut guest: Guest,
-        begin: impl FnOnce() -> (Source, Report),
+        begin: impl FnOnce() -> (Source<Said>, Report),
     ) -> Result<Seat, Status> {
         let Asked { key, subject, fresh } = asked;
         let looked = self.0.store.look(key, !fresh).await;
@@ -149,11 +146,13 @@ impl Cache {
             era,
         });
         let alone = fresh || self.0.store.is_off();
+        let begin = |listing| Flight::begin(begin(), guest.report(), keeper, listing);
         let place = if alone {
-            Place::first(Flight::new(begin(), keeper, None), guest.report())
+            begin(None).1
         } else {
             let name = (subject, looked.era, key);
-            self.0.flights.join(name, guest.report(), keeper, begin)
+            let beside = |flight: &_| Place::beside(flight, guest.report());
+            self.0.flights.join_or(name, beside, |listing| begin(Some(listing)))
         };
         if !alone && (place.joined || looked.failed.is_none()) {
             self.count(place.joined, &guest);
@@ -186,27 +185,16 @@ fn went_without(away: Away, guest: &mut Guest) {
 /// What a generation says once it is begun, and the status of one that can't begin.
 pub(crate) fn source(
     begin: impl Future<Output = Result<Generation, Error>> + Send + 'static,
-) -> Source {
-    let pulled = unfold(Stage::Begin(Box::pin(begin)), |stage| async {
-        let mut generation = match stage {
-            Stage::Begin(begin) => match begin.await {
-                Ok(generation) => Box::new(generation),
-                Err(error) => return Some((Err(error.into()), Stage::Over)),
-            },
-            Stage::Begun(generation) => generation,
-            Stage::Over => return None,
-        };
-        let event = generation.next().await?.map(|frame| frame.event);
-        Some((event, Stage::Begun(generation)))
+) -> Source<Said> {
+    let said = stream::once(begin).flat_map(|begun| match begun {
+        // Boxed: the state moves with every event.
+        Ok(generation) => stream::unfold(Box::new(generation), |mut generation| async {
+            Some((generation.next().await?, generation))
+        })
+        .left_stream(),
+        Err(error) => stream::once(std::future::ready(Err(error.into()))).right_stream(),
     });
-    // A generation sends no frame that says nothing.
-    Box::pin(pulled.filter_map(|event| std::future::ready(event.transpose())))
-}
-
-enum Stage {
-    Begin(Pin<Box<dyn Future<Output = Result<Generation, Error>> + Send>>),
-    Begun(Box<Generation>),
-    Over,
+    Box::pin(said)
 }
 
 impl Keeper {

@@ -3,35 +3,28 @@
 
 use std::collections::VecDeque;
 use std::future::poll_fn;
-use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
 use hapa_chassis::{Call, Fault, Report};
-use hapa_proto::codegen::v1::StreamGenerateCodeResponse;
 use hapa_proto::codegen::v1::stream_generate_code_response::{
     Event, Failed, Finished, Heartbeat, Started,
 };
-use tokio::time::{Instant, Sleep, sleep_until};
 use tonic::Status;
 
 use super::entry::Entry;
-use super::flight::Read;
-use super::flights::Place;
+use super::flight::{Place, Read};
 use crate::error::Error;
-use crate::watch::{Signal, fired, millis};
+use crate::generation::failed;
+use crate::watch::Watch;
 
 /// Who asks, and how the answer names itself to this one.
 pub(crate) struct Guest {
-    arrived: Instant,
-    deadline: Option<Instant>,
-    /// The end of the caller's credential.
-    revoked: Option<Signal>,
+    watch: Watch,
     report: Report,
     request_id: Arc<str>,
     model: String,
     task: String,
-    heartbeat: Duration,
     warnings: Vec<String>,
 }
 
@@ -45,14 +38,11 @@ impl Guest {
         call.report().model(&model);
         call.report().task(&task);
         Guest {
-            arrived: call.arrived,
-            deadline: call.deadline,
-            revoked: call.ended.clone().map(|ended| Box::pin(ended.cancelled_owned())),
+            watch: Watch::of_caller(call, heartbeat),
             report: call.report().clone(),
             request_id,
             model,
             task,
-            heartbeat,
             warnings: Vec::new(),
         }
     }
@@ -73,40 +63,24 @@ pub(crate) struct Seat {
     place: Option<Place>,
     guest: Guest,
     cached: bool,
-    frames: VecDeque<Event>,
-    sequence: u32,
+    events: VecDeque<Event>,
     failure: Option<Status>,
     started: bool,
     /// The last event was read.
     ended: bool,
-    first_token: Option<Instant>,
-    last_token: Option<Instant>,
-    /// The last sign of life.
-    last_sent: Instant,
-    /// One timer for all waits: set to the earliest, and left alone while tokens push that out.
-    alarm: Pin<Box<Sleep>>,
 }
 
 impl Seat {
     fn new(place: Option<Place>, guest: Guest) -> Self {
-        let now = Instant::now();
-        let mut seat = Seat {
+        Seat {
             cached: place.as_ref().is_none_or(|place| place.joined),
             place,
             guest,
-            frames: VecDeque::new(),
-            sequence: 0,
+            events: VecDeque::new(),
             failure: None,
             started: false,
             ended: false,
-            first_token: None,
-            last_token: None,
-            last_sent: now,
-            alarm: Box::pin(sleep_until(now)),
-        };
-        let due = seat.due();
-        seat.alarm.as_mut().reset(due);
-        seat
+        }
     }
 
     /// For an answer that is known.
@@ -131,93 +105,78 @@ impl Seat {
             if seat.place.is_none() {
                 return Err(Fault::internal("a generation ended before it began").into());
             }
-            seat.wait().await?;
+            if !seat.wait().await? {
+                seat.guest.watch.check()?;
+            }
         }
         Ok(seat)
     }
 
-    /// The next frame of the stream; after `failed`, its status; none after the end.
-    pub(crate) async fn next(&mut self) -> Option<Result<StreamGenerateCodeResponse, Status>> {
+    /// The next event; after `failed`, its status; none after the end.
+    pub(crate) async fn next(&mut self) -> Option<Result<Event, Status>> {
         loop {
-            if let Some(event) = self.frames.pop_front() {
-                let sequence = self.sequence;
-                self.sequence += 1;
-                return Some(Ok(StreamGenerateCodeResponse { sequence, event: Some(event) }));
+            if let Some(event) = self.events.pop_front() {
+                return Some(Ok(event));
             }
             if let Some(status) = self.failure.take() {
                 return Some(Err(status));
             }
             self.place.as_ref()?;
-            if let Err(error) = self.wait().await {
+            if let Err(error) = self.advance().await {
                 self.fail(error);
             }
         }
     }
 
-    /// Waits for the answer, the earliest time that means something, or the end of the credential. Can
-    /// be dropped at any time and called again.
-    async fn wait(&mut self) -> Result<(), Error> {
-        let Some(Place { flight, id, .. }) = &self.place else { return Ok(()) };
+    async fn advance(&mut self) -> Result<(), Error> {
+        if self.wait().await? {
+            return Ok(());
+        }
+        self.guest.watch.check()?;
+        if self.guest.watch.wants_heartbeat() {
+            self.guest.watch.sent();
+            self.events.push_back(Event::Heartbeat(Heartbeat {}));
+        }
+        Ok(())
+    }
+
+    /// Whether there is news, which is taken; if not, a time has come that means something. Can be
+    /// dropped at any time and called again.
+    async fn wait(&mut self) -> Result<bool, Error> {
+        let Some(Place { flight, id, .. }) = &self.place else { return Ok(true) };
         let mut events = VecDeque::new();
         let reading = poll_fn(|cx| flight.poll_read(*id, &mut events, cx));
         let read = if self.ended {
             // The connection to the engine is given back; that bounds itself.
             reading.await
         } else {
-            tokio::select! {
-                biased;
-                () = fired(&mut self.guest.revoked) => return Err(Error::KeyEnded),
-                read = reading => read,
-                () = &mut self.alarm => return self.check_time(),
-            }
+            let reading = async { Ok::<_, Error>(reading.await) };
+            let Some(read) = self.guest.watch.on(reading).await? else { return Ok(false) };
+            read
         };
         match read {
             Read::Events => {
+                let heard = self.guest.watch.heard();
                 for event in events {
                     self.take(event);
                 }
-                // An engine that never pauses leaves the alarm no turn.
-                let late = self.guest.deadline.is_some_and(|at| self.last_sent >= at);
-                if late && !self.ended { Err(Error::TimeUp) } else { Ok(()) }
+                if !self.ended {
+                    heard?;
+                }
             }
             Read::Failed(status) => {
                 self.failure = Some(status);
                 self.leave();
-                Ok(())
             }
-            Read::Over => {
-                self.leave();
-                Ok(())
-            }
-            Read::TooSlow => Err(Error::ReadTooSlowly),
+            Read::Over => self.leave(),
+            Read::TooSlow => return Err(Error::ReadTooSlowly),
         }
-    }
-
-    fn check_time(&mut self) -> Result<(), Error> {
-        let now = Instant::now();
-        if self.guest.deadline.is_some_and(|at| now >= at) {
-            return Err(Error::TimeUp);
-        }
-        if self.started && now >= self.last_sent + self.guest.heartbeat {
-            self.last_sent = now;
-            self.frames.push_back(Event::Heartbeat(Heartbeat {}));
-        }
-        let due = self.due();
-        self.alarm.as_mut().reset(due);
-        Ok(())
-    }
-
-    fn due(&self) -> Instant {
-        let (now, heartbeat) = (Instant::now(), self.guest.heartbeat);
-        let next_beat = Some(self.last_sent + heartbeat).filter(|at| *at > now);
-        let next_beat = next_beat.unwrap_or(now + heartbeat);
-        self.guest.deadline.map_or(next_beat, |at| at.min(next_beat))
+        Ok(true)
     }
 
     /// An event as this caller is to see it.
     fn take(&mut self, event: Event) {
-        let now = Instant::now();
-        self.last_sent = now;
+        self.guest.watch.sent();
         let event = match event {
             Event::Started(_) => {
                 self.started = true;
@@ -229,11 +188,7 @@ impl Seat {
                 })
             }
             Event::Delta(delta) => {
-                self.last_token = Some(now);
-                if self.first_token.is_none() {
-                    self.first_token = Some(now);
-                    self.guest.report.time_to_first_token(now - self.guest.arrived);
-                }
+                self.guest.watch.text();
                 Event::Delta(delta)
             }
             Event::Finished(finished) => {
@@ -242,17 +197,16 @@ impl Seat {
             }
             Event::Failed(failed) => {
                 self.settle();
-                Event::Failed(Failed { partial: self.first_token.is_some(), ..failed })
+                Event::Failed(Failed { partial: self.guest.watch.has_text(), ..failed })
             }
             event @ Event::Heartbeat(_) => event,
         };
-        self.frames.push_back(event);
+        self.events.push_back(event);
     }
 
     fn finished(&mut self, mut finished: Finished) -> Finished {
-        let arrived = self.guest.arrived;
-        finished.time_to_first_token_ms = self.first_token.map_or(0, |at| millis(at - arrived));
-        finished.response_time_ms = millis(arrived.elapsed());
+        finished.time_to_first_token_ms = self.guest.watch.first_token_ms();
+        finished.response_time_ms = self.guest.watch.elapsed_ms();
         finished.warnings.append(&mut self.guest.warnings);
         finished
     }
@@ -269,27 +223,18 @@ impl Seat {
         self.tell(tokens);
     }
 
-    /// How fast tokens came, where they were generated for this call.
+    /// How fast tokens came; between two of them where they were generated for this call.
     fn tell(&self, tokens: Option<u32>) {
-        let gaps = tokens.and_then(|tokens| tokens.checked_sub(1)).filter(|gaps| *gaps > 0);
-        if let (Some(gaps), Some(first), Some(last)) = (gaps, self.first_token, self.last_token) {
-            self.guest.report.between_tokens((last - first) / gaps);
-        }
+        self.guest.watch.tell_times(&self.guest.report, tokens.unwrap_or(0));
     }
 
     fn fail(&mut self, error: Error) {
         // Others go on without this one.
         self.leave();
         self.ended = true;
-        let partial = self.first_token.is_some();
+        let partial = self.guest.watch.has_text();
         let fault: Fault = error.fault(partial);
-        let failed = Failed {
-            error_code: fault.code().to_string(),
-            message: fault.message().to_owned(),
-            incident_id: fault.incident_id().to_owned(),
-            partial,
-        };
-        self.frames.push_back(Event::Failed(failed));
+        self.events.push_back(failed(&fault, partial));
         self.failure = Some(fault.into());
     }
 }

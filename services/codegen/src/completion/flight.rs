@@ -1,16 +1,10 @@
-//! One call of the engine, shared by those who ask the same at the same time.
-//!
-//! It is pulled, as a generation is: whichever rider is asked for news reads the engine for all of
-//! them, inside of its own poll, and wakes the others. So there is no task and no channel, a rider
-//! whose client reads slowly holds nobody up, and the engine's connection closes with the last rider.
+//! One call of the engine, shared by those who ask the same at the same time: see [`Shared`]. The
+//! engine's connection closes with the last rider.
 
-use std::collections::HashMap;
-use std::pin::Pin;
+use std::future::poll_fn;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
-use std::task::{Context, Poll, Wake, Waker};
 
-use futures_util::Stream;
 use futures_util::stream::unfold;
 use hapa_chassis::ErrorCode;
 use hapa_chassis::trace::Part;
@@ -22,12 +16,13 @@ use crate::completion::reader::Said;
 use crate::completion::trim::Kind;
 use crate::engine::{self, Ask};
 use crate::route::{Error, Fleet, Opened, Request};
+use crate::share::{self, Gathered, List, Listing, Shared};
 use crate::span;
 use crate::turn::Turn;
 use crate::watch::account;
 
 /// What the engine says, read by read; once all is said, its end closes the connection.
-pub(crate) type Source = Pin<Box<dyn Stream<Item = Result<Said, Error>> + Send>>;
+pub(crate) type Source = share::Source<Result<Said, Error>>;
 
 /// What two requests must have in common to share a flight.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -39,19 +34,16 @@ pub(crate) struct Key {
     pub(crate) kind: Kind,
 }
 
-type Known = Arc<Mutex<HashMap<Key, Weak<Flight>>>>;
-
 /// The flights that may be joined.
-#[derive(Clone, Default)]
-pub(crate) struct Flights(Known);
+#[derive(Default)]
+pub(crate) struct Flights(List<Key, Flight>);
 
 /// See the module.
 pub(crate) struct Flight {
-    /// Where it is listed, and as what.
-    listed: Option<(Known, Key)>,
-    state: Mutex<State>,
-    bell: Arc<Bell>,
-    tickets: AtomicU64,
+    shared: Shared<State>,
+    riders: AtomicU64,
+    /// Where others find it, taken back when it ends.
+    _listing: Option<Listing<Key, Flight>>,
 }
 
 /// What is known of a flight.
@@ -81,80 +73,43 @@ pub(crate) struct Cost {
     pub(crate) part: Part,
 }
 
-/// Who waits for news.
-#[derive(Default)]
-struct Bell(Mutex<HashMap<u64, Waker>>);
-
 /// One who asked for it.
 pub(crate) struct Ride {
     flight: Arc<Flight>,
-    ticket: u64,
+    id: u64,
     seen: u64,
 }
 
 impl Flights {
     /// A seat in a flight that is on its way.
     pub(crate) fn join(&self, key: &Key) -> Option<Ride> {
-        let flight = lock(&self.0).get(key)?.upgrade()?;
-        flight.may_be_joined().then(|| Ride::on(flight))
+        self.0.join(key, Ride::beside)
     }
 
     /// Begins a flight, unless another has begun it in the meantime: then a seat in that one.
     pub(crate) fn launch(&self, key: Key, state: State) -> Ride {
-        let flight = Arc::new(Flight::new(Some((Arc::clone(&self.0), key.clone())), state));
-        let mut known = lock(&self.0);
-        let other = known.get(&key).and_then(Weak::upgrade);
-        let other = match other {
-            Some(other) if other.may_be_joined() => Some(other),
-            other => {
-                known.insert(key, Arc::downgrade(&flight));
-                // What is dropped below may be the last of it, which takes the lock.
-                drop(known);
-                drop(other);
-                None
-            }
-        };
-        Ride::on(other.unwrap_or(flight))
+        self.0.join_or(key, Ride::beside, |listing| Flight::begin(state, Some(listing)))
     }
 
     /// Begins one that nobody else can join.
     pub(crate) fn alone(state: State) -> Ride {
-        Ride::on(Arc::new(Flight::new(None, state)))
+        Flight::begin(state, None).1
     }
 }
 
 impl Flight {
-    fn new(listed: Option<(Known, Key)>, state: State) -> Flight {
-        let (bell, tickets) = (Arc::default(), AtomicU64::new(0));
-        Flight { listed, state: Mutex::new(state), bell, tickets }
-    }
-
-    fn may_be_joined(&self) -> bool {
-        !matches!(lock(&self.state).end, Some(Err(_)))
+    fn begin(state: State, listing: Option<Listing<Key, Flight>>) -> (Arc<Flight>, Ride) {
+        let (shared, riders) = (Shared::new(state), AtomicU64::new(0));
+        let flight = Arc::new(Flight { shared, riders, _listing: listing });
+        (Arc::clone(&flight), Ride::on(flight))
     }
 }
 
-impl Drop for Flight {
-    fn drop(&mut self) {
-        let Some((known, key)) = self.listed.take() else { return };
-        let mut known = lock(&known);
-        // Another may have begun in its place.
-        if known.get(&key).is_some_and(|flight| flight.strong_count() == 0) {
-            known.remove(&key);
-        }
-    }
-}
+impl Gathered for State {
+    type Piece = Result<Said, Error>;
 
-impl Wake for Bell {
-    fn wake(self: Arc<Self>) {
-        let waiting = std::mem::take(&mut *lock(&self.0));
-        waiting.into_values().for_each(Waker::wake);
-    }
-}
-
-impl State {
-    pub(crate) fn new(source: Source, choices: Choices, cost: Cost) -> State {
-        State { source: Some(source), choices, end: None, cost, progress: 0, told: (0, 0) }
+    fn source(&mut self) -> Option<&mut Source> {
+        self.source.as_mut()
     }
 
     fn take(&mut self, read: Option<Result<Said, Error>>) {
@@ -163,22 +118,30 @@ impl State {
             _ if self.end.is_some() => self.source = None,
             None => self.finish(Err(engine::Error::Truncated.into())),
             Some(Err(error)) => self.finish(Err(error)),
-            Some(Ok(said)) => {
-                let done = said.done;
-                self.choices.take(said);
-                self.count();
-                // [DONE] follows errors too: only reasons say that an answer is whole.
-                match (done, self.choices.is_whole()) {
-                    (true, true) => self.finish(Ok(())),
-                    (true, false) => self.finish(Err(engine::Error::Truncated.into())),
-                    (false, whole) if whole && self.choices.is_enough() => {
-                        self.finish(Ok(()));
-                        // Dropping it is what stops the engine.
-                        self.source = None;
-                    }
-                    (false, _) => {}
-                }
+            Some(Ok(said)) => self.hear(said),
+        }
+    }
+}
+
+impl State {
+    pub(crate) fn new(source: Source, choices: Choices, cost: Cost) -> State {
+        State { source: Some(source), choices, end: None, cost, progress: 0, told: (0, 0) }
+    }
+
+    fn hear(&mut self, said: Said) {
+        let done = said.done;
+        self.choices.take(said);
+        self.count();
+        // [DONE] follows errors too: only reasons say that an answer is whole.
+        match (done, self.choices.is_whole()) {
+            (true, true) => self.finish(Ok(())),
+            (true, false) => self.finish(Err(engine::Error::Truncated.into())),
+            (false, whole) if whole && self.choices.is_enough() => {
+                self.finish(Ok(()));
+                // Dropping it is what stops the engine.
+                self.source = None;
             }
+            (false, _) => {}
         }
     }
 
@@ -245,51 +208,42 @@ impl Drop for State {
 
 impl Ride {
     fn on(flight: Arc<Flight>) -> Ride {
-        let ticket = flight.tickets.fetch_add(1, Ordering::Relaxed);
-        Ride { flight, ticket, seen: 0 }
+        let id = flight.riders.fetch_add(1, Ordering::Relaxed);
+        Ride { flight, id, seen: 0 }
     }
 
-    /// Waits until more is known than this rider has seen. Can be dropped and called again.
-    pub(crate) async fn news(&mut self) {
-        std::future::poll_fn(|cx| self.poll_news(cx)).await;
+    /// Beside others, where what they ride has not failed.
+    fn beside(flight: &Arc<Flight>) -> Option<Ride> {
+        let failed = matches!(flight.shared.state().end, Some(Err(_)));
+        (!failed).then(|| Ride::on(Arc::clone(flight)))
+    }
+
+    /// Waits until more is known than this rider has seen; whether there will be more. Can be dropped
+    /// and called again.
+    pub(crate) async fn news(&mut self) -> bool {
+        let Ride { flight, id, seen } = self;
+        let news = poll_fn(|cx| {
+            flight
+                .shared
+                .poll(*id, cx, |state| (state.progress != *seen).then(|| *seen = state.progress))
+        });
+        news.await.is_some()
     }
 
     /// Reads the end of the response, after which its connection is free for the next call.
     pub(crate) async fn close(&mut self) {
-        while lock(&self.flight.state).source.is_some() {
-            self.news().await;
-        }
+        while self.news().await {}
     }
 
     /// Looks at what is known.
     pub(crate) fn look<T>(&self, look: impl FnOnce(&mut State) -> T) -> T {
-        look(&mut lock(&self.flight.state))
-    }
-
-    fn poll_news(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        let bell = &self.flight.bell;
-        let mut state = lock(&self.flight.state);
-        if state.progress == self.seen {
-            // Before the engine is asked, so that what it says in between rings for this one too.
-            lock(&bell.0).insert(self.ticket, cx.waker().clone());
-            let waker = Waker::from(Arc::clone(bell));
-            let mut reading = Context::from_waker(&waker);
-            let Some(source) = &mut state.source else { return Poll::Pending };
-            let Poll::Ready(read) = source.as_mut().poll_next(&mut reading) else {
-                return Poll::Pending;
-            };
-            state.take(read);
-            lock(&bell.0).remove(&self.ticket);
-            Arc::clone(bell).wake();
-        }
-        self.seen = state.progress;
-        Poll::Ready(())
+        look(&mut self.flight.shared.state())
     }
 }
 
 impl Drop for Ride {
     fn drop(&mut self) {
-        lock(&self.flight.bell.0).remove(&self.ticket);
+        self.flight.shared.leave(self.id);
     }
 }
 
@@ -332,8 +286,4 @@ pub(crate) fn ask(fleet: Fleet, request: Request) -> Source {
             Stage::Ended => None,
         }
     }))
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

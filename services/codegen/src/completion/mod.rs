@@ -15,8 +15,7 @@ mod trim;
 
 use std::sync::Arc;
 
-use futures_util::Stream;
-use futures_util::stream::unfold;
+use futures_util::stream::{Stream, StreamExt as _, iter, unfold};
 use hapa_chassis::Call;
 use hapa_proto::codegen::v1::stream_complete_code_response::{Event, Finished};
 use hapa_proto::codegen::v1::{
@@ -80,10 +79,10 @@ impl Completions {
             request_id: completion.request_id().to_owned(),
             ..CompleteCodeResponse::default()
         };
-        while let Some(frame) = completion.next().await {
-            match frame?.event {
-                Some(Event::Started(started)) => reply.cached = started.cached,
-                Some(Event::Finished(finished)) => {
+        while let Some(event) = completion.next().await {
+            match event? {
+                Event::Started(started) => reply.cached = started.cached,
+                Event::Finished(finished) => {
                     let Finished { suggestions, usage, response_time_ms, warnings, .. } = finished;
                     let took = response_time_ms;
                     reply = CompleteCodeResponse {
@@ -106,10 +105,13 @@ impl Completions {
         request: Request<CompleteCodeRequest>,
     ) -> Result<impl Stream<Item = Result<StreamCompleteCodeResponse, Status>> + use<>, Status>
     {
-        // Boxed: the state moves with every frame.
+        // Boxed: the state moves with every event.
         let completion = Box::new(self.begin(request).await?);
-        Ok(unfold(completion, |mut completion| async {
+        let events = unfold(completion, |mut completion| async {
             Some((completion.next().await?, completion))
+        });
+        Ok(events.zip(iter(0..)).map(|(event, sequence)| {
+            event.map(|event| StreamCompleteCodeResponse { sequence, event: Some(event) })
         }))
     }
 

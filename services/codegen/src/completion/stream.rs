@@ -8,7 +8,7 @@ use hapa_chassis::{Call, Fault, Report};
 use hapa_proto::codegen::v1::stream_complete_code_response::{
     Delta, Event, Failed, Finished, Heartbeat, Started,
 };
-use hapa_proto::codegen::v1::{StreamCompleteCodeResponse, Suggestion, Usage};
+use hapa_proto::codegen::v1::{Suggestion, Usage};
 use tokio::time::Instant;
 use tonic::Status;
 
@@ -49,8 +49,7 @@ pub(crate) struct Completion {
     boarded: Instant,
     /// How much of each suggestion was sent, in bytes.
     sent: Vec<usize>,
-    frames: VecDeque<Event>,
-    sequence: u32,
+    events: VecDeque<Event>,
     failure: Option<Status>,
 }
 
@@ -100,19 +99,16 @@ impl Completion {
             watch,
             report: Some(call.report().clone()),
             boarded: Instant::now(),
-            frames: VecDeque::new(),
-            sequence: 0,
+            events: VecDeque::new(),
             failure: None,
         }
     }
 
-    /// The next frame of the stream; after `failed`, its status; none after the end.
-    pub(crate) async fn next(&mut self) -> Option<Result<StreamCompleteCodeResponse, Status>> {
+    /// The next event; after `failed`, its status; none after the end.
+    pub(crate) async fn next(&mut self) -> Option<Result<Event, Status>> {
         loop {
-            if let Some(event) = self.frames.pop_front() {
-                let sequence = self.sequence;
-                self.sequence += 1;
-                return Some(Ok(StreamCompleteCodeResponse { sequence, event: Some(event) }));
+            if let Some(event) = self.events.pop_front() {
+                return Some(Ok(event));
             }
             if let Some(status) = self.failure.take() {
                 return Some(Err(status));
@@ -156,25 +152,25 @@ impl Completion {
         let seat = &mut self.seat;
         let news = async {
             match seat {
-                Seat::Riding(ride) => ride.news().await,
+                // It ends only after this rider has seen how.
+                Seat::Riding(ride) => Ok::<_, Error>(ride.news().await),
                 Seat::Closing(_) | Seat::Left => std::future::pending().await,
             }
-            Ok::<_, Error>(())
         };
         Ok(self.watch.on(news).await?.is_some())
     }
 
     fn start(&mut self, cached: bool) {
         let (request_id, model) = (self.order.request_id.to_string(), self.order.model.clone());
-        self.frames.push_back(Event::Started(Started { request_id, model, cached }));
+        self.events.push_back(Event::Started(Started { request_id, model, cached }));
     }
 
     fn send(&mut self, event: Event) {
         self.watch.sent();
-        self.frames.push_back(event);
+        self.events.push_back(event);
     }
 
-    /// Turns what the flight knows into frames.
+    /// Turns what the flight knows into events.
     fn take_news(&mut self) -> Result<(), Error> {
         let Seat::Riding(ride) = &self.seat else { return Ok(()) };
         let (sent, question) = (&mut self.sent, &self.order.question);
@@ -182,7 +178,7 @@ impl Completion {
         let heard = self.watch.heard();
         if !deltas.is_empty() {
             self.watch.text();
-            self.frames.extend(deltas.into_iter().map(Event::Delta));
+            self.events.extend(deltas.into_iter().map(Event::Delta));
         }
         heard?;
         let Some(end) = end else { return Ok(()) };
@@ -236,6 +232,7 @@ impl Completion {
         report.engine(self.boarded.elapsed());
         let each = u32::try_from(self.sent.len()).unwrap_or(1).max(1);
         self.watch.tell_times(&report, tokens / each);
+        self.watch.count_times(tokens / each);
     }
 }
 
