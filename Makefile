@@ -21,7 +21,8 @@ test: lint build client ## run every check and every test, on real parts
 lint: proto ## check formatting, clippy, dependencies and the protos
 	@infra/tools/install test
 	cargo fmt --all --check
-	cargo clippy --workspace --all-targets -- --deny warnings
+	cargo clippy --workspace --all-targets --all-features -- --deny warnings
+	cargo metadata --locked --format-version 1 --manifest-path fuzz/Cargo.toml >/dev/null
 	.tools/bin/cargo-deny check bans licenses sources
 
 proto: $(BUF) ## check the protos: style, format, and compatibility with what was released
@@ -55,7 +56,9 @@ test-vllm: ## run the stories that need a real vLLM, which it installs for the C
 fuzz: ## feed each fuzz target for a minute; MINUTES=10: longer
 	@infra/tools/install fuzz
 	for target in sse requests validate; do \
-		.tools/bin/cargo-fuzz run --sanitizer none $$target -- -max_total_time=$$((60 * $(or $(MINUTES),1))) -timeout=10; done
+		echo "fuzz: $$target, $(or $(MINUTES),1) min, with stable Rust and no sanitizer; each find is kept in fuzz/artifacts/$$target/"; \
+		.tools/bin/cargo-fuzz run --sanitizer none $$target -- -max_total_time=$$((60 * $(or $(MINUTES),1))) -timeout=10 \
+			-print_final_stats=1 2>&1 | grep --line-buffered -v '^[#"]'; done # without a line for each new input
 
 fmt: $(BUF) ## format Rust and protos
 	cargo fmt --all

@@ -240,6 +240,7 @@ async fn a_rotated_key_has_a_new_text_once_and_the_old_one_works_on() {
     })
     .await;
     shell.operator(&format!("key rotate {key_id} --overlap soon"), "").await.refused("90s");
+    shell.world.end().await;
 }
 
 #[tokio::test]
@@ -260,6 +261,7 @@ async fn an_update_narrows_a_key_and_leaves_the_rest() {
     within("the scope to be gone", async { while shell.works(&text).await {} }).await;
     shell.operator(&format!("key update {key_id}"), "").await.refused("--tokens-per-day");
     shell.operator("key update key_nobody --name x", "").await.refused("E4010");
+    shell.world.end().await;
 }
 
 #[tokio::test]

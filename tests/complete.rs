@@ -10,6 +10,8 @@ use hapa_tests::{Client, World, incident, within};
 use serde_json::json;
 use tonic::{Code, Status};
 
+use crate::generate::to_its_end;
+
 fn cursor(prefix: &str) -> CompleteCodeRequest {
     CompleteCodeRequest { prefix: prefix.to_owned(), ..CompleteCodeRequest::default() }
 }
@@ -39,33 +41,23 @@ struct Read {
 }
 
 async fn stream(client: &mut Client, asked: CompleteCodeRequest) -> Read {
-    within("a stream to end", async {
-        let mut read = Read { said: vec![String::new(); 20], ..Read::default() };
-        let mut frames = match client.stream_complete_code(asked).await {
-            Ok(frames) => frames.into_inner(),
-            Err(status) => return Read { status: Some(status), ..read },
-        };
-        for sequence in 0.. {
-            let frame = match frames.message().await {
-                Ok(Some(frame)) => frame,
-                Ok(None) => break,
-                Err(status) => return Read { status: Some(status), ..read },
-            };
-            assert_eq!(frame.sequence, sequence);
-            assert!(read.finished.is_none() && read.failed.is_none(), "nothing follows the last");
-            match frame.event.expect("a frame says something") {
-                Event::Started(started) => read.started = Some(started),
-                Event::Delta(delta) => {
-                    read.said[usize::try_from(delta.suggestion).unwrap()] += &delta.text;
-                }
-                Event::Heartbeat(_) => read.heartbeats += 1,
-                Event::Finished(finished) => read.finished = Some(finished),
-                Event::Failed(failed) => read.failed = Some(failed),
+    let mut sequence = 0..;
+    let mut read = Read { said: vec![String::new(); 20], ..Read::default() };
+    let end = to_its_end(client.stream_complete_code(asked), |frame| {
+        assert_eq!(Some(frame.sequence), sequence.next());
+        assert!(read.finished.is_none() && read.failed.is_none(), "nothing follows the last");
+        match frame.event.expect("a frame says something") {
+            Event::Started(started) => read.started = Some(started),
+            Event::Delta(delta) => {
+                read.said[usize::try_from(delta.suggestion).unwrap()] += &delta.text;
             }
+            Event::Heartbeat(_) => read.heartbeats += 1,
+            Event::Finished(finished) => read.finished = Some(finished),
+            Event::Failed(failed) => read.failed = Some(failed),
         }
-        read
-    })
-    .await
+    });
+    let status = end.await.err();
+    Read { status, ..read }
 }
 
 fn three() -> Script {

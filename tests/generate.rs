@@ -8,7 +8,7 @@ use hapa_proto::codegen::v1::stream_generate_code_response::{
 use hapa_proto::codegen::v1::{GenerateCodeRequest, UserProfile};
 use hapa_tests::engine::{Fault, LineEnd, Script};
 use hapa_tests::{Client, World, incident, within};
-use tonic::{Code, Request, Status};
+use tonic::{Code, Request, Response, Status, Streaming};
 
 pub(crate) fn question(text: &str) -> GenerateCodeRequest {
     GenerateCodeRequest { user_question: text.to_owned(), ..GenerateCodeRequest::default() }
@@ -30,33 +30,34 @@ pub(crate) async fn stream(
     client: &mut Client,
     request: impl tonic::IntoRequest<GenerateCodeRequest>,
 ) -> Read {
-    within("a stream to end", async {
-        let mut read = Read::default();
-        let mut frames = match client.stream_generate_code(request).await {
-            Ok(frames) => frames.into_inner(),
-            Err(status) => return Read { status: Some(status), ..read },
-        };
-        for sequence in 0.. {
-            let frame = match frames.message().await {
-                Ok(Some(frame)) => frame,
-                Ok(None) => break,
-                Err(status) => return Read { status: Some(status), ..read },
-            };
-            assert_eq!(frame.sequence, sequence);
-            assert!(
-                read.finished.is_none() && read.failed.is_none(),
-                "nothing follows the last frame"
-            );
-            match frame.event.expect("a frame says something") {
-                Event::Started(started) => read.started = Some(started),
-                Event::Delta(delta) if delta.kind() == Kind::Code => read.code += &delta.text,
-                Event::Delta(delta) => read.explanation += &delta.text,
-                Event::Heartbeat(_) => read.heartbeats += 1,
-                Event::Finished(finished) => read.finished = Some(finished),
-                Event::Failed(failed) => read.failed = Some(failed),
-            }
+    let (mut read, mut sequence) = (Read::default(), 0..);
+    let end = to_its_end(client.stream_generate_code(request), |frame| {
+        assert_eq!(Some(frame.sequence), sequence.next());
+        assert!(read.finished.is_none() && read.failed.is_none(), "nothing follows the last frame");
+        match frame.event.expect("a frame says something") {
+            Event::Started(started) => read.started = Some(started),
+            Event::Delta(delta) if delta.kind() == Kind::Code => read.code += &delta.text,
+            Event::Delta(delta) => read.explanation += &delta.text,
+            Event::Heartbeat(_) => read.heartbeats += 1,
+            Event::Finished(finished) => read.finished = Some(finished),
+            Event::Failed(failed) => read.failed = Some(failed),
         }
-        read
+    });
+    let status = end.await.err();
+    Read { status, ..read }
+}
+
+/// Reads a stream to its end, which is how it says that it failed.
+pub(crate) async fn to_its_end<T>(
+    called: impl Future<Output = Result<Response<Streaming<T>>, Status>>,
+    mut read: impl FnMut(T),
+) -> Result<(), Status> {
+    within("a stream to end", async {
+        let mut frames = called.await?.into_inner();
+        while let Some(frame) = frames.message().await? {
+            read(frame);
+        }
+        Ok(())
     })
     .await
 }

@@ -120,4 +120,5 @@ async fn calls_are_counted_by_what_became_of_them_and_no_label_holds_a_key() {
     assert!(now.sum("hapa_ai_tokens_used_total", &["output"]) > 0.0);
     assert!(now.sum("hapa_errors_total", &["error_code=\"E4002\""]) > 0.0);
     assert!(!now.text().contains(&world.key), "no label holds a key");
+    world.end().await;
 }

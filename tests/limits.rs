@@ -208,6 +208,7 @@ async fn calls_pass_and_are_refused_through_redis_and_what_it_keeps_expires() {
         let left = number(&redis.ask(&["PTTL", &key]).await);
         assert!((1..=2 * 3_600_000).contains(&left), "{key} lives for {left} ms");
     }
+    world.end().await;
 }
 
 #[tokio::test]
@@ -230,6 +231,7 @@ async fn a_frozen_redis_holds_no_call_up_and_is_used_again_when_it_thaws() {
 
     redis.thaw().await;
     used_again(&world, &redis).await;
+    world.end().await;
 }
 
 #[tokio::test]

@@ -69,6 +69,7 @@ async fn every_failure_that_was_shown_is_found_by_its_id() {
             assert_eq!((&shown.incident_id, &shown.error_code), (&incident_id, &code));
             assert!(!shown.request_id.is_empty() && !shown.actor.is_empty(), "{shown:?}");
         }
+        world.end().await;
     }
 }
 
@@ -109,6 +110,7 @@ async fn no_prompt_answer_or_credential_is_remembered() {
             assert!(!files_hold(world.folder(), secret), "{secret} stands in a file");
             assert!(!metrics.text().contains(secret), "{secret} stands in a metric");
         }
+        world.end().await;
     }
 }
 
@@ -159,5 +161,6 @@ async fn the_tokens_that_analytics_counts_are_those_that_the_engine_sent() {
             }
         })
         .await;
+        world.end().await;
     }
 }

@@ -1,6 +1,5 @@
-//! Clients who stop reading: they lose their own stream in time, and nobody else notices.
-
-use std::time::Duration;
+//! Clients who stop reading: they lose their own stream in time, and nobody else loses anything. How
+//! long the others' answers take is measured: `cargo bench --bench mesh -- --only readers`.
 
 use hapa_proto::codegen::v1::codegen_service_client::CodegenServiceClient;
 use hapa_proto::codegen::v1::{GenerateCodeRequest, StreamGenerateCodeResponse};
@@ -70,14 +69,10 @@ async fn fifty_who_do_not_read_keep_nothing_from_those_who_do() {
     }
     let answer = Script::text(&"a line of an answer\n".repeat(200));
     world.engine.script(answer.clone());
-    let mut most = Duration::ZERO;
     for _ in 0..20 {
-        let begun = std::time::Instant::now();
         let read = stream(&mut client, question("q")).await;
-        most = most.max(begun.elapsed());
         assert!(read.explanation == answer.full_text());
         assert!(read.finished.is_some(), "{read:?}");
     }
-    println!("the longest of 20 answers next to 50 stalled readers: {most:?}");
     world.engine.wait_for_aborted(50).await;
 }

@@ -62,6 +62,12 @@ const TABLE: &[(&str, &str)] = &[
     ("hapa.system.v1.SystemService/GetHealth", "++++ ++++"),
 ];
 
+/// What takes events in.
+const INTAKES: [&str; 2] = [
+    "hapa.analytics.v1.AnalyticsService/RecordEvents",
+    "hapa.errors.v1.ErrorTrackingService/ReportOccurrences",
+];
+
 #[tokio::test]
 async fn every_rpc_lets_in_who_the_table_says_and_nobody_else() {
     let world = World::start().await;
@@ -94,12 +100,16 @@ async fn every_rpc_lets_in_who_the_table_says_and_nobody_else() {
             expected.unwrap_or_else(|| panic!("{rpc} is not in the table")).replace(' ', "");
         let mut seen = String::new();
         for role in roles {
-            seen.push(outcome(call(world.wire(role), &rpc).await));
+            // About what a service delivers no event is made, so its failure can't be looked up.
+            let delivers = matches!(role, Who::Mesh) && INTAKES.contains(&rpc.as_str());
+            let wire = if delivers { role.on(world.connect().await) } else { world.wire(role) };
+            seen.push(outcome(call(wire, &rpc).await));
         }
         assert_eq!(seen, expected, "{rpc}");
     }
     assert!(table.is_empty(), "no RPC: {table:?}");
     assert_eq!(world.engine.counts().started, 0, "an empty request reached the engine");
+    world.end().await;
 }
 
 fn rpcs() -> Vec<String> {

@@ -155,6 +155,7 @@ async fn a_changed_or_foreign_token_is_unknown_and_another_secret_ends_all() {
     letters[3] = if letters[3] == 'A' { 'B' } else { 'A' };
     let forged = format!("{body}.{}", letters.into_iter().collect::<String>());
     assert_eq!(incident(&works(&world, &forged).await.unwrap_err()).0, "E4003");
+    world.end().await;
 
     let store = &Store::both().await[1];
     let secret = |letter: &str| format!("--secret-key={}", letter.repeat(40));

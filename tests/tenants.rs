@@ -16,6 +16,8 @@ use prost::Message as _;
 use prost_types::{FieldMask, FileDescriptorSet};
 use tonic::{Code, Response, Status};
 
+use crate::users::own_key;
+
 /// RPCs whose request has an id that is not someone's: a name that the caller gives.
 const OWN_NAMES: &[&str] =
     &["CompleteCode", "GenerateCode", "StreamCompleteCode", "StreamGenerateCode", "ValidateCode"];
@@ -77,27 +79,14 @@ async fn ask_for(wire: &Wire, theirs: &Person, key_id: &str) -> Vec<Said> {
     ]
 }
 
-async fn own_key(world: &World, person: &Person) -> (String, String) {
-    let request = CreateKeyRequest {
-        name: "own".to_owned(),
-        scopes: vec!["codegen:generate".to_owned()],
-        ..CreateKeyRequest::default()
-    };
-    let wire = world.wire(Who::Session(&person.access_token));
-    let made = KeyServiceClient::new(wire).create_key(request).await.unwrap().into_inner();
-    let key = made.key.unwrap();
-    assert_eq!(key.owner, person.user.user_id);
-    (key.key_id, made.key_text)
-}
-
 #[tokio::test]
 async fn every_rpc_that_takes_an_id_answers_not_found_for_the_others() {
     for store in Store::both().await {
         let world = World::on(&store, &[]).await;
         let (ann, bob) =
             (world.person("ann@a.example", &[]).await, world.person("bob@b.example", &[]).await);
-        let (anns_key, _) = own_key(&world, &ann).await;
-        let (_, bobs_text) = own_key(&world, &bob).await;
+        let anns_key = own_key(&world, &ann).await.key.unwrap().key_id;
+        let bobs_text = own_key(&world, &bob).await.key_text;
         let by_session = world.wire(Who::Session(&bob.access_token));
         for (rpc, status) in ask_for(&by_session, &ann, &anns_key).await {
             let status = status.unwrap_or_else(|| panic!("{rpc} showed what is another's"));

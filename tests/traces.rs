@@ -134,6 +134,7 @@ async fn a_retry_is_a_span_of_its_own_and_says_what_failed() {
     assert_ne!(tried[0].text("server.port"), tried[1].text("server.port"));
     assert_eq!((error(&answer), error(&server)), (Some(2), Some(2)));
     assert_says(&server, &[("error.type", &code), ("hapa.incident_id", &incident)]);
+    world.end().await;
 }
 
 #[tokio::test]
@@ -173,6 +174,7 @@ async fn a_failure_is_kept_with_the_trace_that_it_happened_in() {
     };
     let shown = within("the occurrence", show).await;
     assert!(shown.contains(trace), "{shown}");
+    world.end().await;
 }
 
 #[tokio::test]

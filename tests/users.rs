@@ -3,8 +3,8 @@
 use hapa_proto::auth::v1::key_service_client::KeyServiceClient;
 use hapa_proto::auth::v1::user_service_client::UserServiceClient;
 use hapa_proto::auth::v1::{
-    CreateKeyRequest, CreateUserRequest, DeleteUserRequest, GetProfileRequest, GetUserRequest,
-    ListUsersRequest, UpdateProfileRequest, UpdateUserRequest,
+    CreateKeyRequest, CreateKeyResponse, CreateUserRequest, DeleteUserRequest, GetProfileRequest,
+    GetUserRequest, ListUsersRequest, UpdateProfileRequest, UpdateUserRequest,
 };
 use hapa_proto::codegen::v1::{GetCodeHealthRequest, UserProfile};
 use hapa_tests::{PASSWORD, Person, Store, Who, Wire, World, incident, within};
@@ -25,14 +25,17 @@ fn level(level: &str) -> UserProfile {
     UserProfile { python_skill_level: level.to_owned(), ..UserProfile::default() }
 }
 
-async fn own_key(world: &World, person: &Person) -> String {
+/// A key that someone makes for itself.
+pub(crate) async fn own_key(world: &World, person: &Person) -> CreateKeyResponse {
     let request = CreateKeyRequest {
         name: "own".to_owned(),
         scopes: vec!["codegen:generate".to_owned()],
         ..CreateKeyRequest::default()
     };
     let wire = world.wire(Who::Session(&person.access_token));
-    KeyServiceClient::new(wire).create_key(request).await.unwrap().into_inner().key_text
+    let made = KeyServiceClient::new(wire).create_key(request).await.unwrap().into_inner();
+    assert_eq!(made.key.as_ref().unwrap().owner, person.user.user_id);
+    made
 }
 
 fn code(status: &Status) -> String {
@@ -44,7 +47,7 @@ async fn a_user_is_made_found_changed_and_removed_with_its_keys_and_sessions() {
     for store in Store::both().await {
         let world = World::on(&store, &[]).await;
         let kim = world.person("Kim@Example.com", &[]).await;
-        let text = own_key(&world, &kim).await;
+        let text = own_key(&world, &kim).await.key_text;
         let user_id = kim.user.user_id.clone();
         assert_eq!(kim.user.email, "kim@example.com");
         assert!(kim.user.has_password && user_id.starts_with("usr_"));
@@ -142,7 +145,7 @@ async fn a_profile_answers_where_a_request_carries_none_and_holds_at_once() {
     for store in Store::both().await {
         let world = World::on(&store, &[]).await;
         let kim = world.person("kim@example.com", &[]).await;
-        let text = own_key(&world, &kim).await;
+        let text = own_key(&world, &kim).await.key_text;
         let mut client = world.client_with(&text);
         let mut own = users(&world, Who::Key(&text));
         let told = || world.engine.requests().last().unwrap().body["messages"][0].to_string();
@@ -205,7 +208,7 @@ async fn a_new_password_needs_the_old_one_and_ends_every_session() {
 async fn a_key_may_at_most_what_its_user_may() {
     let world = World::start().await;
     let kim = world.person("kim@example.com", &["codegen:generate", "errors:read"]).await;
-    let text = own_key(&world, &kim).await;
+    let text = own_key(&world, &kim).await.key_text;
     world.client_with(&text).generate_code(question("q")).await.unwrap();
     let narrow = UpdateUserRequest {
         user_id: kim.user.user_id,

@@ -61,8 +61,8 @@ def start(args: argparse.Namespace):
     params.hostnames = [args.host]
     params.port = args.port
     params.n_ctx = 8192  # what the model was trained for
-    params.n_parallel = 4
-    params.kv_unified = True  # the four share the context, so that one alone may fill it
+    params.n_parallel = 5  # a completion asks for five unless it says, and more than this are refused
+    params.kv_unified = True  # they share the context, so that one alone may fill it
     params.cache_ram_mib = 256  # of kept prompts; the default of 8 GiB is too much for a laptop
     params.cpuparams.n_threads = args.threads
     params.cpuparams_batch.n_threads = args.threads

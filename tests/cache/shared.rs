@@ -143,6 +143,7 @@ async fn a_frozen_redis_costs_a_warning_and_no_answer() {
     })
     .await;
     assert_eq!(ask(&mut client, "q").await.unwrap().warnings, [""; 0]);
+    world.end().await;
 }
 
 /// Waits until the errors service knows that something went wrong and nobody suffered from it.

@@ -139,6 +139,7 @@ async fn a_deadline_ends_its_own_call_alone() {
     assert_eq!(patient.rest().await, "b");
     let counts = world.engine.counts();
     assert_eq!((counts.started, counts.aborted), (1, 0));
+    world.end().await;
 }
 
 #[tokio::test]
@@ -167,6 +168,7 @@ async fn sharing_ends_at_the_credential_and_goes_on_without_the_one_who_asks_for
     world.engine.release();
     world.engine.release();
     assert_eq!((first.rest().await, alone.rest().await), ("b".to_owned(), "b".to_owned()));
+    world.end().await;
 }
 
 #[tokio::test]
@@ -190,6 +192,7 @@ async fn what_breaks_off_breaks_off_for_everyone_and_what_is_refused_is_refused_
     assert_eq!(first.failed.unwrap().error_code, "E5007");
     assert_eq!(incident(&status), incident(&first.status.unwrap()), "it is one failure");
     assert!(!ask(&mut other, "q").await.unwrap().cached);
+    world.end().await;
 }
 
 #[tokio::test]
@@ -218,4 +221,5 @@ async fn one_who_does_not_read_holds_up_nobody() {
     });
     assert_eq!(incident(&status.await).0, "E4011");
     assert_eq!(world.engine.counts().started, 1);
+    world.end().await;
 }

@@ -77,6 +77,7 @@ async fn an_adapter_that_an_engine_has_lost_is_asked_for_elsewhere() {
     let unknown = GenerateCodeRequest { model: "gpt".to_owned(), ..question("q") };
     let status = world.client().generate_code(unknown).await.unwrap_err();
     assert_eq!((incident(&status).0.as_str(), started(&world) - before), ("E4010", 1));
+    world.end().await;
 }
 
 #[tokio::test]
@@ -92,6 +93,7 @@ async fn nothing_is_asked_for_again_once_a_token_has_come() {
         assert_eq!(incident(&read.status.unwrap()).0, "E5007");
         assert_eq!(started(&world) - before, 1);
     }
+    world.end().await;
 }
 
 #[tokio::test]

@@ -31,6 +31,7 @@ async fn an_outage_of_all_engines_is_not_made_worse_by_retries() {
     println!("all three were used again after {:?}", recovers(&world).await);
     ask(&world, 20, 5).await.iter().for_each(is_whole);
     is_quiet(&world).await;
+    world.end().await;
 }
 
 #[tokio::test]
@@ -68,6 +69,7 @@ async fn engines_that_are_left_alone_are_said_to_be_so_and_tried_again_by_one() 
     let reads = hapa_tests::within("all of them", tries.join_all()).await;
     assert!(reads.iter().all(|read| read.explanation == "ab"));
     is_quiet(&world).await;
+    world.end().await;
 }
 
 #[tokio::test]

@@ -1,15 +1,18 @@
 //! A real Envoy in front of a mesh, with the configuration that `hapa gateway` writes.
 
+use std::fs::File;
 use std::net::SocketAddr;
 use std::path::Path;
-use std::process::Stdio;
 use std::time::Duration;
 
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio::process::{Child, Command};
 use tokio::time::sleep;
+use tonic::transport::Endpoint;
 
+use crate::people::Who;
+use crate::seen::{AccessLog, Seen, Wire};
 use crate::tools::{hapa, root, within};
 use crate::world::reqwest_client;
 
@@ -19,13 +22,19 @@ pub struct Gateway {
     /// Where it listens: `http://127.0.0.1:PORT`.
     pub url: String,
     admin: String,
+    /// None where the mesh remembers no failures.
+    seen: Option<Seen>,
     _envoy: Child,
     _folder: TempDir,
 }
 
 impl Gateway {
-    pub(crate) async fn start(mesh: SocketAddr, own: &[(&str, &str)]) -> Gateway {
-        let folder = tempfile::tempdir().expect("a folder for the test");
+    pub(crate) async fn start(
+        mesh: SocketAddr,
+        own: &[(&str, &str)],
+        seen: Option<Seen>,
+    ) -> Gateway {
+        let (folder, log) = (tempfile::tempdir().expect("a folder for the test"), AccessLog::new());
         let port = mesh.port().to_string();
         let settings = [&[("PORT", port.as_str())], own].concat();
         let config = write(folder.path(), &settings).await.expect("a configuration");
@@ -34,9 +43,10 @@ impl Gateway {
             .arg("-c")
             .arg(config)
             .args(["--disable-hot-restart", "--concurrency", "1", "--log-level", "error"])
+            .args(["--file-flush-interval-msec", "10"])
             .arg("--admin-address-path")
             .arg(&admin_file)
-            .stdout(Stdio::null())
+            .stdout(File::create(log.path()).expect("a file for the log"))
             .spawn()
             .expect(".tools/bin/envoy runs: `make tools` installs it");
         let admin = within("Envoy's admin port", async {
@@ -49,7 +59,10 @@ impl Gateway {
         });
         let admin = admin.await;
         let url = within("Envoy's listener", listener(&admin)).await;
-        let gateway = Gateway { url, admin, _envoy: envoy, _folder: folder };
+        if let Some(seen) = &seen {
+            seen.look_into(&log);
+        }
+        let gateway = Gateway { url, admin, seen, _envoy: envoy, _folder: folder };
         gateway.wait_until_healthy().await;
         gateway
     }
@@ -78,26 +91,34 @@ impl Gateway {
 
     /// POSTs JSON, as `curl` would.
     pub async fn post(&self, path: &str, key: Option<&str>, body: &Value) -> reqwest::Response {
-        let mut request = reqwest_client()
-            .post(format!("{}{path}", self.url))
-            .header("content-type", "application/json")
-            .body(body.to_string());
-        if let Some(key) = key {
-            request = request.header("x-api-key", key);
-        }
-        within(path, request.send()).await.expect("the gateway answers")
+        let request = self.request("POST", path).header("content-type", "application/json");
+        let request = match key {
+            Some(key) => request.header("x-api-key", key),
+            None => request,
+        };
+        request.body(body.to_string()).send().await
     }
 
     /// GETs.
     pub async fn get(&self, path: &str, key: &str) -> reqwest::Response {
-        let request = reqwest_client().get(format!("{}{path}", self.url)).header("x-api-key", key);
-        within(path, request.send()).await.expect("the gateway answers")
+        self.request("GET", path).header("x-api-key", key).send().await
     }
 
     /// Any other request.
-    pub fn request(&self, method: &str, path: &str) -> reqwest::RequestBuilder {
+    pub fn request(&self, method: &str, path: &str) -> Ask {
         let method = method.parse().expect("a method");
-        reqwest_client().request(method, format!("{}{path}", self.url))
+        let request = reqwest_client().request(method, format!("{}{path}", self.url));
+        Ask { request, seen: self.seen.clone() }
+    }
+
+    /// A connection on which someone calls in gRPC.
+    pub fn wire(&self, who: Who<'_>) -> Wire {
+        let endpoint = Endpoint::from_shared(self.url.clone()).expect("an address");
+        let wire = who.on(endpoint.connect_lazy());
+        match &self.seen {
+            Some(seen) => wire.seen_by(seen),
+            None => wire,
+        }
     }
 
     /// Writes a configuration with these settings beside the ones of a test; none where
@@ -107,6 +128,36 @@ impl Gateway {
         settings: &[(&str, &str)],
     ) -> Result<std::path::PathBuf, String> {
         write(folder, settings).await
+    }
+}
+
+/// A request over HTTP. The failure that its answer tells is noted.
+#[derive(Debug)]
+pub struct Ask {
+    request: reqwest::RequestBuilder,
+    seen: Option<Seen>,
+}
+
+impl Ask {
+    /// With this header.
+    #[must_use]
+    pub fn header(self, name: &str, value: &str) -> Ask {
+        Ask { request: self.request.header(name, value), ..self }
+    }
+
+    /// With this body.
+    #[must_use]
+    pub fn body(self, body: impl Into<String>) -> Ask {
+        Ask { request: self.request.body(body.into()), ..self }
+    }
+
+    /// Its answer, of which a stream may still be on its way.
+    pub async fn send(self) -> reqwest::Response {
+        let reply = within("the gateway", self.request.send()).await.expect("the gateway answers");
+        match self.seen {
+            Some(seen) => seen.http(reply).await,
+            None => reply,
+        }
     }
 }
 

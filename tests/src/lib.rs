@@ -16,7 +16,7 @@ mod world;
 
 pub use collector::{Collected, Collector};
 pub use fleet::{Audit, Fleet, Role, Sessions, Users};
-pub use gateway::Gateway;
+pub use gateway::{Ask, Gateway};
 pub use keeper::Keeper;
 pub use people::{PASSWORD, Person, Who};
 pub use postgres::{Database, Postgres, Store};
@@ -24,5 +24,5 @@ pub use provider::Provider;
 pub use receiver::Receiver;
 pub use redis::RedisServer;
 pub use seen::{Seen, Wire};
-pub use tools::{Metrics, hapa, incident, within};
+pub use tools::{Metrics, hapa, incident, refusal, within};
 pub use world::{Client, Keys, World};

@@ -1,16 +1,20 @@
 //! What clients were shown: the incident ids of all failures, read off the wire, so that a story's
-//! end can look each of them up.
+//! end can look each of them up. The rule for those that no service remembers: Envoy made the refusal
+//! itself, which its access log says, under this id and with another reason than `via_upstream`.
 
 use std::collections::BTreeSet;
-use std::pin::Pin;
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll};
 
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use hapa_proto::errors::v1::GetIncidentRequest;
 use hapa_proto::errors::v1::error_tracking_service_client::ErrorTrackingServiceClient;
-use http_body::{Body as HttpBody, Frame, SizeHint};
+use http_body::Frame;
+use http_body_util::BodyExt as _;
+use serde_json::Value;
+use tempfile::TempDir;
 use tokio::time::sleep;
 use tonic::body::Body;
 use tonic::codegen::{Service, http};
@@ -19,11 +23,17 @@ use tonic::transport::{self, Channel};
 use tonic::{Code, Status};
 
 use crate::people::{Header, Who};
-use crate::tools::{SHORTLY, incident, within};
+use crate::tools::{SHORTLY, incident, refusal, within};
 
 /// The incident ids that clients were shown; clones share them.
 #[derive(Clone, Debug, Default)]
-pub struct Seen(Arc<Mutex<BTreeSet<String>>>);
+pub struct Seen(Arc<Mutex<Shown>>);
+
+#[derive(Debug, Default)]
+struct Shown {
+    ids: BTreeSet<String>,
+    gateways: Vec<AccessLog>,
+}
 
 impl Seen {
     fn read(&self, headers: &http::HeaderMap) {
@@ -35,18 +45,66 @@ impl Seen {
 
     /// Another way to be shown one.
     pub fn add(&self, incident_id: &str) {
-        self.0.lock().expect("no panic").insert(incident_id.to_owned());
+        self.0.lock().expect("no panic").ids.insert(incident_id.to_owned());
     }
 
-    /// Finds each through `GetIncident`, as soon as its occurrence has arrived; says how many.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.0.lock().expect("no panic").ids.is_empty()
+    }
+
+    /// Here stands what a gateway refused by itself.
+    pub(crate) fn look_into(&self, log: &AccessLog) {
+        self.0.lock().expect("no panic").gateways.push(log.clone());
+    }
+
+    /// Notes the failure that an HTTP reply tells or, where it is a stream of events, will tell.
+    pub(crate) async fn http(&self, reply: reqwest::Response) -> reqwest::Response {
+        let (status, seen) = (reply.status(), self.clone());
+        let kind = reply.headers().get("content-type");
+        let streams = kind.is_some_and(|kind| kind.as_bytes().starts_with(b"text/event-stream"));
+        let (head, body) = http::Response::from(reply).into_parts();
+        let body = if !status.is_success() {
+            let whole = within("a refusal", body.collect()).await.expect("a refusal is whole");
+            let whole = whole.to_bytes();
+            let told: Value = serde_json::from_slice(&whole).expect("a refusal is JSON");
+            seen.add(&refusal(&told).1);
+            reqwest::Body::from(whole)
+        } else if streams {
+            let mut lines = Vec::new();
+            reqwest::Body::wrap(body.map_frame(move |frame| {
+                lines.extend_from_slice(frame.data_ref().map_or(&[][..], |data| data));
+                while let Some(end) = lines.iter().position(|&byte| byte == b'\n') {
+                    seen.event(&lines.drain(..=end).collect::<Vec<_>>());
+                }
+                frame
+            }))
+        } else {
+            body
+        };
+        http::Response::from_parts(head, body).into()
+    }
+
+    /// A line of a stream of events.
+    fn event(&self, line: &[u8]) {
+        let event = line.strip_prefix(b"data: ").map(serde_json::from_slice::<Value>);
+        let Some(Ok(event)) = event else { return };
+        if let Some(id) = event["failed"]["incident_id"].as_str() {
+            self.add(id);
+        }
+    }
+
+    /// Finds each through `GetIncident`, as soon as its occurrence has arrived, or in the log of the
+    /// gateway that made it; says how many.
     pub(crate) async fn find(&self, channel: Channel) -> usize {
-        let ids = std::mem::take(&mut *self.0.lock().expect("no panic"));
+        let Shown { ids, gateways } = std::mem::take(&mut *self.0.lock().expect("no panic"));
         let mut errors = ErrorTrackingServiceClient::new(Who::Mesh.on(channel));
         for id in &ids {
             let found = async {
                 loop {
                     let request = GetIncidentRequest { incident_id: id.clone() };
-                    if errors.get_incident(request).await.is_ok() {
+                    if errors.get_incident(request).await.is_ok()
+                        || gateways.iter().any(|log| log.refused(id))
+                    {
                         return;
                     }
                     sleep(SHORTLY).await;
@@ -55,6 +113,28 @@ impl Seen {
             within(&format!("{id} to be found"), found).await;
         }
         ids.len()
+    }
+}
+
+/// What a gateway writes of each request; clones keep it.
+#[derive(Clone, Debug)]
+pub(crate) struct AccessLog(Arc<TempDir>);
+
+impl AccessLog {
+    pub(crate) fn new() -> AccessLog {
+        AccessLog(Arc::new(tempfile::tempdir().expect("a folder for the test")))
+    }
+
+    pub(crate) fn path(&self) -> PathBuf {
+        self.0.path().join("access.log")
+    }
+
+    /// Whether the gateway made this id: the line of a call that a service refused has one too, which
+    /// nobody was shown.
+    fn refused(&self, id: &str) -> bool {
+        let log = std::fs::read_to_string(self.path()).expect("the gateway's log");
+        let mut lines = log.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+        lines.any(|line| line["incident_id"] == id && line["why"] != "via_upstream")
     }
 }
 
@@ -93,39 +173,13 @@ impl Service<http::Request<Body>> for Wire {
             let answer = answer.await?;
             let Some(seen) = seen else { return Ok(answer.map(Body::new)) };
             seen.read(answer.headers());
-            Ok(answer.map(|body| Body::new(Watched { body: Body::new(body), seen })))
+            let read = move |frame: Frame<Bytes>| {
+                if let Some(trailers) = frame.trailers_ref() {
+                    seen.read(trailers);
+                }
+                frame
+            };
+            Ok(answer.map(|body| Body::new(body.map_frame(read))))
         })
-    }
-}
-
-/// An answer whose end is read.
-struct Watched {
-    body: Body,
-    seen: Seen,
-}
-
-impl HttpBody for Watched {
-    type Data = Bytes;
-    type Error = Status;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
-        let frame = ready!(Pin::new(&mut self.body).poll_frame(cx));
-        if let Some(Ok(frame)) = &frame
-            && let Some(trailers) = frame.trailers_ref()
-        {
-            self.seen.read(trailers);
-        }
-        Poll::Ready(frame)
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
     }
 }

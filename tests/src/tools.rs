@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use serde_json::Value;
 use tokio::process::{Child, Command};
 use tokio::time::{sleep, timeout};
 use tonic::Status;
@@ -65,12 +66,28 @@ pub(crate) async fn signal(process: &Child, name: &str) {
 pub fn incident(status: &Status) -> (String, String) {
     let (code, id) = hapa_chassis::status::read(status)
         .unwrap_or_else(|| panic!("no published code in {status:?}"));
+    assert_incident_id(&id);
+    (code, id)
+}
+
+/// The same of a refusal in JSON.
+#[track_caller]
+pub fn refusal(body: &Value) -> (String, String) {
+    let info = body["details"].as_array().into_iter().flatten().find(|one| one["domain"] == "hapa");
+    let info = info.unwrap_or_else(|| panic!("no ErrorInfo in {body}"));
+    let text = |name: &str| info["metadata"][name].as_str().unwrap_or_default().to_owned();
+    let (code, id) = (text("error_code"), text("incident_id"));
+    assert_incident_id(&id);
+    (code, id)
+}
+
+#[track_caller]
+fn assert_incident_id(id: &str) {
     let parts: Vec<_> = id.split('-').collect();
     let hex = |text: &str| text.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'A'..=b'F'));
     let well_formed =
         matches!(parts[..], ["INC", day, tail] if day.len() == 8 && tail.len() == 8 && hex(tail));
     assert!(well_formed, "{id} is no incident id");
-    (code, id)
 }
 
 /// What /metrics says.

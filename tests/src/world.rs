@@ -193,7 +193,7 @@ impl World {
         }
     }
 
-    /// The end of a story: every failure that its clients were shown can be looked up.
+    /// The end of a story, which one that was shown failures must not leave out: every failure that its clients were shown can be looked up.
     pub async fn end(self) {
         self.find_incidents().await;
     }
@@ -254,12 +254,12 @@ impl World {
 
     /// A real Envoy in front of this mesh, open to pages of these origins.
     pub async fn gateway(&self, origins: &[&str]) -> Gateway {
-        Gateway::start(self.mesh, &[("CORS_ORIGINS", origins.join(",").as_str())]).await
+        self.gateway_with(&[("CORS_ORIGINS", origins.join(",").as_str())]).await
     }
 
     /// The same with these settings of `hapa gateway`.
     pub async fn gateway_with(&self, settings: &[(&str, &str)]) -> Gateway {
-        Gateway::start(self.mesh, settings).await
+        Gateway::start(self.mesh, settings, self.seen.clone()).await
     }
 
     /// One page of the metrics port: its status and text.
@@ -284,6 +284,16 @@ impl World {
     pub async fn ended(&mut self) {
         let done = within("the mesh to stop", self.running.join_next()).await;
         done.expect("it ran").expect("it did not panic").expect("it stopped cleanly");
+    }
+}
+
+/// No story forgets to look up what it was shown. A mesh that was told to stop answers nobody: what its
+/// clients were shown is in its spool, as `spool.rs` and `spool_killed.rs` hold it to.
+impl Drop for World {
+    fn drop(&mut self) {
+        let left = self.seen.as_ref().is_some_and(|seen| !seen.is_empty());
+        let excused = self.shutdown.is_cancelled() || std::thread::panicking();
+        assert!(!left || excused, "failures were shown: end the story with `world.end().await`");
     }
 }
 

@@ -1,5 +1,6 @@
 //! What can go wrong here, and the one table from that to a published status.
 
+use hapa_chassis::status::{INTERNAL, STORE_AWAY};
 use hapa_chassis::{ErrorCode, Fault, Violations};
 use tonic::Status;
 
@@ -11,9 +12,9 @@ pub(crate) enum Error {
     Ended,
     #[error("this replica is going; ask another")]
     ShuttingDown,
-    #[error("the store can't be asked at the moment; try again")]
+    #[error("{STORE_AWAY}")]
     Store(#[from] sqlx::Error),
-    #[error("an internal error; report the incident id")]
+    #[error("{INTERNAL}")]
     Internal(#[from] anyhow::Error),
 }
 
@@ -24,8 +25,8 @@ impl From<Error> for Status {
             Error::Invalid(violations) => violations.into(),
             Error::Ended => Fault::new(ErrorCode::KeyEnded, words),
             Error::ShuttingDown => Fault::new(ErrorCode::ShuttingDown, words),
-            Error::Store(cause) => Fault::new(ErrorCode::DatabaseError, words).because(&cause),
-            Error::Internal(cause) => Fault::internal(format_args!("{cause:#}")),
+            Error::Store(cause) => cause.into(),
+            Error::Internal(cause) => cause.into(),
         };
         fault.into()
     }

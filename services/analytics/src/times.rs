@@ -1,10 +1,7 @@
 //! The spans of UTC by which events are summed up, and the times that an event can have.
 
-use hapa_chassis::times::{DAY, HOUR, MINUTE, SECOND};
+use hapa_chassis::times::{DAY, HOUR, LAST_SECOND, MINUTE, SECOND};
 use prost_types::Timestamp;
-
-/// The last second that RFC 3339 can write.
-const LATEST: i64 = 253_402_300_799;
 
 /// What a rollup sums up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -60,7 +57,8 @@ impl Span {
 
 /// Of a valid time from 1970 on.
 pub(crate) fn micros(time: &Timestamp) -> Option<i64> {
-    let valid = (0..=LATEST).contains(&time.seconds) && (0..1_000_000_000).contains(&time.nanos);
+    let valid =
+        (0..=LAST_SECOND).contains(&time.seconds) && (0..1_000_000_000).contains(&time.nanos);
     valid.then(|| time.seconds * SECOND + i64::from(time.nanos / 1_000))
 }
 

@@ -7,7 +7,7 @@ use hapa_chassis::rpc::SCOPES;
 use hapa_proto::auth::v1::{RateLimit, TokenBudget};
 use prost_types::{FieldMask, Timestamp};
 
-use hapa_chassis::times::micros;
+use hapa_chassis::times::{LAST_SECOND, micros};
 
 const LONGEST_NAME: usize = 100;
 const MOST_LIMITS: usize = 32;
@@ -18,8 +18,6 @@ const MOST_TOKENS: i64 = 1_000_000_000_000;
 /// RFC 5321, 4.5.3.1.3, without the angle brackets.
 const LONGEST_EMAIL: usize = 254;
 const PASSWORD: std::ops::RangeInclusive<usize> = 12..=256;
-/// The last second that RFC 3339 can write.
-const LATEST: i64 = 253_402_300_799;
 
 pub(crate) fn name(field: &'static str, text: &str, found: &mut Violations) {
     if text.trim().is_empty() {
@@ -76,7 +74,7 @@ pub(crate) fn models(models: &[String], found: &mut Violations) {
 pub(crate) fn end(time: &Timestamp, now: i64, found: &mut Violations) {
     if micros(time) <= now {
         found.wrong("expire_time", "must be in the future");
-    } else if time.seconds > LATEST || !(0..1_000_000_000).contains(&time.nanos) {
+    } else if time.seconds > LAST_SECOND || !(0..1_000_000_000).contains(&time.nanos) {
         found.wrong("expire_time", "must be a valid time before the year 10000");
     }
 }

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use hapa_chassis::status::{INTERNAL, STORE_AWAY};
 use hapa_chassis::times::now;
 use hapa_chassis::{ErrorCode, Fault, Violations};
 use tonic::Status;
@@ -43,9 +44,9 @@ pub(crate) enum Error {
     ShuttingDown,
     #[error("the audit log can't be read at the moment; try again")]
     Blind,
-    #[error("the store can't be asked at the moment; try again")]
+    #[error("{STORE_AWAY}")]
     Store(#[from] sqlx::Error),
-    #[error("an internal error; report the incident id")]
+    #[error("{INTERNAL}")]
     Internal(#[from] anyhow::Error),
 }
 
@@ -75,8 +76,8 @@ impl From<Error> for Status {
             }
             Error::Blind => Fault::new(ErrorCode::DatabaseError, words),
             Error::ShuttingDown => Fault::new(ErrorCode::ShuttingDown, words),
-            Error::Store(cause) => Fault::new(ErrorCode::DatabaseError, words).because(&cause),
-            Error::Internal(cause) => Fault::internal(format_args!("{cause:#}")),
+            Error::Store(cause) => cause.into(),
+            Error::Internal(cause) => cause.into(),
         };
         fault.into()
     }

@@ -114,7 +114,8 @@ impl KeyService for Keys {
         request: Request<GetKeyRequest>,
     ) -> Result<Response<GetKeyResponse>, Status> {
         let call = Call::of(request.extensions())?;
-        let key = Some(self.visible(&call, request.into_inner().key_id).await?);
+        let key = self.visible(&call, request.into_inner().key_id).await?;
+        let key = Some(self.with_usage(key).await?);
         Ok(Response::new(GetKeyResponse { key }))
     }
 
@@ -172,16 +173,25 @@ impl Keys {
     /// A key that the caller may see; another's does not exist for it.
     async fn visible(&self, call: &Call, key_id: String) -> Result<Key, Error> {
         let key_id = check::required("key_id", key_id)?;
-        match self.shown(&key_id).await {
+        match self.key(&key_id).await {
             Ok(key) if !call.may_see(&key.owner) => Err(Error::NoSuch("key", key_id)),
             other => other,
         }
     }
 
-    async fn shown(&self, key_id: &str) -> Result<Key, Error> {
+    async fn key(&self, key_id: &str) -> Result<Key, Error> {
         let key = self.store.key_by_id(key_id, now()).await?;
-        let mut key = key.ok_or_else(|| Error::NoSuch("key", key_id.to_owned()))?;
-        key.token_usage = Some(budget::usage(&self.store, format!("key:{key_id}")).await?);
+        key.ok_or_else(|| Error::NoSuch("key", key_id.to_owned()))
+    }
+
+    /// A key as replies have it.
+    async fn shown(&self, key_id: &str) -> Result<Key, Error> {
+        self.with_usage(self.key(key_id).await?).await
+    }
+
+    async fn with_usage(&self, mut key: Key) -> Result<Key, Error> {
+        let payer = format!("key:{}", key.key_id);
+        key.token_usage = Some(budget::usage(&self.store, payer).await?);
         Ok(key)
     }
 }

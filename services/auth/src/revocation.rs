@@ -1,7 +1,6 @@
 //! Tells replicas what has changed. The audit log is the one source: whoever made a change, through
 //! whichever replica of auth, it is told to all who watch.
 
-use std::collections::VecDeque;
 use std::time::Duration;
 
 use futures_util::Stream;
@@ -53,7 +52,6 @@ struct Watcher {
     last: Option<Instant>,
     /// More is to be told than fits into one message.
     behind: bool,
-    ready: VecDeque<WatchRevocationsResponse>,
 }
 
 impl News {
@@ -70,8 +68,7 @@ impl News {
         self,
         told: i64,
     ) -> impl Stream<Item = Result<WatchRevocationsResponse, Status>> + Send + 'static {
-        let watcher =
-            Watcher { news: self, told, last: None, behind: false, ready: VecDeque::new() };
+        let watcher = Watcher { news: self, told, last: None, behind: false };
         unfold(Some(watcher), |watcher| async {
             let mut watcher = watcher?;
             match watcher.next().await {
@@ -85,10 +82,6 @@ impl News {
 impl Watcher {
     async fn next(&mut self) -> Result<WatchRevocationsResponse, Error> {
         loop {
-            if let Some(message) = self.ready.pop_front() {
-                self.last = Some(Instant::now());
-                return Ok(message);
-            }
             if self.last.is_some() && !self.behind {
                 let closing = self.news.closing.clone();
                 tokio::select! {
@@ -100,11 +93,14 @@ impl Watcher {
                     },
                 }
             }
-            self.gather().await?;
+            if let Some(message) = self.gather().await? {
+                self.last = Some(Instant::now());
+                return Ok(message);
+            }
         }
     }
 
-    async fn gather(&mut self) -> Result<(), Error> {
+    async fn gather(&mut self) -> Result<Option<WatchRevocationsResponse>, Error> {
         let head = match self.last {
             Some(_) => *self.news.head.borrow_and_update(),
             None => self.news.store.generation().await?,
@@ -112,20 +108,19 @@ impl Watcher {
         let due = self.last.is_none_or(|last| last.elapsed() >= SIGN);
         if self.told == 0 || head - self.told > FARTHEST {
             self.told = head;
-            self.ready.push_back(WatchRevocationsResponse {
+            return Ok(Some(WatchRevocationsResponse {
                 generation: head,
                 reset: true,
                 ..WatchRevocationsResponse::default()
-            });
-        } else if head > self.told || due {
+            }));
+        }
+        if head > self.told || due {
             let (generation, revocations) = self.news.store.changes_after(self.told, MOST).await?;
             self.told = generation;
             self.behind = generation < head && !revocations.is_empty();
             let message = WatchRevocationsResponse { generation, revocations, reset: false };
-            if due || !message.revocations.is_empty() {
-                self.ready.push_back(message);
-            }
+            return Ok(Some(message).filter(|message| due || !message.revocations.is_empty()));
         }
-        Ok(())
+        Ok(None)
     }
 }

@@ -14,6 +14,12 @@ use crate::causes;
 /// `ErrorInfo.domain` of every failure.
 pub const DOMAIN: &str = "hapa";
 
+/// The words for the unexpected.
+pub const INTERNAL: &str = "an internal error; report the incident id";
+
+/// The words for a store that fails.
+pub const STORE_AWAY: &str = "the store can't be asked at the moment; try again";
+
 /// How tonic begins to speak of a message that can't be read.
 const UNREADABLE: [&str; 2] = ["failed to decode Protobuf message", "protocol error"];
 
@@ -123,7 +129,7 @@ impl Fault {
 
     /// The unexpected: logged here with its causes, shown as a fixed sentence.
     pub fn internal(cause: impl fmt::Display) -> Self {
-        let fault = Fault::new(ErrorCode::Internal, "an internal error; report the incident id");
+        let fault = Fault::new(ErrorCode::Internal, INTERNAL);
         let cause = cause.to_string();
         fault.log(&cause);
         causes::remember(&fault.incident_id, std::iter::once(cause));
@@ -178,6 +184,18 @@ impl Fault {
     fn log(&self, cause: &dyn fmt::Display) {
         let (error_code, incident_id) = (self.code.entry().name, &self.incident_id);
         tracing::warn!(error_code, incident_id, %cause, "{}", self.message);
+    }
+}
+
+impl From<sqlx::Error> for Fault {
+    fn from(cause: sqlx::Error) -> Fault {
+        Fault::new(ErrorCode::DatabaseError, STORE_AWAY).because(&cause)
+    }
+}
+
+impl From<anyhow::Error> for Fault {
+    fn from(cause: anyhow::Error) -> Fault {
+        Fault::internal(format_args!("{cause:#}"))
     }
 }
 

@@ -14,6 +14,9 @@ pub const HOUR: i64 = 60 * MINUTE;
 /// A day.
 pub const DAY: i64 = 24 * HOUR;
 
+/// The last second that RFC 3339 can write, since 1970.
+pub const LAST_SECOND: i64 = 253_402_300_799;
+
 /// Now.
 pub fn now() -> i64 {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();

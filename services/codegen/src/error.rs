@@ -4,6 +4,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use hapa_chassis::status::INTERNAL;
 use hapa_chassis::{ErrorCode, Fault, Violations};
 use reqwest::StatusCode;
 use tonic::Status;
@@ -57,7 +58,7 @@ pub(crate) enum Error {
     ShuttingDown,
     #[error("superseded by a newer request of the session")]
     Superseded,
-    #[error("an internal error; report the incident id")]
+    #[error("{INTERNAL}")]
     Internal(#[from] anyhow::Error),
 }
 
@@ -101,7 +102,7 @@ impl Error {
             Error::KeyEnded => Fault::new(ErrorCode::KeyEnded, words),
             Error::Stalled => Fault::new(ErrorCode::CutShort, words),
             Error::ShuttingDown => Fault::new(ErrorCode::ShuttingDown, words),
-            Error::Internal(cause) => Fault::internal(format_args!("{cause:#}")),
+            Error::Internal(cause) => cause.into(),
         }
     }
 }

@@ -6,6 +6,7 @@ use std::time::Duration;
 use hapa_proto::codegen::v1::{GenerateCodeRequest, ValidateCodeRequest};
 use prost::Message as _;
 
+use crate::engine::Scheduling;
 use crate::engine::sse::{Reader, TooLong};
 use crate::fence::Splitter;
 use crate::question::Question;
@@ -45,7 +46,7 @@ pub fn requests(bytes: &[u8]) {
         && let Ok(question) = Question::check(request, None)
     {
         assert_eq!(strip(&question.text), question.text.as_str());
-        assert!(question.body("model").is_ok());
+        assert!(question.body("model", Scheduling::default()).is_ok());
     }
     if let Ok(request) = ValidateCodeRequest::decode(bytes) {
         let _ = validate::check(&request);

@@ -15,6 +15,7 @@ mod gauge;
 mod http;
 mod leaving;
 mod open;
+mod readers;
 mod report;
 mod route;
 mod samples;
@@ -73,6 +74,7 @@ enum Part {
     Spool,
     Cache,
     Completion,
+    Readers,
     Open,
 }
 
@@ -177,6 +179,10 @@ async fn bench(args: &Args) -> anyhow::Result<String> {
     if wanted(Part::Completion) {
         say(from, "completions");
         add(completion::measure(&mut stage, extent.rounds).await?);
+    }
+    if wanted(Part::Readers) {
+        say(from, "readers who stand still");
+        add(readers::measure(&mut stage, extent.sections, extent.rounds).await?);
     }
     drop(stage);
     if wanted(Part::Open) {

@@ -17,7 +17,8 @@ use crate::rpc::Access;
 use crate::scrub::scrub;
 use crate::status::{Fault, code_name};
 
-/// What takes events in: about these no event is made, or there would be no end of them.
+/// What takes events in: about what a service delivers no event is made, or there would be no end of
+/// them. Others who ask are calls like any other.
 const INTAKES: [&str; 2] = [
     "/hapa.analytics.v1.AnalyticsService/RecordEvents",
     "/hapa.errors.v1.ErrorTrackingService/ReportOccurrences",
@@ -85,10 +86,13 @@ impl Ended<'_> {
         self.call.rpc.map(|rpc| rpc.access)
     }
 
+    fn delivers(&self) -> bool {
+        self.call.is_mesh && INTAKES.contains(&self.path)
+    }
+
     /// Whether it was a user's call.
     fn is_usage(&self) -> bool {
-        let delivers = self.call.is_mesh && INTAKES.contains(&self.path);
-        !delivers && !matches!(self.access(), None | Some(Access::Public | Access::Mesh))
+        !self.delivers() && !matches!(self.access(), None | Some(Access::Public | Access::Mesh))
     }
 
     /// A service that goes leaves its streams to other services: no failure. A credential that nobody
@@ -97,7 +101,7 @@ impl Ended<'_> {
         let left = self.access() == Some(Access::Mesh) && self.code == Code::Cancelled;
         let asked = self.call.is_mesh && self.path == AUTHENTICATE;
         let told = asked && self.code == Code::Unauthenticated;
-        !left && !told && self.access() != Some(Access::Public) && !INTAKES.contains(&self.path)
+        !left && !told && self.access() != Some(Access::Public) && !self.delivers()
     }
 
     fn usage(&self) -> UsageEvent {

@@ -105,7 +105,7 @@ fn summary(path: &Path, reply: &ValidateCodeResponse) -> Result<(), Failure> {
     let (warnings, lines) = (reply.warning_count, reply.lines_of_code);
     writeln!(
         anstream::stderr(),
-        "{}: {}, {lines} lines of {}, {bad} errors and {warnings} warnings{cut}",
+        "{}: {}; {}, lines: {lines}, errors: {bad}, warnings: {warnings}{cut}",
         plain(&path.display().to_string()),
         reply.status,
         reply.language
