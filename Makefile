@@ -36,6 +36,9 @@ release-proto: $(BUF) ## declare the protos of this moment released: from now on
 client: $(BUF) ## generate, build and test the TypeScript client
 	npm --prefix $(WEB) test --silent
 
+certs: ## make a test authority and a certificate per role in data/certs
+	@infra/certs data/certs
+
 bench: ## measure what the mesh adds to an engine, in a release build
 	@infra/tools/install run
 	cargo build --release --package hapa --package hapa-tests --bin hapa
@@ -71,4 +74,4 @@ $(BUF): $(WEB)/package-lock.json
 	npm --prefix $(WEB) ci --no-audit --no-fund --silent
 	@touch $@
 
-.PHONY: help run build test lint proto release-proto client bench bench-store load test-vllm fuzz fmt clean
+.PHONY: help run build test lint proto release-proto client certs bench bench-store load test-vllm fuzz fmt clean

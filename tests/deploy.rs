@@ -1,6 +1,7 @@
 //! What a platform team is given: k8s/ and infra/ as kustomize and compose read them, checked against
 //! their schemas and against what is said of them. Nothing here starts a container.
 
+mod certificates;
 mod commands;
 mod compose;
 mod door;

@@ -5,6 +5,7 @@ mod audit;
 mod budgets;
 mod limits;
 mod outage;
+mod replicas;
 mod revocation;
 mod rotation;
 

@@ -3,11 +3,16 @@
 
 use std::collections::BTreeMap;
 
+use bytes::Bytes;
 use hapa_proto::FILE_DESCRIPTOR_SET;
 use hapa_proto::auth::v1::CreateKeyRequest;
-use hapa_tests::{Who, Wire, World, incident, within};
+use hapa_tests::{Who, World, incident, within};
 use prost::Message as _;
 use prost_types::FileDescriptorSet;
+use std::error::Error;
+use tonic::body::Body;
+use tonic::client::GrpcService;
+use tonic::codegen::Body as HttpBody;
 use tonic::{Request, Status};
 
 /// The columns: a stranger, a key for completion, a key for code, a key for the cache, a
@@ -112,7 +117,7 @@ async fn every_rpc_lets_in_who_the_table_says_and_nobody_else() {
     world.end().await;
 }
 
-fn rpcs() -> Vec<String> {
+pub(crate) fn rpcs() -> Vec<String> {
     let set = FileDescriptorSet::decode(FILE_DESCRIPTOR_SET).unwrap();
     let mut rpcs = Vec::new();
     for file in set.file.iter().filter(|file| file.package().starts_with("hapa.")) {
@@ -126,16 +131,21 @@ fn rpcs() -> Vec<String> {
 }
 
 /// Calls with an empty message: whoever is let in is told what is missing, or gets an answer.
-async fn call(wire: Wire, rpc: &str) -> Result<(), Status> {
+pub(crate) async fn call<S>(wire: S, rpc: &str) -> Result<(), Status>
+where
+    S: GrpcService<Body>,
+    S::ResponseBody:
+        HttpBody<Data = Bytes, Error: Into<Box<dyn Error + Send + Sync>>> + Send + 'static,
+{
     let mut grpc = tonic::client::Grpc::new(wire);
-    grpc.ready().await.map_err(|error| Status::unknown(error.to_string()))?;
+    grpc.ready().await.map_err(|error| Status::unknown(error.into().to_string()))?;
     let codec = tonic_prost::ProstCodec::<(), ()>::default();
     let path = format!("/{rpc}").parse().unwrap();
     let reply = within(rpc, grpc.server_streaming(Request::new(()), path, codec)).await?;
     within(rpc, reply.into_inner().message()).await.map(drop)
 }
 
-fn outcome(reply: Result<(), Status>) -> char {
+pub(crate) fn outcome(reply: Result<(), Status>) -> char {
     match reply.map_err(|status| incident(&status).0) {
         Err(code) if code == "E4003" => '3',
         Err(code) if code == "E4005" => '5',

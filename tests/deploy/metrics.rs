@@ -7,12 +7,15 @@ use std::time::{Duration, Instant};
 use hapa_chassis::ErrorCode;
 use hapa_proto::codegen::v1::GenerateCodeRequest;
 use hapa_tests::engine::Fault;
-use hapa_tests::{Fleet, Receiver, World};
+use hapa_tests::{Certified, Fleet, Receiver, World};
 use serde_json::Value;
 
 use super::{list, of_kind, overlays, root, text, word};
 
 const FOLDER: &str = "k8s/components/monitoring";
+
+/// Told where certificates are in force.
+const CERTIFIED: &[&str] = &["hapa_certificate_expiry_seconds"];
 
 /// Words of PromQL that stand between metrics.
 const WORDS: &[&str] = &["and", "or", "unless", "bool", "offset", "group_left", "group_right"];
@@ -179,7 +182,14 @@ async fn every_metric_of_the_mesh_is_told_by_a_running_mesh() {
         names.collect::<BTreeSet<_>>()
     };
     let wanted = listed().into_iter().filter(|(_, source)| source == "hapa");
-    let wanted: BTreeSet<_> = wanted.map(|(metric, _)| metric).collect();
+    let mut wanted: BTreeSet<_> = wanted.map(|(metric, _)| metric).collect();
+    // Who has no certificate has no end of it to tell.
+    let certified = Certified::start(&[]).await;
+    let ending = told(&certified.page("auth", "/metrics").await);
+    for metric in CERTIFIED {
+        assert!(wanted.remove(*metric) && ending.contains(*metric), "nobody tells {metric}");
+    }
+    certified.end().await;
     // What is delivered is counted a moment after the calls.
     let until = Instant::now() + Duration::from_secs(30);
     loop {

@@ -103,6 +103,13 @@ impl Fleet {
         Role::start("auth", &settings, &[]).await
     }
 
+    /// One more replica of code generation, which asks these auths.
+    pub async fn replica_of(&self, auths: &[&Role]) -> Role {
+        let addresses = auths.iter().map(|auth| format!("http://{}", auth.address));
+        let addresses = addresses.collect::<Vec<_>>().join(",");
+        self.another_replica(&[&format!("--auth-address={addresses}")]).await
+    }
+
     /// Makes a key.
     pub async fn create_key(&self, request: CreateKeyRequest) -> CreateKeyResponse {
         let made = within("a key", async { self.auth.keys().create_key(request).await }).await;

@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use std::path::Path;
 use std::time::Duration;
 
+use rustls::pki_types::CertificateDer;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio::process::{Child, Command};
@@ -34,10 +35,18 @@ impl Gateway {
         own: &[(&str, &str)],
         seen: Option<Seen>,
     ) -> Gateway {
-        let (folder, log) = (tempfile::tempdir().expect("a folder for the test"), AccessLog::new());
         let port = mesh.port().to_string();
-        let settings = [&[("PORT", port.as_str())], own].concat();
-        let config = write(folder.path(), &settings).await.expect("a configuration");
+        Gateway::begin(&[&[("PORT", port.as_str())], own].concat(), seen).await
+    }
+
+    /// With these settings of `hapa gateway`.
+    pub async fn with(settings: &[(&str, &str)]) -> Gateway {
+        Gateway::begin(settings, None).await
+    }
+
+    async fn begin(settings: &[(&str, &str)], seen: Option<Seen>) -> Gateway {
+        let (folder, log) = (tempfile::tempdir().expect("a folder for the test"), AccessLog::new());
+        let config = write(folder.path(), settings).await.expect("a configuration");
         let admin_file = folder.path().join("admin");
         let envoy = envoy()
             .arg("-c")
@@ -62,6 +71,8 @@ impl Gateway {
         if let Some(seen) = &seen {
             seen.look_into(&log);
         }
+        let secure = settings.iter().any(|(name, _)| *name == "GATEWAY_TLS_CERT_FILE");
+        let url = if secure { url.replacen("http:", "https:", 1) } else { url };
         let gateway = Gateway { url, admin, seen, _envoy: envoy, _folder: folder };
         gateway.wait_until_healthy().await;
         gateway
@@ -102,6 +113,24 @@ impl Gateway {
     /// GETs.
     pub async fn get(&self, path: &str, key: &str) -> reqwest::Response {
         self.request("GET", path).header("x-api-key", key).send().await
+    }
+
+    /// The certificate that it shows now, to who believes this authority.
+    pub async fn certificate(&self, authority: &Path) -> CertificateDer<'static> {
+        let pem = std::fs::read(authority).expect("an authority");
+        let authority = reqwest::Certificate::from_pem(&pem).expect("an authority");
+        let client = reqwest::Client::builder().no_proxy().tls_info(true);
+        let client = client.tls_certs_only([authority]).build().expect("a client");
+        let reply = client.get(&self.url).send().await.expect("the gateway answers");
+        let shown: Option<&reqwest::tls::TlsInfo> = reply.extensions().get();
+        let shown = shown.and_then(|shown| shown.peer_certificate()).expect("a certificate");
+        CertificateDer::from(shown.to_vec())
+    }
+
+    /// What it counts now under one name; 0 where it counts no such thing.
+    pub async fn statistic(&self, name: &str) -> u64 {
+        let found = get(&format!("{}/stats?format=json&filter=^{name}$", self.admin)).await;
+        found["stats"][0]["value"].as_u64().unwrap_or_default()
     }
 
     /// Any other request.

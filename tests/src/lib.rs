@@ -1,5 +1,6 @@
 //! The mesh from outside: what tests and benchmarks stand on.
 
+mod certificates;
 mod collector;
 pub mod engine;
 mod fleet;
@@ -14,6 +15,7 @@ mod seen;
 mod tools;
 mod world;
 
+pub use certificates::{Certificates, Certified, dial};
 pub use collector::{Collected, Collector};
 pub use fleet::{Audit, Fleet, Role, Sessions, Users};
 pub use gateway::{Ask, Gateway};

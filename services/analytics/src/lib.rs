@@ -11,7 +11,7 @@ mod store;
 mod times;
 mod usage;
 
-use hapa_chassis::db::{Db, Durability};
+use hapa_chassis::db::{Db, Durability, Survey};
 use hapa_chassis::health::Check;
 use hapa_chassis::{Access, Rpc, Server};
 use hapa_proto::analytics::v1::analytics_service_server::AnalyticsServiceServer;
@@ -36,7 +36,8 @@ const SERVICES: &[&str] = &["hapa.analytics.v1.AnalyticsService"];
 
 const RPCS: &[Rpc] = &[
     Rpc::new("/hapa.analytics.v1.AnalyticsService/RecordEvents", Access::Mesh),
-    Rpc::new("/hapa.analytics.v1.AnalyticsService/GetPerformance", Access::Scope(READ)),
+    Rpc::new("/hapa.analytics.v1.AnalyticsService/GetPerformance", Access::Scope(READ))
+        .by(&["errors"]),
     Rpc::new("/hapa.analytics.v1.AnalyticsService/GetUsage", Access::Scope(READ)),
     Rpc::new("/hapa.analytics.v1.AnalyticsService/WatchPerformance", Access::Scope(READ)),
 ];
@@ -44,6 +45,11 @@ const RPCS: &[Rpc] = &[
 /// Migrates the store at `url`, and does no more.
 pub async fn migrate(url: &str) -> anyhow::Result<()> {
     open(url).await.map(drop)
+}
+
+/// Looks at the store at `url`, and changes nothing.
+pub async fn survey(url: &str) -> anyhow::Result<Option<Survey>> {
+    Db::survey("analytics", url, store::MIGRATIONS).await
 }
 
 async fn open(url: &str) -> anyhow::Result<Db> {

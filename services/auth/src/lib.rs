@@ -22,9 +22,9 @@ mod user;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use hapa_chassis::db::Db;
+use hapa_chassis::db::{Db, Survey};
 use hapa_chassis::health::Check;
-use hapa_chassis::{Access, Rpc, Server, config, secret};
+use hapa_chassis::{Access, Rpc, Server, config, rpc, secret};
 use hapa_proto::auth::v1::audit_service_server::AuditServiceServer;
 use hapa_proto::auth::v1::auth_service_server::AuthServiceServer;
 use hapa_proto::auth::v1::key_service_server::KeyServiceServer;
@@ -79,11 +79,14 @@ pub struct Config {
 
 const ADMIN: &str = "auth:admin";
 
+/// Who has to know callers: every service, auth itself among them, and never the gateway.
+const FRONT: &[&str] = rpc::SERVICES;
+
 const RPCS: &[Rpc] = &[
-    Rpc::new("/hapa.auth.v1.AuthService/Authenticate", Access::Mesh),
-    Rpc::new("/hapa.auth.v1.AuthService/WatchRevocations", Access::Mesh),
-    Rpc::new("/hapa.auth.v1.AuthService/ReserveTokens", Access::Mesh),
-    Rpc::new("/hapa.auth.v1.AuthService/SettleTokens", Access::Mesh),
+    Rpc::new("/hapa.auth.v1.AuthService/Authenticate", Access::Mesh).by(FRONT),
+    Rpc::new("/hapa.auth.v1.AuthService/WatchRevocations", Access::Mesh).by(FRONT),
+    Rpc::new("/hapa.auth.v1.AuthService/ReserveTokens", Access::Mesh).by(&["codegen"]),
+    Rpc::new("/hapa.auth.v1.AuthService/SettleTokens", Access::Mesh).by(&["codegen"]),
     Rpc::new("/hapa.auth.v1.KeyService/CreateKey", Access::Own(ADMIN)),
     Rpc::new("/hapa.auth.v1.KeyService/ListKeys", Access::Caller),
     Rpc::new("/hapa.auth.v1.KeyService/GetKey", Access::Caller),
@@ -117,6 +120,11 @@ const SERVICES: &[&str] = &[
 /// Migrates the store at `url`, and does no more.
 pub async fn migrate(url: &str) -> anyhow::Result<()> {
     open(url).await.map(drop)
+}
+
+/// Looks at the store at `url`, and changes nothing.
+pub async fn survey(url: &str) -> anyhow::Result<Option<Survey>> {
+    Db::survey("auth", url, store::MIGRATIONS).await
 }
 
 async fn open(url: &str) -> anyhow::Result<Db> {

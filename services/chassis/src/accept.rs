@@ -3,7 +3,7 @@
 //! Our own loop over hyper, because tonic's server applies grpc-timeout itself (to headers only, as
 //! CANCELLED), waits for silent sockets when it ends, and can't bound what never speaks.
 
-use std::convert::Infallible;
+use std::future::pending;
 use std::io;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
@@ -11,27 +11,33 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use axum::Router;
-use axum::response::Response;
 use http::Request;
 use hyper::body::Incoming;
 use hyper::rt::Executor;
 use hyper::server::conn::http2;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
+use rustls::pki_types::CertificateDer;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, timeout_at};
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::server::TlsStream;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-use tower::{Service, ServiceExt as _};
+use tower::ServiceExt as _;
 
-use crate::context::Peer;
+use crate::config::Config;
+use crate::context::{Peer, Proven};
 use crate::reader::Read;
+use crate::tls::{Tls, speaks_h2};
 
 /// <https://www.rfc-editor.org/rfc/rfc9113#section-3.4>
 const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
-/// From connecting to the end of the preface.
+/// How every TLS connection begins: a handshake's record.
+const HANDSHAKE: u8 = 0x16;
+/// From connecting to the end of the preface, TLS's handshake within it.
 const PREFACE_PATIENCE: Duration = Duration::from_secs(5);
 /// After an accept that failed, so that a lasting cause does not spin.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(20);
@@ -63,11 +69,31 @@ pub(crate) struct Bounds {
     pub(crate) connections: u32,
     /// How long a client may leave what is there for it unread.
     pub(crate) reader: Duration,
+    /// When a connection is asked to go, and how much longer it may take; none: never.
+    pub(crate) age: Option<(Duration, Duration)>,
+}
+
+impl Bounds {
+    pub(crate) fn of(config: &Config) -> Bounds {
+        let age = config.max_connection_age_seconds;
+        Bounds {
+            connections: config.max_connections,
+            reader: config.reader_timeout_seconds,
+            age: (age > Duration::ZERO).then_some((age, config.request_timeout)),
+        }
+    }
+}
+
+/// Where connections come from, and what they must speak.
+pub(crate) struct Socket {
+    pub(crate) listener: TcpListener,
+    /// None: plain HTTP/2.
+    pub(crate) tls: Option<Tls>,
 }
 
 /// Accepts until the door closes. Connections and their calls run on `tasks`.
 pub(crate) async fn accept(
-    listener: TcpListener,
+    socket: Socket,
     router: Router,
     bounds: Bounds,
     door: Door,
@@ -78,7 +104,7 @@ pub(crate) async fn accept(
         let accepted = async {
             let permit = Arc::clone(&room).acquire_owned().await.ok()?;
             // Out of file descriptors, or a peer that left again: neither ends the server.
-            let (stream, peer) = listener.accept().await.ok()?;
+            let (stream, peer) = socket.listener.accept().await.ok()?;
             Some((stream, Peer(peer.ip()), permit))
         };
         let accepted = tokio::select! {
@@ -89,49 +115,122 @@ pub(crate) async fn accept(
             sleep(ACCEPT_PAUSE).await;
             continue;
         };
-        let router = router.clone().map_request(move |mut request: Request<Incoming>| {
-            request.extensions_mut().insert(peer);
-            request
-        });
         let calls = OnTracker { tasks: tasks.clone(), patience: bounds.reader };
-        let connection = connection(stream, router, door.clone(), calls);
+        let life = Life { peer, age: bounds.age, door: door.clone(), calls };
+        let connection = connection(stream, socket.tls.clone(), router.clone(), life);
         tasks.spawn(hold(permit, connection));
     }
+}
+
+/// What one connection is given on its way.
+struct Life {
+    peer: Peer,
+    age: Option<(Duration, Duration)>,
+    door: Door,
+    calls: OnTracker,
 }
 
 async fn hold(_permit: OwnedSemaphorePermit, connection: impl Future<Output = ()>) {
     connection.await;
 }
 
-async fn connection<S>(mut stream: TcpStream, service: S, door: Door, calls: OnTracker)
-where
-    S: Service<Request<Incoming>, Response = Response, Error = Infallible, Future: Send>
-        + Clone
-        + Send
-        + 'static,
-{
+async fn connection(stream: TcpStream, tls: Option<Tls>, router: Router, life: Life) {
     if let Err(error) = stream.set_nodelay(true) {
         return tracing::debug!(%error, "a connection was gone at once");
     }
-    let mut preface = [0; PREFACE.len()];
-    let spoke = timeout(PREFACE_PATIENCE, stream.read_exact(&mut preface));
-    let spoke = tokio::select! {
-        spoke = spoke => spoke,
-        () = door.closing.cancelled() => return,
+    let until = Instant::now() + PREFACE_PATIENCE;
+    let closing = life.door.closing.clone();
+    let Some(tls) = tls else {
+        let opened = timeout_at(until, opened(stream));
+        let opened = tokio::select! {
+            opened = opened => opened.ok().flatten(),
+            () = closing.cancelled() => return,
+        };
+        let Some(io) = opened else {
+            return tracing::debug!("a connection did not speak HTTP/2");
+        };
+        return serve(io, None, router, life).await;
     };
-    if !matches!(spoke, Ok(Ok(_))) || preface != *PREFACE {
-        return tracing::debug!("a connection did not speak HTTP/2");
+    let secured = timeout_at(until, secured(stream, &tls));
+    let secured = tokio::select! {
+        secured = secured => secured.unwrap_or_else(|_| Err("it was too slow".to_owned())),
+        () = closing.cancelled() => return,
+    };
+    match secured {
+        Ok((io, proven)) => serve(io, Some(proven), router, life).await,
+        Err(why) => {
+            metrics::counter!("hapa_handshakes_refused_total").increment(1);
+            tracing::debug!(why, "a connection was refused");
+        }
     }
-    let io = TokioIo::new(Replay { seen: preface, next: 0, stream });
+}
+
+/// A connection whose first bytes are those of HTTP/2.
+async fn opened<I: AsyncRead + Unpin>(mut stream: I) -> Option<Replay<I>> {
+    let mut preface = [0; PREFACE.len()];
+    stream.read_exact(&mut preface).await.ok()?;
+    (preface == *PREFACE).then_some(Replay { seen: preface, next: 0, stream })
+}
+
+/// A connection over TLS, and what the certificate at its other end proves.
+async fn secured(
+    stream: TcpStream,
+    tls: &Tls,
+) -> Result<(Replay<TlsStream<TcpStream>>, Proven), String> {
+    let mut first = [0];
+    // Plain text costs one byte and no handshake.
+    if !matches!(stream.peek(&mut first).await, Ok(1)) || first != [HANDSHAKE] {
+        return Err("it did not speak TLS".to_owned());
+    }
+    let acceptor = TlsAcceptor::from(tls.server());
+    let stream = acceptor.accept(stream).await.map_err(|error| error.to_string())?;
+    let session = stream.get_ref().1;
+    if !speaks_h2(session.alpn_protocol()) {
+        return Err("it did not offer HTTP/2".to_owned());
+    }
+    let certificate = session.peer_certificates().and_then(<[CertificateDer<'_>]>::first);
+    let proven = certificate.map(|certificate| tls.proven(certificate)).unwrap_or_default();
+    let io = opened(stream).await.ok_or("it did not speak HTTP/2")?;
+    Ok((io, Proven(proven.into())))
+}
+
+async fn serve<I>(io: Replay<I>, proven: Option<Proven>, router: Router, life: Life)
+where
+    I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let Life { peer, age, door, calls } = life;
+    let service = router.map_request(move |mut request: Request<Incoming>| {
+        request.extensions_mut().insert(peer);
+        if let Some(proven) = &proven {
+            request.extensions_mut().insert(proven.clone());
+        }
+        request
+    });
+    let io = TokioIo::new(io);
     let served = builder(calls).serve_connection(io, TowerToHyperService::new(service));
     let mut served = pin!(served);
+    let aged = async {
+        match age {
+            // Not all at once that came at once.
+            Some((age, _)) => sleep(age.mul_f64(rand::random_range(0.9..1.1))).await,
+            None => pending().await,
+        }
+    };
     let ended = tokio::select! {
         ended = &mut served => ended,
-        () = door.closing.cancelled() => {
+        () = async { tokio::select! { () = aged => {}, () = door.closing.cancelled() => {} } } => {
             served.as_mut().graceful_shutdown();
+            let bound = age.filter(|_| !door.closing.is_cancelled());
+            let late = async {
+                match bound {
+                    Some((_, more)) => sleep(more).await,
+                    None => pending().await,
+                }
+            };
             tokio::select! {
                 ended = served => ended,
                 () = door.closed.cancelled() => Ok(()),
+                () = late => Ok(()),
             }
         }
     };
@@ -168,13 +267,13 @@ impl<F: Future<Output: Send> + Send + 'static> Executor<F> for OnTracker {
 }
 
 /// A stream whose preface was read already, as if it had not been.
-struct Replay {
+struct Replay<I> {
     seen: [u8; PREFACE.len()],
     next: usize,
-    stream: TcpStream,
+    stream: I,
 }
 
-impl AsyncRead for Replay {
+impl<I: AsyncRead + Unpin> AsyncRead for Replay<I> {
     fn poll_read(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -191,7 +290,7 @@ impl AsyncRead for Replay {
     }
 }
 
-impl AsyncWrite for Replay {
+impl<I: AsyncWrite + Unpin> AsyncWrite for Replay<I> {
     fn poll_write(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,

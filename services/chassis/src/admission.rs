@@ -16,17 +16,17 @@ use bytes::Bytes;
 use http::header::CONTENT_TYPE;
 use http::{HeaderMap, HeaderValue};
 use http_body::{Body as HttpBody, Frame, SizeHint};
-use secrecy::{ExposeSecret as _, SecretString};
+use secrecy::ExposeSecret as _;
 use subtle::ConstantTimeEq as _;
 use tokio_util::sync::WaitForCancellationFutureOwned;
 use tonic::Status;
 
 use crate::config::LimitConfig;
-use crate::context::Call;
+use crate::context::{Call, Proven};
 use crate::credential::{Caller, Callers, Ongoing, Presented, ended, unknown};
 use crate::layers::{Shared, refuse, trailers};
 use crate::limit::{Decision, Limiter, Rate, rate};
-use crate::peer::MESH_TOKEN;
+use crate::peer::{MESH_TOKEN, Proof};
 use crate::rpc::{Access, Rpc};
 use crate::status::{ErrorCode, Fault, read};
 
@@ -35,7 +35,7 @@ const ATTEMPT: &str = "Authentication";
 const ATTEMPT_WINDOW: Duration = Duration::from_mins(1);
 
 pub(crate) struct Admission {
-    mesh_token: SecretString,
+    proof: Proof,
     callers: Callers,
     pub(crate) limiter: Arc<Limiter>,
     limits: LimitConfig,
@@ -58,7 +58,7 @@ pub(crate) async fn admission(
         let words = "this port speaks gRPC; JSON goes through the gateway";
         return refuse(Fault::new(ErrorCode::Unsupported, words));
     }
-    let admitted = shared.admission.admit(rpc, &mut call, request.headers()).await;
+    let admitted = shared.admission.admit(rpc, &mut call, &Shown::by(&request)).await;
     let Admitted { decision, ongoing } = match admitted {
         Ok(admitted) => admitted,
         Err(fault) => return refuse(fault),
@@ -85,6 +85,18 @@ pub(crate) async fn admission(
     }
 }
 
+/// What a call shows of who makes it.
+struct Shown<'a> {
+    headers: &'a HeaderMap,
+    proven: Option<&'a Proven>,
+}
+
+impl Shown<'_> {
+    fn by(request: &Request) -> Shown<'_> {
+        Shown { headers: request.headers(), proven: request.extensions().get() }
+    }
+}
+
 /// A call that may pass, unless the decision says otherwise.
 #[derive(Default)]
 struct Admitted {
@@ -95,41 +107,37 @@ struct Admitted {
 
 impl Admission {
     pub(crate) fn new(
-        mesh_token: SecretString,
+        proof: Proof,
         callers: Callers,
         limiter: Arc<Limiter>,
         limits: &LimitConfig,
     ) -> Self {
-        Admission { mesh_token, callers, limiter, limits: limits.clone() }
+        Admission { proof, callers, limiter, limits: limits.clone() }
     }
 
     async fn admit(
         &self,
         rpc: &'static Rpc,
         call: &mut Call,
-        headers: &HeaderMap,
+        shown: &Shown<'_>,
     ) -> Result<Admitted, Fault> {
         if rpc.access == Access::Public {
             return Ok(Admitted::default());
         }
-        if self.is_mesh(headers) {
+        if self.is_mesh(rpc, shown) {
             call.is_mesh = true;
             call.admitted();
             return Ok(Admitted::default());
         }
         match rpc.access {
-            Access::Mesh => {
-                let words =
-                    "only services of the mesh call this; present its token as x-mesh-token";
-                return Err(Fault::new(ErrorCode::BadKey, words));
-            }
+            Access::Mesh => return Err(self.not_mesh(rpc)),
             Access::Open => {
                 self.check_failures(call).await?;
                 return Ok(Admitted::default());
             }
             _ => {}
         }
-        let caller = Ongoing::begin(self.caller(call, headers).await?);
+        let caller = Ongoing::begin(self.caller(call, shown.headers).await?);
         call.principal = Some(Arc::clone(&caller.principal));
         call.ended = Some(caller.ended.clone());
         // Before anything is refused: a refusal is its caller's too.
@@ -140,10 +148,40 @@ impl Admission {
         Ok(Admitted { decision, ongoing: Some(caller) })
     }
 
-    fn is_mesh(&self, headers: &HeaderMap) -> bool {
-        let presented = headers.get(MESH_TOKEN).map(HeaderValue::as_bytes);
-        let token = self.mesh_token.expose_secret().as_bytes();
-        presented.is_some_and(|presented| presented.ct_eq(token).into())
+    /// A certificate is there on every call of its connection, so a credential that comes with one
+    /// says who calls.
+    fn is_mesh(&self, rpc: &Rpc, shown: &Shown<'_>) -> bool {
+        let headers = shown.headers;
+        match &self.proof {
+            Proof::Token(token) => {
+                let presented = headers.get(MESH_TOKEN).map(HeaderValue::as_bytes);
+                let token = token.expose_secret().as_bytes();
+                presented.is_some_and(|presented| presented.ct_eq(token).into())
+            }
+            Proof::Certificates(_) => {
+                let has_other = ["x-api-key", "authorization"];
+                let has_other = has_other.iter().any(|name| headers.contains_key(*name));
+                let proves = shown
+                    .proven
+                    .is_some_and(|Proven(roles)| roles.iter().any(|role| rpc.takes(role)));
+                proves && (rpc.access == Access::Mesh || !has_other)
+            }
+        }
+    }
+
+    fn not_mesh(&self, rpc: &Rpc) -> Fault {
+        match self.proof {
+            Proof::Token(_) => {
+                let words =
+                    "only services of the mesh call this; present its token as x-mesh-token";
+                Fault::new(ErrorCode::BadKey, words)
+            }
+            Proof::Certificates(_) => {
+                let words =
+                    format!("this certificate proves no role that may call {}", rpc.method());
+                Fault::new(ErrorCode::NoPermission, words)
+            }
+        }
     }
 
     /// A guess costs the address that made it; a caller who is known is not asked what others of

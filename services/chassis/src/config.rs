@@ -11,6 +11,7 @@ use secrecy::{ExposeSecret as _, SecretString};
 
 use crate::db::Engine;
 use crate::secret;
+use crate::tls::TlsConfig;
 
 /// How careful to be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -79,7 +80,10 @@ pub struct Config {
     /// kept in DATA_DIR/mesh-token.
     #[arg(long, env = "MESH_TOKEN", hide_env_values = true)]
     pub mesh_token: Option<SecretString>,
-    /// The auth service, such as http://auth:50051; a process that has the auth role asks itself.
+    /// Certificates that prove who is a service.
+    #[command(flatten)]
+    pub tls: TlsConfig,
+    /// The auth service, such as http://auth:50051, several with commas between; a process that has the auth role asks itself.
     #[arg(long, env = "AUTH_ADDRESS")]
     pub auth_address: Option<String>,
     /// The errors service, such as http://errors:50051; a process that has the errors role tells
@@ -105,6 +109,11 @@ pub struct Config {
     /// How long a client may leave a reply or stream unread before it loses it (E4011), in seconds.
     #[arg(long, env = "READER_TIMEOUT_SECONDS", default_value = "30", value_parser = seconds)]
     pub reader_timeout_seconds: Duration,
+    /// When a connection is asked to go, in seconds, give or take a tenth, so that callers come anew: to
+    /// new certificates, and to new replicas. It ends when its calls have, and REQUEST_TIMEOUT later
+    /// at the latest; 0: never.
+    #[arg(long, env = "MAX_CONNECTION_AGE_SECONDS", default_value = "1800", value_parser = seconds_or_none)]
+    pub max_connection_age_seconds: Duration,
     /// Between "not serving" and the closed door, in seconds, so that load balancers notice.
     #[arg(long, env = "DRAIN_DELAY_SECONDS", default_value = "0", value_parser = seconds_or_none)]
     pub drain_delay_seconds: Duration,
@@ -233,15 +242,36 @@ impl Config {
     /// What only the settings together can say.
     pub fn check(&self) -> Result<(), Wrong> {
         let token = self.mesh_token.as_ref().map_or(0, |token| token.expose_secret().len());
-        if token == 0 && self.environment == Environment::Production {
+        let certificates = self.tls.files()?.is_some();
+        if !certificates && token == 0 && self.environment == Environment::Production {
             return Err(Wrong::new("MESH_TOKEN", "must be set when ENVIRONMENT is production"));
         }
         if (1..secret::SHORTEST).contains(&token) {
             return Err(Wrong::new("MESH_TOKEN", "needs 32 characters or more"));
         }
+        self.check_addresses(certificates)?;
         let store = Engine::of(&self.store_url(""));
         store.map_err(|problem| Wrong::new("DATABASE_URL", problem))?;
         self.redis_url().map_or(Ok(()), check_redis_url)
+    }
+
+    /// Certificates and plain addresses don't go together: whoever set one meant both.
+    fn check_addresses(&self, certificates: bool) -> Result<(), Wrong> {
+        let addresses = [
+            ("AUTH_ADDRESS", &self.auth_address),
+            ("ERRORS_ADDRESS", &self.errors_address),
+            ("ANALYTICS_ADDRESS", &self.analytics_address),
+        ];
+        let scheme = if certificates { "https://" } else { "http://" };
+        let differs = |address: &str| !address.is_empty() && !address.starts_with(scheme);
+        for (name, address) in addresses {
+            if address.as_deref().is_some_and(differs) {
+                let why = if certificates { "is set" } else { "is not set" };
+                let words = format!("must begin with {scheme}, since TLS_CERT_FILE {why}");
+                return Err(Wrong::new(name, words));
+            }
+        }
+        Ok(())
     }
 
     /// The Redis that replicas share, if there is one.

@@ -145,6 +145,10 @@ impl Call {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Peer(pub(crate) IpAddr);
 
+/// What the certificate at the other end of a connection proves.
+#[derive(Clone, Debug)]
+pub(crate) struct Proven(pub(crate) Arc<[&'static str]>);
+
 /// Where a request came from. A trusted proxy appends whom it heard to x-forwarded-for, so the last
 /// entry that no trusted proxy made is the client; anyone else's header is inert.
 pub(crate) fn origin(request: &http::Request<axum::body::Body>, trusted: &[IpNet]) -> IpAddr {

@@ -91,6 +91,17 @@ impl Engine {
     }
 }
 
+/// What a look at a store found.
+#[derive(Clone, Copy, Debug)]
+pub struct Survey {
+    /// How long it takes to answer.
+    pub latency: Duration,
+    /// Steps of migration that are still to be taken.
+    pub pending: usize,
+    /// Its time in milliseconds since 1970, where it has a clock of its own.
+    pub clock: Option<i64>,
+}
+
 /// An open store.
 ///
 /// A caller may vanish at any await. A single statement on `writer` is its own transaction and can
@@ -195,6 +206,43 @@ impl Db {
                 Err(_) => Err(Error::PoolClosed.into()), // the process ends
             },
         }
+    }
+
+    /// Looks at the store at `url` and changes nothing; none where it is a file that is not there yet.
+    pub async fn survey(
+        service: &'static str,
+        url: &str,
+        steps: &[Step],
+    ) -> anyhow::Result<Option<Survey>> {
+        install_default_drivers();
+        let engine = Engine::of(url).map_err(|problem| Wrong::new("DATABASE_URL", problem))?;
+        let file = url.trim_start_matches("sqlite://").split('?').next().unwrap_or_default();
+        if engine == Engine::Sqlite && !Path::new(file).exists() {
+            return Ok(None);
+        }
+        let options: AnyConnectOptions = url.parse().context("DATABASE_URL can't be read")?;
+        let look = async {
+            let mut connection = options.connect().await?;
+            let begun = Instant::now();
+            connection.execute("SELECT 1").await?;
+            let latency = begun.elapsed();
+            // Without the table no step was taken yet.
+            let done = format!("SELECT version FROM migrations_{service}");
+            let done = connection.fetch_all(AssertSqlSafe(done)).await.unwrap_or_default();
+            let done: Vec<i64> = done.iter().filter_map(|row| row.try_get(0).ok()).collect();
+            let pending = steps.iter().filter(|(version, ..)| !done.contains(version)).count();
+            let clock = match engine {
+                Engine::Sqlite => None,
+                Engine::Postgres => {
+                    const NOW: &str =
+                        "SELECT CAST(EXTRACT(EPOCH FROM clock_timestamp()) * 1000 AS BIGINT)";
+                    Some(connection.fetch_one(NOW).await?.try_get(0)?)
+                }
+            };
+            Ok::<_, Error>(Survey { latency, pending, clock })
+        };
+        let found = timeout(CONNECT, look).await.context("no answer in time")?;
+        found.map(Some).context("the store can't be read")
     }
 
     /// Whether the store answers, for health; bounded.

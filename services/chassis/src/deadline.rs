@@ -61,7 +61,7 @@ fn passed() -> Fault {
 }
 
 /// <https://github.com/grpc/grpc/blob/master/doc/PROTOCOL-HTTP2.md>: at most 8 digits and a unit.
-fn grpc_timeout(headers: &HeaderMap) -> Result<Option<Duration>, Fault> {
+pub(crate) fn grpc_timeout(headers: &HeaderMap) -> Result<Option<Duration>, Fault> {
     let Some(value) = headers.get("grpc-timeout") else {
         return Ok(None);
     };

@@ -5,6 +5,7 @@
 
 mod accept;
 mod admission;
+pub mod balance;
 mod causes;
 pub mod check;
 pub mod config;
@@ -12,6 +13,7 @@ mod context;
 pub mod credential;
 pub mod db;
 mod deadline;
+pub mod dial;
 pub mod health;
 pub mod key_text;
 mod layers;
@@ -33,6 +35,7 @@ pub mod spool;
 pub mod status;
 pub mod telemetry;
 pub mod times;
+pub mod tls;
 pub mod trace;
 
 pub use check::Violations;

@@ -1,10 +1,9 @@
 //! Channels to other services of the mesh. They connect when they are first used, and again after
-//! a loss; callers bound each call, because a lazy channel queues what it can't send yet.
+//! a loss; callers bound each call, because each replica of a name may be tried for a while.
 
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use anyhow::Context as _;
 use hapa_proto::analytics::v1::analytics_service_client::AnalyticsServiceClient;
 use hapa_proto::auth::v1::auth_service_client::AuthServiceClient;
 use hapa_proto::errors::v1::error_tracking_service_client::ErrorTrackingServiceClient;
@@ -12,17 +11,31 @@ use secrecy::{ExposeSecret as _, SecretString};
 use tonic::metadata::{Ascii, MetadataValue};
 use tonic::service::Interceptor;
 use tonic::service::interceptor::InterceptedService;
-use tonic::transport::{Channel, Endpoint};
 use tonic::{Request, Status};
 
+use crate::balance::Balanced;
 use crate::config::Wrong;
+use crate::dial::Secure;
+use crate::tls::Tls;
 use crate::trace::Traced;
 
 /// The metadata key by which a service proves that it is one.
 pub const MESH_TOKEN: &str = "x-mesh-token";
 
+/// How long one replica may take to connect.
+const PATIENCE: Duration = Duration::from_secs(1);
+
 /// A channel that proves to be a service's.
-pub type Wire = InterceptedService<Traced<Channel>, MeshToken>;
+pub type Wire = InterceptedService<Traced<Balanced>, MeshToken>;
+
+/// By what a service proves that it is one, and others prove it here.
+#[derive(Clone, Debug)]
+pub enum Proof {
+    /// The mesh token.
+    Token(SecretString),
+    /// Certificates; no token is sent and none counts.
+    Certificates(Tls),
+}
 
 /// A client of the auth service that proves to be a service itself.
 pub type AuthClient = AuthServiceClient<Wire>;
@@ -31,45 +44,64 @@ pub type AnalyticsClient = AnalyticsServiceClient<Wire>;
 /// A client of the errors service.
 pub type ErrorsClient = ErrorTrackingServiceClient<Wire>;
 
-/// The mesh token on every call.
+impl Proof {
+    /// The certificates, where they are it.
+    pub(crate) fn tls(&self) -> Option<Tls> {
+        match self {
+            Proof::Token(_) => None,
+            Proof::Certificates(tls) => Some(tls.clone()),
+        }
+    }
+}
+
+/// The mesh token on every call, where a token proves anything.
 #[derive(Clone, Debug)]
-pub struct MeshToken(MetadataValue<Ascii>);
+pub struct MeshToken(Option<MetadataValue<Ascii>>);
 
 impl Interceptor for MeshToken {
     fn call(&mut self, mut request: Request<()>) -> Result<Request<()>, Status> {
-        request.metadata_mut().insert(MESH_TOKEN, self.0.clone());
+        if let Some(token) = &self.0 {
+            request.metadata_mut().insert(MESH_TOKEN, token.clone());
+        }
         Ok(request)
     }
 }
 
 /// A connection of its own to `address`, with the mesh token on every call.
 pub fn wire(address: &str, token: &SecretString) -> anyhow::Result<Wire> {
-    let mut token: MetadataValue<Ascii> = token
-        .expose_secret()
-        .parse()
-        .map_err(|_| Wrong::new("MESH_TOKEN", "must be plain text without spaces around"))?;
-    token.set_sensitive(true);
-    let place = address.split_once("://").map_or(address, |(_, place)| place);
-    let traced = Traced::new(channel(address)?, place.trim_end_matches('/'));
-    Ok(InterceptedService::new(traced, MeshToken(token)))
+    proving(address, &Proof::Token(token.clone()), &[]).map(|(wire, _)| wire)
 }
 
-/// A channel for unary calls to `address`, such as `http://auth:50051`.
-pub fn channel(address: &str) -> anyhow::Result<Channel> {
-    Ok(endpoint(address)?.connect_lazy())
+/// A connection of its own to who has one of these roles at `address`, and what keeps up with the
+/// replicas there.
+pub(crate) fn proving(
+    address: &str,
+    proof: &Proof,
+    roles: &[&str],
+) -> anyhow::Result<(Wire, Balanced)> {
+    let (secure, token) = match proof {
+        Proof::Token(token) => (Secure::No, Some(token)),
+        Proof::Certificates(tls) => {
+            let roles = roles.iter().map(|&role| role.to_owned()).collect();
+            (Secure::Mutual(tls.clone(), roles), None)
+        }
+    };
+    let read = |token: &SecretString| {
+        let token: Result<MetadataValue<Ascii>, _> = token.expose_secret().parse();
+        let words = "must be plain text without spaces around";
+        let mut token = token.map_err(|_| Wrong::new("MESH_TOKEN", words))?;
+        token.set_sensitive(true);
+        Ok::<_, Wrong>(token)
+    };
+    let token = MeshToken(token.map(read).transpose()?);
+    let balanced = Balanced::new(address, secure, PATIENCE)?;
+    let traced = Traced::new(balanced.clone(), balanced.place());
+    Ok((InterceptedService::new(traced, token), balanced))
 }
 
-/// The bounds of such a channel.
-pub(crate) fn endpoint(address: &str) -> anyhow::Result<Endpoint> {
-    let endpoint = Endpoint::from_shared(address.to_owned());
-    let endpoint =
-        endpoint.with_context(|| format!("{address} is not an address like http://host:port"))?;
-    Ok(endpoint
-        .connect_timeout(Duration::from_secs(1))
-        .tcp_nodelay(true)
-        .http2_keep_alive_interval(Duration::from_secs(20))
-        .keep_alive_timeout(Duration::from_secs(5))
-        .keep_alive_while_idle(true))
+/// A plain channel for unary calls to `address`, such as `http://auth:50051`.
+pub fn channel(address: &str) -> anyhow::Result<Balanced> {
+    Balanced::new(address, Secure::No, PATIENCE)
 }
 
 /// The address by which a process reaches its own listener.

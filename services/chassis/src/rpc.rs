@@ -2,6 +2,8 @@
 
 use std::collections::HashMap;
 
+use crate::tls::OPERATOR;
+
 /// What a key may be allowed to do.
 pub const SCOPES: &[&str] = &[
     "codegen:generate",
@@ -32,7 +34,7 @@ pub enum Access {
     Own(&'static str),
     /// A credential with this scope.
     Scope(&'static str),
-    /// The mesh token: only services call this.
+    /// To be a service: by the mesh token, or by a certificate with one of the row's roles.
     Mesh,
 }
 
@@ -48,12 +50,18 @@ pub struct Rpc {
     pub access: Access,
     /// None: DEFAULT_RATE_LIMIT in RATE_LIMIT_WINDOW_MINUTES.
     pub limit: Option<DefaultLimit>,
+    /// Whose certificates suffice, besides an operator's where it is not for services alone. None:
+    /// every service's where it is, and nobody's where it is not.
+    pub by: Option<&'static [&'static str]>,
 }
+
+/// The roles that are services.
+pub const SERVICES: &[&str] = &["auth", "codegen", "errors", "analytics"];
 
 impl Rpc {
     /// A row with the default limit.
     pub const fn new(path: &'static str, access: Access) -> Self {
-        Rpc { path, access, limit: None }
+        Rpc { path, access, limit: None, by: None }
     }
 
     /// The same row with a limit of its own.
@@ -65,6 +73,19 @@ impl Rpc {
     /// Whether it lives as long as its caller wants to hear news.
     pub(crate) fn is_watch(&self) -> bool {
         self.method().starts_with("Watch")
+    }
+
+    /// The same row for services with these roles, where certificates prove them.
+    #[must_use]
+    pub const fn by(self, roles: &'static [&'static str]) -> Self {
+        Rpc { by: Some(roles), ..self }
+    }
+
+    /// Whether a certificate with this role suffices.
+    pub fn takes(&self, role: &str) -> bool {
+        let for_services = self.access == Access::Mesh;
+        let usual = if for_services { SERVICES } else { &[] };
+        !for_services && role == OPERATOR || self.by.unwrap_or(usual).contains(&role)
     }
 
     /// The last part of the path.

@@ -11,7 +11,6 @@ use std::time::Duration;
 use anyhow::Context as _;
 use axum::response::IntoResponse;
 use http::Request;
-use secrecy::SecretString;
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 use tokio::time::timeout;
@@ -29,9 +28,10 @@ use crate::credential::Callers;
 use crate::health::{Check, Checks, Health};
 use crate::layers::{Shared, stack};
 use crate::limit::Limiter;
-use crate::peer::{AnalyticsClient, AuthClient, ErrorsClient, Wire};
+use crate::peer::{AnalyticsClient, AuthClient, ErrorsClient, Proof, Wire};
 use crate::rpc::{BUILT_IN, Rpc, Table};
 use crate::spool::{Bounds, Receiver, Receivers, Spool};
+use crate::tls::Tls;
 use crate::trace::{Exporter, Tracing};
 use crate::{peer, probes, secret, telemetry};
 
@@ -89,7 +89,7 @@ impl<S> Mountable for S where
 pub struct Server {
     config: Config,
     listeners: Listeners,
-    mesh_token: SecretString,
+    proof: Proof,
     routes: RoutesBuilder,
     table: Table,
     checks: Checks,
@@ -110,13 +110,12 @@ impl Server {
         config.check()?;
         telemetry::metrics()?;
         let (tracing, exporter) = Tracing::new(&config.trace)?;
-        let mesh_token =
-            secret::set_or_kept(config.mesh_token.as_ref(), &config.data_dir.join("mesh-token"))?;
+        let proof = proof(&config)?;
         let (reporter, health_service) = tonic_health::server::health_reporter();
         let mut server = Server {
             config,
             listeners,
-            mesh_token,
+            proof,
             routes: RoutesBuilder::default(),
             table: Table::default(),
             checks: Checks::new(reporter).await,
@@ -169,8 +168,27 @@ impl Server {
         address: Option<&str>,
         service: &str,
     ) -> anyhow::Result<Option<Wire>> {
-        let Some((address, _)) = self.reach(address, service)? else { return Ok(None) };
-        peer::wire(&address, &self.mesh_token).context(setting).map(Some)
+        Ok(self.wire_to(setting, address, service)?.map(|(wire, _)| wire))
+    }
+
+    /// The same, and whether it is this process.
+    fn wire_to(
+        &self,
+        setting: &'static str,
+        address: Option<&str>,
+        service: &str,
+    ) -> anyhow::Result<Option<(Wire, bool)>> {
+        let Some((address, own)) = self.reach(address, service)? else { return Ok(None) };
+        // Itself by all that it is: the name of its own address stands in no certificate.
+        let roles = match &self.proof {
+            Proof::Certificates(tls) if own => tls.roles(),
+            _ => service.split('.').nth(1).into_iter().collect(),
+        };
+        let (wire, balanced) = peer::proving(&address, &self.proof, &roles).context(setting)?;
+        if !own {
+            self.spawn(balanced.follow());
+        }
+        Ok(Some((wire, own)))
     }
 
     /// What is known of the health of this process and of what it stands on.
@@ -198,11 +216,19 @@ impl Server {
         Ok(match set.filter(|address| !address.is_empty()) {
             Some(address) => Some((address.to_owned(), false)),
             None if self.names.contains(&service) => Some((
-                format!("http://{}", peer::dialable(self.listeners.mesh.local_addr()?)),
+                format!(
+                    "{}://{}",
+                    self.scheme(),
+                    peer::dialable(self.listeners.mesh.local_addr()?)
+                ),
                 true,
             )),
             None => None,
         })
+    }
+
+    fn scheme(&self) -> &'static str {
+        if let Proof::Certificates(_) = self.proof { "https" } else { "http" }
     }
 
     /// Adds a gRPC service and its rows of the access table.
@@ -251,6 +277,7 @@ impl Server {
         let shared = Arc::new(self.shared()?);
         let limiter = Arc::clone(&shared.admission.limiter);
         self.check_redis(&limiter);
+        self.watch_certificates();
         // Before the first call, so that nobody is told what nobody has looked at.
         self.checks.round().await;
         let router = stack(self.routes.routes().into_axum_router().with_state(()), &shared);
@@ -264,11 +291,10 @@ impl Server {
             self.tasks_end.clone(),
         );
         self.tasks.spawn(probes);
-        let bounds = accept::Bounds {
-            connections: config.max_connections,
-            reader: config.reader_timeout_seconds,
-        };
-        let accepting = accept(self.listeners.mesh, router, bounds, door.clone(), calls.clone());
+        let bounds = accept::Bounds::of(config);
+        let tls = self.proof.tls();
+        let mesh = accept::Socket { listener: self.listeners.mesh, tls };
+        let accepting = accept(mesh, router, bounds, door.clone(), calls.clone());
         calls.spawn(accepting);
         self.checks.tell().await;
         tracing::info!(%address, %metrics_address, "serving");
@@ -301,17 +327,24 @@ impl Server {
         self.spawn(callers.clone().expire());
         self.spawn(callers.clone().follow());
         let limiter = Arc::new(Limiter::new(&config.limits, config.redis_url())?);
-        let token = self.mesh_token.clone();
+        let proof = self.proof.clone();
         Ok(Shared {
             table: self.table.clone(),
             request_timeout: config.request_timeout,
             trusted_proxies: config.trusted_proxies.clone(),
             in_flight: Arc::new(Semaphore::new(config.max_in_flight as usize)),
-            admission: Admission::new(token, callers, limiter, &config.limits),
+            admission: Admission::new(proof, callers, limiter, &config.limits),
             spool: self.spool.clone(),
             tracing: self.tracing.clone(),
             slow: Some(config.log.slow_request_seconds).filter(|slow| !slow.is_zero()),
         })
+    }
+
+    fn watch_certificates(&mut self) {
+        if let Some(tls) = self.proof.tls() {
+            self.check(tls.check());
+            self.spawn(tls.watch());
+        }
     }
 
     /// Asks Redis too, where there is one: an outage ends without a call that is limited.
@@ -329,18 +362,18 @@ impl Server {
 
     /// Opens the file of events, where there is anyone to deliver them to.
     async fn open_spool(&mut self) -> anyhow::Result<()> {
-        let (config, token) = (&self.config, &self.mesh_token);
+        let config = &self.config;
         let mut receivers = Receivers::default();
+        let address = config.analytics_address.as_deref();
         let analytics =
-            self.reach(config.analytics_address.as_deref(), "hapa.analytics.v1.AnalyticsService")?;
-        if let Some((address, own)) = analytics.filter(|_| config.spool.usage_recording_enabled) {
-            let wire = peer::wire(&address, token).context("ANALYTICS_ADDRESS")?;
+            self.wire_to("ANALYTICS_ADDRESS", address, "hapa.analytics.v1.AnalyticsService")?;
+        if let Some((wire, own)) = analytics.filter(|_| config.spool.usage_recording_enabled) {
             receivers.analytics = Some(Receiver { client: AnalyticsClient::new(wire), own });
         }
+        let address = config.errors_address.as_deref();
         let errors =
-            self.reach(config.errors_address.as_deref(), "hapa.errors.v1.ErrorTrackingService")?;
-        if let Some((address, own)) = errors.filter(|_| config.spool.error_monitoring_enabled) {
-            let wire = peer::wire(&address, token).context("ERRORS_ADDRESS")?;
+            self.wire_to("ERRORS_ADDRESS", address, "hapa.errors.v1.ErrorTrackingService")?;
+        if let Some((wire, own)) = errors.filter(|_| config.spool.error_monitoring_enabled) {
             receivers.errors = Some(Receiver { client: ErrorsClient::new(wire), own });
         }
         if receivers.analytics.is_none() && receivers.errors.is_none() {
@@ -393,6 +426,15 @@ impl Server {
         self.routes.add_service(builder().build_v1alpha()?);
         Ok(())
     }
+}
+
+/// Certificates where they are set, else the mesh token, which is made where there is none.
+fn proof(config: &Config) -> anyhow::Result<Proof> {
+    if let Some(tls) = Tls::of(&config.tls)? {
+        return Ok(Proof::Certificates(tls));
+    }
+    let file = config.data_dir.join("mesh-token");
+    secret::set_or_kept(config.mesh_token.as_ref(), &file).map(Proof::Token)
 }
 
 /// Lets open calls finish, tells streams when time runs short, and drops what is left.

@@ -38,6 +38,7 @@ use crate::budget::Budgets;
 pub use crate::cache::Config as CacheConfig;
 use crate::cache::{Cache, Caches};
 use crate::completion::{Completions, Running};
+use crate::engine::Engine;
 use crate::model::Models;
 use crate::route::{Bounds, Fleet, Source};
 use crate::service::Codegen;
@@ -120,6 +121,21 @@ const RPCS: &[Rpc] = &[
     Rpc::new("/hapa.codegen.v1.CodegenService/ListModels", Access::Caller),
     Rpc::new("/hapa.codegen.v1.CodegenService/GetCodeHealth", Access::Caller),
 ];
+
+/// Asks each engine which models it serves: how many, or why it does not say. Bounded for each.
+pub async fn survey(config: &Config) -> Vec<(String, Result<usize, String>)> {
+    let urls = config.ai_model_endpoint.split(',').map(str::trim).filter(|url| !url.is_empty());
+    let ask = async |url: &str| {
+        let engine = Engine::new(url, None, config.ai_model_api_key.as_ref());
+        let engine = engine.map_err(|error| error.to_string())?;
+        engine.models().await.map(|models| models.len()).map_err(|error| error.to_string())
+    };
+    let mut found = Vec::new();
+    for url in urls {
+        found.push((url.to_owned(), ask(url).await));
+    }
+    found
+}
 
 /// Adds the service.
 pub async fn mount(config: &Config, server: &mut Server) -> anyhow::Result<()> {

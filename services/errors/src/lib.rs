@@ -15,9 +15,9 @@ mod version;
 mod watch;
 
 use clap::ArgAction;
-use hapa_chassis::db::Db;
+use hapa_chassis::db::{Db, Survey};
 use hapa_chassis::health::Check;
-use hapa_chassis::{Access, Rpc, Server};
+use hapa_chassis::{Access, Rpc, Server, rpc};
 use hapa_proto::errors::v1::error_tracking_service_server::ErrorTrackingServiceServer;
 use tokio::sync;
 
@@ -48,8 +48,11 @@ const RPCS: &[Rpc] = &[
     Rpc::new(
         "/hapa.errors.v1.ErrorTrackingService/ReportOccurrences",
         Access::Scope("errors:write"),
-    ),
-    Rpc::new("/hapa.errors.v1.ErrorTrackingService/GetDashboard", READ).limited(100, 60),
+    )
+    .by(rpc::SERVICES),
+    Rpc::new("/hapa.errors.v1.ErrorTrackingService/GetDashboard", READ)
+        .limited(100, 60)
+        .by(rpc::SERVICES),
     Rpc::new("/hapa.errors.v1.ErrorTrackingService/ListPatterns", READ),
     Rpc::new("/hapa.errors.v1.ErrorTrackingService/ListIncidents", READ),
     Rpc::new("/hapa.errors.v1.ErrorTrackingService/GetIncident", READ),
@@ -61,6 +64,11 @@ const RPCS: &[Rpc] = &[
 /// Migrates the store at `url`, and does no more.
 pub async fn migrate(url: &str) -> anyhow::Result<()> {
     open(url).await.map(drop)
+}
+
+/// Looks at the store at `url`, and changes nothing.
+pub async fn survey(url: &str) -> anyhow::Result<Option<Survey>> {
+    Db::survey("errors", url, store::MIGRATIONS).await
 }
 
 async fn open(url: &str) -> anyhow::Result<Db> {

@@ -6,6 +6,9 @@ use clap::{Arg, ArgMatches, Command};
 /// In place of a secret.
 const REDACTED: &str = "(redacted)";
 
+/// In place of the mesh token where certificates prove who is a service.
+const NOT_IN_FORCE: &str = "(not in force: TLS_CERT_FILE is)";
+
 /// One setting.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Setting {
@@ -19,7 +22,14 @@ pub struct Setting {
 
 /// The settings of a command, by name, as they were read from its arguments and the environment.
 pub fn settings(command: &Command, matches: &ArgMatches) -> Vec<Setting> {
-    command.get_arguments().filter_map(|argument| setting(argument, matches)).collect()
+    let rows = command.get_arguments().filter_map(|argument| setting(argument, matches));
+    let mut rows: Vec<_> = rows.collect();
+    let certified = rows.iter().any(|row| row.name == "TLS_CERT_FILE" && !row.value.is_empty());
+    // Of two proofs of who is a service, one is in force.
+    for row in rows.iter_mut().filter(|row| certified && row.name == "MESH_TOKEN") {
+        NOT_IN_FORCE.clone_into(&mut row.value);
+    }
+    rows
 }
 
 fn setting(argument: &Arg, matches: &ArgMatches) -> Option<Setting> {
@@ -39,7 +49,7 @@ fn setting(argument: &Arg, matches: &ArgMatches) -> Option<Setting> {
 }
 
 /// A URL may hold a password also where nobody expects one.
-fn without_password(value: &str) -> String {
+pub(crate) fn without_password(value: &str) -> String {
     let parts = value.split_once("://").and_then(|(scheme, rest)| {
         let (before, after) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
         let (_, host) = before.rsplit_once('@')?;

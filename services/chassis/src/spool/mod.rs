@@ -104,6 +104,11 @@ struct Append {
     written: Option<oneshot::Sender<()>>,
 }
 
+/// How many events wait in a spool's file, which stays as it is.
+pub async fn waiting(file: &std::path::Path) -> anyhow::Result<u64> {
+    store::waiting(file).await
+}
+
 /// How much is kept, and for how long.
 #[derive(Clone, Copy, Debug)]
 pub struct Bounds {

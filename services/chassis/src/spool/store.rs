@@ -63,6 +63,14 @@ pub(super) struct Span {
     pub(super) last: i64,
 }
 
+/// How many events wait in a file, which stays as it is.
+pub(super) async fn waiting(path: &Path) -> anyhow::Result<u64> {
+    let options = SqliteConnectOptions::new().filename(path).read_only(true);
+    let mut connection = options.disable_statement_logging().connect().await?;
+    let row = connection.fetch_one("SELECT COUNT(*) FROM spool").await?;
+    Ok(u64::try_from(row.try_get::<i64, _>(0)?).unwrap_or_default())
+}
+
 impl Store {
     /// Opens the file. One that is no database any more is put aside: a service that can't start is
     /// worse than events that are lost.

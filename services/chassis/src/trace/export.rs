@@ -1,9 +1,9 @@
 //! From spans that have ended to a collector. A collector that is away costs spans and nothing else:
 //! the queue is bounded, what does not fit is dropped and counted, and no call waits for it.
 
+use std::sync::Arc;
 use std::time::Duration;
 
-use http::Uri;
 use opentelemetry::trace::TracerProvider as _;
 use opentelemetry_proto::tonic::collector::trace::v1::ExportTraceServiceRequest;
 use opentelemetry_proto::tonic::collector::trace::v1::trace_service_client::TraceServiceClient;
@@ -20,16 +20,19 @@ use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tonic::Request;
 use tonic::metadata::{Ascii, MetadataKey, MetadataMap, MetadataValue};
-use tonic::transport::{Channel, ClientTlsConfig};
 
+use crate::balance::Balanced;
 use crate::config::{TraceConfig, Wrong};
-use crate::peer;
+use crate::dial::Secure;
+use crate::tls::believing;
 
 /// Spans that wait, those of a few hundred calls.
 const WAITING: usize = 4_096;
 const TOGETHER: usize = 512;
 /// Between two batches.
 const GATHERING: Duration = Duration::from_secs(1);
+/// How long one of its addresses may take to connect.
+const CONNECTING: Duration = Duration::from_secs(1);
 /// How long a collector may take for one.
 const PATIENCE: Duration = Duration::from_secs(5);
 /// The same when the process ends: for one that is on its way, and then for all that is left.
@@ -45,7 +48,7 @@ pub(crate) struct Tracing {
 /// What takes them to the collector.
 pub(crate) struct Exporter {
     waiting: mpsc::Receiver<SpanData>,
-    client: TraceServiceClient<Channel>,
+    client: TraceServiceClient<Balanced>,
     headers: MetadataMap,
     service_name: Option<String>,
     /// Every tracer's; dropping it would end them.
@@ -185,22 +188,15 @@ fn service_name(roles: &[&str]) -> String {
     }
 }
 
-fn channel(address: &str) -> Result<Channel, Wrong> {
-    let problem = || {
-        let words = format!("{address:?} is not an address like http://host:4317");
-        Wrong::new("OTEL_EXPORTER_OTLP_ENDPOINT", words)
+fn channel(address: &str) -> Result<Balanced, Wrong> {
+    let problem =
+        |error: anyhow::Error| Wrong::new("OTEL_EXPORTER_OTLP_ENDPOINT", error.to_string());
+    let secure = if address.starts_with("https:") {
+        Secure::Believing(Arc::new(believing(None).map_err(problem)?))
+    } else {
+        Secure::No
     };
-    let uri: Uri = address.parse().map_err(|_| problem())?;
-    let endpoint = peer::endpoint(address).map_err(|_| problem())?;
-    match uri.scheme_str() {
-        Some("http") => Ok(endpoint.connect_lazy()),
-        Some("https") => {
-            // Fails only where another server of this process has done it.
-            let tls = ClientTlsConfig::new().with_enabled_roots();
-            Ok(endpoint.tls_config(tls).map_err(|_| problem())?.connect_lazy())
-        }
-        _ => Err(problem()),
-    }
+    Balanced::new(address, secure, CONNECTING).map_err(problem)
 }
 
 /// `name=value,name=value`, values percent-encoded where they must be:

@@ -2,21 +2,27 @@
 
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
+use hapa_chassis::balance::Balanced;
+use hapa_chassis::dial::Secure;
 use hapa_chassis::peer::MESH_TOKEN;
+use hapa_chassis::tls::{Files, Tls, believing};
 use secrecy::{ExposeSecret as _, SecretString};
 use tonic::metadata::{Ascii, MetadataValue};
 use tonic::service::Interceptor;
 use tonic::service::interceptor::InterceptedService;
-use tonic::transport::{Channel, Endpoint};
 use tonic::{Request, Status};
 
 use crate::cli::{Failure, session};
 
 /// How every text of a key begins; an access token never does.
 const KEY_PREFIX: &str = "hapa_";
+
+/// How long it may take to connect.
+const PATIENCE: Duration = Duration::from_secs(5);
 
 /// Where the mesh is, and where this machine keeps what it knows of it.
 #[derive(clap::Args, Clone, Debug)]
@@ -29,6 +35,22 @@ pub(super) struct Place {
     /// Where a mesh on this machine keeps its secrets, and a login its session.
     #[arg(long, env = "DATA_DIR", default_value = "data")]
     data_dir: PathBuf,
+    /// The authorities, as PEM, that vouch for an https:// address; default: those of this machine.
+    #[arg(long, env = "HAPA_CA_FILE", value_name = "FILE")]
+    ca_file: Option<PathBuf>,
+    /// The certificate to show, as PEM: an operator's needs no other credential where certificates
+    /// are in force.
+    #[arg(
+        long,
+        env = "HAPA_CERT_FILE",
+        value_name = "FILE",
+        requires = "key_file",
+        requires = "ca_file"
+    )]
+    cert_file: Option<PathBuf>,
+    /// The key of that certificate, as PEM.
+    #[arg(long, env = "HAPA_KEY_FILE", value_name = "FILE", requires = "cert_file")]
+    key_file: Option<PathBuf>,
 }
 
 /// Where the mesh is and who asks.
@@ -50,7 +72,7 @@ pub(super) struct Args {
 }
 
 /// A channel that presents its credential.
-pub(super) type Connection = InterceptedService<Channel, Credential>;
+pub(super) type Connection = InterceptedService<Balanced, Credential>;
 
 /// One metadata entry on every call, or none.
 #[derive(Clone)]
@@ -102,13 +124,27 @@ impl Place {
     }
 
     async fn connect(&self, credential: Credential) -> Result<Connection, Failure> {
-        let endpoint = Endpoint::from_shared(self.address.clone())
-            .with_context(|| format!("{} is not an address like http://host:port", self.address))?;
-        let channel =
-            endpoint.connect_timeout(Duration::from_secs(5)).tcp_nodelay(true).connect().await;
+        let channel = Balanced::new(&self.address, self.secure()?, PATIENCE)?;
         let words =
             || format!("no mesh answers at {}; `make run` or `hapa all` starts one", self.address);
-        Ok(InterceptedService::new(channel.with_context(words)?, credential))
+        // The words of the status are the cause; its code says nothing more.
+        let connected = channel.connect().await;
+        connected.map_err(|status| anyhow::anyhow!("{}", status.message())).with_context(words)?;
+        Ok(InterceptedService::new(channel, credential))
+    }
+
+    fn secure(&self) -> anyhow::Result<Secure> {
+        if !self.address.starts_with("https://") {
+            return Ok(Secure::No);
+        }
+        match (&self.cert_file, &self.key_file, &self.ca_file) {
+            (Some(certificate), Some(key), Some(authority)) => {
+                let (certificate, key) = (certificate.clone(), key.clone());
+                let files = Files { certificate, key, authority: authority.clone() };
+                Ok(Secure::Mutual(Tls::load(files, "")?, Vec::new()))
+            }
+            (_, _, authority) => Ok(Secure::Believing(Arc::new(believing(authority.as_ref())?))),
+        }
     }
 }
 
@@ -129,6 +165,8 @@ impl Args {
         let credential = match (self.given().await?, &self.mesh_token) {
             (Some(credential), _) => credential,
             (None, Some(token)) => Credential::new(MESH_TOKEN, token.expose_secret())?,
+            // The certificate says who asks.
+            (None, None) if self.place.cert_file.is_some() => Credential::NONE,
             (None, None) => {
                 self.kept(MESH_TOKEN, "mesh-token", "HAPA_API_KEY or MESH_TOKEN, pass --as-me")?
             }

@@ -8,10 +8,14 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
 use hapa_chassis::config::Wrong;
+use hapa_chassis::tls::TlsConfig;
 use hapa_proto::FILE_DESCRIPTOR_SET;
 use tonic::transport::Uri;
 
 use crate::cli::Failure;
+use crate::cli::gateway::secrets::{Secret, secrets};
+
+mod secrets;
 
 const TEMPLATE: &str = include_str!("../../../../gateway/envoy.yaml");
 
@@ -51,6 +55,15 @@ pub(super) struct Args {
     /// The errors service; default: PORT on this machine.
     #[arg(long, env = "ERRORS_ADDRESS")]
     errors_address: Option<String>,
+    /// The public certificate and its chain, as PEM; with it the port speaks TLS alone.
+    #[arg(long, env = "GATEWAY_TLS_CERT_FILE", requires = "gateway_tls_key_file")]
+    gateway_tls_cert_file: Option<PathBuf>,
+    /// The key of the public certificate, as PEM.
+    #[arg(long, env = "GATEWAY_TLS_KEY_FILE", requires = "gateway_tls_cert_file")]
+    gateway_tls_key_file: Option<PathBuf>,
+    /// What it shows to services where certificates prove who is who, and whom it believes.
+    #[command(flatten)]
+    tls: TlsConfig,
     /// The mesh port of a process on this machine that has every role.
     #[arg(long, env = "PORT", default_value_t = 50051)]
     port: u16,
@@ -64,6 +77,9 @@ pub(super) fn write(args: &Args) -> Result<(), Failure> {
     };
     fs::create_dir_all(&args.out).with_context(|| format!("making {}", args.out.display()))?;
     put(&descriptors, FILE_DESCRIPTOR_SET)?;
+    for Secret { file, text } in secrets(args)? {
+        put(&args.out.join(file), text.as_bytes())?;
+    }
     put(&args.out.join("envoy.yaml"), config.as_bytes())?;
     writeln!(std::io::stdout(), "envoy -c {}", args.out.join("envoy.yaml").display())?;
     Ok(())
@@ -77,6 +93,7 @@ fn render(args: &Args, descriptors: &Path) -> Result<String, Failure> {
         place("ANALYTICS_ADDRESS", args.analytics_address.as_deref(), args.port)?;
     let (errors_host, errors_port) =
         place("ERRORS_ADDRESS", args.errors_address.as_deref(), args.port)?;
+    check_schemes(args)?;
     let traces = args.otel_exporter_otlp_endpoint.as_deref().filter(|traces| !traces.is_empty());
     let (traces_host, traces_port) = place("OTEL_EXPORTER_OTLP_ENDPOINT", traces, 0)?;
     let metrics_port = args.gateway_metrics_port.filter(|port| *port != 0);
@@ -95,6 +112,8 @@ fn render(args: &Args, descriptors: &Path) -> Result<String, Failure> {
         ("TRACES_HOST", traces_host),
         ("TRACES_PORT", traces_port.to_string()),
         ("DESCRIPTOR_SET", descriptors.display().to_string()),
+        ("SECRETS_DIR", args.out.display().to_string()),
+        ("SPIFFE_PREFIX", literal(&args.tls.tls_spiffe_prefix)),
         ("CORS_ORIGINS", format!("[{}]", matchers.join(", "))),
         ("CODEGEN_HOST", codegen_host),
         ("CODEGEN_PORT", codegen_port.to_string()),
@@ -107,13 +126,44 @@ fn render(args: &Args, descriptors: &Path) -> Result<String, Failure> {
     ];
     let fill =
         |text: String, (name, value): &(&str, String)| text.replace(&format!("${{{name}}}"), value);
-    let sections = [("METRICS", metrics_port.is_some()), ("TRACES", traces.is_some())];
-    let config = values.iter().fold(without(TEMPLATE, &sections), fill);
+    let config = values.iter().fold(without(TEMPLATE, &sections(args)?), fill);
     if let Some((_, rest)) = config.split_once("${") {
         let name = rest.split('}').next().unwrap_or(rest);
         return Err(anyhow::anyhow!("gateway/envoy.yaml asks for {name}, which nobody sets").into());
     }
     Ok(config)
+}
+
+/// Certificates and plain addresses don't go together.
+fn check_schemes(args: &Args) -> Result<(), Wrong> {
+    let certified = args.tls.files()?.is_some();
+    let scheme = if certified { "https://" } else { "http://" };
+    let addresses = [
+        ("CODEGEN_ADDRESS", &args.codegen_address),
+        ("AUTH_ADDRESS", &args.auth_address),
+        ("ANALYTICS_ADDRESS", &args.analytics_address),
+        ("ERRORS_ADDRESS", &args.errors_address),
+    ];
+    for (name, address) in addresses {
+        let address = address.as_deref().unwrap_or_default();
+        if !address.is_empty() && !address.starts_with(scheme) {
+            let why = if certified { "is set" } else { "is not set" };
+            let words = format!("must begin with {scheme}, since TLS_CERT_FILE {why}");
+            return Err(Wrong::new(name, words));
+        }
+    }
+    Ok(())
+}
+
+/// Which sections are asked for.
+fn sections(args: &Args) -> Result<[(&'static str, bool); 4], Wrong> {
+    let traces = args.otel_exporter_otlp_endpoint.as_deref();
+    Ok([
+        ("METRICS", args.gateway_metrics_port.is_some_and(|port| port != 0)),
+        ("TRACES", traces.is_some_and(|traces| !traces.is_empty())),
+        ("PUBLIC_TLS", args.gateway_tls_cert_file.is_some()),
+        ("MESH_TLS", args.tls.files()?.is_some()),
+    ])
 }
 
 /// The template without the sections (`# begin NAME` to `# end NAME`) that are not asked for.
@@ -144,6 +194,15 @@ fn place(setting: &'static str, address: Option<&str>, port: u16) -> Result<(Str
     place.ok_or_else(|| {
         Wrong::new(setting, format!("{address:?} is not an address like http://host:port"))
     })
+}
+
+/// A text as a regular expression in a quoted YAML string that matches nothing else.
+fn literal(text: &str) -> String {
+    if text.is_empty() {
+        return "^$x".to_owned(); // no URI proves anything
+    }
+    let plain = |c: char| c.is_ascii_alphanumeric() || "/:-_".contains(c);
+    text.chars().map(|c| if plain(c) { c.to_string() } else { format!("[{c}]") }).collect()
 }
 
 /// Scheme, host and maybe a port: what a browser sends, letter for letter.

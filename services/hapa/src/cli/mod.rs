@@ -6,6 +6,7 @@ mod cache;
 mod complete;
 mod config;
 mod connection;
+mod doctor;
 mod errors;
 mod failure;
 mod gateway;
@@ -26,6 +27,7 @@ mod top;
 mod usage;
 mod user;
 mod validate;
+mod version;
 
 use clap::error::ErrorKind;
 use clap::{ArgMatches, CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
@@ -90,6 +92,11 @@ enum Command {
     Top(Box<top::Args>),
     /// Print the effective settings, secrets redacted.
     Config(Box<config::Args>),
+    /// Look at all that the mesh stands on, say what is wrong and what to do; exit code 1 says that
+    /// something is. Takes the settings of `hapa all`, and changes nothing.
+    Doctor(Box<doctor::Args>),
+    /// Print what this binary is: its version, commit, profile and compiler.
+    Version(version::Args),
     /// Write the gateway's configuration for Envoy.
     Gateway(Box<gateway::Args>),
     /// Bring stores up to this version, and end. Roles do it too when they start.
@@ -143,6 +150,8 @@ pub async fn execute(cli: Cli) -> Result<(), Failure> {
         Command::Usage(args) => usage::usage(*args).await,
         Command::Top(args) => top::top(*args).await,
         Command::Config(args) => config::print(&args, settings),
+        Command::Doctor(args) => Box::pin(doctor::doctor(*args)).await,
+        Command::Version(args) => version::version(&args),
         Command::Gateway(args) => gateway::write(&args),
         Command::Migrate(args) => migrate::migrate(&args).await,
         Command::Probe(args) => probe::probe(&args).await,
