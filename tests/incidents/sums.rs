@@ -77,6 +77,11 @@ async fn patterns_tell_what_rises_and_what_falls() {
         let mut bobs = many("rises", 1, now);
         "bob".clone_into(&mut bobs[0].owner);
         report(&mut client, bobs).await.unwrap();
+        // What is told late says nothing of who met it since, and one who met it before is no more.
+        let mut late = many("rises", 2, then);
+        "bob".clone_into(&mut late[0].owner);
+        "eve".clone_into(&mut late[1].owner);
+        report(&mut client, late).await.unwrap();
         let found = patterns(&mut client, "").await;
         let short: Vec<_> = found
             .iter()
@@ -101,7 +106,8 @@ async fn patterns_tell_what_rises_and_what_falls() {
         assert_eq!(short, [("minutes", 1)]);
         assert_eq!(hour[0].trend, "steady");
         let week = patterns(&mut client, "7d").await;
-        assert_eq!((week[0].method.as_str(), week[0].count, week.len()), ("rises", 14, 6));
+        assert_eq!((week[0].method.as_str(), week[0].count, week.len()), ("rises", 16, 6));
+        assert_eq!(week[0].affected_users, 3);
         assert_eq!(patterns(&mut client, "30d").await.len(), 6);
         let request = ListPatternsRequest { period: "1y".to_owned() };
         let status = client.list_patterns(request).await.unwrap_err();
@@ -195,4 +201,25 @@ async fn every_published_code_is_listed_for_anyone_with_a_credential() {
     let bypassed = codes.iter().find(|code| code.code == "E5002").unwrap();
     assert_eq!((bypassed.grpc_status.as_str(), bypassed.retry.as_str()), ("", "no"));
     assert!(codes.iter().all(|code| !code.description.is_empty() && !code.advice.is_empty()));
+}
+
+#[tokio::test]
+async fn who_met_a_cause_before_one_row_told_it_is_told_by_the_rows_of_hours() {
+    for store in Store::both().await {
+        let world = World::aside(&store, &[]).await;
+        report(&mut errors(&world), many("old", 1, 2 * HOUR)).await.unwrap();
+        drop(world);
+        // As the version before wrote it.
+        store.execute("UPDATE error_owners SET last_time = 1").await;
+        let hours = "INSERT INTO error_owners (fingerprint, start, owner, last_time)
+                     SELECT o.fingerprint, p.last_seen - p.last_seen % 3600000000, o.owner, p.last_seen
+                     FROM error_owners o JOIN error_patterns p ON p.fingerprint = o.fingerprint";
+        store.execute(hours).await;
+        store.execute("DROP INDEX error_owners_of_hours").await;
+        store.execute("CREATE INDEX error_owners_oldest ON error_owners (last_time)").await;
+        store.execute("DELETE FROM migrations_errors WHERE version = 3").await;
+        let world = World::aside(&store, &[]).await;
+        let found = patterns(&mut errors(&world), "").await;
+        assert_eq!((found.len(), found[0].affected_users), (1, 1));
+    }
 }

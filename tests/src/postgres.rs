@@ -45,17 +45,32 @@ pub struct Database {
 impl Postgres {
     /// A fresh database on the server that all tests of this process share.
     pub async fn database() -> Database {
-        let server = SHARED.get_or_init(Postgres::own).await;
+        SHARED.get_or_init(Postgres::own).await.another().await
+    }
+
+    /// A fresh database on this server.
+    pub async fn another(&self) -> Database {
         let name = format!("test_{}", DATABASES.fetch_add(1, Ordering::Relaxed));
         let make = AssertSqlSafe(format!("CREATE DATABASE {name}"));
-        let mut connection = connect(&server.url()).await;
+        let mut connection = connect(&self.url()).await;
         within("a database", connection.execute(make)).await.expect("a database can be made");
-        Database { url: server.url_of(&name) }
+        Database { url: self.url_of(&name) }
     }
 
     /// A running server of one's own; it ends with this.
     pub async fn own() -> Postgres {
-        let made = within("PostgreSQL's folder", spawn_blocking(Keeper::start)).await;
+        Postgres::kept("hasty").await
+    }
+
+    /// The same, with the settings that PostgreSQL comes with: it writes to the disk before it says
+    /// that it has.
+    pub async fn durable() -> Postgres {
+        Postgres::kept("durable").await
+    }
+
+    async fn kept(how: &'static str) -> Postgres {
+        let keeper = spawn_blocking(move || Keeper::start(how));
+        let made = within("PostgreSQL's folder", keeper).await;
         let (keeper, folder) = made.expect("it did not panic");
         let server = Postgres { keeper: Arc::new(Mutex::new(keeper)), folder };
         server.start().await;
@@ -99,7 +114,7 @@ impl Postgres {
 }
 
 impl Keeper {
-    fn start() -> (Keeper, String) {
+    fn start(how: &str) -> (Keeper, String) {
         let mut command = Command::new("sh");
         // PostgreSQL refuses to be root, which a container's only user may be.
         let me = std::fs::metadata("/proc/self").expect("Linux").uid();
@@ -107,7 +122,7 @@ impl Keeper {
             command = Command::new("setpriv");
             command.args(["--reuid=postgres", "--regid=postgres", "--clear-groups", "sh"]);
         }
-        command.args(["-c", KEEPER]).current_dir("/").env("LC_ALL", "C");
+        command.args(["-c", KEEPER, "keeper", how]).current_dir("/").env("LC_ALL", "C");
         // Out of the terminal's group: Ctrl-C is for the tests, and their end is what it sees.
         command.process_group(0).stdin(Stdio::piped()).stdout(Stdio::piped());
         let mut shell = command.spawn().expect("a shell");

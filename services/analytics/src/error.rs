@@ -1,5 +1,7 @@
 //! What can go wrong here, and the one table from that to a published status.
 
+use std::sync::Arc;
+
 use hapa_chassis::status::{INTERNAL, STORE_AWAY};
 use hapa_chassis::{ErrorCode, Fault, Violations};
 use tonic::Status;
@@ -14,20 +16,27 @@ pub(crate) enum Error {
     ShuttingDown,
     #[error("{STORE_AWAY}")]
     Store(#[from] sqlx::Error),
+    /// Of a transaction that several calls shared.
+    #[error("{0}")]
+    Together(Arc<Error>),
     #[error("{INTERNAL}")]
     Internal(#[from] anyhow::Error),
 }
 
 impl From<Error> for Status {
     fn from(error: Error) -> Status {
-        let words = error.to_string();
-        let fault = match error {
-            Error::Invalid(violations) => violations.into(),
-            Error::Ended => Fault::new(ErrorCode::KeyEnded, words),
-            Error::ShuttingDown => Fault::new(ErrorCode::ShuttingDown, words),
-            Error::Store(cause) => cause.into(),
-            Error::Internal(cause) => cause.into(),
-        };
-        fault.into()
+        fault(&error).into()
+    }
+}
+
+fn fault(error: &Error) -> Fault {
+    let words = error.to_string();
+    match error {
+        Error::Invalid(violations) => violations.clone().into(),
+        Error::Ended => Fault::new(ErrorCode::KeyEnded, words),
+        Error::ShuttingDown => Fault::new(ErrorCode::ShuttingDown, words),
+        Error::Store(cause) => cause.into(),
+        Error::Together(error) => fault(error),
+        Error::Internal(cause) => cause.into(),
     }
 }

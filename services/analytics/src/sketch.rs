@@ -7,14 +7,21 @@ use anyhow::{Context as _, ensure};
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD_NO_PAD;
 use hdrhistogram::Histogram;
-use hdrhistogram::serialization::{Deserializer, Serializer as _, V2Serializer};
+use hdrhistogram::serialization::{Serializer as _, V2Serializer};
 
 /// 30 days, in microseconds: longer counts as that.
 pub(crate) const LONGEST: i64 = 30 * 86_400_000_000;
 /// Buckets are 1/128 of their values wide at most.
 const DIGITS: u8 = 2;
-/// The text's header: its form, the bytes that follow, 0, the digits, the smallest difference.
+/// The text's header: its form, the bytes that follow, 0, the digits, the smallest difference, the
+/// highest value, 1.0.
 const HEADER: usize = 40;
+/// Version 2.
+const FORM: u32 = 0x1C84_9313;
+/// Counts of the first values, each of its own; from there on, half as many for every power of two.
+const FIRST: u64 = 256;
+/// More have no meaning: the last is of values of 64 bits.
+const MOST_COUNTS: u64 = 58 * FIRST / 2;
 
 /// None: there are no values.
 #[derive(Clone, Debug, Default)]
@@ -54,11 +61,29 @@ impl Sketch {
         Ok(())
     }
 
-    /// Adds what a text says.
+    /// Adds what a text says, which is half of what a report does: so not by way of another sketch,
+    /// most of which would be zeros.
     pub(crate) fn read(&mut self, text: &str) -> anyhow::Result<()> {
-        if !text.is_empty() {
-            let bytes = BASE64_STANDARD_NO_PAD.decode(text).context("a sketch is not in base64")?;
-            self.merge(&Sketch(Some(values(&bytes)?)));
+        if text.is_empty() {
+            return Ok(());
+        }
+        let bytes = BASE64_STANDARD_NO_PAD.decode(text).context("a sketch is not in base64")?;
+        let mut counts = counts(&bytes)?;
+        let values = self.0.get_or_insert_with(empty);
+        let mut place = 0;
+        while !counts.is_empty() {
+            // A count, or below 0 how many counts are 0.
+            let number = number(&mut counts).context("a sketch is cut off")?;
+            ensure!(place < MOST_COUNTS, "a sketch has other buckets");
+            match u64::try_from(number) {
+                Ok(count) => {
+                    if count > 0 {
+                        values.record_n(value(place), count)?;
+                    }
+                    place += 1;
+                }
+                Err(_) => place = place.saturating_add(number.unsigned_abs()),
+            }
         }
         Ok(())
     }
@@ -69,17 +94,39 @@ fn empty() -> Histogram<u64> {
     Histogram::new(DIGITS).expect("two digits")
 }
 
-fn values(bytes: &[u8]) -> anyhow::Result<Histogram<u64>> {
+/// The part behind the header.
+fn counts(bytes: &[u8]) -> anyhow::Result<&[u8]> {
     let number = |at: usize| bytes.get(at..at + 4)?.try_into().ok().map(u32::from_be_bytes);
-    // Else the library would take as much memory as a broken text asks for.
+    ensure!(number(0) == Some(FORM), "a sketch has another form");
     let follows = number(4).and_then(|follows| usize::try_from(follows).ok());
     let whole = follows.is_some_and(|follows| follows.checked_add(HEADER) == Some(bytes.len()));
     ensure!(whole, "a sketch is cut off");
     ensure!(number(12) == Some(DIGITS.into()), "a sketch has other digits");
-    let mut bytes = bytes;
-    let values: Histogram<u64> = Deserializer::new().deserialize(&mut bytes)?;
-    ensure!(values.low() == 1, "a sketch has other buckets");
-    Ok(values)
+    let buckets = [number(8), number(16), number(20)];
+    ensure!(buckets == [Some(0), Some(0), Some(1)], "a sketch has other buckets");
+    Ok(bytes.get(HEADER..).unwrap_or_default())
+}
+
+/// The next number: 7 bits a byte from the lowest, the ninth byte whole; its last bit is its sign.
+fn number(bytes: &mut &[u8]) -> Option<i64> {
+    let mut read = 0;
+    for shift in (0..64).step_by(7) {
+        let (byte, rest) = bytes.split_first()?;
+        *bytes = rest;
+        let last = shift == 56 || byte & 0x80 == 0;
+        let bits = if shift == 56 { *byte } else { byte & 0x7F };
+        read |= u64::from(bits) << shift;
+        if last {
+            break;
+        }
+    }
+    Some((read >> 1).cast_signed() ^ -(read & 1).cast_signed())
+}
+
+/// The lowest value that is counted at a place.
+fn value(place: u64) -> u64 {
+    const HALF: u64 = FIRST / 2;
+    if place < FIRST { place } else { (place % HALF + HALF) << (place / HALF - 1) }
 }
 
 /// Exact below 2^53.
@@ -165,6 +212,15 @@ mod tests {
             let mut read = back(&text(&first));
             read.read(&text(&second)).unwrap();
             prop_assert_eq!(&read, &whole);
+        }
+
+        #[test]
+        fn a_text_is_what_the_library_reads(times in times()) {
+            use hdrhistogram::serialization::Deserializer;
+            let text = text(&sketch(&times));
+            let bytes = BASE64_STANDARD_NO_PAD.decode(&text).unwrap();
+            let read = Deserializer::new().deserialize(&mut bytes.as_slice()).unwrap();
+            prop_assert_eq!(back(&text), Sketch(Some(read)));
         }
 
         #[test]

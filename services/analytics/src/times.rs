@@ -24,6 +24,16 @@ impl Span {
         }
     }
 
+    /// That of which a longer window is made, where it is summed up from this one at its ends.
+    pub(crate) const fn coarser(self) -> Option<Span> {
+        match self {
+            Span::Minute => Some(Span::Hour),
+            Span::Hour => Some(Span::Day),
+            // The last minute has no whole one, and there is none of days.
+            Span::Second | Span::Day => None,
+        }
+    }
+
     /// How the store names it.
     pub(crate) const fn seconds(self) -> i64 {
         self.length() / SECOND

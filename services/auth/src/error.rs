@@ -76,8 +76,8 @@ impl From<Error> for Status {
             }
             Error::Blind => Fault::new(ErrorCode::DatabaseError, words),
             Error::ShuttingDown => Fault::new(ErrorCode::ShuttingDown, words),
-            Error::Store(cause) => cause.into(),
-            Error::Internal(cause) => cause.into(),
+            Error::Store(cause) => (&cause).into(),
+            Error::Internal(cause) => (&cause).into(),
         };
         fault.into()
     }

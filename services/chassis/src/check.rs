@@ -8,10 +8,10 @@ use tonic::Status;
 use crate::status::{ErrorCode, Fault};
 
 /// The fields that are wrong, and how.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Violations(Vec<Violation>);
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Violation {
     field: Cow<'static, str>,
     problem: String,

@@ -17,6 +17,7 @@ use sqlx::{
     AnyConnection, AnyPool, AssertSqlSafe, ConnectOptions as _, Connection as _, Error,
     Executor as _, Row as _, SqlSafeStr as _,
 };
+use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep, timeout};
 use tokio_util::task::TaskTracker;
 use tracing::Instrument as _;
@@ -199,7 +200,7 @@ impl Db {
                 }
             }
         };
-        match self.tasks.spawn(run.in_current_span()).await {
+        match self.detach(run).await {
             Ok(done) => done,
             Err(error) => match error.try_into_panic() {
                 Ok(panic) => std::panic::resume_unwind(panic),
@@ -243,6 +244,14 @@ impl Db {
         };
         let found = timeout(CONNECT, look).await.context("no answer in time")?;
         found.map(Some).context("the store can't be read")
+    }
+
+    /// Runs work to its end whatever becomes of the caller.
+    pub fn detach<T: Send + 'static>(
+        &self,
+        work: impl Future<Output = T> + Send + 'static,
+    ) -> JoinHandle<T> {
+        self.tasks.spawn(work.in_current_span())
     }
 
     /// Whether the store answers, for health; bounded.

@@ -187,14 +187,14 @@ impl Fault {
     }
 }
 
-impl From<sqlx::Error> for Fault {
-    fn from(cause: sqlx::Error) -> Fault {
-        Fault::new(ErrorCode::DatabaseError, STORE_AWAY).because(&cause)
+impl From<&sqlx::Error> for Fault {
+    fn from(cause: &sqlx::Error) -> Fault {
+        Fault::new(ErrorCode::DatabaseError, STORE_AWAY).because(cause)
     }
 }
 
-impl From<anyhow::Error> for Fault {
-    fn from(cause: anyhow::Error) -> Fault {
+impl From<&anyhow::Error> for Fault {
+    fn from(cause: &anyhow::Error) -> Fault {
         Fault::internal(format_args!("{cause:#}"))
     }
 }

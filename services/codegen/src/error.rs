@@ -102,7 +102,7 @@ impl Error {
             Error::KeyEnded => Fault::new(ErrorCode::KeyEnded, words),
             Error::Stalled => Fault::new(ErrorCode::CutShort, words),
             Error::ShuttingDown => Fault::new(ErrorCode::ShuttingDown, words),
-            Error::Internal(cause) => cause.into(),
+            Error::Internal(cause) => (&cause).into(),
         }
     }
 }

@@ -31,8 +31,8 @@ impl From<Error> for Status {
             Error::Changed(_) => Fault::new(ErrorCode::Conflict, words),
             Error::ShuttingDown => Fault::new(ErrorCode::ShuttingDown, words),
             Error::Blind => Fault::new(ErrorCode::DatabaseError, words),
-            Error::Store(cause) => cause.into(),
-            Error::Internal(cause) => cause.into(),
+            Error::Store(cause) => (&cause).into(),
+            Error::Internal(cause) => (&cause).into(),
         };
         fault.into()
     }

@@ -28,6 +28,7 @@ pub(crate) use report::{Batch, New};
 pub(crate) const MIGRATIONS: &[Step] = &[
     (1, "occurrences", include_str!("../migrations/0001_occurrences.sql")),
     (2, "days", include_str!("../migrations/0002_days.sql")),
+    (3, "met", include_str!("../migrations/0003_met.sql")),
 ];
 
 #[derive(Clone, Debug)]

@@ -3,12 +3,14 @@
 //!
 //! `make bench-store` runs it; `make load` fills a store with it and leaves it there.
 
+mod cpu;
 mod events;
 mod occurrences;
 #[path = "../mesh/report.rs"]
 #[expect(dead_code, reason = "the other benchmark has more to report")]
 mod report;
 
+use std::fmt::{self, Display, Formatter};
 use std::io::Write as _;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -22,7 +24,7 @@ use hapa_proto::errors::v1::error_tracking_service_client::ErrorTrackingServiceC
 use hapa_proto::errors::v1::{
     GetDashboardRequest, ListIncidentsRequest, ListPatternsRequest, ReportOccurrencesRequest,
 };
-use hapa_tests::{Store, Who, Wire, World};
+use hapa_tests::{Postgres, Store, Who, Wire, World};
 use prost_types::Timestamp;
 use tokio::task::JoinSet;
 use tonic::Status;
@@ -94,20 +96,22 @@ async fn main() -> anyhow::Result<()> {
         let world = World::with(&[&url, quiet[0], quiet[1]]).await;
         let usage = Sender::Usage(client(&world));
         let rate = fill(&usage, history(events), events, args.writers).await?;
-        say(&format!("{events} events of {DAYS} days, {rate:.0} a second\n"))?;
+        say(&format!("{events} events of {DAYS} days: {rate}\n"))?;
         let failures = Sender::Failures(errors(&world));
         let rate = fill(&failures, history(occurrences), occurrences, args.writers).await?;
-        return say(&format!("{occurrences} occurrences, {rate:.0} a second\n"));
+        return say(&format!("{occurrences} occurrences: {rate}\n"));
     }
     let engines =
         [(Engine::Sqlite, "SQLite", 10_000.0), (Engine::Postgres, "PostgreSQL", 20_000.0)];
+    // It ends with this.
+    let server = Postgres::durable().await;
     for (engine, name, target) in engines {
         if args.only.is_some_and(|only| only != engine) {
             continue;
         }
         let store = match engine {
             Engine::Sqlite => Store::sqlite(),
-            Engine::Postgres => Store::Postgres(hapa_tests::Postgres::database().await),
+            Engine::Postgres => Store::Postgres(server.another().await),
         };
         let world = World::aside(&store, &[]).await;
         let title = format!(
@@ -134,12 +138,10 @@ async fn ingestion(
 ) -> anyhow::Result<()> {
     let (events, occurrences) = args.counts();
     let rate = fill(&Sender::Usage(client(world)), history(events), events, args.writers).await?;
-    table.row(["what happened before, events/s".to_owned(), format!("{rate:.0}"), String::new()]);
+    rate.rows("what happened before, event", Some(target), table);
     let live = (events / 10).clamp(50_000, 200_000);
     let rate = fill(&Sender::Usage(client(world)), |_| now(), live, args.writers).await?;
-    let met = if rate >= target { "met" } else { "MISSED" };
-    let verdict = format!(">= {target}: {met}");
-    table.row(["what happens now, events/s".to_owned(), format!("{rate:.0}"), verdict]);
+    rate.rows("what happens now, event", Some(target), table);
     let start_time = Some(timestamp(now() - (DAYS + 1) * 86_400 * MICROS));
     let request = GetPerformanceRequest { start_time, ..Default::default() };
     let counted = client(world).get_performance(request).await?.into_inner().requests;
@@ -147,7 +149,7 @@ async fn ingestion(
     ensure!(u64::from(counted) == sent, "{counted} events were counted of {sent}");
     let sender = Sender::Failures(errors(world));
     let rate = fill(&sender, history(occurrences), occurrences, args.writers).await?;
-    table.row(["failures before, occurrences/s".to_owned(), format!("{rate:.0}"), String::new()]);
+    rate.rows("failures before, occurrence", None, table);
     let kept = errors(world).get_dashboard(GetDashboardRequest {}).await?.into_inner().total_errors;
     let sent = occurrences.next_multiple_of(BATCH);
     ensure!(u64::from(kept) >= sent, "{kept} occurrences were counted of {sent}");
@@ -228,13 +230,54 @@ impl Sender {
     }
 }
 
-/// Sends batches until there are so many; how many a second.
+/// How fast batches were taken, and at what cost.
+struct Rate {
+    count: u64,
+    took: Duration,
+    /// Processor time of callers and mesh, and of PostgreSQL.
+    used: (Duration, Duration),
+}
+
+impl Rate {
+    #[expect(clippy::cast_precision_loss, reason = "far below 2^53")]
+    fn a_second(&self) -> f64 {
+        self.count as f64 / self.took.as_secs_f64()
+    }
+
+    /// In microseconds.
+    #[expect(clippy::cast_precision_loss, reason = "far below 2^53")]
+    fn each(&self) -> (f64, f64) {
+        let each = |used: Duration| used.as_secs_f64() * 1e6 / self.count as f64;
+        (each(self.used.0), each(self.used.1))
+    }
+
+    fn rows(&self, what: &str, target: Option<f64>, table: &mut Table) {
+        let rate = self.a_second();
+        let met = |target| if rate >= target { "met" } else { "MISSED" };
+        let verdict = target.map(|target| format!(">= {target}: {}", met(target)));
+        table.row([format!("{what}s/s"), format!("{rate:.0}"), verdict.unwrap_or_default()]);
+        let (own, below) = self.each();
+        let parts = format!("{own:.0} callers and mesh, {below:.0} PostgreSQL");
+        table.row(["  each, us of processor".to_owned(), format!("{:.0}", own + below), parts]);
+    }
+}
+
+impl Display for Rate {
+    fn fmt(&self, out: &mut Formatter<'_>) -> fmt::Result {
+        let (own, below) = self.each();
+        write!(out, "{:.0} a second, {own:.0} us of processor each here", self.a_second())?;
+        write!(out, " and {below:.0} us in PostgreSQL, if it is ours")
+    }
+}
+
+/// Sends batches until there are so many.
 async fn fill(
     sender: &Sender,
     time: impl Fn(u64) -> u64 + Clone + Send + 'static,
     count: u64,
     writers: u64,
-) -> anyhow::Result<f64> {
+) -> anyhow::Result<Rate> {
+    let before = cpu::used()?;
     let (begin, next) = (Instant::now(), Arc::new(AtomicU64::new(0)));
     let mut running = JoinSet::new();
     for _ in 0..writers.max(1) {
@@ -253,8 +296,9 @@ async fn fill(
     while let Some(done) = running.join_next().await {
         done?.context("a batch was not taken")?;
     }
-    #[expect(clippy::cast_precision_loss, reason = "far below 2^53")]
-    Ok(count as f64 / begin.elapsed().as_secs_f64())
+    let (took, after) = (begin.elapsed(), cpu::used()?);
+    let used = (after.0.saturating_sub(before.0), after.1.saturating_sub(before.1));
+    Ok(Rate { count, took, used })
 }
 
 /// In the order of time, evenly.

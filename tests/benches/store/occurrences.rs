@@ -50,7 +50,12 @@ pub(crate) fn occurrence(number: u64, micros: u64) -> Occurrence {
         error_code: code.to_owned(),
         method: method.to_owned(),
         message: format!("{part} {} {trouble}", random.below(32)),
-        causes: vec![format!("connection {} to 10.0.0.{}", random.below(900), random.below(250))],
+        // What they are told apart by.
+        causes: vec![format!(
+            "{part} {trouble}: connection {} to 10.0.0.{}",
+            random.below(900),
+            random.below(250)
+        )],
         service: "codegen".to_owned(),
         version: "1.2.0".to_owned(),
         request_id: Uuid::now_v7().to_string(),

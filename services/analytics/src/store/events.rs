@@ -21,15 +21,35 @@ impl Store {
     pub(crate) async fn record(&self, mut events: Vec<Event>, now: i64) -> Result<u32, Error> {
         let oldest = now.saturating_sub(i64::from(self.retention_days) * DAY);
         events.retain(|event| event.time >= oldest);
+        self.stand_in_line(events, now).await
+    }
+
+    /// Stores what is new of the events of so many batches, and sums it up; how many of each were.
+    /// What several have counts for the first.
+    pub(super) async fn take_in(
+        &self,
+        mut events: Vec<(Event, usize)>,
+        batches: usize,
+        now: i64,
+    ) -> Result<Vec<u32>, Error> {
         let recorded = self.db.transaction(move |connection| {
             Box::pin(async move {
+                events.sort_unstable_by(|(one, a), (other, b)| {
+                    (one.id.as_str(), a).cmp(&(other.id.as_str(), b))
+                });
+                events.dedup_by(|(next, _), (first, _)| next.id == first.id);
                 let new = insert(connection, &events).await?;
-                let count = u32::try_from(new.len()).unwrap_or(u32::MAX);
-                let new = events.iter().filter(|event| new.contains(&event.id));
-                let sums = Sums::of(new, now);
+                let new = || events.iter().filter(|(event, _)| new.contains(&event.id));
+                let sums = Sums::of(new().map(|(event, _)| event), now);
                 usage::add(connection, &sums.uses).await?;
                 rollups::add(connection, &sums.tallies).await?;
-                Ok::<_, Error>(count)
+                let mut counts = vec![0; batches];
+                for (_, whose) in new() {
+                    if let Some(count) = counts.get_mut(*whose) {
+                        *count += 1;
+                    }
+                }
+                Ok::<_, Error>(counts)
             })
         });
         recorded.await
@@ -39,7 +59,7 @@ impl Store {
 /// The ids of those that were new.
 async fn insert(
     connection: &mut AnyConnection,
-    events: &[Event],
+    events: &[(Event, usize)],
 ) -> Result<HashSet<String>, Error> {
     let mut new = HashSet::with_capacity(events.len());
     for portion in portions(events, MOST) {
@@ -47,10 +67,10 @@ async fn insert(
             "INSERT INTO usage_events (event_id, time, service, method, error_code, grpc_status, key_id, user_id, owner, model,
                     task, prompt_tokens, completion_tokens, duration_us, time_to_first_token_us, inter_token_us, cache)
              VALUES {} ON CONFLICT DO NOTHING RETURNING event_id",
-            places(portion.len(), COLUMNS, "")
+            places(connection.backend_name(), portion.len(), COLUMNS, "")
         );
         let mut insert = sqlx::query(AssertSqlSafe(text));
-        for event in portion {
+        for (event, _) in portion {
             insert = insert
                 .bind(&event.id)
                 .bind(event.time)

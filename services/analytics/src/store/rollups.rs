@@ -27,8 +27,19 @@ pub(crate) struct Which {
     pub(crate) method: String,
 }
 
+impl Which {
+    /// The part of the window that coarser rollups have, from where until before where.
+    fn coarser(&self) -> (Span, i64, i64) {
+        let whole = self.span.coarser().map(|span| (span, span.ceil(self.start), self.end));
+        let whole = whole.map(|(span, begin, end)| (span, begin, span.floor(end)));
+        let none = (self.span, self.end, self.end);
+        whole.filter(|(_, begin, end)| begin < end).unwrap_or(none)
+    }
+}
+
 impl Store {
-    /// The sums of a window, by method and model.
+    /// The sums of a window, by method and model. What is whole in it of the next coarser span comes
+    /// from there, so that few rollups are read: 7 days are 6 days and 24 hours.
     pub(crate) async fn tallies(
         &self,
         which: &Which,
@@ -36,15 +47,16 @@ impl Store {
         let rows = sqlx::query(
             "SELECT method, model, requests, errors, tokens, token_requests, cacheable, cached, duration_us, sketches
              FROM performance_rollups
-             WHERE seconds = $1 AND start_time >= $2 AND start_time < $3
-               AND ($4 = '' OR model = $4)
-               AND ($5 = '' OR method = $5 OR substr(method, length(method) - length($5)) = '/' || $5)",
-        )
-        .bind(which.span.seconds())
-        .bind(which.start)
-        .bind(which.end)
-        .bind(&which.model)
-        .bind(&which.method);
+             WHERE ((seconds = $1 AND start_time >= $2 AND start_time < $3)
+                 OR (seconds = $4 AND start_time >= $5 AND start_time < $6)
+                 OR (seconds = $1 AND start_time >= $7 AND start_time < $8))
+               AND ($9 = '' OR model = $9)
+               AND ($10 = '' OR method = $10 OR substr(method, length(method) - length($10)) = '/' || $10)",
+        );
+        let (coarser, begin, end) = which.coarser();
+        let rows = rows.bind(which.span.seconds()).bind(which.start).bind(begin);
+        let rows = rows.bind(coarser.seconds()).bind(begin).bind(end).bind(end).bind(which.end);
+        let rows = rows.bind(&which.model).bind(&which.method);
         let mut rows = rows.fetch(&self.db.reader);
         let mut tallies: BTreeMap<(String, String), Tally> = BTreeMap::new();
         while let Some(row) = rows.try_next().await? {
@@ -84,7 +96,7 @@ pub(super) async fn add(
                     requests, errors, tokens, token_requests, cacheable, cached, duration_us)
              VALUES {} ON CONFLICT (seconds, start_time, method, model)
              DO UPDATE SET sketches = excluded.sketches",
-            places(portion.len(), 5, ", 0, 0, 0, 0, 0, 0, 0")
+            places(connection.backend_name(), portion.len(), 5, ", 0, 0, 0, 0, 0, 0, 0")
         );
         let mut update = sqlx::query(AssertSqlSafe(text));
         for ((seconds, start, method, model), tally) in portion {
@@ -118,7 +130,7 @@ async fn count(
              cached = performance_rollups.cached + excluded.cached,
              duration_us = performance_rollups.duration_us + excluded.duration_us
          RETURNING seconds, start_time, method, model, sketches",
-        places(portion.len(), 11, ", ''")
+        places(connection.backend_name(), portion.len(), 11, ", ''")
     );
     let mut update = sqlx::query(AssertSqlSafe(text));
     for ((seconds, start, method, model), tally) in portion {

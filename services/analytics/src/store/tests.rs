@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use hapa_chassis::db::Db;
 use hapa_chassis::times::{DAY, HOUR, MINUTE};
 use proptest::prelude::*;
+use sqlx::Row as _;
 use tempfile::TempDir;
 
 use super::*;
@@ -117,7 +118,10 @@ async fn check(batches: Vec<Vec<Event>>) {
     let windows = [
         (Span::Second, NOW - MINUTE),
         (Span::Minute, NOW - 2 * HOUR),
+        (Span::Minute, NOW - 2 * HOUR + 7 * MINUTE),
+        (Span::Minute, NOW - 7 * MINUTE),
         (Span::Hour, NOW - 7 * DAY),
+        (Span::Hour, NOW - 7 * HOUR),
         (Span::Day, NOW - 100 * DAY),
     ];
     for (span, start) in windows {
@@ -179,6 +183,49 @@ proptest! {
 }
 
 #[tokio::test]
+async fn batches_that_come_at_once_count_what_they_share_once() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = open(&folder, 30).await;
+    // Batch n has the events from 10 n to 10 n + 20: each but the first 10 and the last is in two.
+    let batch = |first: usize| (first..first + 20).map(|at| event(at, NOW)).collect();
+    let all = (0..40).map(|number| store.record(batch(number * 10), NOW));
+    let counts: Result<Vec<_>, _> = futures_util::future::join_all(all).await.into_iter().collect();
+    let counts = counts.unwrap();
+    assert_eq!(counts.iter().sum::<u32>(), 410);
+    assert!(counts.iter().all(|count| *count <= 20));
+    let which = Which {
+        span: Span::Day,
+        start: 0,
+        end: NOW + DAY,
+        model: String::new(),
+        method: String::new(),
+    };
+    let tallies = store.tallies(&which).await.unwrap();
+    assert_eq!(tallies.values().map(|tally| tally.requests).sum::<i64>(), 410);
+}
+
+#[tokio::test]
+async fn a_batch_is_taken_in_although_its_caller_is_gone_and_more_than_can_wait_are_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = open(&folder, 30).await;
+    let lock = store.db.writer.begin_with("BEGIN IMMEDIATE").await.unwrap();
+    let mut gone = Box::pin(store.record(vec![event(0, NOW)], NOW));
+    assert!(futures_util::poll!(&mut gone).is_pending());
+    drop(gone);
+    let many = (1..=65).map(|at| store.record(vec![event(at, NOW)], NOW));
+    let mut many: Vec<_> = many.map(Box::pin).collect();
+    let mut refused = 0;
+    for one in &mut many {
+        refused += u32::from(futures_util::poll!(one).is_ready());
+    }
+    assert_eq!(refused, 2, "one is gone, and 63 wait");
+    lock.rollback().await.unwrap();
+    let taken = futures_util::future::join_all(many.into_iter().take(63)).await;
+    assert!(taken.into_iter().all(|taken| taken.is_ok_and(|count| count == 1)));
+    assert_eq!(store.record(vec![event(0, NOW)], NOW).await.unwrap(), 0);
+}
+
+#[tokio::test]
 async fn what_is_older_than_events_are_kept_is_not_counted() {
     let folder = tempfile::tempdir().unwrap();
     let store = open(&folder, 30).await;
@@ -199,9 +246,10 @@ async fn a_purge_forgets_by_age_and_keeps_the_days() {
     }
     store.record(vec![event(9_999, NOW)], NOW).await.unwrap();
     let count = async |span: Span| {
-        let (start, end) = (0, NOW + DAY);
-        let all = Which { span, start, end, model: String::new(), method: String::new() };
-        store.tallies(&all).await.unwrap().values().map(|tally| tally.requests).sum::<i64>()
+        let text = "SELECT CAST(COALESCE(SUM(requests), 0) AS BIGINT) FROM performance_rollups
+                    WHERE seconds = $1";
+        let row = sqlx::query(text).bind(span.seconds()).fetch_one(&store.db.reader).await;
+        row.unwrap().get::<i64, _>(0)
     };
     assert_eq!((count(Span::Second).await, count(Span::Minute).await), (2_501, 2_501));
     assert!(!store.purge_portion(NOW).await.unwrap());
@@ -223,5 +271,6 @@ fn portions_are_powers_of_two_and_leave_nothing_out() {
     assert_eq!(sizes, [128, 128, 128, 64, 32, 16, 4]);
     assert_eq!(portions(&rows, 128).flatten().count(), 500);
     assert_eq!(portions::<i64>(&[], 128).count(), 0);
-    assert_eq!(places(2, 2, ", 0"), "($1, $2, 0), ($3, $4, 0)");
+    assert_eq!(places("PostgreSQL", 2, 2, ", 0"), "($1, $2, 0), ($3, $4, 0)");
+    assert_eq!(places("SQLite", 2, 2, ""), "(?, ?), (?, ?)");
 }

@@ -149,7 +149,7 @@ pub(super) async fn add(
                  errors = usage_days.errors + excluded.errors,
                  prompt_tokens = usage_days.prompt_tokens + excluded.prompt_tokens,
                  completion_tokens = usage_days.completion_tokens + excluded.completion_tokens",
-            places(portion.len(), 9, "")
+            places(connection.backend_name(), portion.len(), 9, "")
         );
         let mut update = sqlx::query(AssertSqlSafe(text));
         for ((day, owner, key_id, user_id, model), used) in portion {

@@ -213,7 +213,7 @@ fn detail<'a>(
 
 const MET: &str = "INSERT INTO error_owners (fingerprint, start, owner, last_time) VALUES";
 
-/// Writes down who met what, and says how many met a cause for the first time.
+/// Writes down who met what and when last, and says how many met a cause for the first time.
 async fn meet(
     connection: &mut AnyConnection,
     numbered: &[Numbered],
@@ -221,29 +221,26 @@ async fn meet(
     let mut met = BTreeMap::new();
     let owned = numbered.iter().filter(|(_, new)| !new.occurrence.owner.is_empty());
     for (_, New { fingerprint, time, occurrence }) in owned {
-        for start in [0, floor(*time, HOUR)] {
-            let place = (fingerprint.as_str(), start, occurrence.owner.as_str());
-            let last: &mut i64 = met.entry(place).or_insert(*time);
-            *last = (*time).max(*last);
-        }
+        // Periods begin with a minute, and a storm changes a row once in one.
+        let time = floor(*time, MINUTE);
+        let last: &mut i64 = met.entry((fingerprint.as_str(), &*occurrence.owner)).or_insert(time);
+        *last = time.max(*last);
     }
-    let mut ever = Vec::new();
-    let mut hourly = Vec::new();
-    for (&(fingerprint, start, owner), &last_time) in &met {
-        let cells = if start == 0 { &mut ever } else { &mut hourly };
-        let numbers = (Cell::Number(start), Cell::Number(last_time));
+    let mut cells = Vec::with_capacity(met.len() * 4);
+    for (&(fingerprint, owner), &last_time) in &met {
+        let numbers = (Cell::Number(0), Cell::Number(last_time));
         cells.extend([Cell::Text(fingerprint), numbers.0, Cell::Text(owner), numbers.1]);
+    }
+    let around = (MET, "ON CONFLICT (fingerprint, start, owner) DO NOTHING RETURNING fingerprint");
+    let mut first = HashMap::new();
+    for row in many(connection, around, 4, &cells).await? {
+        *first.entry(row.try_get("fingerprint")?).or_insert(0) += 1;
     }
     let around = (
         MET,
         "ON CONFLICT (fingerprint, start, owner) DO UPDATE SET last_time = excluded.last_time
          WHERE error_owners.last_time < excluded.last_time",
     );
-    many(connection, around, 4, &hourly).await?;
-    let around = (MET, "ON CONFLICT (fingerprint, start, owner) DO NOTHING RETURNING fingerprint");
-    let mut first = HashMap::new();
-    for row in many(connection, around, 4, &ever).await? {
-        *first.entry(row.try_get("fingerprint")?).or_insert(0) += 1;
-    }
+    many(connection, around, 4, &cells).await?;
     Ok(first)
 }
