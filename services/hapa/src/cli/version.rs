@@ -15,7 +15,7 @@ pub(super) struct Args {
 }
 
 const VERSION: &str = env!("CARGO_PKG_VERSION");
-/// Set by whoever builds from a checkout; an archive has none.
+/// See build.rs: a release build knows it, but not one from an archive.
 const COMMIT: Option<&str> = option_env!("HAPA_COMMIT");
 const PROFILE: &str = if cfg!(debug_assertions) { "debug" } else { "release" };
 const RUSTC: &str = env!("HAPA_RUSTC");
