@@ -1,6 +1,6 @@
 //! Traces: what a collector gets to see of a call, from the gateway to the engine and back.
 
-use hapa_proto::codegen::v1::GenerateCodeRequest;
+use hapa_proto::codegen::v1::{CompleteCodeRequest, GenerateCodeRequest};
 use hapa_tests::engine::{Fault, Script};
 use hapa_tests::{Collected, Collector, World, hapa, within};
 use serde_json::{Value, json};
@@ -108,6 +108,44 @@ fn assert_attributes(spans: [&Collected; 4], usage: &Value, world: &World) {
     );
     assert_eq!(answer.span.events[0].name, "gen_ai.first_token");
     assert_says(engine, &[("http.response.status_code", "200"), ("server.port", &port)]);
+}
+
+#[tokio::test]
+async fn a_completion_s_span_says_what_came_of_it() {
+    let collector = Collector::start().await;
+    let world = traced(&collector, 1).await;
+    // One is cut by the engine, the other where its line ends.
+    let cut = Script::tokens([ANSWER]).finish("length");
+    world.engine.script(Script::choices([cut, Script::tokens([ANSWER, " + 1", "\n", "more"])]));
+    let asked = CompleteCodeRequest {
+        prefix: format!("{QUESTION} = "),
+        model: "sim-coder".to_owned(),
+        max_suggestions: Some(2),
+        ..CompleteCodeRequest::default()
+    };
+    let reply = world.client().complete_code(asked).await.unwrap().into_inner();
+    let named = "text_completion sim-coder";
+    let answer = collector.wait_for("the answer's", |one| one.span.name == named).await;
+    let used = reply.usage.unwrap();
+    assert_says(
+        &answer,
+        &[
+            ("gen_ai.operation.name", "text_completion"),
+            ("gen_ai.response.model", "sim-coder"),
+            ("gen_ai.response.finish_reasons", "length,stop"),
+            ("gen_ai.usage.output_tokens", &used.completion_tokens.to_string()),
+        ],
+    );
+    let events: Vec<_> = answer.span.events.iter().map(|event| event.name.as_str()).collect();
+    assert_eq!(events, ["gen_ai.first_token"]);
+    let engine = "POST completions";
+    let engine = collector.wait_for("the engine's", |one| one.span.name == engine).await;
+    let call = "hapa.codegen.v1.CodegenService/CompleteCode";
+    let call = collector.wait_for("the call's", |one| one.span.name == call).await;
+    assert!(engine.is_under(&answer) && answer.is_under(&call));
+    let all = format!("{:?}", collector.spans().iter().map(|one| &one.span).collect::<Vec<_>>());
+    assert!(!all.contains(QUESTION) && !all.contains(ANSWER), "{all}");
+    world.end().await;
 }
 
 #[tokio::test]

@@ -159,7 +159,7 @@ impl Certified {
         let (shutdown, mut running) = (CancellationToken::new(), JoinSet::new());
         for (role, roles, listeners) in prepared {
             let roles = alone(role, roles, &places);
-            running.spawn(run(roles, listeners, shutdown.clone().cancelled_owned()));
+            running.spawn(run(roles, listeners, None, shutdown.clone().cancelled_owned()));
         }
         Certified { certificates, engine, places, shutdown, running, _folder: folder }
     }

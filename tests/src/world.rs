@@ -7,8 +7,9 @@ use std::path::Path;
 use clap::{CommandFactory as _, FromArgMatches as _, Parser};
 use hapa::setting::settings;
 use hapa::{All, Roles, run};
-use hapa_chassis::Listeners;
 use hapa_chassis::config::LimitConfig;
+use hapa_chassis::trace::Exporter;
+use hapa_chassis::{Config, Listeners, telemetry};
 use hapa_proto::auth::v1::key_service_client::KeyServiceClient;
 use hapa_proto::auth::v1::{CreateKeyRequest, CreateKeyResponse, RateLimit};
 use hapa_proto::codegen::v1::codegen_service_client::CodegenServiceClient;
@@ -16,6 +17,7 @@ use tempfile::TempDir;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tonic::transport::{Channel, Endpoint};
+use tracing::dispatcher::{self, DefaultGuard};
 
 use crate::engine::{Engine, Setup};
 use crate::gateway::Gateway;
@@ -65,6 +67,8 @@ pub struct World {
     channel: Channel,
     shutdown: CancellationToken,
     running: JoinSet<anyhow::Result<()>>,
+    /// Where spans are made, as long as it lives.
+    _traced: Option<DefaultGuard>,
 }
 
 impl World {
@@ -137,12 +141,24 @@ impl World {
         let metrics = listeners.metrics.local_addr().expect("a bound port");
         let shutdown = CancellationToken::new();
         let mut running = JoinSet::new();
-        running.spawn(run(roles, listeners, shutdown.clone().cancelled_owned()));
+        let (exporter, traced) = traced(&roles.server);
+        running.spawn(run(roles, listeners, exporter, shutdown.clone().cancelled_owned()));
         let endpoint = Endpoint::from_shared(format!("http://{mesh}")).expect("an address");
         let channel = endpoint.connect_lazy();
         let key = String::new();
-        let mut world =
-            World { engine, others, mesh, key, metrics, seen, folder, channel, shutdown, running };
+        let mut world = World {
+            engine,
+            others,
+            mesh,
+            key,
+            metrics,
+            seen,
+            folder,
+            channel,
+            shutdown,
+            running,
+            _traced: traced,
+        };
         world.key = world.create_key(World::dev_key()).await.key_text;
         world
     }
@@ -302,4 +318,15 @@ pub(crate) fn reqwest_client() -> reqwest::Client {
     // It fails where a mesh in this process installed it first: it is the same one.
     let _ = rustls::crypto::ring::default_provider().install_default();
     reqwest::Client::builder().no_proxy().build().expect("a client")
+}
+
+/// Makes spans as long as the guard lives, where a collector is named. One thread runs all of a test, so
+/// that no other test's spans are sent there.
+fn traced(config: &Config) -> (Option<Exporter>, Option<DefaultGuard>) {
+    if config.trace.otel_exporter_otlp_endpoint.is_none() {
+        return (None, None);
+    }
+    let prepared = telemetry::prepare(&config.log, &config.trace);
+    let (dispatch, exporter) = prepared.expect("settings of telemetry");
+    (exporter, Some(dispatcher::set_default(&dispatch)))
 }

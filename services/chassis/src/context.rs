@@ -13,7 +13,6 @@ use uuid::Uuid;
 use crate::report::{Caller, Report};
 use crate::rpc::Rpc;
 use crate::status::Fault;
-use crate::trace::Trace;
 
 /// Longest request id that is taken over from a caller.
 const LONGEST_ID: usize = 128;
@@ -42,8 +41,6 @@ pub struct Call {
     pub ended: Option<CancellationToken>,
     /// What is noted about it, shared by its clones.
     report: Report,
-    /// Its place in a trace, under which handlers make spans.
-    trace: Trace,
 }
 
 impl Call {
@@ -94,15 +91,6 @@ impl Call {
         &self.report
     }
 
-    /// Its place in a trace: spans of what is done for it are made under that.
-    pub fn trace(&self) -> &Trace {
-        &self.trace
-    }
-
-    pub(crate) fn in_trace(self, trace: Trace) -> Call {
-        Call { trace, ..self }
-    }
-
     /// Puts the id that a request's body gives it beside the call's own, in every log line.
     pub fn also_named(&self, request_id: &str) {
         tracing::Span::current().record(BODY_ID, request_id);
@@ -124,7 +112,6 @@ impl Call {
             is_mesh: false,
             ended: None,
             report: Report::default(),
-            trace: Trace::default(),
         }
     }
 

@@ -22,7 +22,6 @@ use crate::rpc::Table;
 use crate::shed::shed;
 use crate::spool::Spool;
 use crate::status::Fault;
-use crate::trace::Tracing;
 
 /// What the layers of one server share.
 pub(crate) struct Shared {
@@ -32,7 +31,6 @@ pub(crate) struct Shared {
     pub(crate) in_flight: Arc<Semaphore>,
     pub(crate) admission: Admission,
     pub(crate) spool: Spool,
-    pub(crate) tracing: Tracing,
     /// A call that takes longer is logged as slow; none where none is.
     pub(crate) slow: Option<Duration>,
 }

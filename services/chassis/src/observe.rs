@@ -18,16 +18,15 @@ use futures_util::FutureExt as _;
 use http::{HeaderMap, HeaderValue};
 use http_body::{Body as HttpBody, Frame, SizeHint};
 use tonic::{Code, Status};
-use tracing::field::Empty;
 use tracing::{Instrument as _, Span};
 
-use crate::context::{BODY_ID, Call, origin};
+use crate::context::{Call, origin};
 use crate::layers::{Shared, refuse, trailers};
 use crate::reader;
 use crate::rpc::{Access, Rpc};
-use crate::spool::{Ended, Failure, Receipt, Spool, trace_id};
+use crate::spool::{Ended, Failure, Receipt, Spool};
 use crate::status::{ErrorCode, Fault, code_name, publish, read};
-use crate::trace::{Part, is_servers_failure};
+use crate::trace::{Part, arrive, is_servers_failure};
 
 const REQUEST_ID: &str = "x-request-id";
 /// The label of what is not in the access table: a client must not make labels.
@@ -40,17 +39,13 @@ pub(crate) async fn observe(
 ) -> Response {
     let presented = request.headers().get(REQUEST_ID).and_then(|value| value.to_str().ok());
     let rpc = shared.table.find(request.uri().path());
-    let part = shared.tracing.arrive(request.headers(), rpc);
     let call = Call::new(presented, rpc, origin(&request, &shared.trusted_proxies));
-    let call = call.in_trace(part.trace().clone());
-    let path = call.rpc.map_or(UNKNOWN, |rpc| rpc.path);
-    let mut record = Record::new(&shared, call.clone(), path, (part, request.headers()));
-    let (span, trace) = (record.span.clone(), call.trace().clone());
+    let mut record = Record::new(&shared, call.clone(), request.headers());
+    let (span, path) = (record.span.clone(), record.path);
     metrics::gauge!("hapa_requests_in_flight", "rpc" => path).increment(1.0);
     request.extensions_mut().insert(call.clone());
 
-    let run = AssertUnwindSafe(trace.around(next.run(request))).catch_unwind();
-    let run = run.instrument(span.clone());
+    let run = AssertUnwindSafe(next.run(request)).catch_unwind().instrument(span.clone());
     let mut response =
         run.await.unwrap_or_else(|panic| span.in_scope(|| refuse(panicked(&*panic))));
     if let Ok(id) = HeaderValue::from_str(&call.request_id) {
@@ -77,7 +72,7 @@ struct Record {
     call: Call,
     span: Span,
     trace_id: String,
-    /// Its span in the trace.
+    /// The same span, as a part of the trace.
     part: Part,
     spool: Spool,
     slow: Option<Duration>,
@@ -85,31 +80,9 @@ struct Record {
 }
 
 impl Record {
-    fn new(
-        shared: &Shared,
-        call: Call,
-        path: &'static str,
-        (part, headers): (Part, &HeaderMap),
-    ) -> Record {
-        let mut trace_id = part.id();
-        if trace_id.is_empty() {
-            // Nobody traces here: the caller may.
-            self::trace_id(headers).clone_into(&mut trace_id);
-        }
-        let request_id = &call.request_id;
-        // Its ids are in every line of the call, whatever level is asked for.
-        let span = tracing::error_span!(
-            "call",
-            rpc = path,
-            %request_id,
-            trace_id = Empty,
-            incident_id = Empty,
-            { BODY_ID } = Empty
-        );
-        if !trace_id.is_empty() {
-            span.record("trace_id", trace_id.as_str());
-        }
-        part.set("hapa.request_id", request_id.to_string());
+    fn new(shared: &Shared, call: Call, headers: &HeaderMap) -> Record {
+        let path = call.rpc.map_or(UNKNOWN, |rpc| rpc.path);
+        let (span, part, trace_id) = arrive(headers, &call, path);
         let (spool, slow) = (shared.spool.clone(), shared.slow);
         Record { path, call, span, trace_id, part, spool, slow, ended: false }
     }
@@ -249,9 +222,8 @@ impl Observed {
         }
         let polled = {
             let _entered = this.record.span.enter();
-            let (body, trace) = (&mut this.body, this.record.call.trace());
-            let poll = || trace.within(|| Pin::new(body).poll_frame(cx));
-            catch_unwind(AssertUnwindSafe(poll))
+            let body = &mut this.body;
+            catch_unwind(AssertUnwindSafe(|| Pin::new(body).poll_frame(cx)))
         };
         let mut frame = match polled {
             Ok(Poll::Pending) => return Poll::Pending,

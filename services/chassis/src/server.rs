@@ -32,7 +32,7 @@ use crate::peer::{AnalyticsClient, AuthClient, ErrorsClient, Proof, Wire};
 use crate::rpc::{BUILT_IN, Rpc, Table};
 use crate::spool::{Bounds, Receiver, Receivers, Spool};
 use crate::tls::Tls;
-use crate::trace::{Exporter, Tracing};
+use crate::trace::Exporter;
 use crate::{peer, probes, secret, telemetry};
 
 /// How long background tasks may take to notice the end.
@@ -100,7 +100,6 @@ pub struct Server {
     door: Door,
     spool: Spool,
     callers: Arc<OnceLock<Callers>>,
-    tracing: Tracing,
     exporter: Option<Exporter>,
 }
 
@@ -109,7 +108,6 @@ impl Server {
     pub async fn new(config: Config, listeners: Listeners) -> anyhow::Result<Self> {
         config.check()?;
         telemetry::metrics()?;
-        let (tracing, exporter) = Tracing::new(&config.trace)?;
         let proof = proof(&config)?;
         let (reporter, health_service) = tonic_health::server::health_reporter();
         let mut server = Server {
@@ -126,8 +124,7 @@ impl Server {
             door: Door::default(),
             spool: Spool::default(),
             callers: Arc::default(),
-            tracing,
-            exporter,
+            exporter: None,
         };
         server.table.add(BUILT_IN);
         server.routes.add_service(health_service);
@@ -140,6 +137,11 @@ impl Server {
     /// Its settings.
     pub fn config(&self) -> &Config {
         &self.config
+    }
+
+    /// Takes over what sends the process's spans to a collector.
+    pub fn exports(&mut self, exporter: Exporter) {
+        self.exporter = Some(exporter);
     }
 
     /// Fires when streams must end within a few seconds.
@@ -335,7 +337,6 @@ impl Server {
             in_flight: Arc::new(Semaphore::new(config.max_in_flight as usize)),
             admission: Admission::new(proof, callers, limiter, &config.limits),
             spool: self.spool.clone(),
-            tracing: self.tracing.clone(),
             slow: Some(config.log.slow_request_seconds).filter(|slow| !slow.is_zero()),
         })
     }

@@ -78,8 +78,8 @@ impl Generation {
     ) -> Result<Generation, Error> {
         let (fleet, answered) = (fleet.clone(), CancellationToken::new());
         let prompt_tokens = prompt_tokens(&order.body);
-        let part = span::begin(call.trace(), Ask::Chat, &order.model, order.sampling);
-        let request = order.request(call.report(), &answered, part.trace());
+        let part = span::begin(Ask::Chat, &order.model, order.sampling);
+        let request = order.request(call.report(), &answered, part.span());
         let mut generation = Generation {
             source: Source::Opening(Box::pin(async move { fleet.open(request).await })),
             answered,
@@ -169,7 +169,7 @@ impl Generation {
         self.batch = std::mem::take(&mut opened.events);
         self.part.set_server(opened.place());
         if let Some(model) = self.batch.model.clone() {
-            self.part.set("gen_ai.response.model", model);
+            span::answers(&self.part, model);
         }
         let broke = opened.broke.take();
         self.source = Source::Open(opened);
@@ -228,7 +228,7 @@ impl Generation {
             return Err(engine::Error::Truncated.into());
         };
         self.end_text();
-        self.part.set_list("gen_ai.response.finish_reasons", &[&finish_reason]);
+        span::finished(&self.part, &[&finish_reason]);
         let usage = self.batch.usage.take();
         self.tell(usage.as_ref());
         let warnings = self.warnings(finish_reason == "length");

@@ -1,8 +1,8 @@
 //! What a generation is told about itself, and what of that goes to the engine.
 
 use hapa_chassis::Report;
-use hapa_chassis::trace::Trace;
 use tokio_util::sync::CancellationToken;
+use tracing::Span;
 
 use crate::budget::Lease;
 use crate::engine::Ask;
@@ -32,7 +32,7 @@ impl Order {
         &mut self,
         report: &Report,
         answered: &CancellationToken,
-        trace: &Trace,
+        span: &Span,
     ) -> Request {
         Request {
             ask: Ask::Chat,
@@ -41,7 +41,7 @@ impl Order {
             affinity: self.affinity,
             report: report.clone(),
             answered: answered.clone(),
-            trace: trace.clone(),
+            span: span.clone(),
         }
     }
 }

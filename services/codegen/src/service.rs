@@ -16,6 +16,7 @@ use hapa_proto::codegen::v1::{
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status};
+use tracing::Instrument as _;
 
 use crate::budget::Budgets;
 use crate::cache::{self, Asked, Cache, Guest, Key, Said, Seat};
@@ -166,7 +167,6 @@ impl Codegen {
         let (fleet, turns, budgets) =
             (self.fleet.clone(), self.turns.clone(), self.budgets.clone());
         let report = call.report().clone();
-        let trace = call.trace().clone();
         let begin = async move {
             let tenant = call.principal.as_ref().map_or("", |caller| &caller.owner);
             let asked = Instant::now();
@@ -177,8 +177,7 @@ impl Codegen {
             Generation::begin(&fleet, order, &call, patience, streams_end).await
         };
         // Whoever reads it, it is asked for on behalf of who began it.
-        let begin = async move { trace.around(begin).await };
-        (cache::source(begin), report)
+        (cache::source(begin.in_current_span()), report)
     }
 }
 

@@ -2,15 +2,16 @@
 //! asked for and what came of it in names and counts: never a prompt, an answer or an engine's words.
 
 use hapa_chassis::Fault;
-use hapa_chassis::trace::{Part, Trace};
+use hapa_chassis::trace::Part;
 
 use crate::engine::Ask;
 use crate::task::Sampling;
 
-/// From the question to an engine to the end of its answer, with all that is asked again.
-pub(crate) fn begin(trace: &Trace, ask: Ask, model: &str, sampling: Sampling) -> Part {
+/// From the question to an engine to the end of its answer, with all that is asked again; in the trace
+/// of the call that runs here.
+pub(crate) fn begin(ask: Ask, model: &str, sampling: Sampling) -> Part {
     let operation = ask.operation();
-    let part = trace.ask(|| format!("{operation} {model}"));
+    let part = Part::ask(|| format!("{operation} {model}"));
     part.set("gen_ai.operation.name", operation);
     // The protocol that engines speak, whoever they are.
     part.set("gen_ai.provider.name", "openai");
@@ -21,9 +22,19 @@ pub(crate) fn begin(trace: &Trace, ask: Ask, model: &str, sampling: Sampling) ->
     part
 }
 
+/// The model that answers, as the engine names it.
+pub(crate) fn answers(part: &Part, model: String) {
+    part.set("gen_ai.response.model", model);
+}
+
 /// The first token has come.
 pub(crate) fn first_token(part: &Part) {
     part.event("gen_ai.first_token");
+}
+
+/// Why each of its answers is whole, as the engine says it.
+pub(crate) fn finished(part: &Part, reasons: &[&str]) {
+    part.set_list("gen_ai.response.finish_reasons", reasons);
 }
 
 /// What was used, as far as it is known.

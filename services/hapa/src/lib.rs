@@ -5,6 +5,7 @@ pub mod setting;
 mod system;
 mod warnings;
 
+use hapa_chassis::trace::Exporter;
 use hapa_chassis::{Listeners, Server};
 
 /// Which services a process runs, and their settings.
@@ -61,14 +62,19 @@ impl From<All> for Roles {
     }
 }
 
-/// Runs the roles on sockets that are bound already, until `shutdown`, and then until drained.
+/// Runs the roles on sockets that are bound already, until `shutdown`, and then until drained; spans
+/// go where telemetry was started with.
 pub async fn run(
     roles: Roles,
     listeners: Listeners,
+    exporter: Option<Exporter>,
     shutdown: impl Future<Output = ()>,
 ) -> anyhow::Result<()> {
     let setup = system::Setup::of(&roles);
     let mut server = Server::new(roles.server, listeners).await?;
+    if let Some(exporter) = exporter {
+        server.exports(exporter);
+    }
     if let Some(config) = &roles.auth {
         hapa_auth::mount(config, &mut server).await?;
     }

@@ -1,5 +1,7 @@
-//! What an operator sees: log lines and metrics. Neither ever holds a key, a prompt or an answer.
+//! What an operator sees: log lines, metrics, and spans at a collector. None ever holds a key, a prompt
+//! or an answer.
 
+mod fields;
 mod file;
 mod known;
 
@@ -7,49 +9,74 @@ use std::io::IsTerminal as _;
 use std::sync::{Mutex, OnceLock};
 
 use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
-use tracing_subscriber::EnvFilter;
-use tracing_subscriber::fmt::MakeWriter;
-use tracing_subscriber::fmt::format::FmtSpan;
+use tracing::Dispatch;
+use tracing_subscriber::filter::FilterExt as _;
+use tracing_subscriber::fmt::writer::BoxMakeWriter;
+use tracing_subscriber::layer::SubscriberExt as _;
+use tracing_subscriber::util::SubscriberInitExt as _;
+use tracing_subscriber::{EnvFilter, Layer, Registry, fmt};
 
-use crate::config::{LogConfig, Wrong};
+use crate::config::{LogConfig, TraceConfig, Wrong};
+use crate::trace::{self, Exporter};
+use fields::{Compact, Json};
 use file::LogFile;
 
 pub use known::{KNOWN, Kind, Known};
 
 static METRICS: OnceLock<Result<PrometheusHandle, String>> = OnceLock::new();
 
-/// Starts logging, to LOG_FILE or to standard error. A second call in one process keeps the first's
-/// settings.
-pub fn start_logging(config: &LogConfig) -> Result<(), Wrong> {
-    let path = config.log_file.as_deref().filter(|path| !path.as_os_str().is_empty());
-    let Some(path) = path else {
-        return start(config, std::io::stderr, std::io::stderr().is_terminal());
-    };
-    let file = LogFile::open(path, config.log_max_size, config.log_file_rotation);
-    let problem = |error| format!("{} can't be written to: {error}", path.display());
-    start(config, Mutex::new(file.map_err(|error| Wrong::new("LOG_FILE", problem(error)))?), false)
+/// Starts logging, to LOG_FILE or to standard error, and spans, where they are collected: a server must
+/// send them. A second call in one process keeps the first's settings.
+pub fn start(log: &LogConfig, trace: &TraceConfig) -> Result<Option<Exporter>, Wrong> {
+    let (dispatch, exporter) = prepare(log, trace)?;
+    // Fails only where it was started already.
+    let _ = dispatch.try_init();
+    Ok(exporter)
 }
 
-fn start<W>(config: &LogConfig, writer: W, is_terminal: bool) -> Result<(), Wrong>
-where
-    W: for<'w> MakeWriter<'w> + Send + Sync + 'static,
-{
+/// The same, in force only where the caller puts it.
+pub fn prepare(
+    log: &LogConfig,
+    trace: &TraceConfig,
+) -> Result<(Dispatch, Option<Exporter>), Wrong> {
+    let (lines, level) = (lines(log)?, level(log)?);
+    let Some((tracer, exporter)) = trace::collect(trace)? else {
+        return Ok((tracing_subscriber::registry().with(lines).with(level).into(), None));
+    };
+    // A level is one of lines: it must not decide what is traced.
+    let lines = lines.with_filter(level.and(trace::loggable()));
+    let subscriber = tracing_subscriber::registry().with(lines).with(trace::layer(tracer));
+    Ok((subscriber.into(), Some(exporter)))
+}
+
+fn lines(log: &LogConfig) -> Result<Box<dyn Layer<Registry> + Send + Sync>, Wrong> {
+    let path = log.log_file.as_deref().filter(|path| !path.as_os_str().is_empty());
+    let (writer, is_terminal) = match path {
+        None => (BoxMakeWriter::new(std::io::stderr), std::io::stderr().is_terminal()),
+        Some(path) => {
+            let problem = |error| {
+                Wrong::new("LOG_FILE", format!("{} can't be written to: {error}", path.display()))
+            };
+            let file = LogFile::open(path, log.log_max_size, log.log_file_rotation);
+            (BoxMakeWriter::new(Mutex::new(file.map_err(problem)?)), false)
+        }
+    };
+    let lines = fmt::layer().with_ansi(is_terminal).with_writer(writer);
+    Ok(if log.structured_logging {
+        lines.json().fmt_fields(Json::default()).boxed()
+    } else {
+        lines.compact().fmt_fields(Compact).boxed()
+    })
+}
+
+fn level(log: &LogConfig) -> Result<EnvFilter, Wrong> {
     // Libraries below warnings only on request: their names stand behind ours in the filter.
     let directives = format!(
         "fred=error,h2=warn,hyper=warn,reqwest=warn,sqlx=warn,tower=warn,{}",
-        config.log_level
+        log.log_level
     );
     let filter = EnvFilter::builder().parse(directives);
-    let filter = filter.map_err(|error| Wrong::new("LOG_LEVEL", error.to_string()))?;
-    let log = tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_span_events(FmtSpan::NONE)
-        .with_ansi(is_terminal)
-        .with_writer(writer);
-    // Fails only where logging has started already, as in tests with many servers.
-    let _ =
-        if config.structured_logging { log.json().try_init() } else { log.compact().try_init() };
-    Ok(())
+    filter.map_err(|error| Wrong::new("LOG_LEVEL", error.to_string()))
 }
 
 /// The process's metrics, which start to be kept with the first call.

@@ -1,6 +1,9 @@
 //! From spans that have ended to a collector. A collector that is away costs spans and nothing else:
 //! the queue is bounded, what does not fit is dropped and counted, and no call waits for it.
+//! The SDK's batch processor would keep its count of what it dropped to itself until it ends, and block a
+//! thread of its own on each batch, which a collector that hangs would have our end wait for.
 
+use std::fmt::{self, Debug, Formatter};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -39,14 +42,8 @@ const PATIENCE: Duration = Duration::from_secs(5);
 const LAST: Duration = Duration::from_millis(800);
 const DROPPED: &str = "hapa_spans_dropped_total";
 
-/// Makes spans, where a collector is known.
-#[derive(Clone, Debug, Default)]
-pub(crate) struct Tracing {
-    pub(super) tracer: Option<SdkTracer>,
-}
-
-/// What takes them to the collector.
-pub(crate) struct Exporter {
+/// What takes spans to the collector, for a server to run.
+pub struct Exporter {
     waiting: mpsc::Receiver<SpanData>,
     client: TraceServiceClient<Balanced>,
     headers: MetadataMap,
@@ -55,25 +52,29 @@ pub(crate) struct Exporter {
     provider: SdkTracerProvider,
 }
 
-impl Tracing {
-    /// By the settings: none where nobody collects.
-    pub(crate) fn new(config: &TraceConfig) -> Result<(Tracing, Option<Exporter>), Wrong> {
-        let endpoint = config.otel_exporter_otlp_endpoint.as_deref();
-        let Some(endpoint) = endpoint.filter(|endpoint| !endpoint.is_empty()) else {
-            return Ok((Tracing::default(), None));
-        };
-        let client = TraceServiceClient::new(channel(endpoint)?);
-        let headers = headers(config.otel_exporter_otlp_headers.as_ref())?;
-        let (queue, waiting) = mpsc::channel(WAITING);
-        let ratio = Sampler::TraceIdRatioBased(config.otel_traces_sampler_arg);
-        let provider = SdkTracerProvider::builder()
-            .with_span_processor(Queue(queue))
-            .with_sampler(Sampler::ParentBased(Box::new(ratio)))
-            .build();
-        let tracer = provider.tracer("hapa");
-        let service_name = config.otel_service_name.clone().filter(|name| !name.is_empty());
-        let exporter = Exporter { waiting, client, headers, service_name, provider };
-        Ok((Tracing { tracer: Some(tracer) }, Some(exporter)))
+/// By the settings, what spans are made with and what takes them to the collector: none where nobody
+/// collects.
+pub(crate) fn collect(config: &TraceConfig) -> Result<Option<(SdkTracer, Exporter)>, Wrong> {
+    let endpoint = config.otel_exporter_otlp_endpoint.as_deref();
+    let Some(endpoint) = endpoint.filter(|endpoint| !endpoint.is_empty()) else {
+        return Ok(None);
+    };
+    let client = TraceServiceClient::new(channel(endpoint)?);
+    let headers = headers(config.otel_exporter_otlp_headers.as_ref())?;
+    let (queue, waiting) = mpsc::channel(WAITING);
+    let ratio = Sampler::TraceIdRatioBased(config.otel_traces_sampler_arg);
+    let provider = SdkTracerProvider::builder()
+        .with_span_processor(Queue(queue))
+        .with_sampler(Sampler::ParentBased(Box::new(ratio)))
+        .build();
+    let tracer = provider.tracer("hapa");
+    let service_name = config.otel_service_name.clone().filter(|name| !name.is_empty());
+    Ok(Some((tracer, Exporter { waiting, client, headers, service_name, provider })))
+}
+
+impl Debug for Exporter {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Exporter").finish_non_exhaustive()
     }
 }
 
@@ -122,10 +123,10 @@ impl Exporter {
         drop(self.provider);
     }
 
-    /// Whether no span waits.
+    /// Those that wait.
     #[cfg(test)]
-    pub(super) fn is_empty(&self) -> bool {
-        self.waiting.is_empty()
+    pub(super) fn ended(&mut self) -> Vec<SpanData> {
+        std::iter::from_fn(|| self.waiting.try_recv().ok()).collect()
     }
 
     async fn send(
@@ -164,7 +165,9 @@ struct Queue(mpsc::Sender<SpanData>);
 impl SpanProcessor for Queue {
     fn on_start(&self, _: &mut Span, _: &opentelemetry::Context) {}
 
-    fn on_end(&self, span: SpanData) {
+    fn on_end(&self, mut span: SpanData) {
+        // What is for log lines has names without a namespace, and is there under ours.
+        span.attributes.retain(|attribute| attribute.key.as_str().contains('.'));
         if span.span_context.is_sampled() && self.0.try_send(span).is_err() {
             metrics::counter!(DROPPED, "reason" => "queue").increment(1);
         }
@@ -230,6 +233,8 @@ fn decoded(text: &str) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
+    use opentelemetry::trace::Tracer as _;
+
     use super::*;
 
     #[test]
@@ -259,12 +264,10 @@ mod tests {
             otel_service_name: None,
             otel_traces_sampler_arg: 1.0,
         };
-        let (tracing, exporter) = Tracing::new(&config).unwrap();
-        let rpc = crate::Rpc::new("/hapa.a.v1.AService/Do", crate::Access::Caller);
-        let rpc: &'static crate::Rpc = Box::leak(Box::new(rpc));
+        let (tracer, exporter) = collect(&config).unwrap().unwrap();
         for _ in 0..WAITING + 10 {
-            drop(tracing.arrive(&http::HeaderMap::new(), Some(rpc)));
+            drop(tracer.start("one"));
         }
-        assert_eq!(exporter.unwrap().waiting.len(), WAITING);
+        assert_eq!(exporter.waiting.len(), WAITING);
     }
 }

@@ -1,115 +1,152 @@
 //! A call's trace, as OpenTelemetry has it: one span where it arrives, one for each question to another
-//! service, and those that handlers make of their work. Attributes are names, counts and published
-//! words: never a prompt, an answer or a secret. Without a collector there are no spans, and no cost.
+//! service, and those that handlers make of their work. They are spans of `tracing`, under the one in
+//! which they are made, and its OpenTelemetry layer sends them to a collector. Attributes are names,
+//! counts and published words: never a prompt, an answer or a secret. Without a collector there are no
+//! spans but those of log lines.
 
+mod arrive;
 mod export;
 mod wire;
 
-use std::fmt::{self, Debug, Formatter};
-use std::sync::Arc;
-
 use http::{HeaderMap, HeaderName, HeaderValue};
 use opentelemetry::propagation::{Extractor, Injector, TextMapPropagator as _};
-use opentelemetry::trace::{SpanKind, Status, TraceContextExt as _, Tracer as _};
-use opentelemetry::{Context, KeyValue, Value};
+use opentelemetry::trace::{Status, TraceContextExt as _};
+use opentelemetry::{Context, StringValue, Value};
 use opentelemetry_sdk::propagation::TraceContextPropagator;
 use opentelemetry_sdk::trace::SdkTracer;
 use tonic::Code;
+use tracing::level_filters::LevelFilter;
+use tracing::subscriber::Interest;
+use tracing::{Metadata, Span, Subscriber};
+use tracing_opentelemetry::OpenTelemetrySpanExt as _;
+use tracing_subscriber::Layer;
+use tracing_subscriber::filter::{FilterFn, dynamic_filter_fn, filter_fn};
+use tracing_subscriber::registry::LookupSpan;
 
-use crate::rpc::{Access, Rpc};
-
-pub(crate) use export::{Exporter, Tracing};
+pub(crate) use arrive::arrive;
+pub use export::Exporter;
+pub(crate) use export::collect;
 pub use wire::Traced;
 
-tokio::task_local! {
-    static CURRENT: Trace;
+/// The target of the spans that no log line has.
+const TARGET: &str = "hapa::trace";
+/// The field of the spans that are for a collector.
+const KIND: &str = "otel.kind";
+
+/// An open span of a trace; none where nobody traces. Dropping it ends it, whoever else still holds
+/// the span.
+#[derive(Debug)]
+pub struct Part(Span);
+
+/// What makes spans those of a trace. It takes none of a library, and no log line.
+pub(crate) fn layer<S>(tracer: SdkTracer) -> impl Layer<S> + Send + Sync
+where
+    S: Subscriber + for<'s> LookupSpan<'s> + Send + Sync,
+{
+    // Never `always`: a filter that is asked only whether it would hear something keeps that answer for
+    // what comes next, unless it is asked of that too.
+    let interest =
+        |of: &Metadata<'_>| if is_ours(of) { Interest::sometimes() } else { Interest::never() };
+    let filter = dynamic_filter_fn(|of, _| is_ours(of))
+        .with_callsite_filter(interest)
+        .with_max_level_hint(LevelFilter::INFO);
+    // The current span is that of `tracing`: OpenTelemetry need keep none of its own.
+    tracing_opentelemetry::layer()
+        .with_tracer(tracer)
+        .with_context_activation(false)
+        .with_location(false)
+        .with_target(false)
+        .with_threads(false)
+        .with_tracked_inactivity(false)
+        .with_filter(filter)
 }
 
-/// A place in a trace, under which spans are made; none where nobody traces.
-#[derive(Clone, Default)]
-pub struct Trace(Option<Arc<Place>>);
-
-struct Place {
-    tracer: SdkTracer,
-    context: Context,
+fn is_ours(of: &Metadata<'_>) -> bool {
+    of.is_span() && of.fields().iter().any(|field| field.name() == KIND)
 }
 
-/// An open span. Dropping it ends it.
-#[derive(Debug, Default)]
-pub struct Part(Trace);
+/// What of it all is for log lines, whatever their level.
+pub(crate) fn loggable() -> FilterFn<impl Fn(&Metadata<'_>) -> bool> {
+    filter_fn(|of: &Metadata<'_>| of.target() != TARGET).with_max_level_hint(LevelFilter::TRACE)
+}
 
-impl Trace {
-    /// The trace of the call on whose behalf this runs.
-    pub(crate) fn current() -> Trace {
-        CURRENT.try_with(Trace::clone).unwrap_or_default()
-    }
+/// The place in a trace that a span has; none where it is in none.
+fn place(span: &Span) -> Option<Context> {
+    let context = span.context();
+    context.span().span_context().is_valid().then_some(context)
+}
 
-    /// Runs a future of this call: what it asks other services is under this place.
-    pub async fn around<T>(&self, future: impl Future<Output = T>) -> T {
-        if self.0.is_none() {
-            return future.await;
-        }
-        CURRENT.scope(self.clone(), future).await
-    }
-
-    /// Runs a piece of this call that does not wait.
-    pub(crate) fn within<T>(&self, piece: impl FnOnce() -> T) -> T {
-        if self.0.is_none() {
-            return piece();
-        }
-        CURRENT.sync_scope(self.clone(), piece)
-    }
-
-    /// A question to someone else, from now until it is dropped.
-    #[must_use]
-    pub fn ask(&self, name: impl FnOnce() -> String) -> Part {
-        let Some(place) = &self.0 else { return Part::default() };
-        let builder = place.tracer.span_builder(name()).with_kind(SpanKind::Client);
-        let span = place.tracer.build_with_context(builder, &place.context);
-        let context = Context::new().with_span(span);
-        Part(Trace(Some(Arc::new(Place { tracer: place.tracer.clone(), context }))))
+impl Default for Part {
+    fn default() -> Self {
+        Part(Span::none())
     }
 }
 
 impl Part {
-    /// The place under which spans of its own are made.
-    pub fn trace(&self) -> &Trace {
+    /// A question to someone else on behalf of the call that runs here, from now until it is dropped.
+    /// What no call is behind has none.
+    #[must_use]
+    pub fn ask(name: impl FnOnce() -> String) -> Part {
+        Part::ask_under(&Span::current(), name)
+    }
+
+    /// The same under a span that need not be the current one.
+    #[must_use]
+    pub fn ask_under(parent: &Span, name: impl FnOnce() -> String) -> Part {
+        if place(parent).is_none() {
+            return Part::default();
+        }
+        let name = name();
+        Part(tracing::info_span!(
+            target: TARGET,
+            parent: parent,
+            "ask",
+            otel.name = name.as_str(),
+            otel.kind = "client"
+        ))
+    }
+
+    /// The span under which those of its own are made.
+    pub fn span(&self) -> &Span {
         &self.0
+    }
+
+    /// Whether there is one.
+    pub(crate) fn is_some(&self) -> bool {
+        !self.0.is_disabled()
     }
 
     /// The id of its trace; "" where there is none.
     pub(crate) fn id(&self) -> String {
-        let place = self.0.0.as_ref();
-        let id = place.map(|place| place.context.span().span_context().trace_id().to_string());
+        let id = place(&self.0).map(|place| place.span().span_context().trace_id().to_string());
         id.unwrap_or_default()
     }
 
     /// Says something about it, under a name of the semantic conventions or of our own.
     pub fn set(&self, name: &'static str, value: impl Into<Value>) {
-        if let Some(context) = self.recorded() {
-            context.span().set_attribute(KeyValue::new(name, value));
-        }
+        self.0.set_attribute(name, value);
     }
 
-    /// Says several things about it.
-    fn set_all(&self, attributes: Vec<KeyValue>) {
-        if let Some(context) = self.recorded() {
-            context.span().set_attributes(attributes);
-        }
+    /// Says which RPC it is of.
+    fn set_rpc(&self, path: &str) {
+        let (service, method) = name(path).split_once('/').unwrap_or((path, ""));
+        self.set("rpc.system", "grpc");
+        self.set("rpc.service", service.to_owned());
+        self.set("rpc.method", method.to_owned());
     }
 
     /// Says which of several there were.
     pub fn set_list(&self, name: &'static str, values: &[&str]) {
-        if let Some(context) = self.recorded() {
-            let values: Vec<opentelemetry::StringValue> =
+        if self.is_some() {
+            let values: Vec<StringValue> =
                 values.iter().map(|value| (*value).to_owned().into()).collect();
-            context.span().set_attribute(KeyValue::new(name, Value::Array(values.into())));
+            self.set(name, Value::Array(values.into()));
         }
     }
 
     /// Says where the other end is: `host:port`.
     pub fn set_server(&self, place: &str) {
-        if self.recorded().is_none() {
+        if !self.is_some() {
             return;
         }
         let (host, port) = place.rsplit_once(':').unwrap_or((place, ""));
@@ -121,72 +158,37 @@ impl Part {
 
     /// Something happened now.
     pub fn event(&self, name: &'static str) {
-        if let Some(context) = self.recorded() {
-            context.span().add_event(name, Vec::new());
-        }
+        self.0.add_event(name, Vec::new());
     }
 
     /// It failed: a word from a short list, and fixed words.
     pub fn fail(&self, kind: impl Into<String>, words: &'static str) {
-        if let Some(context) = self.recorded() {
-            context.span().set_attribute(KeyValue::new("error.type", kind.into()));
-            context.span().set_status(Status::error(words));
+        if self.is_some() {
+            self.set("error.type", kind.into());
+            self.0.set_status(Status::error(words));
         }
     }
 
     /// Lets whoever is asked go on with the trace.
     pub fn carry(&self, headers: &mut HeaderMap) {
-        if let Some(place) = &self.0.0 {
-            TraceContextPropagator::new().inject_context(&place.context, &mut Carried(headers));
+        if let Some(place) = place(&self.0) {
+            TraceContextPropagator::new().inject_context(&place, &mut Carried(headers));
         }
-    }
-
-    fn recorded(&self) -> Option<&Context> {
-        let place = self.0.0.as_ref()?;
-        Some(&place.context).filter(|context| context.span().is_recording())
     }
 }
 
 impl Drop for Part {
     fn drop(&mut self) {
-        if let Some(place) = &self.0.0 {
-            place.context.span().end();
+        // `tracing` closes a span with the last that holds it, which may be much later.
+        if let Some(place) = place(&self.0) {
+            place.span().end();
         }
-    }
-}
-
-impl Tracing {
-    /// A call's own span, under that of its caller. What lives as long as a service does has none,
-    /// and neither has what services tell each other on nobody's behalf.
-    pub(crate) fn arrive(&self, headers: &HeaderMap, rpc: Option<&'static Rpc>) -> Part {
-        let (Some(tracer), Some(rpc)) = (&self.tracer, rpc) else { return Part::default() };
-        let caller = TraceContextPropagator::new()
-            .extract_with_context(&Context::new(), &Presented(headers));
-        let has_caller = caller.span().span_context().is_valid();
-        let alone = rpc.access == Access::Mesh && !has_caller;
-        if alone || rpc.access == Access::Public || rpc.is_watch() {
-            return Part::default();
-        }
-        let builder = tracer.span_builder(name(rpc.path)).with_kind(SpanKind::Server);
-        let builder = builder.with_attributes(rpc_attributes(rpc.path));
-        let span = tracer.build_with_context(builder, &caller);
-        let context = Context::new().with_span(span);
-        Part(Trace(Some(Arc::new(Place { tracer: tracer.clone(), context }))))
     }
 }
 
 /// `hapa.codegen.v1.CodegenService/GenerateCode`.
-fn name(path: &str) -> String {
-    path.trim_start_matches('/').to_owned()
-}
-
-fn rpc_attributes(path: &str) -> Vec<KeyValue> {
-    let (service, method) = path.trim_start_matches('/').split_once('/').unwrap_or((path, ""));
-    vec![
-        KeyValue::new("rpc.system", "grpc"),
-        KeyValue::new("rpc.service", service.to_owned()),
-        KeyValue::new("rpc.method", method.to_owned()),
-    ]
+fn name(path: &str) -> &str {
+    path.trim_start_matches('/')
 }
 
 /// Whether a server says of itself that it failed, as the semantic conventions have it: what its
@@ -225,12 +227,6 @@ impl Injector for Carried<'_> {
         {
             self.0.insert(name, value);
         }
-    }
-}
-
-impl Debug for Trace {
-    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
-        f.write_str(if self.0.is_some() { "Trace" } else { "no Trace" })
     }
 }
 

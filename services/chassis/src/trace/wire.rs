@@ -13,7 +13,7 @@ use tonic::body::Body;
 use tonic::{Code, Status};
 use tower::Service;
 
-use super::{Part, Trace, name, rpc_attributes};
+use super::{Part, name};
 use crate::status::code_name;
 
 /// A connection to a service, on which calls leave spans.
@@ -43,9 +43,9 @@ where
     }
 
     fn call(&mut self, mut request: Request<Body>) -> Asked<S::Future> {
-        let part = Trace::current().ask(|| name(request.uri().path()));
-        if part.recorded().is_some() {
-            part.set_all(rpc_attributes(request.uri().path()));
+        let part = Part::ask(|| name(request.uri().path()).to_owned());
+        if part.is_some() {
+            part.set_rpc(request.uri().path());
             part.set_server(&self.place);
         }
         part.carry(request.headers_mut());
@@ -68,7 +68,7 @@ impl<F: Future<Output = Result<Response<Body>, E>>, E> Future for Asked<F> {
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<F::Output> {
         let this = self.project();
         let answer = ready!(this.answer.poll(cx));
-        let part = this.part.take().filter(|part| part.recorded().is_some());
+        let part = this.part.take().filter(Part::is_some);
         let Some(part) = part else { return Poll::Ready(answer) };
         Poll::Ready(match answer {
             Ok(response) if response.headers().contains_key("grpc-status") => {

@@ -83,6 +83,12 @@ impl Choices {
         self.list.iter().map(Choice::shown)
     }
 
+    /// Why each that has ended did: what was cut where it is whole has stopped.
+    pub(crate) fn reasons(&self) -> Vec<&str> {
+        let ended = self.list.iter().filter(|choice| choice.has_ended());
+        ended.map(|choice| choice.finish_reason.as_deref().unwrap_or("stop")).collect()
+    }
+
     /// As the engine counted, at its end or along the way.
     pub(crate) fn usage(&self) -> Option<Usage> {
         if self.usage.is_some() {
@@ -225,6 +231,7 @@ mod tests {
         assert!(choices.is_enough() && choices.is_whole());
         choices.take(said(vec![end(0, "stop")]));
         assert!(!choices.is_enough(), "the engine's count of all is on its way");
+        assert_eq!(choices.reasons(), ["stop", "length", "stop", "stop"]);
         let made = choices.suggestions(&question.prefix, &question.terms);
         let shown: Vec<_> = made.iter().map(|one| (one.text.as_str(), one.index)).collect();
         assert_eq!(shown, [("b", 1), ("a", 2)]);

@@ -14,7 +14,7 @@ use crate::budget::Lease;
 use crate::completion::choices::Choices;
 use crate::completion::reader::Said;
 use crate::completion::trim::Kind;
-use crate::engine::{self, Ask};
+use crate::engine::{self, Ask, Events as _};
 use crate::route::{Error, Fleet, Opened, Request};
 use crate::share::{self, Gathered, List, Listing, Shared};
 use crate::span;
@@ -128,8 +128,9 @@ impl State {
         State { source: Some(source), choices, end: None, cost, progress: 0, told: (0, 0) }
     }
 
-    fn hear(&mut self, said: Said) {
+    fn hear(&mut self, mut said: Said) {
         let done = said.done;
+        self.tell_begin(&mut said);
         self.choices.take(said);
         self.count();
         // [DONE] follows errors too: only reasons say that an answer is whole.
@@ -142,6 +143,19 @@ impl State {
                 self.source = None;
             }
             (false, _) => {}
+        }
+    }
+
+    /// Tells in the trace that the answer has begun: with the first that is heard, unless it is empty.
+    fn tell_begin(&self, said: &mut Said) {
+        if self.progress > 1 {
+            return;
+        }
+        if let Some(model) = said.model.take() {
+            span::answers(&self.cost.part, model);
+        }
+        if said.has_begun() {
+            span::first_token(&self.cost.part);
         }
     }
 
@@ -175,7 +189,7 @@ impl State {
         let (prompt, answers) = self.used();
         span::used(&part, prompt, answers);
         match &self.end {
-            Some(Ok(())) => part.set_list("gen_ai.response.finish_reasons", &["stop"]),
+            Some(Ok(())) => span::finished(&part, &self.choices.reasons()),
             Some(Err(error)) => {
                 part.fail(error.kind(), "the engine did not answer to the end");
             }

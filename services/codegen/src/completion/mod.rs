@@ -192,7 +192,7 @@ impl Completions {
         let lease = while_wanted(watch, self.running.budgets.reserve(call, most)).await?;
         let Question { prefix, terms, no_cache, session_id, .. } = &order.question;
         let sampling = order.question.sampling();
-        let part = span::begin(call.trace(), Ask::Completion, &order.model, sampling);
+        let part = span::begin(Ask::Completion, &order.model, sampling);
         let asked = route::Request {
             ask: Ask::Completion,
             body: key.body.clone().into(),
@@ -200,7 +200,7 @@ impl Completions {
             affinity: choose::affinity(tenant, session_id, &key.body),
             report: call.report().clone(),
             answered: CancellationToken::new(),
-            trace: part.trace().clone(),
+            span: part.span().clone(),
         };
         let answered = asked.answered.clone();
         let source = flight::ask(self.running.fleet.clone(), asked);

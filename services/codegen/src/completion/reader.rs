@@ -8,6 +8,8 @@ use crate::engine::{CompletionChunk, Error, Events, Logprobs, Text, read_error};
 #[derive(Debug, Default)]
 pub(crate) struct Said {
     pub(crate) pieces: Vec<Piece>,
+    /// The model that answers, as the engine names it.
+    pub(crate) model: Option<String>,
     /// Of all choices together; comes last.
     pub(crate) usage: Option<Usage>,
     /// `[DONE]` came: no more will.
@@ -42,6 +44,9 @@ impl Events for Said {
         // Comes in a stream that began with 200, and is followed by [DONE].
         if let Some(error) = &chunk.error {
             return Err(Error::BrokeOff(read_error(error).0));
+        }
+        if let (None, Some(Text(model))) = (&self.model, chunk.model) {
+            self.model = Some(model.into_owned());
         }
         let usage = chunk.usage.map(Usage::from);
         if chunk.choices.is_empty() {
@@ -80,7 +85,7 @@ mod tests {
     #[test]
     fn choices_are_told_apart_and_the_last_usage_is_of_all() {
         let said = read(&[
-            r#"{"choices":[{"index":1,"text":"b","logprobs":{"token_logprobs":[-1.0,-2.0]}}],"usage":{"prompt_tokens":3,"completion_tokens":1,"total_tokens":4}}"#,
+            r#"{"model":"m","choices":[{"index":1,"text":"b","logprobs":{"token_logprobs":[-1.0,-2.0]}}],"usage":{"prompt_tokens":3,"completion_tokens":1,"total_tokens":4}}"#,
             r#"{"choices":[{"index":0,"text":"","finish_reason":"stop"}]}"#,
             r#"{"choices":[],"usage":{"prompt_tokens":3,"completion_tokens":2,"total_tokens":5}}"#,
             "[DONE]",
@@ -92,6 +97,7 @@ mod tests {
         assert_eq!(first.usage.unwrap().completion_tokens, 1);
         assert_eq!((second.index, second.finish_reason.as_deref()), (0, Some("stop")));
         assert_eq!(said.usage.unwrap().completion_tokens, 2);
+        assert_eq!(said.model.as_deref(), Some("m"));
         assert!(said.is_done());
     }
 

@@ -89,6 +89,8 @@ pub(crate) struct Choice<'a> {
 #[derive(Debug, Deserialize)]
 pub(crate) struct CompletionChunk<'a> {
     #[serde(borrow, default)]
+    pub(crate) model: Option<Text<'a>>,
+    #[serde(borrow, default)]
     pub(crate) choices: Vec<CompletionChoice<'a>>,
     #[serde(default)]
     pub(crate) usage: Option<WireUsage>,

@@ -5,10 +5,10 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use hapa_chassis::Report;
-use hapa_chassis::trace::Trace;
 use reqwest::StatusCode;
 use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
+use tracing::Span;
 
 use super::Fleet;
 use super::board::{Nobody, Wanted};
@@ -31,7 +31,7 @@ pub(crate) struct Request {
     /// Fired when an engine has answered: from then on the prompt was read.
     pub(crate) answered: CancellationToken,
     /// Under which each engine that is asked has its span.
-    pub(crate) trace: Trace,
+    pub(crate) span: Span,
 }
 
 /// An answer from its first token on.
@@ -195,7 +195,7 @@ async fn first_token<E: Events>(
     request: &Request,
     mut attempt: Attempt,
 ) -> Result<Opened<E>, engine::Error> {
-    let headers = attempt.ask(&request.trace, request.ask);
+    let headers = attempt.ask(&request.span, request.ask);
     let asked = attempt.replica.engine.ask(request.ask, headers, request.body.clone()).await;
     let mut tokens = asked.inspect_err(|error| {
         attempt.failed(error);

@@ -7,11 +7,12 @@ use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use hapa_chassis::trace::{Part, Trace};
+use hapa_chassis::trace::Part;
 use metrics::Gauge;
 use reqwest::header::HeaderMap;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
+use tracing::Span;
 
 use super::breaker::{Breaker, Ticket, Verdict};
 use super::choose::{Candidate, hash};
@@ -246,8 +247,8 @@ pub(crate) struct Attempt {
 
 impl Attempt {
     /// It is asked now; tells it of the trace that it belongs to.
-    pub(super) fn ask(&mut self, trace: &Trace, ask: Ask) -> HeaderMap {
-        self.part = trace.ask(|| format!("POST {}", ask.path()));
+    pub(super) fn ask(&mut self, span: &Span, ask: Ask) -> HeaderMap {
+        self.part = Part::ask_under(span, || format!("POST {}", ask.path()));
         self.part.set("http.request.method", "POST");
         self.part.set_server(&self.replica.name);
         let mut headers = HeaderMap::new();

@@ -32,7 +32,7 @@ fn request() -> Request {
         affinity: None,
         report: hapa_chassis::Report::default(),
         answered: CancellationToken::new(),
-        trace: hapa_chassis::trace::Trace::default(),
+        span: tracing::Span::none(),
     }
 }
 

@@ -69,7 +69,7 @@ impl From<Analytics> for Roles {
 /// Serves until a signal, then drains; a second signal ends at once.
 pub(super) async fn serve(roles: Roles) -> Result<(), Failure> {
     roles.server.check()?;
-    telemetry::start_logging(&roles.server.log)?;
+    let exporter = telemetry::start(&roles.server.log, &roles.server.trace)?;
     let listeners = Listeners::bind(&roles.server).await?;
     let (mut first, mut second) = (Signals::new()?, Signals::new()?);
     let twice = async {
@@ -77,7 +77,7 @@ pub(super) async fn serve(roles: Roles) -> Result<(), Failure> {
         second.next().await;
     };
     tokio::select! {
-        done = run(roles, listeners, first.next()) => Ok(done?),
+        done = run(roles, listeners, exporter, first.next()) => Ok(done?),
         () = twice => Err(anyhow::anyhow!("ended by a second signal, before open calls were done").into()),
     }
 }
