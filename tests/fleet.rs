@@ -7,6 +7,7 @@ mod limits;
 mod outage;
 mod replicas;
 mod revocation;
+mod rolling;
 mod rotation;
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};

@@ -1,5 +1,7 @@
 //! Health, probes, drains: how a process comes and goes.
 
+mod ending;
+
 use hapa_proto::codegen::v1::stream_generate_code_response::Event;
 use hapa_tests::engine::Script;
 use hapa_tests::{World, incident, within};

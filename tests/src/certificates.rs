@@ -3,6 +3,7 @@
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use clap::{FromArgMatches as _, Parser};
@@ -11,9 +12,13 @@ use hapa_chassis::Listeners;
 use hapa_chassis::balance::Balanced;
 use hapa_chassis::dial::Secure;
 use hapa_chassis::tls::{Files, Tls};
+use rustls::pki_types::pem::PemObject as _;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::{ClientConfig, RootCertStore};
 use tempfile::TempDir;
 use tokio::process::Command;
 use tokio::task::JoinSet;
+use tokio_rustls::TlsConnector;
 use tokio_util::sync::CancellationToken;
 
 use crate::engine::Engine;
@@ -91,6 +96,27 @@ impl Certificates {
             ("TLS_KEY_FILE", text(&files.key)),
             ("TLS_CA_FILE", text(&files.authority)),
         ]
+    }
+
+    /// How to speak to any of them over TLS with a role's certificate, byte by byte.
+    pub fn connector(&self, role: &str) -> TlsConnector {
+        let files = self.files(role);
+        let read = |path| {
+            CertificateDer::pem_file_iter(path)
+                .expect("a file")
+                .map(|one| one.expect("a certificate"))
+        };
+        let mut trusted = RootCertStore::empty();
+        trusted.add_parsable_certificates(read(files.authority));
+        let key = PrivateKeyDer::from_pem_file(files.key).expect("a key");
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let config =
+            ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions();
+        let config = config.expect("TLS").with_root_certificates(trusted);
+        let own = read(files.certificate).collect();
+        let mut config = config.with_client_auth_cert(own, key).expect("a key and its certificate");
+        config.alpn_protocols = vec![b"h2".to_vec()];
+        TlsConnector::from(Arc::new(config))
     }
 
     /// A channel to `address` of who shows a role's certificate.

@@ -3,7 +3,7 @@
 //! fleet.
 
 use std::net::{SocketAddr, TcpListener};
-use std::process::Stdio;
+use std::process::{ExitStatus, Stdio};
 use std::sync::atomic::{AtomicU16, Ordering};
 
 use hapa_proto::auth::v1::audit_service_client::AuditServiceClient;
@@ -138,34 +138,38 @@ pub struct Role {
 }
 
 impl Role {
-    async fn start(name: &str, settings: &[(&'static str, String)], flags: &[&str]) -> Role {
-        let folder = tempfile::tempdir().expect("a folder for the test");
+    /// Starts a process with these settings and flags.
+    pub async fn start(name: &str, settings: &[(&'static str, String)], flags: &[&str]) -> Role {
         within("a process of the mesh", async {
             loop {
-                let mut command = Box::new(hapa());
-                command.arg(name).args(flags).arg(format!("--port={}", quiet_port()));
-                command.args(["--metrics-port=0", "--structured-logging=true"]);
-                command.envs(settings.iter().map(|(name, value)| (name, value)));
-                command.env("DATA_DIR", folder.path()).stderr(Stdio::piped());
-                let mut log = JoinSet::new();
                 // Somebody else may have taken the port meanwhile.
-                let Some(started) = spawn(&mut command, &mut log).await else { continue };
-                let (process, address, metrics) = started;
-                let endpoint = Endpoint::from_shared(format!("http://{address}"));
-                let channel = endpoint.expect("an address").connect_lazy();
-                return Role {
-                    command,
-                    process,
-                    address,
-                    metrics,
-                    channel,
-                    http: reqwest_client(),
-                    _folder: folder,
-                    log,
-                };
+                if let Some(role) = Role::on(quiet_port(), name, settings, flags).await {
+                    return role;
+                }
             }
         })
         .await
+    }
+
+    /// None where the port is taken.
+    pub(crate) async fn on(
+        port: u16,
+        name: &str,
+        settings: &[(&'static str, String)],
+        flags: &[&str],
+    ) -> Option<Role> {
+        let folder = tempfile::tempdir().expect("a folder for the test");
+        let mut command = Box::new(hapa());
+        command.arg(name).args(flags).arg(format!("--port={port}"));
+        command.args(["--metrics-port=0", "--structured-logging=true"]);
+        command.envs(settings.iter().map(|(name, value)| (name, value)));
+        command.env("DATA_DIR", folder.path()).stderr(Stdio::piped());
+        let mut log = JoinSet::new();
+        let (process, address, metrics) = spawn(&mut command, &mut log).await?;
+        let endpoint = Endpoint::from_shared(format!("http://{address}"));
+        let channel = endpoint.expect("an address").connect_lazy();
+        let http = reqwest_client();
+        Some(Role { command, process, address, metrics, channel, http, _folder: folder, log })
     }
 
     /// Ends it at once.
@@ -175,8 +179,39 @@ impl Role {
 
     /// Asks it to end, and waits until it has.
     pub async fn stop(&mut self) {
+        self.ask_to_stop().await;
+        self.has_stopped().await;
+    }
+
+    /// Asks it to end.
+    pub async fn ask_to_stop(&self) {
         signal(&self.process, "-TERM").await;
-        within("a process to end", self.process.wait()).await.expect("it ran");
+    }
+
+    /// The same, as a terminal does.
+    pub async fn interrupt(&self) {
+        signal(&self.process, "-INT").await;
+    }
+
+    /// Waits until it has ended by itself, and well.
+    pub async fn has_stopped(&mut self) {
+        let status = self.ended().await;
+        assert!(status.success(), "{status}");
+    }
+
+    /// Waits until it has ended, and says how.
+    pub async fn ended(&mut self) -> ExitStatus {
+        within("a process to end", self.process.wait()).await.expect("it ran")
+    }
+
+    /// Where its gRPC port is.
+    pub fn mesh(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Where its port of metrics is.
+    pub fn metrics_address(&self) -> SocketAddr {
+        self.metrics
     }
 
     /// Starts it where it was.
@@ -254,7 +289,7 @@ impl Role {
     }
 
     /// Waits until it has found Redis, and hears of changes.
-    async fn is_whole(&self) {
+    pub(crate) async fn is_whole(&self) {
         within("a process to find the others", async {
             while self.metrics().await.sum("hapa_revocation_link_up", &[]) < 1.0
                 || self.page("/readyz").await != "ready\n"
@@ -290,7 +325,7 @@ async fn spawn(
 
 /// A free port that the kernel gives to nobody by itself: one that is free for a while must not be
 /// taken by a connection, least of all by one that looks for who listened there.
-fn quiet_port() -> u16 {
+pub(crate) fn quiet_port() -> u16 {
     static NEXT: AtomicU16 = AtomicU16::new(0);
     loop {
         let number = NEXT.fetch_add(1, Ordering::Relaxed);

@@ -54,8 +54,8 @@ pub(crate) async fn thaw(process: &Child) {
     signal(process, "-CONT").await;
 }
 
-/// Such as "-TERM".
-pub(crate) async fn signal(process: &Child, name: &str) {
+/// Sends a process a signal, such as "-TERM".
+pub async fn signal(process: &Child, name: &str) {
     let process = process.id().expect("it runs").to_string();
     let status = Command::new("kill").args([name, &process]).status().await;
     assert!(status.expect("kill runs").success());

@@ -27,7 +27,7 @@ use crate::seen::{Seen, Wire};
 use crate::tools::{Metrics, within};
 
 /// The secret that services of every test's mesh share.
-pub(crate) const TOKEN: &str = "the-mesh-token-of-a-test-which-is-long";
+pub const TOKEN: &str = "the-mesh-token-of-a-test-which-is-long";
 
 /// Nothing is remembered of calls.
 const QUIET: &[&str] = &["--usage-recording-enabled=false", "--error-monitoring-enabled=false"];

@@ -5,12 +5,14 @@
 
 use std::future::pending;
 use std::io;
+use std::net::SocketAddr;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
 use axum::Router;
+use futures_util::FutureExt as _;
 use http::Request;
 use hyper::body::Incoming;
 use hyper::rt::Executor;
@@ -39,6 +41,9 @@ const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 const HANDSHAKE: u8 = 0x16;
 /// From connecting to the end of the preface, TLS's handshake within it.
 const PREFACE_PATIENCE: Duration = Duration::from_secs(5);
+/// After the door closed: for who had just connected to say so. Its call must not be lost, as it would be
+/// where nobody can tell whether it was seen.
+const LATE_PATIENCE: Duration = Duration::from_millis(500);
 /// After an accept that failed, so that a lasting cause does not spin.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(20);
 /// Without it, 3,000 small calls at once exhaust h2's budget for small frames and all fail.
@@ -100,25 +105,34 @@ pub(crate) async fn accept(
     tasks: TaskTracker,
 ) {
     let room = Arc::new(Semaphore::new(bounds.connections as usize));
+    let serve = |stream, peer: SocketAddr, permit| {
+        let calls = OnTracker { tasks: tasks.clone(), patience: bounds.reader };
+        let peer = Peer(peer.ip());
+        let life = Life { peer, age: bounds.age, door: door.clone(), calls };
+        let connection = connection(stream, socket.tls.clone(), router.clone(), life);
+        tasks.spawn(hold(permit, connection));
+    };
     loop {
         let accepted = async {
             let permit = Arc::clone(&room).acquire_owned().await.ok()?;
             // Out of file descriptors, or a peer that left again: neither ends the server.
             let (stream, peer) = socket.listener.accept().await.ok()?;
-            Some((stream, Peer(peer.ip()), permit))
+            Some((stream, peer, permit))
         };
         let accepted = tokio::select! {
-            () = door.closing.cancelled() => return,
+            () = door.closing.cancelled() => break,
             accepted = accepted => accepted,
         };
-        let Some((stream, peer, permit)) = accepted else {
-            sleep(ACCEPT_PAUSE).await;
-            continue;
-        };
-        let calls = OnTracker { tasks: tasks.clone(), patience: bounds.reader };
-        let life = Life { peer, age: bounds.age, door: door.clone(), calls };
-        let connection = connection(stream, socket.tls.clone(), router.clone(), life);
-        tasks.spawn(hold(permit, connection));
+        match accepted {
+            Some((stream, peer, permit)) => serve(stream, peer, permit),
+            None => sleep(ACCEPT_PAUSE).await,
+        }
+    }
+    // For the kernel they are connected already, and may have sent their calls.
+    while let Ok(permit) = Arc::clone(&room).try_acquire_owned()
+        && let Some(Ok((stream, peer))) = socket.listener.accept().now_or_never()
+    {
+        serve(stream, peer, permit);
     }
 }
 
@@ -140,11 +154,15 @@ async fn connection(stream: TcpStream, tls: Option<Tls>, router: Router, life: L
     }
     let until = Instant::now() + PREFACE_PATIENCE;
     let closing = life.door.closing.clone();
+    let late = async {
+        closing.cancelled().await;
+        sleep(LATE_PATIENCE).await;
+    };
     let Some(tls) = tls else {
         let opened = timeout_at(until, opened(stream));
         let opened = tokio::select! {
             opened = opened => opened.ok().flatten(),
-            () = closing.cancelled() => return,
+            () = late => return,
         };
         let Some(io) = opened else {
             return tracing::debug!("a connection did not speak HTTP/2");
@@ -154,7 +172,7 @@ async fn connection(stream: TcpStream, tls: Option<Tls>, router: Router, life: L
     let secured = timeout_at(until, secured(stream, &tls));
     let secured = tokio::select! {
         secured = secured => secured.unwrap_or_else(|_| Err("it was too slow".to_owned())),
-        () = closing.cancelled() => return,
+        () = late => return,
     };
     match secured {
         Ok((io, proven)) => serve(io, Some(proven), router, life).await,

@@ -18,6 +18,7 @@ use std::time::Duration;
 use anyhow::Context as _;
 use http::uri::{Authority, PathAndQuery, Scheme};
 use http::{Request, Response, Uri};
+use http_body_util::{BodyExt as _, Full};
 use hyper::client::conn::http2::SendRequest;
 use tokio::sync::Mutex as Turns;
 use tokio::time::{Instant, sleep, timeout};
@@ -138,19 +139,28 @@ impl Balanced {
         }
     }
 
-    async fn try_each(&self, mut request: Request<Body>) -> Result<Response<Body>, Status> {
+    /// The message is kept, since hyper gives back none that it has begun to send: a call of the mesh
+    /// sends one alone, which is there when the call is made.
+    async fn try_each(&self, request: Request<Body>) -> Result<Response<Body>, Status> {
+        let (head, body) = request.into_parts();
+        let message = body.collect().await?.to_bytes();
         let mut tried = HashSet::new();
         for _ in 0..TRIES {
             let (busy, mut connection) = self.0.open(&mut tried).await?;
+            let body = Body::new(Full::new(message.clone()));
+            let request = Request::from_parts(head.clone(), body);
             let replied = connection.try_send_request(request).await;
             drop(busy);
             match replied {
                 Ok(response) => return Ok(response.map(Body::new)),
-                Err(mut failed) => match failed.take_message() {
-                    // Its connection ended before it was sent: another takes it.
-                    Some(unsent) => request = unsent,
-                    None => return Err(lost(failed.into_error())),
-                },
+                Err(mut failed) => {
+                    let unsent = failed.take_message().is_some();
+                    let error = failed.into_error();
+                    // Its connection ended before it was sent, or the replica has not seen it: another takes it.
+                    if !unsent && !unseen(&error) {
+                        return Err(lost(error));
+                    }
+                }
             }
         }
         Err(Status::unavailable(format!("{} keeps closing connections", self.0.authority)))
@@ -332,6 +342,15 @@ fn place(address: &str) -> anyhow::Result<Place> {
     let name = authority.host().trim_matches(['[', ']']).to_owned();
     let port = authority.port_u16().unwrap_or(usual);
     Ok(Place { scheme, authority, name, port })
+}
+
+/// Whether the replica itself says that it has not begun the call: it went away before, or refused it.
+/// <https://www.rfc-editor.org/rfc/rfc9113#section-8.7>
+fn unseen(error: &hyper::Error) -> bool {
+    let cause =
+        std::error::Error::source(error).and_then(|cause| cause.downcast_ref::<h2::Error>());
+    let refused = |cause: &h2::Error| cause.reason() == Some(h2::Reason::REFUSED_STREAM);
+    cause.is_some_and(|cause| cause.is_remote() && (cause.is_go_away() || refused(cause)))
 }
 
 /// A call that a peer may have seen: whoever made it decides whether to make it again.

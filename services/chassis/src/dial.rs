@@ -1,17 +1,25 @@
 //! One connection to one address: TCP, TLS where it is asked for, and HTTP/2, all within one bound.
+//!
+//! It is one when the other end has spoken: who only listens does not serve yet, or not any more, and a
+//! call that went there would wait or be lost.
 
+use std::io;
 use std::net::SocketAddr;
+use std::pin::Pin;
 use std::sync::Arc;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use anyhow::Context as _;
 use hyper::client::conn::http2;
 use hyper::client::conn::http2::SendRequest;
-use hyper::rt::{Executor as _, Read, Write};
+use hyper::rt::Executor as _;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use rustls::ClientConfig;
 use rustls::pki_types::ServerName;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
+use tokio::sync::oneshot;
 use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
 use tonic::body::Body;
@@ -72,18 +80,18 @@ impl Dial {
             Secure::Believing(config) => Some(Arc::clone(config)),
         };
         let (Some(config), Some(name)) = (config, &self.name) else {
-            return speak(TokioIo::new(stream)).await;
+            return speak(stream).await;
         };
         let stream = TlsConnector::from(config).connect(name.clone(), stream).await?;
         let speaks = speaks_h2(stream.get_ref().1.alpn_protocol());
         anyhow::ensure!(speaks, "the other end speaks TLS, but not HTTP/2");
-        speak(TokioIo::new(stream)).await
+        speak(stream).await
     }
 }
 
 async fn speak<I>(io: I) -> anyhow::Result<SendRequest<Body>>
 where
-    I: Read + Write + Unpin + Send + 'static,
+    I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     let mut builder = http2::Builder::new(TokioExecutor::new());
     builder
@@ -91,6 +99,8 @@ where
         .keep_alive_interval(KEEPALIVE_INTERVAL)
         .keep_alive_timeout(KEEPALIVE_TIMEOUT)
         .keep_alive_while_idle(true);
+    let (tell, heard) = oneshot::channel();
+    let io = TokioIo::new(Listening { io, tell: Some(tell) });
     let (sender, connection) = builder.handshake(io).await?;
     // No task of the server's: it ends with the last of its calls and of those who could make one.
     TokioExecutor::new().execute(async move {
@@ -98,5 +108,60 @@ where
             tracing::debug!(%error, "a connection to a peer broke");
         }
     });
+    heard.await.context("the other end closed the connection and said nothing")?;
     Ok(sender)
+}
+
+/// A connection that tells when the other end first says something.
+struct Listening<I> {
+    io: I,
+    tell: Option<oneshot::Sender<()>>,
+}
+
+impl<I: AsyncRead + Unpin> AsyncRead for Listening<I> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let before = buffer.filled().len();
+        let read = Pin::new(&mut self.io).poll_read(cx, buffer);
+        if buffer.filled().len() > before
+            && let Some(tell) = self.tell.take()
+        {
+            // Nobody waits where it came too late.
+            let _ = tell.send(());
+        }
+        read
+    }
+}
+
+impl<I: AsyncWrite + Unpin> AsyncWrite for Listening<I> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.io).poll_write(cx, bytes)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        slices: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.io).poll_write_vectored(cx, slices)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.io.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_shutdown(cx)
+    }
 }

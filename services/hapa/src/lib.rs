@@ -5,6 +5,8 @@ pub mod setting;
 mod system;
 mod warnings;
 
+use std::pin::pin;
+
 use hapa_chassis::trace::Exporter;
 use hapa_chassis::{Listeners, Server};
 
@@ -64,12 +66,28 @@ impl From<All> for Roles {
 
 /// Runs the roles on sockets that are bound already, until `shutdown`, and then until drained; spans
 /// go where telemetry was started with.
+///
+/// A shutdown before it serves ends it at once: a store that does not answer holds up nobody who wants
+/// to stop, and a migration that is broken off is as if it had not begun.
 pub async fn run(
     roles: Roles,
     listeners: Listeners,
     exporter: Option<Exporter>,
     shutdown: impl Future<Output = ()>,
 ) -> anyhow::Result<()> {
+    let mut shutdown = pin!(shutdown);
+    let server = tokio::select! {
+        server = mounted(roles, listeners, exporter) => server?,
+        () = &mut shutdown => return Ok(()),
+    };
+    server.serve(shutdown).await
+}
+
+async fn mounted(
+    roles: Roles,
+    listeners: Listeners,
+    exporter: Option<Exporter>,
+) -> anyhow::Result<Server> {
     let setup = system::Setup::of(&roles);
     let mut server = Server::new(roles.server, listeners).await?;
     if let Some(exporter) = exporter {
@@ -89,5 +107,5 @@ pub async fn run(
         hapa_errors::mount(config, &mut server).await?;
     }
     system::mount(setup, &mut server).await?;
-    server.serve(shutdown).await
+    Ok(server)
 }

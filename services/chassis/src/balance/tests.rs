@@ -6,6 +6,7 @@ use std::sync::atomic::AtomicU32;
 use hyper::body::Incoming;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use hyper_util::service::TowerToHyperService;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpListener;
 use tokio::task::{AbortHandle, JoinSet};
 
@@ -49,8 +50,12 @@ impl Server {
 }
 
 fn balanced(names: &Names) -> Balanced {
+    balanced_within(names, Duration::from_secs(5))
+}
+
+fn balanced_within(names: &Names, patience: Duration) -> Balanced {
     let host = place("http://replicas:1").unwrap();
-    let dial = Dial::new("replicas", false, Secure::No, Duration::from_secs(5)).unwrap();
+    let dial = Dial::new("replicas", false, Secure::No, patience).unwrap();
     let names = Arc::clone(names);
     let resolve = move || {
         let found = names.lock().unwrap().clone();
@@ -109,6 +114,62 @@ async fn a_replica_that_dies_costs_no_call_that_it_has_not_seen() {
     // One call may have been on its way; what is dialled anew goes to who is there.
     assert!(failed <= 1, "{failed} calls failed");
     assert!(servers[1].calls() - before >= 49);
+}
+
+/// It says of every call that it went away before.
+async fn leaving(listener: TcpListener, seen: Arc<AtomicU32>) {
+    const SETTINGS: [u8; 9] = [0, 0, 0, 4, 0, 0, 0, 0, 0];
+    // Its last stream is 0: it has begun none.
+    const GOAWAY: [u8; 17] = [0, 0, 8, 7, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+    let mut open = Vec::new();
+    loop {
+        let (mut stream, _) = listener.accept().await.unwrap();
+        stream.write_all(&SETTINGS).await.unwrap();
+        stream.read_exact(&mut [0; 24]).await.unwrap();
+        loop {
+            let mut head = [0; 9];
+            stream.read_exact(&mut head).await.unwrap();
+            let length = u32::from_be_bytes([0, head[0], head[1], head[2]]);
+            stream.read_exact(&mut vec![0; length as usize]).await.unwrap();
+            // The headers of a call.
+            if head[3] == 1 {
+                break;
+            }
+        }
+        seen.fetch_add(1, Ordering::Relaxed);
+        stream.write_all(&GOAWAY).await.unwrap();
+        open.push(stream);
+    }
+}
+
+#[tokio::test]
+async fn a_call_that_a_leaving_replica_has_not_begun_goes_to_another() {
+    let mut tasks = JoinSet::new();
+    let server = Server::start(&mut tasks).await;
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let (address, seen) = (listener.local_addr().unwrap(), Arc::<AtomicU32>::default());
+    tasks.spawn(leaving(listener, Arc::clone(&seen)));
+    let names: Names = Arc::new(Mutex::new(vec![address, server.address]));
+    let balanced = balanced(&names);
+    for _ in 0..10 {
+        call(&balanced).await.unwrap();
+    }
+    assert_eq!(server.calls(), 10);
+    assert!(seen.load(Ordering::Relaxed) >= 1, "nobody asked the one that leaves");
+}
+
+#[tokio::test]
+async fn who_listens_and_does_not_serve_yet_gets_no_call() {
+    let mut tasks = JoinSet::new();
+    let server = Server::start(&mut tasks).await;
+    let starting = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = starting.local_addr().unwrap();
+    let names: Names = Arc::new(Mutex::new(vec![address, server.address]));
+    let balanced = balanced_within(&names, Duration::from_millis(50));
+    for _ in 0..10 {
+        call(&balanced).await.unwrap();
+    }
+    assert_eq!(server.calls(), 10);
 }
 
 #[tokio::test]

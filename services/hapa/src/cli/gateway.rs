@@ -43,7 +43,7 @@ pub(super) struct Args {
     /// Origins whose pages may call, exact, comma-separated: https://editor.example.com.
     #[arg(long, env = "CORS_ORIGINS", value_delimiter = ',')]
     cors_origins: Vec<String>,
-    /// The code generation service; default: PORT on this machine.
+    /// The code generation service, several with commas between; default: PORT on this machine.
     #[arg(long, env = "CODEGEN_ADDRESS")]
     codegen_address: Option<String>,
     /// The auth service; default: PORT on this machine.
@@ -86,16 +86,15 @@ pub(super) fn write(args: &Args) -> Result<(), Failure> {
 }
 
 fn render(args: &Args, descriptors: &Path) -> Result<String, Failure> {
-    let (codegen_host, codegen_port) =
-        place("CODEGEN_ADDRESS", args.codegen_address.as_deref(), args.port)?;
-    let (auth_host, auth_port) = place("AUTH_ADDRESS", args.auth_address.as_deref(), args.port)?;
-    let (analytics_host, analytics_port) =
-        place("ANALYTICS_ADDRESS", args.analytics_address.as_deref(), args.port)?;
-    let (errors_host, errors_port) =
-        place("ERRORS_ADDRESS", args.errors_address.as_deref(), args.port)?;
+    let replicas = |setting, address: &Option<String>| {
+        endpoints(setting, address.as_deref().unwrap_or_default(), args.port)
+    };
     check_schemes(args)?;
     let traces = args.otel_exporter_otlp_endpoint.as_deref().filter(|traces| !traces.is_empty());
-    let (traces_host, traces_port) = place("OTEL_EXPORTER_OTLP_ENDPOINT", traces, 0)?;
+    let (traces_host, traces_port) = match traces {
+        Some(traces) => place("OTEL_EXPORTER_OTLP_ENDPOINT", traces)?,
+        None => (String::new(), 0),
+    };
     let metrics_port = args.gateway_metrics_port.filter(|port| *port != 0);
     let origins: Vec<_> = args.cors_origins.iter().filter(|origin| !origin.is_empty()).collect();
     if let Some(wrong) = origins.iter().find(|origin| !is_origin(origin)) {
@@ -115,14 +114,10 @@ fn render(args: &Args, descriptors: &Path) -> Result<String, Failure> {
         ("SECRETS_DIR", args.out.display().to_string()),
         ("SPIFFE_PREFIX", literal(&args.tls.tls_spiffe_prefix)),
         ("CORS_ORIGINS", format!("[{}]", matchers.join(", "))),
-        ("CODEGEN_HOST", codegen_host),
-        ("CODEGEN_PORT", codegen_port.to_string()),
-        ("AUTH_HOST", auth_host),
-        ("AUTH_PORT", auth_port.to_string()),
-        ("ANALYTICS_HOST", analytics_host),
-        ("ANALYTICS_PORT", analytics_port.to_string()),
-        ("ERRORS_HOST", errors_host),
-        ("ERRORS_PORT", errors_port.to_string()),
+        ("CODEGEN_ENDPOINTS", replicas("CODEGEN_ADDRESS", &args.codegen_address)?),
+        ("AUTH_ENDPOINTS", replicas("AUTH_ADDRESS", &args.auth_address)?),
+        ("ANALYTICS_ENDPOINTS", replicas("ANALYTICS_ADDRESS", &args.analytics_address)?),
+        ("ERRORS_ENDPOINTS", replicas("ERRORS_ADDRESS", &args.errors_address)?),
     ];
     let fill =
         |text: String, (name, value): &(&str, String)| text.replace(&format!("${{{name}}}"), value);
@@ -146,7 +141,8 @@ fn check_schemes(args: &Args) -> Result<(), Wrong> {
     ];
     for (name, address) in addresses {
         let address = address.as_deref().unwrap_or_default();
-        if !address.is_empty() && !address.starts_with(scheme) {
+        let fits = |one: &str| one.starts_with(scheme);
+        if !address.is_empty() && !address.split(',').all(fits) {
             let why = if certified { "is set" } else { "is not set" };
             let words = format!("must begin with {scheme}, since TLS_CERT_FILE {why}");
             return Err(Wrong::new(name, words));
@@ -185,10 +181,20 @@ fn without(template: &str, sections: &[(&str, bool)]) -> String {
     text
 }
 
-fn place(setting: &'static str, address: Option<&str>, port: u16) -> Result<(String, u16), Wrong> {
-    let Some(address) = address.filter(|address| !address.is_empty()) else {
-        return Ok(("127.0.0.1".to_owned(), port));
+/// What a cluster calls, as Envoy writes it: each name may stand for several replicas.
+fn endpoints(setting: &'static str, addresses: &str, port: u16) -> Result<String, Wrong> {
+    let places: Vec<_> = match addresses {
+        "" => vec![("127.0.0.1".to_owned(), port)],
+        some => some.split(',').map(|one| place(setting, one)).collect::<Result<_, _>>()?,
     };
+    let endpoint = |(host, port)| {
+        let address = format!("{{address: \"{host}\", port_value: {port}}}");
+        format!("{{endpoint: {{address: {{socket_address: {address}}}}}}}")
+    };
+    Ok(format!("[{}]", places.into_iter().map(endpoint).collect::<Vec<_>>().join(", ")))
+}
+
+fn place(setting: &'static str, address: &str) -> Result<(String, u16), Wrong> {
     let uri: Option<Uri> = address.parse().ok();
     let place = uri.as_ref().and_then(|uri| Some((uri.host()?.to_owned(), uri.port_u16()?)));
     place.ok_or_else(|| {
