@@ -4,7 +4,8 @@ use std::time::{Duration, SystemTime};
 
 use hapa_proto::auth::v1::auth_service_client::AuthServiceClient;
 use hapa_proto::auth::v1::create_key_request::Expiry;
-use hapa_proto::auth::v1::{AuthenticateRequest, RateLimit, RevokeKeyRequest};
+use hapa_proto::auth::v1::key_service_client::KeyServiceClient;
+use hapa_proto::auth::v1::{AuthenticateRequest, ListKeysRequest, RateLimit, RevokeKeyRequest};
 use hapa_proto::codegen::v1::GetCodeHealthRequest;
 use hapa_tests::{World, incident, within};
 use secrecy::ExposeSecret as _;
@@ -157,6 +158,21 @@ async fn what_is_for_services_takes_the_mesh_token_and_nothing_else() {
     let status = auth.authenticate(ask("x-mesh-token", world.mesh_token())).await.unwrap_err();
     assert_eq!((incident(&status).0.as_str(), status.code()), ("E4010", Code::NotFound));
     world.end().await;
+}
+
+#[tokio::test]
+async fn two_mesh_tokens_are_accepted_while_one_is_being_replaced() {
+    const NEXT: &str = "the-mesh-token-that-comes-next-is-long-too";
+    for (also, text, is_accepted) in [(NEXT, NEXT, true), (NEXT, "", false), ("", "", false)] {
+        let world = World::with(&[&format!("--mesh-token-also={also}")]).await;
+        for (token, is_accepted) in [(world.mesh_token(), true), (text, is_accepted)] {
+            let mut request = Request::new(ListKeysRequest::default());
+            request.metadata_mut().insert("x-mesh-token", token.parse().unwrap());
+            let listed = KeyServiceClient::new(world.connect().await).list_keys(request).await;
+            assert_eq!(listed.is_ok(), is_accepted, "{also:?} {token:?}: {listed:?}");
+        }
+        world.end().await;
+    }
 }
 
 #[tokio::test]

@@ -40,6 +40,7 @@ async fn a_wrong_setting_is_named_and_the_exit_code_is_78() {
         (&["all"], &[("ENVIRONMENT", "moon")], "ENVIRONMENT"),
         (&["all"], &[("REQUEST_TIMEOUT", "0")], "REQUEST_TIMEOUT"),
         (&["all"], &[("MESH_TOKEN", "short")], "MESH_TOKEN"),
+        (&["all"], &[("MESH_TOKEN_ALSO", "short")], "MESH_TOKEN_ALSO"),
         (&["all"], &[("ENVIRONMENT", "production")], "MESH_TOKEN"),
         (&["auth"], &[("ENVIRONMENT", "production"), LONG_TOKEN, LONG_PEPPER], "SECRET_KEY"),
         (

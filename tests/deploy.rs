@@ -62,8 +62,9 @@ fn word(value: &Value) -> &str {
 }
 
 /// Settings whose values nobody may read in a manifest.
-const SECRETS: [&str; 8] = [
+const SECRETS: [&str; 9] = [
     "MESH_TOKEN",
+    "MESH_TOKEN_ALSO",
     "API_KEY_PEPPER",
     "SECRET_KEY",
     "DATABASE_URL",

@@ -16,7 +16,7 @@ use bytes::Bytes;
 use http::header::CONTENT_TYPE;
 use http::{HeaderMap, HeaderValue};
 use http_body::{Body as HttpBody, Frame, SizeHint};
-use secrecy::ExposeSecret as _;
+use secrecy::{ExposeSecret as _, SecretString};
 use subtle::ConstantTimeEq as _;
 use tokio_util::sync::WaitForCancellationFutureOwned;
 use tonic::Status;
@@ -153,10 +153,14 @@ impl Admission {
     fn is_mesh(&self, rpc: &Rpc, shown: &Shown<'_>) -> bool {
         let headers = shown.headers;
         match &self.proof {
-            Proof::Token(token) => {
+            Proof::Token(token, also) => {
                 let presented = headers.get(MESH_TOKEN).map(HeaderValue::as_bytes);
-                let token = token.expose_secret().as_bytes();
-                presented.is_some_and(|presented| presented.ct_eq(token).into())
+                let is = |presented: &[u8], token: &SecretString| {
+                    bool::from(presented.ct_eq(token.expose_secret().as_bytes()))
+                };
+                presented.is_some_and(|presented| {
+                    std::iter::once(token).chain(also).any(|token| is(presented, token))
+                })
             }
             Proof::Certificates(_) => {
                 let has_other = ["x-api-key", "authorization"];
@@ -171,7 +175,7 @@ impl Admission {
 
     fn not_mesh(&self, rpc: &Rpc) -> Fault {
         match self.proof {
-            Proof::Token(_) => {
+            Proof::Token(..) => {
                 let words =
                     "only services of the mesh call this; present its token as x-mesh-token";
                 Fault::new(ErrorCode::BadKey, words)

@@ -80,6 +80,9 @@ pub struct Config {
     /// kept in DATA_DIR/mesh-token.
     #[arg(long, env = "MESH_TOKEN", hide_env_values = true)]
     pub mesh_token: Option<SecretString>,
+    /// Another such secret, which is accepted and never sent, while MESH_TOKEN is being replaced.
+    #[arg(long, env = "MESH_TOKEN_ALSO", hide_env_values = true)]
+    pub mesh_token_also: Option<SecretString>,
     /// Certificates that prove who is a service.
     #[command(flatten)]
     pub tls: TlsConfig,
@@ -248,6 +251,10 @@ impl Config {
         }
         if (1..secret::SHORTEST).contains(&token) {
             return Err(Wrong::new("MESH_TOKEN", "needs 32 characters or more"));
+        }
+        let also = self.mesh_token_also.as_ref().map_or(0, |token| token.expose_secret().len());
+        if (1..secret::SHORTEST).contains(&also) {
+            return Err(Wrong::new("MESH_TOKEN_ALSO", "needs 32 characters or more"));
         }
         self.check_addresses(certificates)?;
         let store = Engine::of(&self.store_url(""));

@@ -31,8 +31,8 @@ pub type Wire = InterceptedService<Traced<Balanced>, MeshToken>;
 /// By what a service proves that it is one, and others prove it here.
 #[derive(Clone, Debug)]
 pub enum Proof {
-    /// The mesh token.
-    Token(SecretString),
+    /// The mesh token, and another that is accepted and never sent, while one takes the other's place.
+    Token(SecretString, Option<SecretString>),
     /// Certificates; no token is sent and none counts.
     Certificates(Tls),
 }
@@ -48,7 +48,7 @@ impl Proof {
     /// The certificates, where they are it.
     pub(crate) fn tls(&self) -> Option<Tls> {
         match self {
-            Proof::Token(_) => None,
+            Proof::Token(..) => None,
             Proof::Certificates(tls) => Some(tls.clone()),
         }
     }
@@ -69,7 +69,7 @@ impl Interceptor for MeshToken {
 
 /// A connection of its own to `address`, with the mesh token on every call.
 pub fn wire(address: &str, token: &SecretString) -> anyhow::Result<Wire> {
-    proving(address, &Proof::Token(token.clone()), &[]).map(|(wire, _)| wire)
+    proving(address, &Proof::Token(token.clone(), None), &[]).map(|(wire, _)| wire)
 }
 
 /// A connection of its own to who has one of these roles at `address`, and what keeps up with the
@@ -80,7 +80,7 @@ pub(crate) fn proving(
     roles: &[&str],
 ) -> anyhow::Result<(Wire, Balanced)> {
     let (secure, token) = match proof {
-        Proof::Token(token) => (Secure::No, Some(token)),
+        Proof::Token(token, _) => (Secure::No, Some(token)),
         Proof::Certificates(tls) => {
             let roles = roles.iter().map(|&role| role.to_owned()).collect();
             (Secure::Mutual(tls.clone(), roles), None)

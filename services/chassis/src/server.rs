@@ -11,6 +11,7 @@ use std::time::Duration;
 use anyhow::Context as _;
 use axum::response::IntoResponse;
 use http::Request;
+use secrecy::ExposeSecret as _;
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 use tokio::time::timeout;
@@ -435,7 +436,9 @@ fn proof(config: &Config) -> anyhow::Result<Proof> {
         return Ok(Proof::Certificates(tls));
     }
     let file = config.data_dir.join("mesh-token");
-    secret::set_or_kept(config.mesh_token.as_ref(), &file).map(Proof::Token)
+    let token = secret::set_or_kept(config.mesh_token.as_ref(), &file)?;
+    let also = config.mesh_token_also.clone();
+    Ok(Proof::Token(token, also.filter(|token| !token.expose_secret().is_empty())))
 }
 
 /// Lets open calls finish, tells streams when time runs short, and drops what is left.
