@@ -62,11 +62,13 @@ fn word(value: &Value) -> &str {
 }
 
 /// Settings whose values nobody may read in a manifest.
-const SECRETS: [&str; 9] = [
+const SECRETS: [&str; 11] = [
     "MESH_TOKEN",
     "MESH_TOKEN_ALSO",
     "API_KEY_PEPPER",
+    "API_KEY_PEPPER_ALSO",
     "SECRET_KEY",
+    "SECRET_KEY_ALSO",
     "DATABASE_URL",
     "REDIS_URL",
     "AI_MODEL_API_KEY",

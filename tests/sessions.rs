@@ -27,9 +27,13 @@ async fn refresh(world: &World, token: &str) -> Result<RefreshSessionResponse, S
     Ok(within("new tokens", anyone.refresh_session(request)).await?.into_inner())
 }
 
-async fn works(world: &World, token: &str) -> Result<(), Status> {
-    let mut client = CodegenServiceClient::new(world.wire(Who::Session(token)));
+async fn knows(world: &World, who: Who<'_>) -> Result<(), Status> {
+    let mut client = CodegenServiceClient::new(world.wire(who));
     within("a call", client.get_code_health(GetCodeHealthRequest {})).await.map(drop)
+}
+
+async fn works(world: &World, token: &str) -> Result<(), Status> {
+    knows(world, Who::Session(token)).await
 }
 
 async fn ends(world: &World, token: &str) {
@@ -228,6 +232,55 @@ async fn whom_the_identity_provider_vouches_for_is_let_in_and_known_again() {
         assert_eq!(incident(&log_in(claims("3", true)).await.unwrap_err()).0, "E4003");
         let foreign = json!({ "sub": "1", "email": "ann@example.com", "aud": "else" });
         assert_eq!(incident(&log_in(foreign).await.unwrap_err()).0, "E4003");
+        world.end().await;
+    }
+}
+
+#[tokio::test]
+async fn secrets_are_replaced_and_who_is_in_use_notices_nothing() {
+    const OLD: [&str; 2] = [
+        "--api-key-pepper=the-old-pepper-of-more-than-32-characters",
+        "--secret-key=the-old-key-of-more-than-thirty-two-characters",
+    ];
+    const NEW: [&str; 2] = [
+        "--api-key-pepper=the-new-pepper-of-more-than-32-characters",
+        "--secret-key=the-new-key-of-more-than-thirty-two-characters",
+    ];
+    const BOTH: [&str; 4] = [
+        "--api-key-pepper-also=the-old-pepper-of-more-than-32-characters",
+        "--secret-key-also=the-old-key-of-more-than-thirty-two-characters",
+        NEW[0],
+        NEW[1],
+    ];
+    for store in Store::both().await {
+        let mut world = World::on(&store, &OLD).await;
+        let (busy, idle) = (world.key.clone(), world.create_key(World::dev_key()).await.key_text);
+        let kim = world.person("kim@example.com", &[]).await;
+        world.begin_shutdown();
+        world.ended().await;
+
+        let mut world = World::on(&store, &BOTH).await;
+        knows(&world, Who::Key(&busy)).await.unwrap();
+        works(&world, &kim.access_token).await.unwrap();
+        let next = refresh(&world, &kim.refresh_token).await.unwrap();
+        works(&world, &next.access_token).await.unwrap();
+        let made = world.create_key(World::dev_key()).await.key_text;
+        world.begin_shutdown();
+        world.ended().await;
+
+        let world = World::on(&store, &NEW).await;
+        for key in [&busy, &made] {
+            knows(&world, Who::Key(key)).await.unwrap();
+        }
+        let status = knows(&world, Who::Key(&idle)).await.unwrap_err();
+        assert_eq!(incident(&status).0, "E4003", "nobody used it while both peppers counted");
+        let status = works(&world, &kim.access_token).await.unwrap_err();
+        assert_eq!(incident(&status).0, "E4003", "its key is gone");
+        works(&world, &next.access_token).await.unwrap();
+        let last = refresh(&world, &next.refresh_token).await.unwrap();
+        let status = refresh(&world, &kim.refresh_token).await.unwrap_err();
+        assert_eq!(incident(&status).0, "E4007", "a second use, of what the old pepper kept");
+        ends(&world, &last.access_token).await;
         world.end().await;
     }
 }

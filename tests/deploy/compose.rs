@@ -80,8 +80,9 @@ fn no_secret_has_a_default_and_the_example_has_none() {
                     continue;
                 }
                 let value = word(value);
-                // An engine may ask for no key.
-                let optional = value == "${AI_MODEL_API_KEY:-}";
+                // An engine may ask for no key, and most of the time no secret is being replaced.
+                let optional = name == "AI_MODEL_API_KEY" || name.ends_with("_ALSO");
+                let optional = optional && value == format!("${{{name}:-}}");
                 let (_, rest) = value
                     .split_once("${")
                     .unwrap_or_else(|| panic!("{file}: {service}: {name} is {value}"));

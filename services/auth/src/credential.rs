@@ -3,22 +3,20 @@
 use std::pin::Pin;
 
 use futures_util::Stream;
+use hapa_chassis::Violations;
 use hapa_chassis::times::{now, timestamp};
-use hapa_chassis::{Violations, key_text};
 use hapa_proto::auth::v1::auth_service_server::AuthService;
 use hapa_proto::auth::v1::{
     AuthenticateRequest, AuthenticateResponse, Principal, ReserveTokensRequest,
     ReserveTokensResponse, SettleTokensRequest, SettleTokensResponse, WatchRevocationsRequest,
     WatchRevocationsResponse,
 };
-use hmac::{Hmac, KeyInit as _, Mac as _};
-use secrecy::{ExposeSecret as _, SecretString};
-use sha2::{Digest as _, Sha256};
 use tonic::{Request, Response, Status};
 
 use crate::budget;
 use crate::error::Error;
 use crate::last_use::Uses;
+use crate::pepper::Pepper;
 use crate::revocation::News;
 use crate::store::{Known, Live, Store, Who};
 use crate::token::Tokens;
@@ -82,13 +80,13 @@ impl AuthService for Credentials {
 
 impl Credentials {
     async fn key(&self, digest: &[u8]) -> Result<AuthenticateResponse, Error> {
-        let hash = self.pepper.hash(digest)?;
-        let found = self.store.key_by_hash(&hash).await?.ok_or(Error::UnknownCredential)?;
+        let hashes = self.pepper.hashes(digest)?;
+        let found = self.store.key_by_hash(&hashes).await?.ok_or(Error::UnknownCredential)?;
         let expired = found.expire_time.is_some_and(|end| end <= now());
         if expired || found.key.revoke_time.is_some() {
             return Err(Error::Ended);
         }
-        self.uses.note(hash);
+        self.uses.note(hashes);
         let generation = found.generation;
         Ok(AuthenticateResponse { principal: Some(key_principal(found)), generation })
     }
@@ -141,30 +139,5 @@ fn session_principal(live: Live, session_id: String, expire_time: i64) -> Princi
         has_token_budget: has_budget,
         expire_time: Some(timestamp(expire_time)),
         ..Principal::default()
-    }
-}
-
-/// The secret that stored credentials are hashed with.
-#[derive(Clone)]
-pub(crate) struct Pepper(pub(crate) SecretString);
-
-impl Pepper {
-    /// What the store keeps of a credential whose SHA-256 this is.
-    pub(crate) fn hash(&self, digest: &[u8]) -> Result<String, Error> {
-        let mac = Hmac::<Sha256>::new_from_slice(self.0.expose_secret().as_bytes());
-        let mac = mac.map_err(anyhow::Error::from)?.chain_update(digest);
-        Ok(hex::encode(mac.finalize().into_bytes()))
-    }
-
-    /// What the store keeps of a new key.
-    pub(crate) fn hash_key(&self, text: &SecretString) -> Result<String, Error> {
-        let digest = key_text::digest(text.expose_secret());
-        let digest = digest.ok_or_else(|| anyhow::anyhow!("a minted key is not well-formed"))?;
-        self.hash(&digest)
-    }
-
-    /// What the store keeps of any other text.
-    pub(crate) fn hash_text(&self, text: &str) -> Result<String, Error> {
-        self.hash(&Sha256::digest(text))
     }
 }

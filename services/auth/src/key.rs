@@ -13,8 +13,8 @@ use hapa_proto::auth::v1::{
 use secrecy::ExposeSecret as _;
 use tonic::{Request, Response, Status};
 
-use crate::credential::Pepper;
 use crate::error::Error;
+use crate::pepper::Pepper;
 use crate::store::{By, Changes, End, Filter, Store};
 use crate::times::{in_days, in_seconds};
 use crate::{budget, check};

@@ -1,5 +1,7 @@
 //! When keys were last used: noted in memory, written in batches, so that no call pays for a write.
 //!
+//! A text that is kept under another pepper is kept under the own one from then on.
+//!
 //! Replicas ask again for a key every 45 s at the latest, and notes are written every 10 s: what is
 //! shown is true to 60 s.
 
@@ -11,21 +13,22 @@ use hapa_chassis::times::now;
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
+use crate::pepper::Hashes;
 use crate::store::Store;
 
 const PAUSE: Duration = Duration::from_secs(10);
 /// Texts in use between two writes; what is above is noted the next time.
 const MOST: usize = 100_000;
 
-/// By a text's hash: its last use.
+/// By a text's hashes: its last use.
 #[derive(Clone, Default)]
-pub(crate) struct Uses(Arc<Mutex<HashMap<String, i64>>>);
+pub(crate) struct Uses(Arc<Mutex<HashMap<Hashes, i64>>>);
 
 impl Uses {
-    pub(crate) fn note(&self, hash: String) {
+    pub(crate) fn note(&self, hashes: Hashes) {
         let mut noted = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if noted.len() < MOST || noted.contains_key(&hash) {
-            noted.insert(hash, now());
+        if noted.len() < MOST || noted.contains_key(&hashes) {
+            noted.insert(hashes, now());
         }
     }
 
@@ -49,8 +52,8 @@ impl Uses {
             if let Err(error) = store.touch(uses.to_vec()).await {
                 tracing::warn!(%error, "last uses of keys were not written; tried again later");
                 let mut again = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-                for (hash, time) in uses {
-                    again.entry(hash.clone()).or_insert(*time);
+                for (hashes, time) in uses {
+                    again.entry(hashes.clone()).or_insert(*time);
                 }
             }
         }

@@ -12,7 +12,9 @@ mod jws;
 mod key;
 mod last_use;
 mod password;
+mod pepper;
 mod revocation;
+mod secrets;
 mod session;
 mod store;
 mod times;
@@ -24,17 +26,17 @@ use std::sync::Arc;
 
 use hapa_chassis::db::{Db, Survey};
 use hapa_chassis::health::Check;
-use hapa_chassis::{Access, Rpc, Server, config, rpc, secret};
+use hapa_chassis::{Access, Rpc, Server, rpc};
 use hapa_proto::auth::v1::audit_service_server::AuditServiceServer;
 use hapa_proto::auth::v1::auth_service_server::AuthServiceServer;
 use hapa_proto::auth::v1::key_service_server::KeyServiceServer;
 use hapa_proto::auth::v1::session_service_server::SessionServiceServer;
 use hapa_proto::auth::v1::user_service_server::UserServiceServer;
-use secrecy::{ExposeSecret as _, SecretString};
+use secrecy::SecretString;
 use tokio::sync::watch;
 
 use crate::audit::Audit;
-use crate::credential::{Credentials, Pepper};
+use crate::credential::Credentials;
 use crate::identity::Identity;
 use crate::key::Keys;
 use crate::last_use::Uses;
@@ -42,7 +44,6 @@ use crate::password::Passwords;
 use crate::revocation::News;
 use crate::session::Sessions;
 use crate::store::Store;
-use crate::token::Tokens;
 use crate::user::Users;
 
 pub use crate::identity::IdentityConfig;
@@ -56,16 +57,27 @@ pub struct Config {
     #[arg(long, env = "API_KEY_EXPIRY_DAYS", default_value_t = 90, value_parser = clap::value_parser!(u32).range(1..=3650))]
     pub api_key_expiry_days: u32,
     /// Secret that stored keys are hashed with, 32 characters or more; without one it is made and
-    /// kept in DATA_DIR/key-pepper. Keys made with one pepper are unknown under another.
+    /// kept in DATA_DIR/key-pepper. What is kept under one pepper is unknown under another.
     #[arg(long, env = "API_KEY_PEPPER", hide_env_values = true)]
     pub api_key_pepper: Option<SecretString>,
+    /// Another such secret, under which credentials may be kept too, while API_KEY_PEPPER is being
+    /// replaced. What is used is kept under API_KEY_PEPPER from then on.
+    #[arg(long, env = "API_KEY_PEPPER_ALSO", hide_env_values = true)]
+    pub api_key_pepper_also: Option<SecretString>,
     /// Secret that access tokens of sessions are signed with, 32 characters or more; without one it
     /// is made and kept in DATA_DIR/secret-key. Another secret ends all access tokens.
     #[arg(long, env = "SECRET_KEY", hide_env_values = true)]
     pub secret_key: Option<SecretString>,
+    /// Another such secret, whose tokens are accepted and never issued, while SECRET_KEY is being
+    /// replaced.
+    #[arg(long, env = "SECRET_KEY_ALSO", hide_env_values = true)]
+    pub secret_key_also: Option<SecretString>,
     /// A file with an Ed25519 key (PKCS#8 PEM) that signs access tokens in place of SECRET_KEY.
     #[arg(long, env = "SESSION_KEY_FILE")]
     pub session_key_file: Option<PathBuf>,
+    /// Another such file, whose tokens are accepted and never issued.
+    #[arg(long, env = "SESSION_KEY_FILE_ALSO")]
+    pub session_key_file_also: Option<PathBuf>,
     /// Life of an access token, in minutes.
     #[arg(long, env = "ACCESS_TOKEN_MINUTES", default_value_t = 15, value_parser = clap::value_parser!(u32).range(1..=1440))]
     pub access_token_minutes: u32,
@@ -133,8 +145,8 @@ async fn open(url: &str) -> anyhow::Result<Db> {
 
 /// Opens the store and adds the services.
 pub async fn mount(config: &Config, server: &mut Server) -> anyhow::Result<()> {
-    let pepper = Pepper(pepper(config, server.config())?);
-    let tokens = Arc::new(tokens(config, server.config())?);
+    let pepper = secrets::pepper(config, server.config())?;
+    let tokens = Arc::new(secrets::tokens(config, server.config())?);
     let identity = Identity::new(&config.identity)?;
     let db = open(&server.config().store_url("auth")).await?;
     server.check(Check::store("auth", &db, SERVICES));
@@ -170,24 +182,4 @@ pub async fn mount(config: &Config, server: &mut Server) -> anyhow::Result<()> {
     server.add(SessionServiceServer::new(sessions), &[]).await;
     server.add(AuditServiceServer::new(Audit { store }), &[]).await;
     Ok(())
-}
-
-fn tokens(config: &Config, server: &config::Config) -> anyhow::Result<Tokens> {
-    let production = server.environment == config::Environment::Production;
-    let set = config.secret_key.as_ref();
-    token::check_secret(set, production && config.session_key_file.is_none())?;
-    let secret = secret::set_or_kept(set, &server.data_dir.join("secret-key"))?;
-    Tokens::new(&secret, config.session_key_file.as_deref())
-}
-
-fn pepper(config: &Config, server: &config::Config) -> anyhow::Result<SecretString> {
-    const NAME: &str = "API_KEY_PEPPER";
-    let length = config.api_key_pepper.as_ref().map_or(0, |pepper| pepper.expose_secret().len());
-    if length == 0 && server.environment == config::Environment::Production {
-        return Err(config::Wrong::new(NAME, "must be set when ENVIRONMENT is production").into());
-    }
-    if (1..secret::SHORTEST).contains(&length) {
-        return Err(config::Wrong::new(NAME, "needs 32 characters or more").into());
-    }
-    secret::set_or_kept(config.api_key_pepper.as_ref(), &server.data_dir.join("key-pepper"))
 }

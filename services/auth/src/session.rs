@@ -17,10 +17,10 @@ use secrecy::{ExposeSecret as _, SecretString};
 use tokio::time::sleep;
 use tonic::{Request, Response, Status};
 
-use crate::credential::Pepper;
 use crate::error::Error;
 use crate::identity::Identity;
 use crate::password::Passwords;
+use crate::pepper::Pepper;
 use crate::store::{By, NewSession, NewUser, Refreshed, Store};
 use crate::times::in_days;
 use crate::token::{Claims, Tokens};
@@ -89,10 +89,10 @@ impl SessionService for Sessions {
             return Err(Error::BadProof.into());
         }
         let next = ids::refresh_token();
-        let hash = self.pepper.hash_text(&token)?;
+        let hashes = self.pepper.hashes_of_text(&token)?;
         let next_hash = self.pepper.hash_text(next.expose_secret())?;
         let end = in_days(by.time, self.session_days);
-        let session = match self.store.refresh_session(by, hash, next_hash, end).await? {
+        let session = match self.store.refresh_session(by, hashes, next_hash, end).await? {
             Refreshed::Session(session) => session,
             Refreshed::Unknown => return Err(Error::BadProof.into()),
             Refreshed::Ended => return Err(Error::Ended.into()),

@@ -1,13 +1,12 @@
 //! Access tokens of sessions: JWTs that this service signs and this service alone checks.
 //!
-//! Kept true: the settings choose the one algorithm and the one key; a token that says otherwise is
-//! refused before its signature is looked at.
+//! Kept true: the settings choose the keys and the one algorithm of each; a token that says otherwise
+//! is refused before its signature is looked at.
 
-use std::collections::HashSet;
 use std::path::Path;
 
 use anyhow::Context as _;
-use hapa_chassis::{config, secret};
+use hapa_chassis::config;
 use jsonwebtoken::{Algorithm, DecodingKey, EncodingKey};
 use ring::hmac;
 use ring::signature::{Ed25519KeyPair, KeyPair as _};
@@ -23,21 +22,6 @@ use crate::jws;
 /// Who issues our tokens, and whom they are for.
 const HAPA: &str = "hapa";
 const LONGEST: usize = 8_192;
-/// Fewest different characters of a secret that an operator sets in production.
-const FEWEST_DISTINCT: usize = 10;
-/// Parts of secrets that stand in examples.
-const WELL_KNOWN: &[&str] = &[
-    "changeme",
-    "change-me",
-    "your-secret",
-    "secret-key",
-    "default",
-    "password",
-    "example",
-    "insecure",
-    "development",
-];
-
 /// What an access token says. Times are seconds since 1970.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Claims {
@@ -65,27 +49,26 @@ struct Wire {
 
 /// Issues access tokens and checks them.
 pub(crate) struct Tokens {
+    own: Pair,
+    /// Others, whose tokens hold too while one takes another's place.
+    also: Vec<Pair>,
+}
+
+/// What signs, what tells a signature, and the name of both.
+pub(crate) struct Pair {
     algorithm: Algorithm,
     kid: String,
     signing: EncodingKey,
     verifying: DecodingKey,
 }
 
-impl Tokens {
-    /// With the key in `key_file`, an Ed25519 key in PKCS#8 PEM; else with one derived from `secret`.
-    pub(crate) fn new(secret: &SecretString, key_file: Option<&Path>) -> anyhow::Result<Tokens> {
-        jws::install();
-        match key_file.filter(|file| !file.as_os_str().is_empty()) {
-            Some(file) => Self::with_key(file),
-            None => Ok(Self::with_secret(secret)),
-        }
-    }
-
-    fn with_secret(secret: &SecretString) -> Tokens {
+impl Pair {
+    /// Derived from a secret.
+    pub(crate) fn of_secret(secret: &SecretString) -> Pair {
         let secret = hmac::Key::new(hmac::HMAC_SHA256, secret.expose_secret().as_bytes());
         let key = hmac::sign(&secret, b"hapa session token v1");
         let id = hmac::sign(&secret, b"hapa session token id v1");
-        Tokens {
+        Pair {
             algorithm: Algorithm::HS256,
             kid: kid(id.as_ref()),
             signing: EncodingKey::from_secret(key.as_ref()),
@@ -93,22 +76,29 @@ impl Tokens {
         }
     }
 
-    fn with_key(file: &Path) -> anyhow::Result<Tokens> {
-        let wrong = |problem: String| {
-            config::Wrong::new("SESSION_KEY_FILE", format!("{}: {problem}", file.display()))
-        };
+    /// What is in the file of the setting `name`: an Ed25519 key in PKCS#8 PEM.
+    pub(crate) fn of_file(name: &'static str, file: &Path) -> Result<Pair, config::Wrong> {
+        let wrong =
+            |problem: String| config::Wrong::new(name, format!("{}: {problem}", file.display()));
         let der = PrivatePkcs8KeyDer::from_pem_file(file)
             .map_err(|error| wrong(format!("holds no PKCS#8 PEM key: {error}")))?;
         // OpenSSL writes Ed25519 keys without their public half, which ring then derives.
         let pair = Ed25519KeyPair::from_pkcs8_maybe_unchecked(der.secret_pkcs8_der())
             .map_err(|error| wrong(format!("holds no Ed25519 key: {error}")))?;
         let public = pair.public_key().as_ref();
-        Ok(Tokens {
+        Ok(Pair {
             algorithm: Algorithm::EdDSA,
             kid: kid(&Sha256::digest(public)),
             signing: EncodingKey::from_ed_der(der.secret_pkcs8_der()),
             verifying: DecodingKey::from_ed_der(public),
         })
+    }
+}
+
+impl Tokens {
+    pub(crate) fn new(own: Pair, also: Vec<Pair>) -> Tokens {
+        jws::install();
+        Tokens { own, also }
     }
 
     /// A token with these claims.
@@ -123,7 +113,7 @@ impl Tokens {
             exp: claims.expire_time,
             jti: claims.token_id.clone(),
         };
-        let text = jws::seal(self.algorithm, &self.kid, &wire, &self.signing);
+        let text = jws::seal(self.own.algorithm, &self.own.kid, &wire, &self.own.signing);
         Ok(SecretString::from(text.context("signing an access token")?))
     }
 
@@ -133,10 +123,9 @@ impl Tokens {
             return None;
         }
         let header = jws::header(text).ok()?;
-        if header.kid.as_ref() != Some(&self.kid) {
-            return None;
-        }
-        let wire: Wire = jws::open(text, self.algorithm, &self.verifying).ok()?;
+        let mut pairs = std::iter::once(&self.own).chain(&self.also);
+        let pair = pairs.find(|pair| header.kid.as_ref() == Some(&pair.kid))?;
+        let wire: Wire = jws::open(text, pair.algorithm, &pair.verifying).ok()?;
         let is_ours = wire.iss == HAPA && wire.aud == HAPA;
         let holds = wire.nbf <= now_unix_seconds && now_unix_seconds < wire.exp;
         (is_ours && holds).then_some(Claims {
@@ -147,33 +136,6 @@ impl Tokens {
             expire_time: wire.exp,
         })
     }
-}
-
-/// Refuses a SECRET_KEY that could be guessed; in production also none.
-pub(crate) fn check_secret(
-    secret: Option<&SecretString>,
-    production: bool,
-) -> Result<(), config::Wrong> {
-    let wrong = |problem: &str| Err(config::Wrong::new("SECRET_KEY", problem));
-    let text = secret.map_or("", |secret| secret.expose_secret());
-    let length = text.chars().count();
-    if length == 0 && production {
-        return wrong("must be set when ENVIRONMENT is production");
-    }
-    if (1..secret::SHORTEST).contains(&length) {
-        return wrong("needs 32 characters or more");
-    }
-    if !production {
-        return Ok(());
-    }
-    let lower = text.to_lowercase();
-    if let Some(known) = WELL_KNOWN.iter().find(|known| lower.contains(**known)) {
-        return wrong(&format!("has {known:?} in it: make one with `openssl rand -hex 32`"));
-    }
-    if text.chars().collect::<HashSet<_>>().len() < FEWEST_DISTINCT {
-        return wrong("repeats itself: make one with `openssl rand -hex 32`");
-    }
-    Ok(())
 }
 
 fn kid(digest: &[u8]) -> String {

@@ -9,6 +9,7 @@ use sqlx::any::AnyRow;
 use sqlx::{AnyConnection, Row as _};
 
 use crate::error::Error;
+use crate::pepper::Hashes;
 use crate::store::users::{self, Who};
 use crate::store::{By, Effect, Note, Store, budget, from_json, json as to_json};
 
@@ -99,7 +100,7 @@ impl Store {
     }
 
     /// The key behind a text, with the generation at which it was like that.
-    pub(crate) async fn key_by_hash(&self, hash: &str) -> Result<Option<Known>, Error> {
+    pub(crate) async fn key_by_hash(&self, hashes: &Hashes) -> Result<Option<Known>, Error> {
         let row = sqlx::query(
             "SELECT keys.*, key_texts.expire_time AS text_expire_time,
                     users.user_id, users.scopes AS user_scopes, users.profile,
@@ -108,9 +109,10 @@ impl Store {
              FROM key_texts
              JOIN keys ON keys.key_id = key_texts.key_id
              LEFT JOIN users ON users.user_id = keys.owner
-             WHERE key_texts.hash = $1",
+             WHERE key_texts.hash IN ($1, $2)",
         );
-        let row = row.bind(hash.to_owned()).fetch_optional(&self.db.reader).await?;
+        let row = row.bind(hashes.own.clone()).bind(hashes.also.clone());
+        let row = row.fetch_optional(&self.db.reader).await?;
         let Some(row) = row else { return Ok(None) };
         let key = key(&row)?;
         let ends = [row.try_get("text_expire_time")?, key.expire_time.as_ref().map(micros)];
@@ -268,17 +270,20 @@ impl Store {
         .await
     }
 
-    /// When texts were last used, by their hashes. Never goes back.
-    pub(crate) async fn touch(&self, uses: Vec<(String, i64)>) -> Result<(), Error> {
+    /// When texts were last used, which never goes back. Each is kept under its own hash then.
+    pub(crate) async fn touch(&self, uses: Vec<(Hashes, i64)>) -> Result<(), Error> {
         self.db
             .transaction(move |connection| {
                 Box::pin(async move {
-                    for (hash, time) in uses {
+                    for (hashes, time) in uses {
                         let update = sqlx::query(
-                            "UPDATE key_texts SET last_use_time = $2
-                             WHERE hash = $1 AND (last_use_time IS NULL OR last_use_time < $2)",
+                            "UPDATE key_texts SET hash = $1,
+                                    last_use_time = CASE WHEN last_use_time > $3 THEN last_use_time ELSE $3 END
+                             WHERE hash IN ($1, $2)
+                               AND (last_use_time IS NULL OR last_use_time < $3 OR hash <> $1)",
                         );
-                        update.bind(hash).bind(time).execute(&mut *connection).await?;
+                        let update = update.bind(hashes.own).bind(hashes.also).bind(time);
+                        update.execute(&mut *connection).await?;
                     }
                     Ok(())
                 })

@@ -7,6 +7,7 @@ use sqlx::any::AnyRow;
 use sqlx::{AnyConnection, Row as _};
 
 use crate::error::Error;
+use crate::pepper::Hashes;
 use crate::store::users::{self, Who};
 use crate::store::{By, Effect, Note, Store};
 
@@ -101,7 +102,7 @@ impl Store {
     pub(crate) async fn refresh_session(
         &self,
         by: By,
-        hash: String,
+        hashes: Hashes,
         next_hash: String,
         expire_time: i64,
     ) -> Result<Refreshed, Error> {
@@ -111,9 +112,10 @@ impl Store {
                 let row = sqlx::query(
                     "SELECT sessions.*, refresh_tokens.use_time
                      FROM refresh_tokens JOIN sessions ON sessions.session_id = refresh_tokens.session_id
-                     WHERE refresh_tokens.hash = $1",
+                     WHERE refresh_tokens.hash IN ($1, $2)",
                 );
-                let row = row.bind(hash.clone()).fetch_optional(&mut *connection).await?;
+                let row = row.bind(hashes.own.clone()).bind(hashes.also.clone());
+                let row = row.fetch_optional(&mut *connection).await?;
                 let Some(row) = row else { return Ok((Refreshed::Unknown, Vec::new())) };
                 let mut session = session(&row)?;
                 let subject = format!("session:{}", session.session_id);
@@ -126,8 +128,11 @@ impl Store {
                     let note = Note::new("session.reuse", subject, json!({}), Effect::Ended);
                     return Ok((Refreshed::Ended, vec![note]));
                 }
-                let used = sqlx::query("UPDATE refresh_tokens SET use_time = $2 WHERE hash = $1");
-                used.bind(hash).bind(now).execute(&mut *connection).await?;
+                // Kept under the own pepper, so that a second use is still known when the other is gone.
+                let used = "UPDATE refresh_tokens SET hash = $1, use_time = $3 WHERE hash IN ($1, $2)";
+                let used = sqlx::query(used);
+                let used = used.bind(hashes.own).bind(hashes.also).bind(now);
+                used.execute(&mut *connection).await?;
                 insert_token(connection, &session.session_id, next_hash, now).await?;
                 let update = sqlx::query(
                     "UPDATE sessions SET refresh_time = $2, expire_time = $3 WHERE session_id = $1",
