@@ -76,6 +76,8 @@ struct Record {
     part: Part,
     spool: Spool,
     slow: Option<Duration>,
+    /// The longest that anything an engine said was here before the caller's connection got it.
+    held: Option<Duration>,
     ended: bool,
 }
 
@@ -84,7 +86,7 @@ impl Record {
         let path = call.rpc.map_or(UNKNOWN, |rpc| rpc.path);
         let (span, part, trace_id) = arrive(headers, &call, path);
         let (spool, slow) = (shared.spool.clone(), shared.slow);
-        Record { path, call, span, trace_id, part, spool, slow, ended: false }
+        Record { path, call, span, trace_id, part, spool, slow, held: None, ended: false }
     }
 
     /// Reads how the call ended from its headers or trailers, and publishes it there. They may leave
@@ -122,6 +124,13 @@ impl Record {
         self.spool.remember(&Ended { call, path, trace_id, code, failure, elapsed }, waits)
     }
 
+    /// A frame goes to the caller's connection.
+    fn hand_out(&mut self) {
+        if let Some(heard) = self.call.report().take_heard() {
+            self.held = self.held.max(Some(heard.elapsed()));
+        }
+    }
+
     /// What the mesh itself took of the time, and where the time went where it was much.
     fn tell_times(&self, elapsed: Duration) {
         let is_work = |rpc: &&Rpc| rpc.access != Access::Public && !rpc.is_watch();
@@ -129,6 +138,9 @@ impl Record {
         let times = self.call.report().times();
         let overhead = elapsed.saturating_sub(times.queued + times.engine);
         metrics::histogram!("hapa_overhead_seconds", "rpc" => rpc.path).record(overhead);
+        if let Some(held) = self.held {
+            metrics::histogram!("hapa_inter_token_added_seconds", "rpc" => rpc.path).record(held);
+        }
         if self.slow.is_none_or(|slow| elapsed <= slow) {
             return;
         }
@@ -240,6 +252,7 @@ impl Observed {
             this.last = Some((frame, receipt));
             return this.poll_last(cx);
         }
+        this.record.hand_out();
         Poll::Ready(Some(Ok(frame)))
     }
 }

@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use hapa_proto::auth::v1::Principal;
+use tokio::time::Instant;
 
 use crate::spool::Failure;
 use crate::status::Fault;
@@ -45,6 +46,8 @@ pub(crate) struct Work {
     /// Waiting for a place at the engines, and then for what an engine said.
     pub(crate) queued: Duration,
     pub(crate) engine: Duration,
+    /// When an engine said what the caller has not been given yet.
+    heard: Option<Instant>,
     /// What failed and was overcome.
     pub(crate) overcome: Vec<Failure>,
 }
@@ -97,6 +100,23 @@ impl Report {
     /// From the question to an engine to the end of its answer, with what was asked again.
     pub fn engine(&self, span: Duration) {
         self.note(|work| work.engine = span);
+    }
+
+    /// An engine spoke at this time, and what it said is now on its way to the caller.
+    pub fn heard(&self, at: Instant) {
+        self.note(|work| work.heard = Some(at));
+    }
+
+    /// The same, where what was noted apart is given to this call.
+    pub fn hear_from(&self, apart: &Report) {
+        if let Some(at) = apart.take_heard() {
+            self.heard(at);
+        }
+    }
+
+    /// Once for each time that an engine spoke.
+    pub(crate) fn take_heard(&self) -> Option<Instant> {
+        self.0.work.lock().unwrap_or_else(PoisonError::into_inner).heard.take()
     }
 
     /// A cache was asked, and answered or did not.

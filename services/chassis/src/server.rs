@@ -281,6 +281,7 @@ impl Server {
         let limiter = Arc::clone(&shared.admission.limiter);
         self.check_redis(&limiter);
         self.watch_certificates();
+        self.spawn(telemetry::watch_lag());
         // Before the first call, so that nobody is told what nobody has looked at.
         self.checks.round().await;
         let router = stack(self.routes.routes().into_axum_router().with_state(()), &shared);

@@ -248,6 +248,9 @@ impl Generation {
         if self.watch.text() {
             span::first_token(&self.part);
         }
+        if let Some(report) = &self.report {
+            report.heard(self.watch.last_heard());
+        }
         let text = std::mem::take(&mut self.batch.text);
         let text = self.sieve.strip(&text);
         let (events, inspector) = (&mut self.events, &mut self.order.inspector);

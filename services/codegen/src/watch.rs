@@ -122,6 +122,11 @@ impl Watch {
         if is_late { Err(Error::TimeUp) } else { Ok(()) }
     }
 
+    /// When it last did.
+    pub(crate) fn last_heard(&self) -> Instant {
+        self.last_heard
+    }
+
     /// Something was put into the stream.
     pub(crate) fn sent(&mut self) {
         self.last_sent = Instant::now();

@@ -4,6 +4,7 @@
 mod fields;
 mod file;
 mod known;
+mod lag;
 
 use std::io::IsTerminal as _;
 use std::sync::{Mutex, OnceLock};
@@ -21,6 +22,7 @@ use crate::trace::{self, Exporter};
 use fields::{Compact, Json};
 use file::LogFile;
 
+pub(crate) use lag::watch as watch_lag;
 pub use known::{KNOWN, Kind, Known};
 
 static METRICS: OnceLock<Result<PrometheusHandle, String>> = OnceLock::new();

@@ -148,6 +148,11 @@ impl Flight {
         Poll::Ready(ready!(read).unwrap_or(Read::Over))
     }
 
+    /// Tells a seat's call when the engine said what it read, unless another's was told.
+    pub(super) fn tell_heard(&self, report: &Report) {
+        report.hear_from(&self.own);
+    }
+
     /// The end was read: the tokens, where this seat's call is the one that they are counted for.
     pub(super) fn settle(&self, id: u64) -> Option<u32> {
         let mut state = self.state();

@@ -156,6 +156,7 @@ impl Seat {
         };
         match read {
             Read::Events => {
+                flight.tell_heard(&self.guest.report);
                 let heard = self.guest.watch.heard();
                 for event in events {
                     self.take(event);

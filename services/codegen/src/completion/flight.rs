@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use futures_util::stream::unfold;
 use hapa_chassis::ErrorCode;
 use hapa_chassis::trace::Part;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::budget::Lease;
@@ -55,6 +56,8 @@ pub(crate) struct State {
     cost: Cost,
     /// Grows with all that is read.
     progress: u64,
+    /// When the engine said what no rider has taken yet.
+    heard: Option<Instant>,
     /// Tokens of which a rider has told.
     told: (u32, u32),
 }
@@ -125,11 +128,13 @@ impl Gathered for State {
 
 impl State {
     pub(crate) fn new(source: Source, choices: Choices, cost: Cost) -> State {
-        State { source: Some(source), choices, end: None, cost, progress: 0, told: (0, 0) }
+        let source = Some(source);
+        State { source, choices, end: None, cost, progress: 0, heard: None, told: (0, 0) }
     }
 
     fn hear(&mut self, mut said: Said) {
         let done = said.done;
+        self.heard = Some(Instant::now());
         self.tell_begin(&mut said);
         self.choices.take(said);
         self.count();
@@ -202,6 +207,11 @@ impl State {
         if let Some(lease) = &mut self.cost.lease {
             lease.count(i64::from(prompt) + i64::from(answers));
         }
+    }
+
+    /// When the engine spoke, for the first who asks.
+    pub(crate) fn take_heard(&mut self) -> Option<Instant> {
+        self.heard.take()
     }
 
     /// What was used since a rider was told of it last: so that all of them together tell once.
