@@ -119,9 +119,8 @@ async fn calls_are_counted_by_what_became_of_them_and_no_label_holds_a_key() {
     })
     .await;
     let now = world.metrics().await;
-    let held = |metrics: &hapa_tests::Metrics| {
-        metrics.sum("hapa_inter_token_added_seconds_count", &[rpc])
-    };
+    let held =
+        |metrics: &hapa_tests::Metrics| metrics.sum("hapa_inter_token_added_seconds_count", &[rpc]);
     assert!(held(&now) > held(&before), "how long an engine's words were here");
     assert!(now.sum("hapa_ai_tokens_used_total", &["output"]) > 0.0);
     assert!(now.sum("hapa_errors_total", &["error_code=\"E4002\""]) > 0.0);

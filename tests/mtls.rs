@@ -3,6 +3,8 @@
 
 mod gateway;
 
+use std::cell::Cell;
+
 use hapa_chassis::tls::Files;
 use hapa_proto::auth::v1::key_service_client::KeyServiceClient;
 use hapa_proto::codegen::v1::GenerateCodeRequest;
@@ -227,6 +229,61 @@ async fn certificates_are_replaced_under_load_and_no_call_fails() {
     assert!(failed.is_empty(), "{} of {calls} failed: {:?}", failed.len(), failed[0]);
     assert_ne!(first, serial(file), "they were replaced");
     mesh.end().await;
+}
+
+#[tokio::test]
+async fn the_authority_itself_is_replaced_under_load_and_no_call_fails() {
+    let mesh = Certified::start(&["--max-connection-age-seconds=1"]).await;
+    let key = make_key(&mesh).await;
+    let (own, next) = (&mesh.certificates, Certificates::make().await);
+    let (rounds, done) = (Cell::new(0), Cell::new(false));
+    let load = async {
+        while !done.get() {
+            // Someone who has just come, with what is there now.
+            let mut client = CodegenServiceClient::new(mesh.dial("gateway", "codegen"));
+            for _ in 0..5 {
+                let reply = client.generate_code(with_key(question(), &key));
+                within("an answer", reply).await.expect("no call fails");
+            }
+            rounds.set(rounds.get() + 1);
+        }
+    };
+    let replacing = async {
+        own.believe(&[own, &next]);
+        next.believe(&[own, &next]);
+        everywhere(&mesh, "the new authority to be believed", &next.files("operator"), true).await;
+        let kept = tempfile::tempdir().unwrap();
+        own.trade(&next, kept.path());
+        let [certificate, key] =
+            ["tls.crt", "tls.key"].map(|f| kept.path().join("operator").join(f));
+        let old = Files { certificate, key, authority: next.authority() };
+        everywhere(&mesh, "the new certificates to be shown", &old, true).await;
+        let round = rounds.get();
+        within("the last with an old one to go", async {
+            while rounds.get() < round + 2 {
+                tokio::task::yield_now().await;
+            }
+        })
+        .await;
+        own.believe(&[&next]);
+        everywhere(&mesh, "the old authority to be forgotten", &old, false).await;
+        done.set(true);
+    };
+    tokio::join!(load, replacing);
+    println!("the authority was replaced during {} calls", rounds.get() * 5);
+    mesh.end().await;
+}
+
+/// Waits until who shows these is let in by every role, or by none.
+async fn everywhere(mesh: &Certified, what: &str, shown: &Files, is_let_in: bool) {
+    for role in ["auth", "codegen", "errors", "analytics"] {
+        let address = mesh.mesh(role);
+        let is_in = async || {
+            let channel = dial(shown.clone(), address);
+            Box::pin(channel.connect()).await.is_ok()
+        };
+        within(what, async { while is_in().await != is_let_in {} }).await;
+    }
 }
 
 #[tokio::test]

@@ -74,6 +74,35 @@ impl Certificates {
         assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
     }
 
+    /// Everyone who has a certificate believes these authorities, and no others, from now on.
+    pub fn believe(&self, authorities: &[&Certificates]) {
+        let pem = |of: &&Certificates| std::fs::read_to_string(of.authority()).expect("a file");
+        let bundle: String = authorities.iter().map(pem).collect();
+        for role in self.roles() {
+            let file = self.files(&role).authority;
+            std::fs::write(file, &bundle).expect("a file can be written");
+        }
+    }
+
+    /// Everyone has these certificates in place of their own, which `kept` then has.
+    pub fn trade(&self, others: &Certificates, kept: &Path) {
+        for role in self.roles() {
+            let (own, new) = (self.files(&role), others.files(&role));
+            std::fs::create_dir_all(kept.join(&role)).expect("a folder");
+            for (own, new) in [(own.certificate, new.certificate), (own.key, new.key)] {
+                let name = own.file_name().expect("it has a name");
+                std::fs::copy(&own, kept.join(&role).join(name)).expect("it can be kept");
+                std::fs::copy(new, own).expect("it can be replaced");
+            }
+        }
+    }
+
+    fn roles(&self) -> Vec<String> {
+        let entries = std::fs::read_dir(self.folder.path()).expect("a folder");
+        let folders = entries.map(|entry| entry.expect("an entry")).filter(|e| e.path().is_dir());
+        folders.map(|entry| entry.file_name().into_string().expect("a role")).collect()
+    }
+
     /// What a role has.
     pub fn files(&self, role: &str) -> Files {
         let folder = self.folder.path().join(role);

@@ -7,11 +7,11 @@ use anyhow::Context as _;
 
 use crate::caller::{Caller, Way};
 use crate::engine::Play;
-use crate::report::{Table, ms, verdict};
+use crate::report::{Table, ms, times, verdict};
 use crate::samples::Samples;
 use crate::stage::Stage;
 
-/// The engine first: it is what the others are compared with.
+/// The engine first, then Envoy: they are what the others are compared with.
 const WAYS: [Way; 5] = [Way::Direct, Way::PlainEnvoy, Way::Mesh, Way::Gateway, Way::GatewayJson];
 const TOKENS: usize = 8;
 const MESH_TARGET: f64 = 0.5;
@@ -51,9 +51,10 @@ async fn first_token(caller: &mut Caller) -> anyhow::Result<Duration> {
 fn table(samples: &[Samples], rounds: usize) -> Table {
     let mut table = Table::new(
         format!("First token, one call at a time, {rounds} rounds, in ms"),
-        &["", "median", "p99", "added median", "added p99", "target"],
+        &["", "median", "p99", "added median", "to Envoy's", "added p99", "target"],
     );
     let direct = &samples[0];
+    let envoy = samples[1].beyond(direct).median();
     for (way, samples) in WAYS.iter().zip(samples) {
         let added = samples.beyond(direct).median();
         let target = match way {
@@ -61,12 +62,12 @@ fn table(samples: &[Samples], rounds: usize) -> Table {
             Way::Gateway | Way::GatewayJson => verdict(added, "<", GATEWAY_TARGET, " ms added"),
             Way::Direct | Way::PlainEnvoy | Way::MeshToken => String::new(),
         };
-        let (added, added_p99) = match way {
-            Way::Direct => (String::new(), String::new()),
-            _ => (ms(added), ms(samples.p99() - direct.p99())),
+        let (added, to_envoy, added_p99) = match way {
+            Way::Direct => (String::new(), String::new(), String::new()),
+            _ => (ms(added), times(added / envoy), ms(samples.p99() - direct.p99())),
         };
-        let name = way.name().to_owned();
-        table.row([name, ms(samples.median()), ms(samples.p99()), added, added_p99, target]);
+        let (name, median) = (way.name().to_owned(), ms(samples.median()));
+        table.row([name, median, ms(samples.p99()), added, to_envoy, added_p99, target]);
     }
     table
 }

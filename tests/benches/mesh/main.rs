@@ -24,6 +24,7 @@ mod shared_limit;
 mod spool;
 mod stage;
 mod streams;
+mod traces;
 
 use std::io::Write as _;
 use std::path::PathBuf;
@@ -70,6 +71,7 @@ enum Part {
     Cost,
     Leaving,
     Admission,
+    Traces,
     Route,
     Spool,
     Cache,
@@ -157,7 +159,7 @@ async fn bench(args: &Args) -> anyhow::Result<String> {
     }
     say(from, "starting the engine, the mesh, the gateway and a plain Envoy");
     let binaries = binaries(args)?;
-    let mut stage = Stage::start(&binaries).await?;
+    let mut stage = Stage::start(&binaries, None).await?;
     if wanted(Part::FirstToken) {
         say(from, "first token");
         add(first_token::measure(&mut stage, extent.rounds).await?);
@@ -185,6 +187,11 @@ async fn bench(args: &Args) -> anyhow::Result<String> {
         add(readers::measure(&mut stage, extent.sections, extent.rounds).await?);
     }
     drop(stage);
+    if wanted(Part::Traces) {
+        say(from, "calls that are followed");
+        let tables = traces::measure(&binaries, share::LOADS, extent.sections * 5).await?;
+        tables.into_iter().for_each(&mut add);
+    }
     if wanted(Part::Open) {
         open_streams(&binaries, extent, from, &mut add).await?;
     }
@@ -247,7 +254,7 @@ async fn open_streams(
 ) -> anyhow::Result<()> {
     for Pace { streams, gap } in OPEN {
         say(from, &format!("{streams} open streams, with everything started anew"));
-        let mut stage = Stage::start(binaries).await?;
+        let mut stage = Stage::start(binaries, None).await?;
         add(open::measure(&mut stage, streams, gap, extent.hold).await?);
     }
     Ok(())

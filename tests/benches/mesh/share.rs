@@ -18,7 +18,7 @@ use crate::report::{Table, verdict};
 use crate::stage::Stage;
 
 /// Tokens of an answer: a page of code.
-const ANSWER: usize = 200;
+pub(crate) const ANSWER: usize = 200;
 const TARGET: f64 = 5.0;
 /// For what the section before has left to do, and for what this one has.
 const SETTLE: Duration = Duration::from_millis(100);
@@ -30,8 +30,11 @@ const KINDS: [Kind; 4] = [
     Kind { name: "ended, with the mesh's token", way: Way::MeshToken, ends: true },
 ];
 
+/// A whole answer, and all that follows from it.
+pub(crate) const FOLLOWED: Kind = KINDS[2];
+
 #[derive(Clone, Copy, Debug)]
-struct Kind {
+pub(crate) struct Kind {
     name: &'static str,
     way: Way,
     ends: bool,
@@ -40,10 +43,17 @@ struct Kind {
 /// Answers of a section.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Load {
-    streams: usize,
+    pub(crate) streams: usize,
     /// One after the other, on each stream.
     answers: usize,
-    gap: Duration,
+    pub(crate) gap: Duration,
+}
+
+impl Load {
+    /// Answers of a section.
+    pub(crate) fn all(self) -> usize {
+        self.streams * self.answers
+    }
 }
 
 pub(crate) const LOADS: [Load; 2] = [
@@ -67,11 +77,11 @@ pub(crate) async fn measure(
 }
 
 /// Processor time of an answer, in microseconds.
-async fn answer(stage: &mut Stage, load: Load, kind: Kind) -> anyhow::Result<f64> {
+pub(crate) async fn answer(stage: &mut Stage, load: Load, kind: Kind) -> anyhow::Result<f64> {
     let silence = (!kind.ends).then_some(Silence::After(ANSWER));
     let tokens = if kind.ends { ANSWER } else { ANSWER + 1 };
     stage.engine.play(Play { tokens, gap: load.gap, silence }).await?;
-    let mut callers = Caller::many(stage, kind.way, load.streams * load.answers).await?;
+    let mut callers = Caller::many(stage, kind.way, load.all()).await?;
     sleep(SETTLE).await;
 
     let (mut tasks, hapa) = (JoinSet::new(), stage.hapa.pid()?);
@@ -89,7 +99,7 @@ async fn answer(stage: &mut Stage, load: Load, kind: Kind) -> anyhow::Result<f64
 
     drop(open);
     stage.engine.idle().await?;
-    Ok(micros(cpu, (load.streams * load.answers) as u64))
+    Ok(micros(cpu, load.all() as u64))
 }
 
 /// Returns the callers, whose answers go on until they are dropped.
@@ -146,7 +156,7 @@ fn table(load: Load, costs: &[Vec<f64>; 4]) -> Table {
 }
 
 /// What so many quarters of the values are below.
-fn quarter(values: &[f64], n: usize) -> f64 {
+pub(crate) fn quarter(values: &[f64], n: usize) -> f64 {
     let mut sorted = values.to_vec();
     sorted.sort_unstable_by(f64::total_cmp);
     sorted.get(sorted.len() * n / 4).copied().unwrap_or(f64::NAN)

@@ -54,12 +54,15 @@ impl Part {
 }
 
 impl Stage {
-    /// Starts everything anew. A port that was free when it was chosen can be taken by someone else
+    /// Starts everything anew; spans go to a collector, where there is one. A port that was free when it was chosen can be taken by someone else
     /// in the next moment: then all of it is tried again.
-    pub(crate) async fn start(binaries: &Binaries) -> anyhow::Result<Self> {
+    pub(crate) async fn start(
+        binaries: &Binaries,
+        collector: Option<&str>,
+    ) -> anyhow::Result<Self> {
         let mut failure = None;
         for _ in 0..TRIES {
-            match Self::try_start(binaries).await {
+            match Self::try_start(binaries, collector).await {
                 Ok(stage) => return Ok(stage),
                 Err(error) => failure = Some(error),
             }
@@ -67,11 +70,11 @@ impl Stage {
         failure.map_or_else(|| bail!("nothing was tried"), Err)
     }
 
-    async fn try_start(binaries: &Binaries) -> anyhow::Result<Self> {
+    async fn try_start(binaries: &Binaries, collector: Option<&str>) -> anyhow::Result<Self> {
         let folder = tempfile::tempdir()?;
         let engine = Engine::start().await?;
         let plain = start_plain(binaries, folder.path(), engine.port)?;
-        let (mut hapa, metrics) = start_hapa(binaries, folder.path(), engine.port)?;
+        let (mut hapa, metrics) = start_hapa(binaries, folder.path(), engine.port, collector)?;
         ready(&mut hapa, loopback(metrics), &Ask::get("/readyz", "")).await.context("hapa")?;
         let key = make_key(binaries, folder.path(), hapa.port).await?;
         let mesh_token = fs::read_to_string(folder.path().join("data/mesh-token"))?;
@@ -87,7 +90,12 @@ impl Stage {
     }
 }
 
-fn start_hapa(binaries: &Binaries, folder: &Path, engine: u16) -> anyhow::Result<(Part, u16)> {
+fn start_hapa(
+    binaries: &Binaries,
+    folder: &Path,
+    engine: u16,
+    collector: Option<&str>,
+) -> anyhow::Result<(Part, u16)> {
     let [port, metrics] = free_ports()?;
     let child = tied(&binaries.hapa)
         .arg("all")
@@ -98,6 +106,7 @@ fn start_hapa(binaries: &Binaries, folder: &Path, engine: u16) -> anyhow::Result
         .env("METRICS_PORT", metrics.to_string())
         .env("AI_MODEL_ENDPOINT", format!("http://{}/v1", loopback(engine)))
         .env("LOG_LEVEL", "info")
+        .envs(collector.map(|url| ("OTEL_EXPORTER_OTLP_ENDPOINT", url)))
         .stdout(Stdio::null())
         .stderr(File::create(folder.join("hapa.log"))?)
         .spawn()

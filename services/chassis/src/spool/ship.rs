@@ -110,7 +110,14 @@ impl Shipper {
                     self.rest(end).await;
                     continue;
                 }
-                Ok(rows) => self.deliver(&rows).await,
+                Ok(rows) => {
+                    let few = rows.len() < self.size;
+                    let delivered = self.deliver(&rows).await;
+                    if few && delivered.is_ok() {
+                        gather(end).await;
+                    }
+                    delivered
+                }
                 Err(error) => Err(error.to_string()),
             };
             self.note(delivered.as_ref().err());
@@ -136,10 +143,7 @@ impl Shipper {
             () = sleep(FOLDING) => return,
             () = end.cancelled() => return,
         }
-        tokio::select! {
-            () = sleep(GATHERING) => {}
-            () = end.cancelled() => {}
-        }
+        gather(end).await;
     }
 
     async fn deliver(&mut self, rows: &[Row]) -> Result<(), String> {
@@ -202,6 +206,14 @@ impl Shipper {
             self.state.heavy.store(true, Ordering::Relaxed);
         }
         self.folded = Instant::now();
+    }
+}
+
+/// Waits until there is more: a receiver takes many events for little more than one.
+async fn gather(end: &CancellationToken) {
+    tokio::select! {
+        () = sleep(GATHERING) => {}
+        () = end.cancelled() => {}
     }
 }
 

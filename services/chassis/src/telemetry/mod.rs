@@ -22,8 +22,8 @@ use crate::trace::{self, Exporter};
 use fields::{Compact, Json};
 use file::LogFile;
 
-pub(crate) use lag::watch as watch_lag;
 pub use known::{KNOWN, Kind, Known};
+pub(crate) use lag::watch as watch_lag;
 
 static METRICS: OnceLock<Result<PrometheusHandle, String>> = OnceLock::new();
 

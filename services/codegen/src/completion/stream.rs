@@ -174,9 +174,8 @@ impl Completion {
     fn take_news(&mut self) -> Result<(), Error> {
         let Seat::Riding(ride) = &self.seat else { return Ok(()) };
         let (sent, question) = (&mut self.sent, &self.order.question);
-        let (deltas, end, spoke) = ride.look(|state| {
-            (grown(state, sent), ended(state, question), state.take_heard())
-        });
+        let (deltas, end, spoke) =
+            ride.look(|state| (grown(state, sent), ended(state, question), state.take_heard()));
         if let Some((report, at)) = self.report.as_ref().zip(spoke) {
             report.heard(at);
         }
