@@ -134,6 +134,15 @@ async fn a_uri_alone_proves_a_role_where_it_begins_as_it_must() {
     for (by, expected) in [("codegen", '+'), ("errors", '5'), ("gateway", '5'), ("operator", '5')] {
         assert_eq!(may(by, reserve).await, expected, "{by}");
     }
+    let shown = mesh.certificates.files("operator");
+    let mut command = hapa();
+    command
+        .args(["key", "list", "--json"])
+        .env("HAPA_ADDRESS", format!("https://{}", mesh.mesh("auth")));
+    command.env("HAPA_CERT_FILE", shown.certificate).env("HAPA_KEY_FILE", shown.key);
+    let listed =
+        within("a list", command.env("HAPA_CA_FILE", shown.authority).output()).await.unwrap();
+    assert!(listed.status.success(), "{}", String::from_utf8_lossy(&listed.stderr));
     let gateway = mesh.gateway(&[]).await;
     let body = json!({"user_question": "add two numbers"});
     let reply = gateway.post("/api/v1/generate-code", Some(&key), &body).await;

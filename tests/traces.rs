@@ -2,7 +2,7 @@
 
 use hapa_proto::codegen::v1::{CompleteCodeRequest, GenerateCodeRequest};
 use hapa_tests::engine::{Fault, Script};
-use hapa_tests::{Collected, Collector, World, hapa, within};
+use hapa_tests::{Certificates, Collected, Collector, World, hapa, within};
 use serde_json::{Value, json};
 use tonic::Request;
 
@@ -229,6 +229,45 @@ async fn a_call_without_a_caller_s_trace_is_kept_under_its_own() {
     // What the caller did wrong is no failure of the server.
     assert_eq!(server.span.status.as_ref().map_or(0, |status| status.code), 0);
     assert_says(server, &[("rpc.grpc.status_code", "3"), ("error.type", "E4002")]);
+}
+
+#[tokio::test]
+async fn a_collector_behind_tls_is_believed_by_its_authority_alone() {
+    let (collector, certificates) = (Collector::start().await, Certificates::make().await);
+    let (address, _serving) = certificates.in_front_of(collector.address, "errors").await;
+    let (at, authority) =
+        (format!("https://localhost:{}", address.port()), certificates.authority());
+    let authority = authority.to_str().unwrap();
+    let flags = [
+        &format!("--otel-exporter-otlp-endpoint={at}"),
+        &format!("--otel-exporter-otlp-certificate={authority}"),
+    ];
+    let mut world = World::with(&flags.map(String::as_str)).await;
+    let settings =
+        [("OTEL_EXPORTER_OTLP_ENDPOINT", &*at), ("OTEL_EXPORTER_OTLP_CERTIFICATE", authority)];
+    let gateway = world.gateway_with(&settings).await;
+    let body = json!({"user_question": QUESTION});
+    assert_eq!(gateway.post(GENERATE, Some(&world.key), &body).await.status(), 200);
+    collector.wait_for("the call's", |one| one.span.name == SPAN).await;
+    collector.wait_for("the gateway's", |one| one.service == "hapa-gateway").await;
+    world.begin_shutdown();
+    world.ended().await;
+
+    // With another authority's word nothing is told.
+    let other = Certificates::make().await;
+    let other = format!("--otel-exporter-otlp-certificate={}", other.authority().display());
+    let world = World::with(&[flags[0].as_str(), &other]).await;
+    let told = collector.spans().len();
+    world.client().generate_code(question()).await.unwrap();
+    let lost = async {
+        let reason = &["reason=\"collector\""];
+        while world.metrics().await.sum("hapa_spans_dropped_total", reason) < 1.0 {
+            tokio::task::yield_now().await;
+        }
+    };
+    within("a span to be counted as lost", lost).await;
+    assert_eq!(collector.spans().len(), told);
+    world.end().await;
 }
 
 #[tokio::test]

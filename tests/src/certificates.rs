@@ -14,11 +14,12 @@ use hapa_chassis::dial::Secure;
 use hapa_chassis::tls::{Files, Tls};
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
-use rustls::{ClientConfig, RootCertStore};
+use rustls::{ClientConfig, RootCertStore, ServerConfig};
 use tempfile::TempDir;
+use tokio::net::{TcpListener, TcpStream};
 use tokio::process::Command;
 use tokio::task::JoinSet;
-use tokio_rustls::TlsConnector;
+use tokio_rustls::{TlsAcceptor, TlsConnector};
 use tokio_util::sync::CancellationToken;
 
 use crate::engine::Engine;
@@ -146,6 +147,37 @@ impl Certificates {
         let mut config = config.with_client_auth_cert(own, key).expect("a key and its certificate");
         config.alpn_protocols = vec![b"h2".to_vec()];
         TlsConnector::from(Arc::new(config))
+    }
+
+    /// A port that speaks TLS with a role's certificate, in front of one that does not, for as long as
+    /// the tasks are kept.
+    pub async fn in_front_of(&self, behind: SocketAddr, role: &str) -> (SocketAddr, JoinSet<()>) {
+        let files = self.files(role);
+        let chain = CertificateDer::pem_file_iter(files.certificate).expect("a file");
+        let chain = chain.map(|one| one.expect("a certificate")).collect();
+        let key = PrivateKeyDer::from_pem_file(files.key).expect("a key");
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let config =
+            ServerConfig::builder_with_provider(provider).with_safe_default_protocol_versions();
+        let config = config.expect("TLS").with_no_client_auth().with_single_cert(chain, key);
+        let mut config = config.expect("a key and its certificate");
+        config.alpn_protocols = vec![b"h2".to_vec()];
+        let acceptor = TlsAcceptor::from(Arc::new(config));
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+        let address = listener.local_addr().expect("a bound port");
+        let mut serving = JoinSet::new();
+        serving.spawn(async move {
+            let mut open = JoinSet::new();
+            while let Ok((socket, _)) = listener.accept().await {
+                let acceptor = acceptor.clone();
+                open.spawn(async move {
+                    let mut outer = acceptor.accept(socket).await?;
+                    let mut inner = TcpStream::connect(behind).await?;
+                    tokio::io::copy_bidirectional(&mut outer, &mut inner).await
+                });
+            }
+        });
+        (address, serving)
     }
 
     /// A channel to `address` of who shows a role's certificate.

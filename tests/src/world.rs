@@ -3,6 +3,7 @@
 
 use std::net::SocketAddr;
 use std::path::Path;
+use std::sync::LazyLock;
 
 use clap::{CommandFactory as _, FromArgMatches as _, Parser};
 use hapa::setting::settings;
@@ -17,7 +18,8 @@ use tempfile::TempDir;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tonic::transport::{Channel, Endpoint};
-use tracing::dispatcher::{self, DefaultGuard};
+use tracing::dispatcher::{self, DefaultGuard, Dispatch};
+use tracing::subscriber::NoSubscriber;
 
 use crate::engine::{Engine, Setup};
 use crate::gateway::Gateway;
@@ -320,12 +322,17 @@ pub(crate) fn reqwest_client() -> reqwest::Client {
     reqwest::Client::builder().no_proxy().build().expect("a client")
 }
 
+/// While there is one dispatcher alone, `tracing` takes the word of whichever thread meets a span first,
+/// for all of them: and most threads have none.
+static ANOTHER: LazyLock<Dispatch> = LazyLock::new(|| Dispatch::new(NoSubscriber::new()));
+
 /// Makes spans as long as the guard lives, where a collector is named. One thread runs all of a test, so
 /// that no other test's spans are sent there.
 fn traced(config: &Config) -> (Option<Exporter>, Option<DefaultGuard>) {
     if config.trace.otel_exporter_otlp_endpoint.is_none() {
         return (None, None);
     }
+    LazyLock::force(&ANOTHER);
     let prepared = telemetry::prepare(&config.log, &config.trace);
     let (dispatch, exporter) = prepared.expect("settings of telemetry");
     (exporter, Some(dispatcher::set_default(&dispatch)))

@@ -218,6 +218,9 @@ pub struct TraceConfig {
     /// are none.
     #[arg(long, env = "OTEL_EXPORTER_OTLP_ENDPOINT")]
     pub otel_exporter_otlp_endpoint: Option<String>,
+    /// The authorities that vouch for a collector at https://, as PEM; default: those of this machine.
+    #[arg(long, env = "OTEL_EXPORTER_OTLP_CERTIFICATE", value_name = "FILE")]
+    pub otel_exporter_otlp_certificate: Option<PathBuf>,
     /// What the collector wants to be shown: name=value,name=value.
     #[arg(long, env = "OTEL_EXPORTER_OTLP_HEADERS", hide_env_values = true)]
     pub otel_exporter_otlp_headers: Option<SecretString>,

@@ -3,9 +3,10 @@
 
 use std::time::Duration;
 
-use hapa_proto::codegen::v1::{GenerateCodeRequest, ValidateCodeRequest};
+use hapa_proto::codegen::v1::{CompleteCodeRequest, GenerateCodeRequest, ValidateCodeRequest};
 use prost::Message as _;
 
+use crate::completion;
 use crate::engine::Scheduling;
 use crate::engine::sse::{Reader, TooLong};
 use crate::fence::Splitter;
@@ -47,6 +48,9 @@ pub fn requests(bytes: &[u8]) {
     {
         assert_eq!(strip(&question.text), question.text.as_str());
         assert!(question.body("model", Scheduling::default()).is_ok());
+    }
+    if let Ok(request) = CompleteCodeRequest::decode(bytes) {
+        completion::fuzz(request);
     }
     if let Ok(request) = ValidateCodeRequest::decode(bytes) {
         let _ = validate::check(&request);

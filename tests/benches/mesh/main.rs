@@ -174,18 +174,7 @@ async fn bench(args: &Args) -> anyhow::Result<String> {
     if wanted(Part::Admission) {
         admission(&mut stage, extent, from, &mut add).await?;
     }
-    if wanted(Part::Cache) {
-        say(from, "known answers");
-        add(cached::measure(&mut stage, extent.rounds).await?);
-    }
-    if wanted(Part::Completion) {
-        say(from, "completions");
-        add(completion::measure(&mut stage, extent.rounds).await?);
-    }
-    if wanted(Part::Readers) {
-        say(from, "readers who stand still");
-        add(readers::measure(&mut stage, extent.sections, extent.rounds).await?);
-    }
+    answers(&wanted, &mut stage, extent, from, &mut add).await?;
     drop(stage);
     if wanted(Part::Traces) {
         say(from, "calls that are followed");
@@ -197,6 +186,28 @@ async fn bench(args: &Args) -> anyhow::Result<String> {
     }
     say(from, "done");
     Ok(report)
+}
+
+async fn answers(
+    wanted: &impl Fn(Part) -> bool,
+    stage: &mut Stage,
+    extent: Extent,
+    from: Instant,
+    add: &mut impl FnMut(Table),
+) -> anyhow::Result<()> {
+    if wanted(Part::Cache) {
+        say(from, "known answers");
+        add(cached::measure(stage, extent.rounds).await?);
+    }
+    if wanted(Part::Completion) {
+        say(from, "completions");
+        add(completion::measure(stage, extent.rounds).await?);
+    }
+    if wanted(Part::Readers) {
+        say(from, "readers who stand still");
+        add(readers::measure(stage, extent.sections, extent.rounds).await?);
+    }
+    Ok(())
 }
 
 async fn costs(

@@ -37,6 +37,9 @@ const H2: &[u8] = b"h2";
 /// Between two looks at the files.
 const LOOK: Duration = Duration::from_secs(2);
 
+/// What names of roles begin with, where nothing else is set.
+pub const PREFIX: &str = "spiffe://hapa/";
+
 /// Settings of certificates.
 #[derive(Args, Clone, Debug, Default)]
 #[command(next_help_heading = "Certificates")]
@@ -54,7 +57,7 @@ pub struct TlsConfig {
     pub tls_ca_file: Option<PathBuf>,
     /// What URI names of certificates begin with that end with a role, such as
     /// spiffe://hapa/ns/hapa/sa/; others prove nothing.
-    #[arg(long, env = "TLS_SPIFFE_PREFIX", default_value = "spiffe://hapa/")]
+    #[arg(long, env = "TLS_SPIFFE_PREFIX", default_value = PREFIX)]
     pub tls_spiffe_prefix: String,
 }
 

@@ -59,7 +59,7 @@ pub(crate) fn collect(config: &TraceConfig) -> Result<Option<(SdkTracer, Exporte
     let Some(endpoint) = endpoint.filter(|endpoint| !endpoint.is_empty()) else {
         return Ok(None);
     };
-    let client = TraceServiceClient::new(channel(endpoint)?);
+    let client = TraceServiceClient::new(channel(endpoint, config)?);
     let headers = headers(config.otel_exporter_otlp_headers.as_ref())?;
     let (queue, waiting) = mpsc::channel(WAITING);
     let ratio = Sampler::TraceIdRatioBased(config.otel_traces_sampler_arg);
@@ -191,15 +191,18 @@ fn service_name(roles: &[&str]) -> String {
     }
 }
 
-fn channel(address: &str) -> Result<Balanced, Wrong> {
-    let problem =
-        |error: anyhow::Error| Wrong::new("OTEL_EXPORTER_OTLP_ENDPOINT", error.to_string());
+fn channel(address: &str, config: &TraceConfig) -> Result<Balanced, Wrong> {
+    let wrong = |name| move |error: anyhow::Error| Wrong::new(name, format!("{error:#}"));
+    let authority = config.otel_exporter_otlp_certificate.as_ref();
     let secure = if address.starts_with("https:") {
-        Secure::Believing(Arc::new(believing(None).map_err(problem)?))
+        let authority = authority.filter(|file| !file.as_os_str().is_empty());
+        let believed = believing(authority).map_err(wrong("OTEL_EXPORTER_OTLP_CERTIFICATE"))?;
+        Secure::Believing(Arc::new(believed))
     } else {
         Secure::No
     };
-    Balanced::new(address, secure, CONNECTING).map_err(problem)
+    let channel = Balanced::new(address, secure, CONNECTING);
+    channel.map_err(wrong("OTEL_EXPORTER_OTLP_ENDPOINT"))
 }
 
 /// `name=value,name=value`, values percent-encoded where they must be:
@@ -260,6 +263,7 @@ mod tests {
     async fn a_queue_that_is_full_drops_and_a_call_does_not_wait() {
         let config = TraceConfig {
             otel_exporter_otlp_endpoint: Some("http://127.0.0.1:9".to_owned()),
+            otel_exporter_otlp_certificate: None,
             otel_exporter_otlp_headers: None,
             otel_service_name: None,
             otel_traces_sampler_arg: 1.0,

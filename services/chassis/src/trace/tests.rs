@@ -29,6 +29,7 @@ fn log(level: &str) -> LogConfig {
 fn to(collector: Option<&str>, ratio: f64) -> TraceConfig {
     TraceConfig {
         otel_exporter_otlp_endpoint: collector.map(str::to_owned),
+        otel_exporter_otlp_certificate: None,
         otel_exporter_otlp_headers: None,
         otel_service_name: None,
         otel_traces_sampler_arg: ratio,

@@ -233,3 +233,15 @@ async fn while_wanted<T>(
         watch.check()?;
     }
 }
+
+/// A request as models of every kind would be asked it.
+#[cfg(feature = "fuzzing")]
+pub(crate) fn fuzz(request: CompleteCodeRequest) {
+    let Ok(question) = Question::check(request) else { return };
+    assert_eq!(crate::unicode::strip(&question.prefix), question.prefix.as_str());
+    for name in ["qwen2.5-coder", "deepseek-coder", "starcoder2", "codellama", "unknown"] {
+        let filled = fim::fill(fim::family([name]), &question.prefix, &question.terms);
+        assert_eq!(filled.without_suffix, name == "unknown" && !question.terms.suffix.is_empty());
+        assert!(question.body(name, &filled, crate::engine::Scheduling::default()).is_ok());
+    }
+}

@@ -9,7 +9,8 @@ use anyhow::Context as _;
 use hapa_chassis::balance::Balanced;
 use hapa_chassis::dial::Secure;
 use hapa_chassis::peer::MESH_TOKEN;
-use hapa_chassis::tls::{Files, Tls, believing};
+use hapa_chassis::rpc::SERVICES;
+use hapa_chassis::tls::{Files, PREFIX, Tls, believing};
 use secrecy::{ExposeSecret as _, SecretString};
 use tonic::metadata::{Ascii, MetadataValue};
 use tonic::service::Interceptor;
@@ -51,6 +52,10 @@ pub(super) struct Place {
     /// The key of that certificate, as PEM.
     #[arg(long, env = "HAPA_KEY_FILE", value_name = "FILE", requires = "cert_file")]
     key_file: Option<PathBuf>,
+    /// What URI names of certificates begin with: whoever has a role of the mesh by one is believed
+    /// under any address, where a certificate is shown.
+    #[arg(long, env = "TLS_SPIFFE_PREFIX", default_value = PREFIX)]
+    spiffe_prefix: String,
 }
 
 /// Where the mesh is and who asks.
@@ -141,7 +146,8 @@ impl Place {
             (Some(certificate), Some(key), Some(authority)) => {
                 let (certificate, key) = (certificate.clone(), key.clone());
                 let files = Files { certificate, key, authority: authority.clone() };
-                Ok(Secure::Mutual(Tls::load(files, "")?, Vec::new()))
+                let roles = SERVICES.iter().map(|&role| role.to_owned()).collect();
+                Ok(Secure::Mutual(Tls::load(files, &self.spiffe_prefix)?, roles))
             }
             (_, _, authority) => Ok(Secure::Believing(Arc::new(believing(authority.as_ref())?))),
         }

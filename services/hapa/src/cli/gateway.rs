@@ -40,6 +40,9 @@ pub(super) struct Args {
     /// Where the gateway's traces go, as OTLP over gRPC: http://otel-collector:4317; default: nowhere.
     #[arg(long, env = "OTEL_EXPORTER_OTLP_ENDPOINT")]
     otel_exporter_otlp_endpoint: Option<String>,
+    /// The authorities that vouch for a collector at https://, as PEM; default: those of this machine.
+    #[arg(long, env = "OTEL_EXPORTER_OTLP_CERTIFICATE", value_name = "FILE")]
+    otel_exporter_otlp_certificate: Option<PathBuf>,
     /// Origins whose pages may call, exact, comma-separated: https://editor.example.com.
     #[arg(long, env = "CORS_ORIGINS", value_delimiter = ',')]
     cors_origins: Vec<String>,
@@ -95,6 +98,8 @@ fn render(args: &Args, descriptors: &Path) -> Result<String, Failure> {
         Some(traces) => place("OTEL_EXPORTER_OTLP_ENDPOINT", traces)?,
         None => (String::new(), 0),
     };
+    // An address is no name that TLS could ask for: RFC 6066, 3.
+    let traces_is_named = traces_host.parse::<IpAddr>().is_err();
     let metrics_port = args.gateway_metrics_port.filter(|port| *port != 0);
     let origins: Vec<_> = args.cors_origins.iter().filter(|origin| !origin.is_empty()).collect();
     if let Some(wrong) = origins.iter().find(|origin| !is_origin(origin)) {
@@ -108,6 +113,9 @@ fn render(args: &Args, descriptors: &Path) -> Result<String, Failure> {
         ("GATEWAY_PORT", args.gateway_port.to_string()),
         ("ADMIN_PORT", args.envoy_admin_port.to_string()),
         ("METRICS_PORT", metrics_port.unwrap_or_default().to_string()),
+        ("TRACES_NAME", if traces_is_named { traces_host.clone() } else { String::new() }),
+        ("TRACES_SAN", if traces_is_named { "DNS" } else { "IP_ADDRESS" }.to_owned()),
+        ("TRACES_CA", authority(args.otel_exporter_otlp_certificate.as_deref())),
         ("TRACES_HOST", traces_host),
         ("TRACES_PORT", traces_port.to_string()),
         ("DESCRIPTOR_SET", descriptors.display().to_string()),
@@ -152,11 +160,12 @@ fn check_schemes(args: &Args) -> Result<(), Wrong> {
 }
 
 /// Which sections are asked for.
-fn sections(args: &Args) -> Result<[(&'static str, bool); 4], Wrong> {
-    let traces = args.otel_exporter_otlp_endpoint.as_deref();
+fn sections(args: &Args) -> Result<[(&'static str, bool); 5], Wrong> {
+    let traces = args.otel_exporter_otlp_endpoint.as_deref().unwrap_or_default();
     Ok([
         ("METRICS", args.gateway_metrics_port.is_some_and(|port| port != 0)),
-        ("TRACES", traces.is_some_and(|traces| !traces.is_empty())),
+        ("TRACES", !traces.is_empty()),
+        ("TRACES_TLS", traces.starts_with("https:")),
         ("PUBLIC_TLS", args.gateway_tls_cert_file.is_some()),
         ("MESH_TLS", args.tls.files()?.is_some()),
     ])
@@ -164,21 +173,24 @@ fn sections(args: &Args) -> Result<[(&'static str, bool); 4], Wrong> {
 
 /// The template without the sections (`# begin NAME` to `# end NAME`) that are not asked for.
 fn without(template: &str, sections: &[(&str, bool)]) -> String {
-    let left_out = |line: &str, word: &str| {
-        let named =
-            |(name, asked): &(&str, bool)| !asked && line.trim() == format!("# {word} {name}");
-        sections.iter().any(named)
-    };
-    let (mut text, mut skipping) = (String::with_capacity(template.len()), false);
+    let says = |line: &str, word: &str, name: &str| line.trim() == format!("# {word} {name}");
+    let (mut text, mut left_out) = (String::with_capacity(template.len()), None);
     for line in template.lines() {
-        skipping |= left_out(line, "begin");
-        if !skipping {
+        let begins = |(name, asked): &&(&str, bool)| !asked && says(line, "begin", name);
+        left_out = left_out.or_else(|| sections.iter().find(begins).map(|(name, _)| *name));
+        if left_out.is_none() {
             text.push_str(line);
             text.push('\n');
         }
-        skipping &= !left_out(line, "end");
+        left_out = left_out.filter(|name| !says(line, "end", name));
     }
     text
+}
+
+/// The file of authorities, where Debian and Envoy's images keep theirs if none is named.
+fn authority(named: Option<&Path>) -> String {
+    let named = named.filter(|file| !file.as_os_str().is_empty());
+    named.unwrap_or(Path::new("/etc/ssl/certs/ca-certificates.crt")).display().to_string()
 }
 
 /// What a cluster calls, as Envoy writes it: each name may stand for several replicas.
