@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use hapa_chassis::status::{INTERNAL, STORE_AWAY};
+use hapa_chassis::tail::Over;
 use hapa_chassis::times::now;
 use hapa_chassis::{ErrorCode, Fault, Violations};
 use tonic::Status;
@@ -40,10 +41,8 @@ pub(crate) enum Error {
     Provider(#[source] anyhow::Error),
     #[error("too many are logging in at the moment; try again shortly")]
     Busy,
-    #[error("this replica is going; ask another")]
-    ShuttingDown,
-    #[error("the audit log can't be read at the moment; try again")]
-    Blind,
+    #[error(transparent)]
+    Over(#[from] Over),
     #[error("{STORE_AWAY}")]
     Store(#[from] sqlx::Error),
     #[error("{INTERNAL}")]
@@ -74,8 +73,7 @@ impl From<Error> for Status {
             Error::Busy => {
                 Fault::new(ErrorCode::Overloaded, words).retry_after(Duration::from_secs(1))
             }
-            Error::Blind => Fault::new(ErrorCode::DatabaseError, words),
-            Error::ShuttingDown => Fault::new(ErrorCode::ShuttingDown, words),
+            Error::Over(over) => over.into(),
             Error::Store(cause) => (&cause).into(),
             Error::Internal(cause) => (&cause).into(),
         };

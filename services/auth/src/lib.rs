@@ -26,6 +26,7 @@ use std::sync::Arc;
 
 use hapa_chassis::db::{Db, Survey};
 use hapa_chassis::health::Check;
+use hapa_chassis::tail::Tail;
 use hapa_chassis::{Access, Rpc, Server, rpc};
 use hapa_proto::auth::v1::audit_service_server::AuditServiceServer;
 use hapa_proto::auth::v1::auth_service_server::AuthServiceServer;
@@ -33,7 +34,6 @@ use hapa_proto::auth::v1::key_service_server::KeyServiceServer;
 use hapa_proto::auth::v1::session_service_server::SessionServiceServer;
 use hapa_proto::auth::v1::user_service_server::UserServiceServer;
 use secrecy::SecretString;
-use tokio::sync::watch;
 
 use crate::audit::Audit;
 use crate::credential::Credentials;
@@ -152,8 +152,8 @@ pub async fn mount(config: &Config, server: &mut Server) -> anyhow::Result<()> {
     server.check(Check::store("auth", &db, SERVICES));
     let store = Store::new(db);
     let (passwords, last_uses) = (Passwords::new(), Uses::default());
-    let (head, news) = watch::channel(0);
-    server.spawn(revocation::look(store.clone(), head));
+    let (tail, looking) = Tail::of(store.clone(), server.closing());
+    server.spawn(looking);
     let (writing, kept) = (last_uses.clone(), store.clone());
     server.spawn_to_end(|end| writing.write(kept, end));
     server.spawn(budget::release(store.clone()));
@@ -163,7 +163,7 @@ pub async fn mount(config: &Config, server: &mut Server) -> anyhow::Result<()> {
         pepper: pepper.clone(),
         tokens: Arc::clone(&tokens),
         uses: last_uses,
-        news: News::new(store.clone(), news, server.closing()),
+        news: News { store: store.clone(), tail },
     };
     let sessions = Sessions {
         store: store.clone(),

@@ -5,44 +5,25 @@ use std::time::Duration;
 
 use futures_util::Stream;
 use futures_util::stream::unfold;
+use hapa_chassis::tail::Tail;
 use hapa_proto::auth::v1::WatchRevocationsResponse;
-use tokio::sync::watch;
-use tokio::time::{Instant, timeout};
-use tokio_util::sync::CancellationToken;
+use tokio::time::Instant;
 use tonic::Status;
 
 use crate::error::Error;
 use crate::store::Store;
 
-/// How often the log is looked at for what other replicas of auth wrote.
-const LOOK: Duration = Duration::from_millis(200);
 /// A sign of life at least this often.
 const SIGN: Duration = Duration::from_millis(500);
 /// Changes in one message.
 const MOST: i64 = 1_000;
 /// Who is further behind asks for everything again: that costs less than telling.
 const FARTHEST: i64 = 10_000;
-/// After this long without a look at the store, nobody must believe that nothing has changed.
-const BLIND: Duration = Duration::from_secs(3);
-
-/// The end of the log, as of the last look.
+/// Who can be told.
 #[derive(Clone)]
 pub(crate) struct News {
-    store: Store,
-    head: watch::Receiver<i64>,
-    closing: CancellationToken,
-}
-
-/// Looks at the log for as long as the server runs.
-pub(crate) async fn look(store: Store, head: watch::Sender<i64>) {
-    loop {
-        match store.generation().await {
-            // Sent also when nothing has changed: it says that somebody looked.
-            Ok(generation) => drop(head.send_replace(generation)),
-            Err(error) => tracing::debug!(%error, "the audit log can't be read at the moment"),
-        }
-        let _ = timeout(LOOK, store.changed()).await;
-    }
+    pub(crate) store: Store,
+    pub(crate) tail: Tail,
 }
 
 /// One who watches.
@@ -55,14 +36,6 @@ struct Watcher {
 }
 
 impl News {
-    pub(crate) fn new(
-        store: Store,
-        head: watch::Receiver<i64>,
-        closing: CancellationToken,
-    ) -> Self {
-        News { store, head, closing }
-    }
-
     /// Everything after a generation, as it happens.
     pub(crate) fn since(
         self,
@@ -83,15 +56,7 @@ impl Watcher {
     async fn next(&mut self) -> Result<WatchRevocationsResponse, Error> {
         loop {
             if self.last.is_some() && !self.behind {
-                let closing = self.news.closing.clone();
-                tokio::select! {
-                    () = closing.cancelled() => return Err(Error::ShuttingDown),
-                    looked = timeout(BLIND, self.news.head.changed()) => match looked {
-                        Ok(Ok(())) => {}
-                        Ok(Err(_)) => return Err(Error::ShuttingDown),
-                        Err(_) => return Err(Error::Blind),
-                    },
-                }
+                self.news.tail.look().await?;
             }
             if let Some(message) = self.gather().await? {
                 self.last = Some(Instant::now());
@@ -102,7 +67,7 @@ impl Watcher {
 
     async fn gather(&mut self) -> Result<Option<WatchRevocationsResponse>, Error> {
         let head = match self.last {
-            Some(_) => *self.news.head.borrow_and_update(),
+            Some(_) => self.news.tail.last(),
             None => self.news.store.generation().await?,
         };
         let due = self.last.is_none_or(|last| last.elapsed() >= SIGN);

@@ -102,11 +102,6 @@ impl Store {
         Store { db, changed: Arc::new(Notify::new()) }
     }
 
-    /// Wakes up with every change that this process makes.
-    pub(crate) async fn changed(&self) {
-        self.changed.notified().await;
-    }
-
     /// Does something and writes down what was done, both or neither.
     async fn change<T: Send + 'static>(
         &self,

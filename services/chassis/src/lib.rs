@@ -33,6 +33,7 @@ mod server;
 mod shed;
 pub mod spool;
 pub mod status;
+pub mod tail;
 pub mod telemetry;
 pub mod times;
 pub mod tls;

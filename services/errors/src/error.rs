@@ -1,6 +1,7 @@
 //! What can go wrong here, and the one table from that to a published status.
 
 use hapa_chassis::status::{INTERNAL, STORE_AWAY};
+use hapa_chassis::tail::Over;
 use hapa_chassis::{ErrorCode, Fault, Violations};
 use tonic::Status;
 
@@ -12,10 +13,8 @@ pub(crate) enum Error {
     NoSuch(String),
     #[error("the incident is {0} by now: read it and decide again")]
     Changed(String),
-    #[error("this replica is going; ask another with the last cursor")]
-    ShuttingDown,
-    #[error("the store can't be read at the moment; try again with the last cursor")]
-    Blind,
+    #[error(transparent)]
+    Over(#[from] Over),
     #[error("{STORE_AWAY}")]
     Store(#[from] sqlx::Error),
     #[error("{INTERNAL}")]
@@ -29,8 +28,7 @@ impl From<Error> for Status {
             Error::Invalid(violations) => violations.into(),
             Error::NoSuch(_) => Fault::new(ErrorCode::NotFound, words),
             Error::Changed(_) => Fault::new(ErrorCode::Conflict, words),
-            Error::ShuttingDown => Fault::new(ErrorCode::ShuttingDown, words),
-            Error::Blind => Fault::new(ErrorCode::DatabaseError, words),
+            Error::Over(over) => over.into(),
             Error::Store(cause) => (&cause).into(),
             Error::Internal(cause) => (&cause).into(),
         };

@@ -17,9 +17,9 @@ mod watch;
 use clap::ArgAction;
 use hapa_chassis::db::{Db, Survey};
 use hapa_chassis::health::Check;
+use hapa_chassis::tail::Tail;
 use hapa_chassis::{Access, Rpc, Server, rpc};
 use hapa_proto::errors::v1::error_tracking_service_server::ErrorTrackingServiceServer;
-use tokio::sync;
 
 use crate::calls::Calls;
 use crate::service::Errors;
@@ -81,13 +81,13 @@ pub async fn mount(config: &Config, server: &mut Server) -> anyhow::Result<()> {
     let db = open(&server.config().store_url("errors")).await?;
     server.check(Check::store("errors", &db, SERVICES));
     let store = Store::new(db);
-    let (head, news) = sync::watch::channel(0);
-    server.spawn(watch::look(store.clone(), head));
+    let (tail, looking) = Tail::of(store.clone(), server.closing());
+    server.spawn(looking);
     server.spawn(retention::purge(store.clone(), config.error_retention_days));
     let address = server.config().analytics_address.as_deref();
     let analytics = server.wire("ANALYTICS_ADDRESS", address, ANALYTICS)?;
     let errors = Errors {
-        news: News::new(store.clone(), news, server.closing()),
+        news: News { store: store.clone(), tail },
         calls: Calls::new(analytics),
         tracked: config.incident_tracking_enabled,
         store,

@@ -14,6 +14,7 @@ mod rows;
 use std::sync::Arc;
 
 use hapa_chassis::db::{Db, Step};
+use hapa_chassis::tail::Log;
 use sqlx::any::AnyRow;
 use sqlx::{AnyConnection, Row as _};
 use tokio::sync::Notify;
@@ -54,14 +55,22 @@ impl Store {
         Store { db, changed: Arc::new(Notify::new()) }
     }
 
-    /// Wakes up with every batch that this process stores.
-    pub(crate) async fn changed(&self) {
-        self.changed.notified().await;
-    }
-
     pub(crate) async fn head(&self) -> Result<Head, Error> {
         let row = sqlx::query("SELECT sequence, total, cleanup_time FROM error_head WHERE id = 1");
         head(&row.fetch_one(&self.db.reader).await?)
+    }
+}
+
+/// Occurrences, as they are stored.
+impl Log for Store {
+    type Error = Error;
+
+    async fn last(&self) -> Result<i64, Error> {
+        Ok(self.head().await?.sequence)
+    }
+
+    async fn added(&self) {
+        self.changed.notified().await;
     }
 }
 

@@ -8,18 +8,15 @@ use std::time::Duration;
 use futures_util::Stream;
 use futures_util::stream::unfold;
 use hapa_chassis::Violations;
+use hapa_chassis::tail::Tail;
 use hapa_proto::errors::v1::{WatchOccurrencesRequest, WatchOccurrencesResponse};
-use tokio::sync::watch;
-use tokio::time::{Instant, sleep_until, timeout};
-use tokio_util::sync::CancellationToken;
+use tokio::time::{Instant, sleep_until};
 use tonic::Status;
 
 use crate::check;
 use crate::error::Error;
 use crate::store::Store;
 
-/// How often the store is looked at for what other replicas stored.
-const LOOK: Duration = Duration::from_millis(200);
 /// A sign of life at least this often; also the second in which so many are told.
 const SECOND: Duration = Duration::from_secs(1);
 /// Occurrences of a second.
@@ -30,27 +27,11 @@ const TOGETHER: i64 = 50;
 const FARTHEST: i64 = 10_000;
 /// Numbers that are left out at once: counting them takes a while.
 const LEAP: i64 = 100_000;
-/// After this long without a look at the store, nobody must believe that nothing happens.
-const BLIND: Duration = Duration::from_secs(3);
-
-/// The last number, as of the last look.
+/// Who can be told.
 #[derive(Clone)]
 pub(crate) struct News {
-    store: Store,
-    head: watch::Receiver<i64>,
-    closing: CancellationToken,
-}
-
-/// Looks at the store for as long as the server runs.
-pub(crate) async fn look(store: Store, head: watch::Sender<i64>) {
-    loop {
-        match store.head().await {
-            // Sent also when nothing has changed: it says that somebody looked.
-            Ok(found) => drop(head.send_replace(found.sequence)),
-            Err(error) => tracing::debug!(%error, "the occurrences can't be read at the moment"),
-        }
-        let _ = timeout(LOOK, store.changed()).await;
-    }
+    pub(crate) store: Store,
+    pub(crate) tail: Tail,
 }
 
 /// One who watches.
@@ -65,14 +46,6 @@ struct Watcher {
 }
 
 impl News {
-    pub(crate) fn new(
-        store: Store,
-        head: watch::Receiver<i64>,
-        closing: CancellationToken,
-    ) -> Self {
-        News { store, head, closing }
-    }
-
     /// Everything from a cursor on, as it happens.
     pub(crate) async fn since(
         self,
@@ -115,7 +88,7 @@ impl Watcher {
             if self.until <= Instant::now() {
                 (self.left, self.until) = (MOST, Instant::now() + SECOND);
             }
-            let head = *self.news.head.borrow_and_update();
+            let head = self.news.tail.last();
             let message = self.gather(head).await?;
             let due = self.last.is_none_or(|last| last.elapsed() >= SECOND);
             if due || !message.occurrences.is_empty() || message.skipped > 0 {
@@ -128,24 +101,16 @@ impl Watcher {
 
     /// Waits for news, or for the next second where there is something left to tell.
     async fn wait(&mut self, head: i64) -> Result<(), Error> {
-        let closing = self.news.closing.clone();
         tokio::select! {
-            () = closing.cancelled() => Err(Error::ShuttingDown),
             () = sleep_until(self.until), if self.told < head => Ok(()),
-            looked = timeout(BLIND, self.news.head.changed()) => match looked {
-                Ok(Ok(())) => Ok(()),
-                Ok(Err(_)) => Err(Error::ShuttingDown),
-                Err(_) => Err(Error::Blind),
-            },
+            looked = self.news.tail.look() => Ok(looked?),
         }
     }
 
     async fn gather(&mut self, head: i64) -> Result<WatchOccurrencesResponse, Error> {
         let mut message = WatchOccurrencesResponse::default();
         let (store, code) = (&self.news.store, self.error_code.as_str());
-        if self.news.closing.is_cancelled() {
-            return Err(Error::ShuttingDown);
-        }
+        self.news.tail.goes_on()?;
         if head - self.told > FARTHEST {
             let end = (head - MOST).min(self.told + LEAP);
             message.skipped = store.count_between((self.told, end), code).await?;

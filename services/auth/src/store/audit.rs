@@ -1,5 +1,6 @@
 //! The audit log: append-only, each entry's hash over the entry and the hash before it.
 
+use hapa_chassis::tail::Log;
 use hapa_chassis::times::timestamp;
 use hapa_proto::auth::v1::{AuditEntry, Revocation};
 use sha2::{Digest as _, Sha256};
@@ -103,6 +104,19 @@ impl Line<'_> {
         let line = (before, self.sequence, self.time, self.texts, self.effect);
         let line = serde_json::to_vec(&line).map_err(anyhow::Error::from)?;
         Ok(hex::encode(Sha256::digest(line)))
+    }
+}
+
+/// What has changed, for caches.
+impl Log for Store {
+    type Error = Error;
+
+    async fn last(&self) -> Result<i64, Error> {
+        self.generation().await
+    }
+
+    async fn added(&self) {
+        self.changed.notified().await;
     }
 }
 

@@ -55,7 +55,7 @@ pub(super) struct Place {
     /// What URI names of certificates begin with: whoever has a role of the mesh by one is believed
     /// under any address, where a certificate is shown.
     #[arg(long, env = "TLS_SPIFFE_PREFIX", default_value = PREFIX)]
-    spiffe_prefix: String,
+    tls_spiffe_prefix: String,
 }
 
 /// Where the mesh is and who asks.
@@ -147,7 +147,7 @@ impl Place {
                 let (certificate, key) = (certificate.clone(), key.clone());
                 let files = Files { certificate, key, authority: authority.clone() };
                 let roles = SERVICES.iter().map(|&role| role.to_owned()).collect();
-                Ok(Secure::Mutual(Tls::load(files, &self.spiffe_prefix)?, roles))
+                Ok(Secure::Mutual(Tls::load(files, &self.tls_spiffe_prefix)?, roles))
             }
             (_, _, authority) => Ok(Secure::Believing(Arc::new(believing(authority.as_ref())?))),
         }
