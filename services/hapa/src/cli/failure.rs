@@ -69,9 +69,9 @@ impl Failure {
         let style = Style::new().bold().fg_color(Some(AnsiColor::Red.into()));
         let mut out = anstream::stderr();
         let _ = match self {
-            Failure::Setting(words) => writeln!(out, "{style}wrong setting{style:#} {words}"),
-            Failure::Refused(status) => writeln!(out, "{style}error{style:#} {}", explain(status)),
-            Failure::Other(error) => writeln!(out, "{style}error{style:#} {error:#}"),
+            Failure::Setting(words) => writeln!(out, "{style}wrong setting:{style:#} {words}"),
+            Failure::Refused(status) => writeln!(out, "{style}error:{style:#} {}", explain(status)),
+            Failure::Other(error) => writeln!(out, "{style}error:{style:#} {error:#}"),
         };
     }
 
@@ -103,5 +103,5 @@ fn explain(status: &Status) -> String {
     };
     let known = ErrorCode::ALL.iter().find(|known| known.entry().name == code);
     let advice = known.map_or("", |code| code.entry().advice);
-    format!("{code}: {words}\n      {advice} Incident {incident}.")
+    format!("{code}: {words}\n       {advice} Incident {incident}.")
 }
