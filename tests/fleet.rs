@@ -150,40 +150,57 @@ struct Done {
     failure: Option<(String, Code)>,
 }
 
-/// Callers that call and call.
-struct Load {
+/// Callers that call and call, and what became of each call.
+struct Load<T> {
     over: Arc<AtomicBool>,
     calls: Arc<AtomicUsize>,
-    callers: JoinSet<Vec<Done>>,
+    callers: JoinSet<Vec<T>>,
 }
 
-impl Load {
-    fn begin(clients: impl IntoIterator<Item = Client>) -> Load {
+impl Load<Done> {
+    fn begin(clients: impl IntoIterator<Item = Client>) -> Self {
         Load::of(clients.into_iter().map(|client| Arc::new(Mutex::new(client))))
     }
 
     /// With clients that can be changed meanwhile.
-    fn of(clients: impl IntoIterator<Item = Arc<Mutex<Client>>>) -> Load {
-        let (over, calls) = (Arc::default(), Arc::default());
-        let mut load = Load { over, calls, callers: JoinSet::new() };
+    fn of(clients: impl IntoIterator<Item = Arc<Mutex<Client>>>) -> Self {
+        let mut load = Load::none();
         for client in clients {
-            let (over, calls) = (Arc::clone(&load.over), Arc::clone(&load.calls));
-            load.callers.spawn(async move {
-                let mut done = Vec::new();
-                while !over.load(Ordering::Relaxed) {
-                    let mut client = client.lock().unwrap().clone();
+            load.add(2 * SHORTLY, move || {
+                let mut client = client.lock().unwrap().clone();
+                async move {
                     let begun = Instant::now();
                     let outcome = health(&mut client).await;
                     let (ended, failure) = (Instant::now(), outcome.err().as_ref().map(failure));
-                    done.push(Done { begun, ended, failure });
-                    calls.fetch_add(1, Ordering::Relaxed);
-                    // Room for what is measured, on a machine with two cores.
-                    sleep(2 * SHORTLY).await;
+                    [Done { begun, ended, failure }]
                 }
-                done
             });
         }
         load
+    }
+}
+
+impl<T: Send + 'static> Load<T> {
+    fn none() -> Self {
+        Load { over: Arc::default(), calls: Arc::default(), callers: JoinSet::new() }
+    }
+
+    /// One caller more, who makes a round of calls and leaves room for what is measured, on a machine
+    /// with two cores.
+    fn add<const N: usize, F>(&mut self, room: Duration, round: impl Fn() -> F + Send + 'static)
+    where
+        F: Future<Output = [T; N]> + Send,
+    {
+        let (over, calls) = (Arc::clone(&self.over), Arc::clone(&self.calls));
+        self.callers.spawn(async move {
+            let mut done = Vec::new();
+            while !over.load(Ordering::Relaxed) {
+                done.extend(round().await);
+                calls.fetch_add(N, Ordering::Relaxed);
+                sleep(room).await;
+            }
+            done
+        });
     }
 
     /// Waits for so many more calls.
@@ -198,7 +215,7 @@ impl Load {
     }
 
     /// What became of all calls.
-    async fn end(self) -> Vec<Done> {
+    async fn end(self) -> Vec<T> {
         self.over.store(true, Ordering::Relaxed);
         within("the callers", self.callers.join_all()).await.into_iter().flatten().collect()
     }

@@ -87,7 +87,7 @@ async fn outage(way: Way) {
 }
 
 /// So many callers on each replica, which knows their key.
-async fn load(fleet: &Fleet, text: &str, callers: usize) -> Load {
+async fn load(fleet: &Fleet, text: &str, callers: usize) -> Load<Done> {
     let clients = fleet.clients(text);
     for client in &clients {
         health(&mut client.clone()).await.unwrap();

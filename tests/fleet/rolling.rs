@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use hapa_proto::analytics::v1::GetUsageRequest;
 use hapa_proto::analytics::v1::analytics_service_client::AnalyticsServiceClient;
@@ -20,7 +20,7 @@ use tokio::task::JoinSet;
 use tokio::time::sleep;
 use tonic::{Code, Status};
 
-use super::{SHORTLY, say};
+use super::{Load, SHORTLY, say};
 use crate::generate::question;
 
 const STREAMS: usize = 200;
@@ -39,7 +39,7 @@ async fn a_rolling_restart_of_every_role_loses_no_call_and_ends_every_stream_wit
     let made = mesh.create_key(wanted).await;
     let (key, key_id) = (made.key_text, made.key.unwrap().key_id);
     let streams = Streams::open(&mesh, &key).await;
-    let load = Load::begin(&mesh.gateway, &key, &key_id);
+    let load = load(&mesh.gateway, &key, &key_id);
     load.has_called(20 * CLIENTS).await;
 
     // Each replica after the other; what no stream is at, at the same time.
@@ -152,50 +152,17 @@ async fn ending(client: &mut Client, question: GenerateCodeRequest) -> String {
     }
 }
 
-/// Callers that call every role, again and again.
-struct Load {
-    over: Arc<AtomicBool>,
-    calls: Arc<AtomicUsize>,
-    callers: JoinSet<Vec<Option<String>>>,
-}
-
-impl Load {
-    fn begin(gateway: &Gateway, key: &str, key_id: &str) -> Load {
-        let (over, calls) = (Arc::default(), Arc::default());
-        let mut load = Load { over, calls, callers: JoinSet::new() };
-        for _ in 0..CLIENTS {
-            let (over, calls) = (Arc::clone(&load.over), Arc::clone(&load.calls));
-            let (wire, key_id) = (gateway.wire(Who::Key(key)), key_id.to_owned());
-            load.callers.spawn(async move {
-                let mut done = Vec::new();
-                while !over.load(Ordering::Relaxed) {
-                    done.extend(Box::pin(call_each(&wire, &key_id)).await);
-                    calls.fetch_add(5, Ordering::Relaxed);
-                    // Room for what is restarted, on a machine with two cores.
-                    sleep(4 * SHORTLY).await;
-                }
-                done
-            });
-        }
-        load
+/// Callers that call every role, again and again; of a call that passed nothing is told.
+fn load(gateway: &Gateway, key: &str, key_id: &str) -> Load<Option<String>> {
+    let mut load = Load::none();
+    for _ in 0..CLIENTS {
+        let (wire, key_id) = (gateway.wire(Who::Key(key)), key_id.to_owned());
+        load.add(4 * SHORTLY, move || {
+            let (wire, key_id) = (wire.clone(), key_id.clone());
+            async move { Box::pin(call_each(&wire, &key_id)).await }
+        });
     }
-
-    /// Waits for so many more calls.
-    async fn has_called(&self, count: usize) {
-        let enough = self.calls.load(Ordering::Relaxed) + count;
-        within("more calls", async {
-            while self.calls.load(Ordering::Relaxed) < enough {
-                sleep(SHORTLY).await;
-            }
-        })
-        .await;
-    }
-
-    /// What became of all calls: none where one passed.
-    async fn end(self) -> Vec<Option<String>> {
-        self.over.store(true, Ordering::Relaxed);
-        within("the callers", self.callers.join_all()).await.into_iter().flatten().collect()
-    }
+    load
 }
 
 /// One call of each role, at once; of code generation two.

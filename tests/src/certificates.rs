@@ -6,8 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use clap::{FromArgMatches as _, Parser};
-use hapa::{All, Roles, run};
+use hapa::{Roles, run};
 use hapa_chassis::Listeners;
 use hapa_chassis::balance::Balanced;
 use hapa_chassis::dial::Secure;
@@ -25,20 +24,13 @@ use tokio_util::sync::CancellationToken;
 use crate::engine::Engine;
 use crate::gateway::Gateway;
 use crate::tools::{Metrics, root, within};
-use crate::world::reqwest_client;
+use crate::world::{reqwest_client, roles};
 
 /// Who serves.
 const ROLES: [&str; 4] = ["auth", "codegen", "errors", "analytics"];
 
 /// How long a connection may take on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(30);
-
-#[derive(Parser)]
-#[command(args_override_self = true)]
-struct Settings {
-    #[command(flatten)]
-    all: All,
-}
 
 /// An authority, and certificates of it for every role. Dropping it removes them.
 #[derive(Debug)]
@@ -232,11 +224,9 @@ impl Certified {
                 format!("--{}={value}", name.to_lowercase().replace('_', "-"))
             });
             let flags = flags.iter().map(|&flag| flag.to_owned());
-            let read = <Settings as clap::CommandFactory>::command()
-                .get_matches_from(always.into_iter().chain(own).chain(flags));
-            let all = Settings::from_arg_matches(&read).expect("settings").all;
-            let listeners = Listeners::bind(&all.server).await.expect("free ports");
-            prepared.push((role, Roles::from(all), listeners));
+            let roles = roles(always.into_iter().chain(own).chain(flags));
+            let listeners = Listeners::bind(&roles.server).await.expect("free ports");
+            prepared.push((role, roles, listeners));
         }
         let place = |(role, _, listeners): &(&'static str, Roles, Listeners)| {
             let mesh = listeners.mesh.local_addr().expect("a bound port");

@@ -51,6 +51,14 @@ struct Settings {
     all: All,
 }
 
+/// Every role, by such arguments.
+pub(crate) fn roles(arguments: impl IntoIterator<Item = String>) -> Roles {
+    let command = Settings::command();
+    let matches = command.clone().get_matches_from(arguments);
+    let all = Settings::from_arg_matches(&matches).expect("settings").all;
+    Roles { settings: settings(&command, &matches), ..Roles::from(all) }
+}
+
 /// See the module.
 #[derive(Debug)]
 pub struct World {
@@ -135,9 +143,7 @@ impl World {
             flags.iter().any(|flag| FORGETFUL.iter().any(|begin| flag.starts_with(begin)));
         let seen = (!forgets).then(Seen::default);
         let flags = always.into_iter().chain(flags.iter().map(|&flag| flag.to_owned()));
-        let (command, matches) = (Settings::command(), Settings::command().get_matches_from(flags));
-        let all = Settings::from_arg_matches(&matches).expect("settings").all;
-        let roles = Roles { settings: settings(&command, &matches), ..Roles::from(all) };
+        let roles = roles(flags);
         let listeners = Listeners::bind(&roles.server).await.expect("free ports");
         let mesh = listeners.mesh.local_addr().expect("a bound port");
         let metrics = listeners.metrics.local_addr().expect("a bound port");

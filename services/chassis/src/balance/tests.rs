@@ -116,11 +116,11 @@ async fn a_replica_that_dies_costs_no_call_that_it_has_not_seen() {
     assert!(servers[1].calls() - before >= 49);
 }
 
-/// It says of every call that it went away before.
-async fn leaving(listener: TcpListener, seen: Arc<AtomicU32>) {
+/// It goes away at each call, and says which stream it began last and why it goes.
+async fn leaving(listener: TcpListener, seen: Arc<AtomicU32>, last: u8, why: h2::Reason) {
     const SETTINGS: [u8; 9] = [0, 0, 0, 4, 0, 0, 0, 0, 0];
-    // Its last stream is 0: it has begun none.
-    const GOAWAY: [u8; 17] = [0, 0, 8, 7, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+    let [.., why] = u32::from(why).to_be_bytes();
+    let goaway = [0, 0, 8, 7, 0, 0, 0, 0, 0, 0, 0, 0, last, 0, 0, 0, why];
     let mut open = Vec::new();
     loop {
         let (mut stream, _) = listener.accept().await.unwrap();
@@ -137,7 +137,8 @@ async fn leaving(listener: TcpListener, seen: Arc<AtomicU32>) {
             }
         }
         seen.fetch_add(1, Ordering::Relaxed);
-        stream.write_all(&GOAWAY).await.unwrap();
+        stream.write_all(&goaway).await.unwrap();
+        stream.shutdown().await.unwrap();
         open.push(stream);
     }
 }
@@ -148,7 +149,8 @@ async fn a_call_that_a_leaving_replica_has_not_begun_goes_to_another() {
     let server = Server::start(&mut tasks).await;
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let (address, seen) = (listener.local_addr().unwrap(), Arc::<AtomicU32>::default());
-    tasks.spawn(leaving(listener, Arc::clone(&seen)));
+    // No stream has begun.
+    tasks.spawn(leaving(listener, Arc::clone(&seen), 0, h2::Reason::NO_ERROR));
     let names: Names = Arc::new(Mutex::new(vec![address, server.address]));
     let balanced = balanced(&names);
     for _ in 0..10 {
@@ -156,6 +158,24 @@ async fn a_call_that_a_leaving_replica_has_not_begun_goes_to_another() {
     }
     assert_eq!(server.calls(), 10);
     assert!(seen.load(Ordering::Relaxed) >= 1, "nobody asked the one that leaves");
+}
+
+#[tokio::test]
+async fn a_call_that_a_failing_replica_has_begun_is_not_made_again() {
+    let mut tasks = JoinSet::new();
+    let server = Server::start(&mut tasks).await;
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let (address, seen) = (listener.local_addr().unwrap(), Arc::<AtomicU32>::default());
+    tasks.spawn(leaving(listener, Arc::clone(&seen), 1, h2::Reason::INTERNAL_ERROR));
+    let names: Names = Arc::new(Mutex::new(vec![address, server.address]));
+    let balanced = balanced(&names);
+    let mut failed = 0;
+    for _ in 0..10 {
+        failed += u32::from(call(&balanced).await.is_err());
+    }
+    let seen = seen.load(Ordering::Relaxed);
+    assert!(seen >= 1, "nobody asked the one that fails");
+    assert_eq!((failed, server.calls()), (seen, 10 - seen), "each call was seen once");
 }
 
 #[tokio::test]
