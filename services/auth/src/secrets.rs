@@ -29,24 +29,23 @@ const WELL_KNOWN: &[&str] = &[
 
 /// What stored credentials are hashed with.
 pub(crate) fn pepper(config: &Config, server: &config::Config) -> anyhow::Result<Pepper> {
-    let own = set(config.api_key_pepper.as_ref());
+    let own = secret::set("API_KEY_PEPPER", config.api_key_pepper.as_ref())?;
     needed("API_KEY_PEPPER", own.is_some(), server)?;
-    let also = set(config.api_key_pepper_also.as_ref());
-    for (name, pepper) in [("API_KEY_PEPPER", own), ("API_KEY_PEPPER_ALSO", also)] {
-        pepper.map_or(Ok(()), |pepper| long_enough(name, pepper))?;
-    }
+    let also = secret::set("API_KEY_PEPPER_ALSO", config.api_key_pepper_also.as_ref())?;
     let own = secret::set_or_kept(own, &server.data_dir.join("key-pepper"))?;
     Ok(Pepper { own, also: also.cloned() })
 }
 
 /// What access tokens are signed with.
 pub(crate) fn tokens(config: &Config, server: &config::Config) -> anyhow::Result<Tokens> {
-    let (own, also) = (set(config.secret_key.as_ref()), set(config.secret_key_also.as_ref()));
+    let own = secret::set("SECRET_KEY", config.secret_key.as_ref())?;
+    let also = secret::set("SECRET_KEY_ALSO", config.secret_key_also.as_ref())?;
     let file = named(config.session_key_file.as_deref());
     needed("SECRET_KEY", own.is_some() || file.is_some(), server)?;
-    let production = server.environment == config::Environment::Production;
-    for (name, secret) in [("SECRET_KEY", own), ("SECRET_KEY_ALSO", also)] {
-        secret.map_or(Ok(()), |secret| check_secret(name, secret, production))?;
+    if server.environment == config::Environment::Production {
+        for (name, secret) in [("SECRET_KEY", own), ("SECRET_KEY_ALSO", also)] {
+            secret.map_or(Ok(()), |secret| hard_to_guess(name, secret))?;
+        }
     }
     let own = match file {
         Some(file) => Pair::of_file("SESSION_KEY_FILE", file)?,
@@ -55,11 +54,6 @@ pub(crate) fn tokens(config: &Config, server: &config::Config) -> anyhow::Result
     let file = named(config.session_key_file_also.as_deref());
     let file = file.map(|file| Pair::of_file("SESSION_KEY_FILE_ALSO", file)).transpose()?;
     Ok(Tokens::new(own, also.map(Pair::of_secret).into_iter().chain(file).collect()))
-}
-
-/// Set, and not to nothing.
-fn set(secret: Option<&SecretString>) -> Option<&SecretString> {
-    secret.filter(|secret| !secret.expose_secret().is_empty())
 }
 
 fn named(file: Option<&Path>) -> Option<&Path> {
@@ -73,23 +67,8 @@ fn needed(name: &'static str, is_set: bool, server: &config::Config) -> Result<(
     Ok(())
 }
 
-fn long_enough(name: &'static str, secret: &SecretString) -> Result<(), config::Wrong> {
-    if secret.expose_secret().chars().count() < secret::SHORTEST {
-        return Err(config::Wrong::new(name, "needs 32 characters or more"));
-    }
-    Ok(())
-}
-
 /// Refuses a secret that could be guessed.
-fn check_secret(
-    name: &'static str,
-    secret: &SecretString,
-    production: bool,
-) -> Result<(), config::Wrong> {
-    long_enough(name, secret)?;
-    if !production {
-        return Ok(());
-    }
+fn hard_to_guess(name: &'static str, secret: &SecretString) -> Result<(), config::Wrong> {
     let wrong = |problem: &str| Err(config::Wrong::new(name, problem));
     let text = secret.expose_secret();
     let lower = text.to_lowercase();
@@ -111,8 +90,10 @@ mod tests {
     #[test]
     fn a_secret_that_could_be_guessed_is_refused() {
         let check = |text: &str, production| {
-            let checked = check_secret("SECRET_KEY", &SecretString::from(text), production);
-            checked.map_err(|wrong| wrong.problem)
+            let secret = SecretString::from(text);
+            secret::set("SECRET_KEY", Some(&secret)).map_err(|wrong| wrong.problem)?;
+            let guessed = if production { hard_to_guess("SECRET_KEY", &secret) } else { Ok(()) };
+            guessed.map_err(|wrong| wrong.problem)
         };
         for production in [true, false] {
             assert!(check(&SECRET[1..], production).unwrap_err().contains("32 characters"));

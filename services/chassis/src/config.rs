@@ -11,7 +11,7 @@ use secrecy::{ExposeSecret as _, SecretString};
 
 use crate::db::Engine;
 use crate::secret;
-use crate::tls::TlsConfig;
+use crate::tls::{self, TlsConfig};
 
 /// How careful to be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -247,41 +247,21 @@ impl Config {
 
     /// What only the settings together can say.
     pub fn check(&self) -> Result<(), Wrong> {
-        let token = self.mesh_token.as_ref().map_or(0, |token| token.expose_secret().len());
+        let token = secret::set("MESH_TOKEN", self.mesh_token.as_ref())?;
         let certificates = self.tls.files()?.is_some();
-        if !certificates && token == 0 && self.environment == Environment::Production {
+        if !certificates && token.is_none() && self.environment == Environment::Production {
             return Err(Wrong::new("MESH_TOKEN", "must be set when ENVIRONMENT is production"));
         }
-        if (1..secret::SHORTEST).contains(&token) {
-            return Err(Wrong::new("MESH_TOKEN", "needs 32 characters or more"));
-        }
-        let also = self.mesh_token_also.as_ref().map_or(0, |token| token.expose_secret().len());
-        if (1..secret::SHORTEST).contains(&also) {
-            return Err(Wrong::new("MESH_TOKEN_ALSO", "needs 32 characters or more"));
-        }
-        self.check_addresses(certificates)?;
-        let store = Engine::of(&self.store_url(""));
-        store.map_err(|problem| Wrong::new("DATABASE_URL", problem))?;
-        self.redis_url().map_or(Ok(()), check_redis_url)
-    }
-
-    /// Certificates and plain addresses don't go together: whoever set one meant both.
-    fn check_addresses(&self, certificates: bool) -> Result<(), Wrong> {
+        secret::set("MESH_TOKEN_ALSO", self.mesh_token_also.as_ref())?;
         let addresses = [
             ("AUTH_ADDRESS", &self.auth_address),
             ("ERRORS_ADDRESS", &self.errors_address),
             ("ANALYTICS_ADDRESS", &self.analytics_address),
         ];
-        let scheme = if certificates { "https://" } else { "http://" };
-        let differs = |address: &str| !address.is_empty() && !address.starts_with(scheme);
-        for (name, address) in addresses {
-            if address.as_deref().is_some_and(differs) {
-                let why = if certificates { "is set" } else { "is not set" };
-                let words = format!("must begin with {scheme}, since TLS_CERT_FILE {why}");
-                return Err(Wrong::new(name, words));
-            }
-        }
-        Ok(())
+        tls::check_schemes(&self.tls, &addresses)?;
+        let store = Engine::of(&self.store_url(""));
+        store.map_err(|problem| Wrong::new("DATABASE_URL", problem))?;
+        self.redis_url().map_or(Ok(()), check_redis_url)
     }
 
     /// The Redis that replicas share, if there is one.

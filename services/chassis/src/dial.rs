@@ -3,11 +3,8 @@
 //! It is one when the other end has spoken: who only listens does not serve yet, or not any more, and a
 //! call that went there would wait or be lost.
 
-use std::io;
 use std::net::SocketAddr;
-use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
 use std::time::Duration;
 
 use anyhow::Context as _;
@@ -17,11 +14,12 @@ use hyper::rt::Executor as _;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use rustls::ClientConfig;
 use rustls::pki_types::ServerName;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio::sync::oneshot;
 use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
+use tokio_util::io::InspectReader;
 use tonic::body::Body;
 
 use crate::tls::{Tls, speaks_h2};
@@ -100,8 +98,14 @@ where
         .keep_alive_timeout(KEEPALIVE_TIMEOUT)
         .keep_alive_while_idle(true);
     let (tell, heard) = oneshot::channel();
-    let io = TokioIo::new(Listening { io, tell: Some(tell) });
-    let (sender, connection) = builder.handshake(io).await?;
+    let mut tell = Some(tell);
+    let io = InspectReader::new(io, move |bytes: &[u8]| {
+        if let Some(tell) = tell.take_if(|_| !bytes.is_empty()) {
+            // Nobody waits where it came too late.
+            let _ = tell.send(());
+        }
+    });
+    let (sender, connection) = builder.handshake(TokioIo::new(io)).await?;
     // No task of the server's: it ends with the last of its calls and of those who could make one.
     TokioExecutor::new().execute(async move {
         if let Err(error) = connection.await {
@@ -110,58 +114,4 @@ where
     });
     heard.await.context("the other end closed the connection and said nothing")?;
     Ok(sender)
-}
-
-/// A connection that tells when the other end first says something.
-struct Listening<I> {
-    io: I,
-    tell: Option<oneshot::Sender<()>>,
-}
-
-impl<I: AsyncRead + Unpin> AsyncRead for Listening<I> {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buffer: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        let before = buffer.filled().len();
-        let read = Pin::new(&mut self.io).poll_read(cx, buffer);
-        if buffer.filled().len() > before
-            && let Some(tell) = self.tell.take()
-        {
-            // Nobody waits where it came too late.
-            let _ = tell.send(());
-        }
-        read
-    }
-}
-
-impl<I: AsyncWrite + Unpin> AsyncWrite for Listening<I> {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        bytes: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.io).poll_write(cx, bytes)
-    }
-
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        slices: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.io).poll_write_vectored(cx, slices)
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        self.io.is_write_vectored()
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.io).poll_flush(cx)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.io).poll_shutdown(cx)
-    }
 }

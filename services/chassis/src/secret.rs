@@ -9,8 +9,22 @@ use std::path::Path;
 use anyhow::Context as _;
 use secrecy::{ExposeSecret as _, SecretString};
 
+use crate::config::Wrong;
+
 /// Fewest characters of a secret that an operator sets.
-pub const SHORTEST: usize = 32;
+const SHORTEST: usize = 32;
+
+/// A secret that is set, and not to nothing; refused where it is too short.
+pub fn set<'a>(
+    name: &'static str,
+    secret: Option<&'a SecretString>,
+) -> Result<Option<&'a SecretString>, Wrong> {
+    let secret = secret.filter(|secret| !secret.expose_secret().is_empty());
+    if secret.is_some_and(|secret| secret.expose_secret().chars().count() < SHORTEST) {
+        return Err(Wrong::new(name, format!("needs {SHORTEST} characters or more")));
+    }
+    Ok(secret)
+}
 
 /// The secret that was set, else the one in `file`, else a new one that `file` keeps.
 pub fn set_or_kept(set: Option<&SecretString>, file: &Path) -> anyhow::Result<SecretString> {

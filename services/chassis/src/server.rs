@@ -11,7 +11,6 @@ use std::time::Duration;
 use anyhow::Context as _;
 use axum::response::IntoResponse;
 use http::Request;
-use secrecy::ExposeSecret as _;
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 use tokio::time::timeout;
@@ -438,8 +437,8 @@ fn proof(config: &Config) -> anyhow::Result<Proof> {
     }
     let file = config.data_dir.join("mesh-token");
     let token = secret::set_or_kept(config.mesh_token.as_ref(), &file)?;
-    let also = config.mesh_token_also.clone();
-    Ok(Proof::Token(token, also.filter(|token| !token.expose_secret().is_empty())))
+    let also = secret::set("MESH_TOKEN_ALSO", config.mesh_token_also.as_ref())?;
+    Ok(Proof::Token(token, also.cloned()))
 }
 
 /// Lets open calls finish, tells streams when time runs short, and drops what is left.

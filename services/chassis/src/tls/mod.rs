@@ -93,6 +93,27 @@ impl TlsConfig {
     }
 }
 
+/// Certificates and plain addresses don't go together: whoever set one meant both. Each setting may
+/// name several addresses, with commas between.
+pub fn check_schemes(
+    config: &TlsConfig,
+    addresses: &[(&'static str, &Option<String>)],
+) -> Result<(), Wrong> {
+    let (scheme, why) = match config.files()? {
+        Some(_) => ("https://", "is set"),
+        None => ("http://", "is not set"),
+    };
+    let fits =
+        |address: &str| address.is_empty() || address.split(',').all(|one| one.starts_with(scheme));
+    for (name, address) in addresses {
+        if !fits(address.as_deref().unwrap_or_default()) {
+            let words = format!("must begin with {scheme}, since TLS_CERT_FILE {why}");
+            return Err(Wrong::new(name, words));
+        }
+    }
+    Ok(())
+}
+
 /// The certificates in force. Clones are one.
 #[derive(Clone)]
 pub struct Tls(Arc<Inner>);

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
 use hapa_chassis::config::Wrong;
-use hapa_chassis::tls::TlsConfig;
+use hapa_chassis::tls::{self, TlsConfig};
 use hapa_proto::FILE_DESCRIPTOR_SET;
 use tonic::transport::Uri;
 
@@ -137,26 +137,14 @@ fn render(args: &Args, descriptors: &Path) -> Result<String, Failure> {
     Ok(config)
 }
 
-/// Certificates and plain addresses don't go together.
 fn check_schemes(args: &Args) -> Result<(), Wrong> {
-    let certified = args.tls.files()?.is_some();
-    let scheme = if certified { "https://" } else { "http://" };
     let addresses = [
         ("CODEGEN_ADDRESS", &args.codegen_address),
         ("AUTH_ADDRESS", &args.auth_address),
         ("ANALYTICS_ADDRESS", &args.analytics_address),
         ("ERRORS_ADDRESS", &args.errors_address),
     ];
-    for (name, address) in addresses {
-        let address = address.as_deref().unwrap_or_default();
-        let fits = |one: &str| one.starts_with(scheme);
-        if !address.is_empty() && !address.split(',').all(fits) {
-            let why = if certified { "is set" } else { "is not set" };
-            let words = format!("must begin with {scheme}, since TLS_CERT_FILE {why}");
-            return Err(Wrong::new(name, words));
-        }
-    }
-    Ok(())
+    tls::check_schemes(&args.tls, &addresses)
 }
 
 /// Which sections are asked for.
