@@ -13,8 +13,10 @@ use hapa_proto::FILE_DESCRIPTOR_SET;
 use tonic::transport::Uri;
 
 use crate::cli::Failure;
+use crate::cli::gateway::address_groups::AddressGroups;
 use crate::cli::gateway::secrets::{Secret, secrets};
 
+mod address_groups;
 mod secrets;
 
 const TEMPLATE: &str = include_str!("../../../../gateway/envoy.yaml");
@@ -64,6 +66,17 @@ pub(super) struct Args {
     /// The key of the public certificate, as PEM.
     #[arg(long, env = "GATEWAY_TLS_KEY_FILE", requires = "gateway_tls_cert_file")]
     gateway_tls_key_file: Option<PathBuf>,
+    /// Maximum number of client connections, those that have not spoken yet included; more are closed.
+    #[arg(long, env = "GATEWAY_MAX_CONNECTIONS", default_value_t = 16_384, value_parser = clap::value_parser!(u32).range(1..))]
+    gateway_max_connections: u32,
+    /// Maximum number of connections that one of 16 groups of client addresses may hold, and with it any one
+    /// address; an eighth of it may be opened each second. 0: no bound, for a proxy in front that hides addresses.
+    #[arg(long, env = "GATEWAY_CONNECTIONS_PER_ADDRESS", default_value_t = 256)]
+    gateway_connections_per_address: u32,
+    /// Envoy's heap in MiB, at most three quarters of its container's memory: requests are refused at 90 % of it,
+    /// connections at 95 %.
+    #[arg(long, env = "GATEWAY_MAX_HEAP_MB", default_value_t = 384, value_parser = clap::value_parser!(u32).range(64..))]
+    gateway_max_heap_mb: u32,
     /// What it shows to services where certificates prove who is who, and whom it believes.
     #[command(flatten)]
     tls: TlsConfig,
@@ -108,7 +121,18 @@ fn render(args: &Args, descriptors: &Path) -> Result<String, Failure> {
     }
     let matchers: Vec<_> =
         origins.iter().map(|origin| format!("{{exact: \"{origin}\"}}")).collect();
+    let groups = AddressGroups {
+        connections: args.gateway_connections_per_address,
+        has_tls: args.gateway_tls_cert_file.is_some(),
+        seed: rand::random(),
+    };
     let values = [
+        ("MAX_CONNECTIONS", args.gateway_max_connections.to_string()),
+        ("MAX_HEAP_BYTES", (u64::from(args.gateway_max_heap_mb) << 20).to_string()),
+        ("CONNECTIONS_PER_ADDRESS", args.gateway_connections_per_address.to_string()),
+        ("CONNECTION_RATE", groups.rate().to_string()),
+        ("ADDRESS_MATCHERS", groups.matchers()),
+        ("ADDRESS_CHAINS", groups.further_chains()),
         ("GATEWAY_HOST", args.gateway_host.to_string()),
         ("GATEWAY_PORT", args.gateway_port.to_string()),
         ("ADMIN_PORT", args.envoy_admin_port.to_string()),
@@ -148,13 +172,15 @@ fn check_schemes(args: &Args) -> Result<(), Wrong> {
 }
 
 /// Which sections are asked for.
-fn sections(args: &Args) -> Result<[(&'static str, bool); 5], Wrong> {
+fn sections(args: &Args) -> Result<[(&'static str, bool); 7], Wrong> {
     let traces = args.otel_exporter_otlp_endpoint.as_deref().unwrap_or_default();
     Ok([
         ("METRICS", args.gateway_metrics_port.is_some_and(|port| port != 0)),
         ("TRACES", !traces.is_empty()),
         ("TRACES_TLS", traces.starts_with("https:")),
+        ("PER_ADDRESS", args.gateway_connections_per_address > 0),
         ("PUBLIC_TLS", args.gateway_tls_cert_file.is_some()),
+        ("PUBLIC_PLAIN", args.gateway_tls_cert_file.is_none()),
         ("MESH_TLS", args.tls.files()?.is_some()),
     ])
 }
