@@ -17,6 +17,7 @@ mod fleet;
 mod gateway;
 mod generate;
 mod health;
+mod hostile;
 mod house;
 mod incidents;
 mod keys;

@@ -25,7 +25,7 @@ use crate::people::Who;
 use crate::postgres::{Database, Postgres};
 use crate::redis::RedisServer;
 use crate::seen::Wire;
-use crate::tools::{Metrics, SHORTLY, freeze, hapa, signal, thaw, within};
+use crate::tools::{Metrics, SHORTLY, freeze, hapa, resident_bytes, signal, thaw, within};
 use crate::world::{Client, Keys, TOKEN, reqwest_client};
 
 /// A client of users.
@@ -236,6 +236,17 @@ impl Role {
     /// Lets it run again.
     pub async fn thaw(&self) {
         thaw(&self.process).await;
+    }
+
+    /// A connection of its own.
+    pub fn fresh_wire(&self, who: Who<'_>) -> Wire {
+        let endpoint = Endpoint::from_shared(format!("http://{}", self.address));
+        who.on(endpoint.expect("an address").connect_lazy())
+    }
+
+    /// The memory that it takes.
+    pub fn resident_bytes(&self) -> u64 {
+        resident_bytes(&self.process)
     }
 
     /// Code generation, with this key.

@@ -14,7 +14,7 @@ use tonic::transport::Endpoint;
 
 use crate::people::Who;
 use crate::seen::{AccessLog, Seen, Wire};
-use crate::tools::{hapa, root, within};
+use crate::tools::{hapa, resident_bytes, root, within};
 use crate::world::reqwest_client;
 
 /// A running Envoy; it ends with this.
@@ -25,7 +25,7 @@ pub struct Gateway {
     admin: String,
     /// None where the mesh remembers no failures.
     seen: Option<Seen>,
-    _envoy: Child,
+    envoy: Child,
     _folder: TempDir,
 }
 
@@ -73,7 +73,7 @@ impl Gateway {
         }
         let secure = settings.iter().any(|(name, _)| *name == "GATEWAY_TLS_CERT_FILE");
         let url = if secure { url.replacen("http:", "https:", 1) } else { url };
-        let gateway = Gateway { url, admin, seen, _envoy: envoy, _folder: folder };
+        let gateway = Gateway { url, admin, seen, envoy, _folder: folder };
         gateway.wait_until_healthy().await;
         gateway
     }
@@ -131,6 +131,11 @@ impl Gateway {
     pub async fn statistic(&self, name: &str) -> u64 {
         let found = get(&format!("{}/stats?format=json&filter=^{name}$", self.admin)).await;
         found["stats"][0]["value"].as_u64().unwrap_or_default()
+    }
+
+    /// The memory that it takes.
+    pub fn resident_bytes(&self) -> u64 {
+        resident_bytes(&self.envoy)
     }
 
     /// Any other request.

@@ -13,6 +13,7 @@ mod provider;
 mod receiver;
 mod redis;
 mod seen;
+pub mod stranger;
 mod tools;
 mod world;
 

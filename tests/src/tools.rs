@@ -54,6 +54,14 @@ pub(crate) async fn thaw(process: &Child) {
     signal(process, "-CONT").await;
 }
 
+/// The memory that a process takes: <https://man7.org/linux/man-pages/man5/proc_pid_statm.5.html>.
+pub(crate) fn resident_bytes(process: &Child) -> u64 {
+    let statm = format!("/proc/{}/statm", process.id().expect("it runs"));
+    let statm = std::fs::read_to_string(statm).expect("it runs");
+    let pages: u64 = statm.split(' ').nth(1).and_then(|pages| pages.parse().ok()).expect("pages");
+    pages * 4096
+}
+
 /// Sends a process a signal, such as "-TERM".
 pub async fn signal(process: &Child, name: &str) {
     let process = process.id().expect("it runs").to_string();

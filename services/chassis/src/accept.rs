@@ -8,6 +8,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -19,10 +20,11 @@ use hyper::rt::Executor;
 use hyper::server::conn::http2;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
+use ipnet::IpNet;
 use rustls::pki_types::CertificateDer;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::Semaphore;
 use tokio::time::{Instant, sleep, timeout_at};
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
@@ -32,6 +34,7 @@ use tower::ServiceExt as _;
 
 use crate::config::Config;
 use crate::context::{Peer, Proven};
+use crate::network_limit::NetworkLimit;
 use crate::reader::Read;
 use crate::tls::{Tls, speaks_h2};
 
@@ -41,6 +44,8 @@ const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 const HANDSHAKE: u8 = 0x16;
 /// From connecting to the end of the preface, TLS's handshake within it.
 const PREFACE_PATIENCE: Duration = Duration::from_secs(5);
+/// From a connection's begin to its first request, where fewer than half of all connections are free.
+const FIRST_REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
 /// After the door closed: for who had just connected to say so. Its call must not be lost, as it would be
 /// where nobody can tell whether it was seen.
 const LATE_PATIENCE: Duration = Duration::from_millis(500);
@@ -69,9 +74,13 @@ pub(crate) struct Door {
 }
 
 /// What one server takes on.
-#[derive(Clone, Copy)]
+#[derive(Clone)]
 pub(crate) struct Bounds {
     pub(crate) connections: u32,
+    /// Of one address; 0: no bound.
+    pub(crate) per_address: u32,
+    /// These may hold as many as there are.
+    pub(crate) trusted_proxies: Vec<IpNet>,
     /// How long a client may leave what is there for it unread.
     pub(crate) reader: Duration,
     /// When a connection is asked to go, and how much longer it may take; none: never.
@@ -83,6 +92,8 @@ impl Bounds {
         let age = config.max_connection_age_seconds;
         Bounds {
             connections: config.max_connections,
+            per_address: config.max_connections_per_address,
+            trusted_proxies: config.trusted_proxies.clone(),
             reader: config.reader_timeout_seconds,
             age: (age > Duration::ZERO).then_some((age, config.request_timeout)),
         }
@@ -105,12 +116,20 @@ pub(crate) async fn accept(
     tasks: TaskTracker,
 ) {
     let room = Arc::new(Semaphore::new(bounds.connections as usize));
+    let networks = NetworkLimit::new(bounds.per_address as usize, &bounds.trusted_proxies);
+    let half = bounds.connections as usize / 2;
     let serve = |stream, peer: SocketAddr, permit| {
+        let Some(counted) = networks.enter(peer.ip()) else {
+            metrics::counter!("hapa_connections_refused_total").increment(1);
+            return;
+        };
         let calls = OnTracker { tasks: tasks.clone(), patience: bounds.reader };
         let peer = Peer(peer.ip());
-        let life = Life { peer, age: bounds.age, door: door.clone(), calls };
+        let room = Arc::clone(&room);
+        let is_crowded = Box::new(move || room.available_permits() < half);
+        let life = Life { peer, age: bounds.age, door: door.clone(), calls, is_crowded };
         let connection = connection(stream, socket.tls.clone(), router.clone(), life);
-        tasks.spawn(hold(permit, connection));
+        tasks.spawn(hold((permit, counted), connection));
     };
     loop {
         let accepted = async {
@@ -142,9 +161,11 @@ struct Life {
     age: Option<(Duration, Duration)>,
     door: Door,
     calls: OnTracker,
+    /// Whether the server has few places left for connections.
+    is_crowded: Box<dyn Fn() -> bool + Send + Sync>,
 }
 
-async fn hold(_permit: OwnedSemaphorePermit, connection: impl Future<Output = ()>) {
+async fn hold<P>(_permits: P, connection: impl Future<Output = ()>) {
     connection.await;
 }
 
@@ -216,8 +237,11 @@ async fn serve<I>(io: Replay<I>, proven: Option<Proven>, router: Router, life: L
 where
     I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
-    let Life { peer, age, door, calls } = life;
+    let Life { peer, age, door, calls, is_crowded } = life;
+    let has_called = Arc::new(AtomicBool::new(false));
+    let called = Arc::clone(&has_called);
     let service = router.map_request(move |mut request: Request<Incoming>| {
+        called.store(true, Ordering::Relaxed);
         request.extensions_mut().insert(peer);
         if let Some(proven) = &proven {
             request.extensions_mut().insert(proven.clone());
@@ -234,14 +258,32 @@ where
             None => pending().await,
         }
     };
+    // Services connect before they have a call to make, so silence costs a connection only where others wait.
+    let silent = async {
+        loop {
+            sleep(FIRST_REQUEST_TIMEOUT).await;
+            if has_called.load(Ordering::Relaxed) {
+                pending::<()>().await;
+            }
+            if is_crowded() {
+                return;
+            }
+        }
+    };
     let ended = tokio::select! {
         ended = &mut served => ended,
-        () = async { tokio::select! { () = aged => {}, () = door.closing.cancelled() => {} } } => {
+        bound = async {
+            tokio::select! {
+                () = aged => age.map(|(_, more)| more),
+                () = silent => Some(Duration::ZERO),
+                () = door.closing.cancelled() => None,
+            }
+        } => {
             served.as_mut().graceful_shutdown();
-            let bound = age.filter(|_| !door.closing.is_cancelled());
+            let bound = bound.filter(|_| !door.closing.is_cancelled());
             let late = async {
                 match bound {
-                    Some((_, more)) => sleep(more).await,
+                    Some(more) => sleep(more).await,
                     None => pending().await,
                 }
             };
@@ -262,6 +304,8 @@ fn builder(calls: OnTracker) -> http2::Builder<OnTracker> {
     builder
         .timer(TokioTimer::new())
         .max_concurrent_streams(MAX_STREAMS)
+        // A client may cancel all that it has open at once; h2's own limit of 20 would end its other calls too.
+        .max_pending_accept_reset_streams(MAX_STREAMS as usize)
         .initial_stream_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
         .max_header_list_size(MAX_HEADERS)

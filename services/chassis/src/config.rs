@@ -8,6 +8,7 @@ use std::time::Duration;
 use clap::{ArgAction, Args, ValueEnum};
 use ipnet::IpNet;
 use secrecy::{ExposeSecret as _, SecretString};
+use tokio::sync::Semaphore;
 
 use crate::db::Engine;
 use crate::secret;
@@ -106,9 +107,22 @@ pub struct Config {
     /// Most calls in progress at once; more are refused with E5005.
     #[arg(long, env = "MAX_IN_FLIGHT", default_value_t = 2048, value_parser = clap::value_parser!(u32).range(1..))]
     pub max_in_flight: u32,
-    /// Most connections at once; more wait to be accepted.
-    #[arg(long, env = "MAX_CONNECTIONS", default_value_t = 4096, value_parser = clap::value_parser!(u32).range(1..))]
+    /// Maximum number of calls in progress that need no credential, in each of three pools: health checks,
+    /// streams of health and reflection, logins. One network may hold a quarter of a pool; more are
+    /// refused with E5005.
+    #[arg(long, env = "MAX_PUBLIC_CALLS", default_value_t = 256, value_parser = clap::value_parser!(u32).range(1..))]
+    pub max_public_calls: u32,
+    /// Maximum size of all request messages that are arriving at once: 64MB, 500KB, 1GB, or a number of bytes;
+    /// 1MB or more. Requests beyond are refused with E5005.
+    #[arg(long, env = "MAX_REQUEST_MEMORY", default_value = "64MB", value_parser = request_memory)]
+    pub max_request_memory: u64,
+    /// Maximum number of connections; more wait to be accepted.
+    #[arg(long, env = "MAX_CONNECTIONS", default_value_t = 8192, value_parser = clap::value_parser!(u32).range(1..))]
     pub max_connections: u32,
+    /// Maximum number of connections from one address (IPv6: one /64) that is not in TRUSTED_PROXIES; more are
+    /// closed at once. 0: no bound.
+    #[arg(long, env = "MAX_CONNECTIONS_PER_ADDRESS", default_value_t = 512)]
+    pub max_connections_per_address: u32,
     /// How long a client may leave a reply or stream unread before it loses it (E4011), in seconds.
     #[arg(long, env = "READER_TIMEOUT_SECONDS", default_value = "30", value_parser = seconds)]
     pub reader_timeout_seconds: Duration,
@@ -264,6 +278,11 @@ impl Config {
         self.redis_url().map_or(Ok(()), check_redis_url)
     }
 
+    /// Bytes of request messages that may be arriving at once.
+    pub(crate) fn max_request_memory(&self) -> usize {
+        usize::try_from(self.max_request_memory).unwrap_or(Semaphore::MAX_PERMITS)
+    }
+
     /// The Redis that replicas share, if there is one.
     pub fn redis_url(&self) -> Option<&SecretString> {
         self.redis_url.as_ref().filter(|url| !url.expose_secret().is_empty())
@@ -311,6 +330,12 @@ fn bytes(text: &str) -> Result<u64, String> {
     });
     let problem = "must be 1KB or more, such as 10MB, 500KB or 1GB";
     parsed.filter(|size| *size >= 1024).ok_or_else(|| problem.to_owned())
+}
+
+/// A size that the largest message fits into, and a semaphore can count.
+fn request_memory(text: &str) -> Result<u64, String> {
+    let fits = |size: &u64| (1 << 20..=1 << 40).contains(size);
+    bytes(text).ok().filter(fits).ok_or_else(|| "must be from 1MB to 1024GB".to_owned())
 }
 
 /// A positive number of seconds, fractions allowed.

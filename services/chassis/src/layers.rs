@@ -18,6 +18,8 @@ use tower::ServiceBuilder;
 use crate::admission::{Admission, admission};
 use crate::deadline::deadline;
 use crate::observe::observe;
+use crate::public_calls::PublicCalls;
+use crate::receive::receive;
 use crate::rpc::Table;
 use crate::shed::shed;
 use crate::spool::Spool;
@@ -29,6 +31,9 @@ pub(crate) struct Shared {
     pub(crate) request_timeout: Duration,
     pub(crate) trusted_proxies: Vec<IpNet>,
     pub(crate) in_flight: Arc<Semaphore>,
+    pub(crate) public_calls: PublicCalls,
+    /// Bytes of messages that may be arriving at once.
+    pub(crate) request_memory: Arc<Semaphore>,
     pub(crate) admission: Admission,
     pub(crate) spool: Spool,
     /// A call that takes longer is logged as slow; none where none is.
@@ -45,8 +50,10 @@ pub(crate) fn stack(services: Router, shared: &Arc<Shared>) -> Router {
         .layer(from_fn_with_state(Arc::clone(shared), deadline))
         // Before admission: refusing must stay cheap when there is too much to do.
         .layer(from_fn_with_state(Arc::clone(shared), shed))
-        // Innermost: no handler runs without a caller who may call it.
-        .layer(from_fn_with_state(Arc::clone(shared), admission));
+        // No handler runs without a caller who may call it.
+        .layer(from_fn_with_state(Arc::clone(shared), admission))
+        // Innermost: it bounds what a handler reads, by what the caller may do.
+        .layer(from_fn_with_state(Arc::clone(shared), receive));
     services.layer(layers)
 }
 

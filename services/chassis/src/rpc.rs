@@ -70,6 +70,11 @@ impl Rpc {
         Rpc { limit: Some((calls, window_seconds)), ..self }
     }
 
+    /// Whether anyone may call it.
+    pub(crate) fn needs_no_credential(&self) -> bool {
+        matches!(self.access, Access::Public | Access::Open)
+    }
+
     /// Whether it lives as long as its caller wants to hear news.
     pub(crate) fn is_watch(&self) -> bool {
         self.method().starts_with("Watch")

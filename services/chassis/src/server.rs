@@ -28,6 +28,7 @@ use crate::credential::Callers;
 use crate::health::{Check, Checks, Health};
 use crate::layers::{Shared, stack};
 use crate::limit::Limiter;
+use crate::public_calls::PublicCalls;
 use crate::peer::{AnalyticsClient, AuthClient, ErrorsClient, Proof, Wire};
 use crate::rpc::{BUILT_IN, Rpc, Table};
 use crate::spool::{Bounds, Receiver, Receivers, Spool};
@@ -336,6 +337,8 @@ impl Server {
             request_timeout: config.request_timeout,
             trusted_proxies: config.trusted_proxies.clone(),
             in_flight: Arc::new(Semaphore::new(config.max_in_flight as usize)),
+            public_calls: PublicCalls::new(config.max_public_calls, &config.trusted_proxies),
+            request_memory: Arc::new(Semaphore::new(config.max_request_memory())),
             admission: Admission::new(proof, callers, limiter, &config.limits),
             spool: self.spool.clone(),
             slow: Some(config.log.slow_request_seconds).filter(|slow| !slow.is_zero()),

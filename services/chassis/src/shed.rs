@@ -16,6 +16,7 @@ use tokio::sync::OwnedSemaphorePermit;
 
 use crate::context::Call;
 use crate::layers::{Shared, refuse};
+use crate::public_calls::PublicPermit;
 use crate::rpc::Access;
 use crate::status::{ErrorCode, Fault};
 
@@ -24,23 +25,36 @@ pub(crate) async fn shed(
     request: Request,
     next: Next,
 ) -> Response {
-    let access = request.extensions().get::<Call>().and_then(|call| call.rpc).map(|rpc| rpc.access);
-    // Probes and the mesh's own calls must work when users' calls are too many.
-    if let Some(Access::Public | Access::Mesh) = access {
-        return next.run(request).await;
-    }
-    match Arc::clone(&shared.in_flight).try_acquire_owned() {
-        Ok(permit) => next.run(request).await.map(|body| Body::new(Held { body, _permit: permit })),
-        Err(_) => refuse(
+    let call = request.extensions().get::<Call>();
+    let rpc = call.and_then(|call| call.rpc.map(|rpc| (rpc, call.address)));
+    let permit = match rpc {
+        // The mesh's own calls must work when users' calls are too many.
+        Some((rpc, _)) if rpc.access == Access::Mesh => return next.run(request).await,
+        Some((rpc, address)) if rpc.needs_no_credential() => {
+            shared.public_calls.enter(rpc, address).map(Permit::Public)
+        }
+        _ => Arc::clone(&shared.in_flight).try_acquire_owned().ok().map(Permit::Call),
+    };
+    match permit {
+        Some(permit) => {
+            next.run(request).await.map(|body| Body::new(Held { body, _permit: permit }))
+        }
+        None => refuse(
             Fault::new(ErrorCode::Overloaded, "too many calls in progress; try again shortly")
                 .retry_after(Duration::from_secs(1)),
         ),
     }
 }
 
+/// Given back by dropping it.
+enum Permit {
+    Call(#[expect(dead_code, reason = "held until it is dropped")] OwnedSemaphorePermit),
+    Public(#[expect(dead_code, reason = "held until it is dropped")] PublicPermit),
+}
+
 struct Held {
     body: Body,
-    _permit: OwnedSemaphorePermit,
+    _permit: Permit,
 }
 
 impl HttpBody for Held {

@@ -77,6 +77,8 @@ pub const KNOWN: &[Known] = &[
         "Until this process's certificate ends"),
     known("hapa_completions_superseded_total", Kind::Counter, COUNT, &[],
         "Completions that a newer request of their session ended"),
+    known("hapa_connections_refused_total", Kind::Counter, COUNT, &[],
+        "Connections closed at once because their address holds as many as it may"),
     known("hapa_engine_attempts_total", Kind::Counter, COUNT, &["engine", "outcome"],
         "Requests to engines until their first token, by how that went"),
     known("hapa_engine_breaker_state", Kind::Gauge, None, &["engine"],
