@@ -20,6 +20,7 @@ mod layers;
 pub mod limit;
 mod observe;
 pub mod page;
+pub mod panics;
 pub mod peer;
 mod probes;
 pub mod profile;
