@@ -8,8 +8,8 @@ use hapa_proto::codegen::v1::codegen_service_client::CodegenServiceClient;
 use hapa_proto::codegen::v1::{
     CompleteCodeRequest, GenerateCodeRequest, GetCodeHealthRequest, ListModelsRequest,
 };
-use hapa_proto::errors::v1::error_tracking_service_client::ErrorTrackingServiceClient;
 use hapa_proto::errors::v1::GetIncidentRequest;
+use hapa_proto::errors::v1::error_tracking_service_client::ErrorTrackingServiceClient;
 use hapa_tests::{
     Client, Collector, PARROT_HOST, PARROT_MODEL, PARROT_WAYS, Parrot, ParrotModels, Who, Wire,
     World, hapa, incident, within,
@@ -153,8 +153,7 @@ fn assert_clean(place: &str, text: &str) {
 #[tokio::test]
 async fn what_an_engine_repeats_of_prompt_key_and_host_is_nowhere() {
     let collector = Collector::start().await;
-    let settings =
-        [("LOG_LEVEL", "trace"), ("OTEL_EXPORTER_OTLP_ENDPOINT", &*collector.url())];
+    let settings = [("LOG_LEVEL", "trace"), ("OTEL_EXPORTER_OTLP_ENDPOINT", &*collector.url())];
     let mesh = Meshed::start(&settings).await;
     let (mut client, mut last) = (mesh.client(), None);
     for way in PARROT_WAYS {

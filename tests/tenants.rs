@@ -29,8 +29,7 @@ use crate::users::own_key;
 const OWN_NAMES: &[&str] =
     &["CompleteCode", "GenerateCode", "StreamCompleteCode", "StreamGenerateCode", "ValidateCode"];
 /// RPCs with ids for which a scope or the mesh token is needed, which sees everything.
-const NOT_FOR_TENANTS: &[&str] =
-    &["ReserveTokens", "SettleTokens", "DeleteUser", "UpdateIncident"];
+const NOT_FOR_TENANTS: &[&str] = &["ReserveTokens", "SettleTokens", "DeleteUser", "UpdateIncident"];
 
 /// RPCs where an id only filters what is the caller's own: another's finds nothing. `usage.rs` asks.
 const FILTERS: &[&str] = &["GetUsage"];
@@ -145,11 +144,13 @@ async fn lists_sums_and_streams_of_failures_have_nothing_of_the_others() {
             let listed = errors.list_incidents(ListIncidentsRequest::default()).await.unwrap();
             let patterns = errors.list_patterns(ListPatternsRequest::default()).await.unwrap();
             let sums = errors.get_dashboard(GetDashboardRequest {}).await.unwrap().into_inner();
-            let from_begin = WatchOccurrencesRequest { cursor: "0".to_owned(), ..Default::default() };
+            let from_begin =
+                WatchOccurrencesRequest { cursor: "0".to_owned(), ..Default::default() };
             let mut live = errors.watch_occurrences(from_begin).await.unwrap().into_inner();
             let first = within("a message", live.message()).await.unwrap().unwrap();
             let of_list = listed.into_inner().incidents.iter().map(|one| one.count).sum::<u32>();
-            let of_patterns = patterns.into_inner().patterns.iter().map(|one| one.count).sum::<u32>();
+            let of_patterns =
+                patterns.into_inner().patterns.iter().map(|one| one.count).sum::<u32>();
             let told = u32::try_from(first.occurrences.len()).unwrap() + first.skipped;
             let recent = sums.recent_incidents.iter().map(|one| one.count).sum::<u32>();
             assert_eq!(sums.top_error_codes.iter().map(|one| one.count).sum::<u32>(), recent);
@@ -166,7 +167,8 @@ async fn every_rpc_with_an_id_in_its_request_stands_in_that_story() {
     let set = FileDescriptorSet::decode(FILE_DESCRIPTOR_SET).unwrap();
     let world = World::start().await;
     let ann = world.person("ann@a.example", &[]).await;
-    let asked = ask_for(&world.wire(Who::Stranger), &ann, "key_none", "INC-20260101-00000000").await;
+    let asked =
+        ask_for(&world.wire(Who::Stranger), &ann, "key_none", "INC-20260101-00000000").await;
     let asked: BTreeSet<_> = asked.into_iter().map(|(rpc, _)| rpc).collect();
     let files = || set.file.iter().filter(|file| file.package().starts_with("hapa."));
     let has_id = |message: &str| {

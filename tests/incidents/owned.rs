@@ -13,7 +13,9 @@ use hapa_proto::errors::v1::{
 use hapa_tests::{Store, Who, World, incident, within};
 use tokio::time::sleep;
 
-use super::{Errors, ErrorTrackingServiceClient, ago, errors, errors_of, failure, get, list, report, unseen};
+use super::{
+    ErrorTrackingServiceClient, Errors, ago, errors, errors_of, failure, get, list, report, unseen,
+};
 use crate::generate::question;
 
 const HOUR: Duration = Duration::from_hours(1);
@@ -51,7 +53,8 @@ async fn patterns(client: &mut Errors, period: &str) -> Vec<Pattern> {
 /// What is told from the beginning on, until nothing more comes.
 async fn watched(client: &mut Errors) -> Vec<WatchOccurrencesResponse> {
     let request = WatchOccurrencesRequest { cursor: "0".to_owned(), ..Default::default() };
-    let mut live = within("a stream", client.watch_occurrences(request)).await.unwrap().into_inner();
+    let mut live =
+        within("a stream", client.watch_occurrences(request)).await.unwrap().into_inner();
     let mut told = Vec::new();
     loop {
         let message = within("a message", live.message()).await.unwrap().unwrap();
@@ -95,7 +98,10 @@ async fn who_may_read_errors_sees_its_own_and_nothing_of_another_owner() {
         let listed = list(&mut ann, ListIncidentsRequest::default()).await;
         let [own] = &listed[..] else { panic!("{listed:?}") };
         assert_eq!((own.count, own.recovered_count, own.affected_users), (62, 1, 1));
-        assert_eq!((own.status.as_str(), own.last_seen_version.as_str()), ("acknowledged", "1.2.0"));
+        assert_eq!(
+            (own.status.as_str(), own.last_seen_version.as_str()),
+            ("acknowledged", "1.2.0")
+        );
         assert_eq!((own.first_seen, own.message.as_str()), (anns.time, anns.message.as_str()));
         assert_eq!((own.note.as_str(), own.status_actor.as_str()), ("", ""));
         // By what she was shown, and by the incident's own id; not by what he was shown.
@@ -124,7 +130,8 @@ async fn who_may_read_errors_sees_its_own_and_nothing_of_another_owner() {
         let told: Vec<_> = live.iter().flat_map(|message| &message.occurrences).collect();
         assert_eq!(told.len(), 62);
         assert!(told.iter().all(|one| one.owner == "ann" && one.causes.is_empty()));
-        let all = format!("{listed:?} {found:?} {:?} {ranked:?} {live:?}", dashboard(&mut ann).await);
+        let all =
+            format!("{listed:?} {found:?} {:?} {ranked:?} {live:?}", dashboard(&mut ann).await);
         let more = ["connection refused", &*second.incident_id, "9.9.9"];
         for word in FOREIGN.into_iter().chain(more) {
             assert!(!all.contains(word), "{word} is seen: {all}");
@@ -140,7 +147,10 @@ async fn assert_admin_sees_all(world: &World, only_bobs: &Occurrence) {
         let mut admin = errors_of(world, "ops", scopes).await;
         let all = list(&mut admin, ListIncidentsRequest::default()).await;
         assert_eq!(all.len(), 2);
-        assert_eq!((all[0].count, all[0].affected_users, all[0].note.as_str()), (66, 2, "note for operators"));
+        assert_eq!(
+            (all[0].count, all[0].affected_users, all[0].note.as_str()),
+            (66, 2, "note for operators")
+        );
         let found = get(&mut admin, &only_bobs.incident_id).await.unwrap();
         assert_eq!(found.occurrences[0].causes, only_bobs.causes);
         assert_eq!(dashboard(&mut admin).await.total_errors, 67);
@@ -200,9 +210,13 @@ async fn what_an_owner_sees_is_what_a_store_of_its_own_would_say() {
             let own: Vec<_> = all.iter().filter(|one| one.owner == owner).collect();
             let mut model: BTreeMap<&str, Row> = BTreeMap::new();
             for one in &own {
-                let row = model
-                    .entry(&one.method)
-                    .or_insert((one.method.clone(), 0, 0, one.time, one.time));
+                let row = model.entry(&one.method).or_insert((
+                    one.method.clone(),
+                    0,
+                    0,
+                    one.time,
+                    one.time,
+                ));
                 row.1 += 1;
                 row.2 += u32::from(one.recovered);
                 row.3 = [row.3, one.time].into_iter().min_by_key(|time| seconds(*time)).flatten();
@@ -269,7 +283,10 @@ async fn a_user_finds_what_it_was_shown_with_the_scopes_that_everyone_has() {
     assert_eq!(found.occurrences[0].owner, ann.user.user_id);
     let status = get(&mut errors(&bob.access_token), &shown).await.unwrap_err();
     assert_eq!(incident(&status).0, "E4010");
-    assert_eq!(list(&mut errors(&bob.access_token), ListIncidentsRequest::default()).await.len(), 0);
+    assert_eq!(
+        list(&mut errors(&bob.access_token), ListIncidentsRequest::default()).await.len(),
+        0
+    );
     world.end().await;
 }
 
@@ -312,7 +329,10 @@ async fn what_the_version_before_stored_belongs_to_its_owner_after_the_step() {
         let found = get(&mut ann, &anns.incident_id).await.unwrap();
         let own = found.incident.unwrap();
         assert_eq!((own.count, own.recovered_count, own.last_seen), (2, 1, anns.time));
-        assert_eq!((own.message, own.last_seen_version), (anns.message.clone(), anns.version.clone()));
+        assert_eq!(
+            (own.message, own.last_seen_version),
+            (anns.message.clone(), anns.version.clone())
+        );
         assert_eq!(found.occurrences.len(), 2);
         assert_eq!(patterns(&mut ann, "24h").await[0].count, 2);
         assert_eq!(incident(&get(&mut ann, &bobs.incident_id).await.unwrap_err()).0, "E4010");

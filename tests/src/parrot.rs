@@ -152,7 +152,9 @@ fn generate(asked: &Asked) -> String {
         "shape" => stream(&event(&json!({ "choices": said }))),
         "syntax" => stream(&format!("data: {{\"choices\": [{}\n\n", json!(said))),
         "no-http" => said,
-        "cut" => format!("HTTP/1.1 200 OK\r\ncontent-length: 99999\r\nx-said: {PARROT_HOST}\r\n\r\n"),
+        "cut" => {
+            format!("HTTP/1.1 200 OK\r\ncontent-length: 99999\r\nx-said: {PARROT_HOST}\r\n\r\n")
+        }
         way if way.starts_with("status-") => {
             refusal(way["status-".len()..].parse().unwrap_or(500), "Said", asked, &[])
         }

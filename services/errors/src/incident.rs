@@ -1,7 +1,7 @@
 //! Incidents: found by any id that a user was shown, listed, and moved from state to state.
 
-use hapa_chassis::times::{micros, now, timestamp};
 use hapa_chassis::page::{self as pages, After};
+use hapa_chassis::times::{micros, now, timestamp};
 use hapa_chassis::{Call, Violations};
 use hapa_proto::errors::v1::{
     GetIncidentRequest, GetIncidentResponse, Incident, ListIncidentsRequest, ListIncidentsResponse,

@@ -209,7 +209,11 @@ mod tests {
     }
 
     fn end(index: usize, reason: &str) -> Piece {
-        Piece { index, finish_reason: Some(std::borrow::Cow::from(reason).into()), ..Piece::default() }
+        Piece {
+            index,
+            finish_reason: Some(std::borrow::Cow::from(reason).into()),
+            ..Piece::default()
+        }
     }
 
     fn said(pieces: Vec<Piece>) -> Said {

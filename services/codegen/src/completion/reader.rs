@@ -2,9 +2,7 @@
 
 use hapa_proto::codegen::v1::Usage;
 
-use crate::engine::{
-    CompletionChunk, Error, Events, FinishReason, Logprobs, Text, stream_error,
-};
+use crate::engine::{CompletionChunk, Error, Events, FinishReason, Logprobs, Text, stream_error};
 
 /// What one or more events said.
 #[derive(Debug, Default)]

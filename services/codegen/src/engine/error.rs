@@ -172,11 +172,7 @@ impl Error {
     }
 
     /// Of a status that is no success, and the body that came with it.
-    pub(super) fn refused(
-        status: StatusCode,
-        retry_after: Option<Duration>,
-        body: &[u8],
-    ) -> Error {
+    pub(super) fn refused(status: StatusCode, retry_after: Option<Duration>, body: &[u8]) -> Error {
         Error::Refused { status, refusal: Refusal::read(status, body), retry_after }
     }
 }

@@ -49,10 +49,12 @@ impl ForeignText {
         let secrets = || {
             let mut secrets: Vec<_> = access.key.clone().into_iter().collect();
             let url: Option<Url> = endpoint.parse().ok();
-            if let Some(url) = url.filter(|url| !url.username().is_empty() || url.password().is_some())
+            if let Some(url) =
+                url.filter(|url| !url.username().is_empty() || url.password().is_some())
             {
                 let (user, password) = (url.username(), url.password().unwrap_or_default());
-                let shown = [password.to_owned(), BASE64_STANDARD.encode(format!("{user}:{password}"))];
+                let shown =
+                    [password.to_owned(), BASE64_STANDARD.encode(format!("{user}:{password}"))];
                 secrets.extend(shown.map(SecretString::from));
             }
             secrets.retain(|secret| !secret.expose_secret().is_empty());

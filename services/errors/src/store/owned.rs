@@ -142,9 +142,8 @@ impl Store {
 
     /// How many occurrences of this owner are kept.
     pub(crate) async fn own_total(&self, owner: &str) -> Result<i64, Error> {
-        let row = sqlx::query(
-            "SELECT COUNT(*) FROM error_occurrences WHERE owner = $1 AND owner <> ''",
-        );
+        let row =
+            sqlx::query("SELECT COUNT(*) FROM error_occurrences WHERE owner = $1 AND owner <> ''");
         Ok(row.bind(owner).fetch_one(&self.db.reader).await?.try_get(0)?)
     }
 }

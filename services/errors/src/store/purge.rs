@@ -81,18 +81,8 @@ impl Store {
     /// Removes everything else that is beyond its time.
     pub(crate) async fn purge_others(&self, limits: Limits) -> Result<(), Error> {
         let Limits { occurrences, minutes, sums } = limits;
-        let times = [
-            minutes,
-            sums,
-            sums,
-            occurrences,
-            occurrences,
-            sums,
-            sums,
-            minutes,
-            sums,
-            sums,
-        ];
+        let times =
+            [minutes, sums, sums, occurrences, occurrences, sums, sums, minutes, sums, sums];
         for (statement, time) in OTHERS.into_iter().zip(times) {
             let some = || {
                 self.db.transaction(move |connection| {
