@@ -344,7 +344,7 @@ async fn a_key_for_the_engine_from_a_file_is_trimmed_and_one_that_can_not_be_sen
     within("the engine to be asked", shown).await;
     assert_eq!(mesh.parrot.last_key().as_deref(), Some("engine-key-of-a-file"));
     mesh.process.kill().await.unwrap();
-    for wrong in ["hush\nword", "hush\u{1}word", "hush-엔진-word"] {
+    for wrong in ["hush\nword", "hush\r\nword: x", "hush\u{1}word"] {
         let folder = tempfile::tempdir().unwrap();
         let mut command = hapa();
         command.args(["all", "--port=0", "--metrics-port=0"]).env("DATA_DIR", folder.path());

@@ -57,7 +57,7 @@ impl Choices {
         for piece in said.pieces {
             // What was not asked for is not held.
             if let Some(choice) = self.list.get_mut(piece.index) {
-                choice.take(piece, self.ends);
+                choice.take(&piece, self.ends);
             }
         }
     }
@@ -127,7 +127,7 @@ impl Choices {
 }
 
 impl Choice {
-    fn take(&mut self, piece: Piece, ends: &[String]) {
+    fn take(&mut self, piece: &Piece, ends: &[String]) {
         self.usage = piece.usage.or(self.usage);
         self.counted = self.counted.saturating_add(u32::from(!piece.text.is_empty()));
         self.finish_reason = piece.finish_reason.or(self.finish_reason);

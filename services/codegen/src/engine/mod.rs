@@ -112,7 +112,10 @@ impl Engine {
         if let Some(key) = &access.key {
             let value = HeaderValue::from_str(&format!("Bearer {}", key.expose_secret()));
             let mut value = value.map_err(|_| {
-                Wrong::new("AI_MODEL_API_KEY", "must be printable ASCII without line ends inside")
+                Wrong::new(
+                    "AI_MODEL_API_KEY",
+                    "must have no line end and no control character inside",
+                )
             })?;
             value.set_sensitive(true);
             headers.insert(AUTHORIZATION, value);

@@ -46,10 +46,11 @@ macro_rules! occurrences {
 macro_rules! own_occurrences {
     ($rest:literal) => {
         occurrences!(
-            "w.message",
-            "w.owner",
+            "COALESCE(w.message, '')",
+            "COALESCE(w.owner, '')",
             "CAST('[]' AS TEXT)",
-            "JOIN error_owners w ON w.fingerprint = o.fingerprint AND w.owner = $1 AND w.start = 0 ",
+            // Never the other way round: an owner may have met much.
+            "LEFT JOIN error_owners w ON w.fingerprint = o.fingerprint AND w.owner = $1 AND w.start = 0 ",
             $rest
         )
     };

@@ -10,7 +10,7 @@ use sqlx::{AnyConnection, Row as _};
 
 use crate::error::Error;
 use crate::fingerprint::normalised;
-use crate::store::rows::{Cell, many};
+use crate::store::rows::{Around, Cell, many};
 use crate::store::{Head, Store, incidents, lock_head, set_head};
 
 /// Occurrences of a cause in a minute whose details are kept though nobody was shown anything.
@@ -260,6 +260,26 @@ struct Met<'a> {
     last: (i64, &'a Occurrence),
 }
 
+const MET: Around = (
+    "INSERT INTO error_owners (fingerprint, start, owner, last_time, total, recovered_count,
+                               first_seen, last_seen, last_version, message) VALUES",
+    "ON CONFLICT (fingerprint, start, owner) DO UPDATE SET
+         total = error_owners.total + excluded.total,
+         recovered_count = error_owners.recovered_count + excluded.recovered_count,
+         last_time = CASE WHEN error_owners.last_time < excluded.last_time
+                          THEN excluded.last_time ELSE error_owners.last_time END,
+         first_seen = CASE WHEN error_owners.first_seen > 0
+                                AND error_owners.first_seen < excluded.first_seen
+                           THEN error_owners.first_seen ELSE excluded.first_seen END,
+         last_version = CASE WHEN error_owners.last_seen <= excluded.last_seen
+                             THEN excluded.last_version ELSE error_owners.last_version END,
+         last_seen = CASE WHEN error_owners.last_seen < excluded.last_seen
+                          THEN excluded.last_seen ELSE error_owners.last_seen END,
+         message = CASE WHEN error_owners.message = ''
+                        THEN excluded.message ELSE error_owners.message END
+     RETURNING fingerprint, owner, total",
+);
+
 /// Adds to what each owner met of each cause, and says how many met a cause for the first time.
 async fn meet(
     connection: &mut AnyConnection,
@@ -293,27 +313,8 @@ async fn meet(
             Cell::Text(message),
         ]);
     }
-    let around = (
-        "INSERT INTO error_owners (fingerprint, start, owner, last_time, total, recovered_count,
-                                   first_seen, last_seen, last_version, message) VALUES",
-        "ON CONFLICT (fingerprint, start, owner) DO UPDATE SET
-             total = error_owners.total + excluded.total,
-             recovered_count = error_owners.recovered_count + excluded.recovered_count,
-             last_time = CASE WHEN error_owners.last_time < excluded.last_time
-                              THEN excluded.last_time ELSE error_owners.last_time END,
-             first_seen = CASE WHEN error_owners.first_seen > 0
-                                    AND error_owners.first_seen < excluded.first_seen
-                               THEN error_owners.first_seen ELSE excluded.first_seen END,
-             last_version = CASE WHEN error_owners.last_seen <= excluded.last_seen
-                                 THEN excluded.last_version ELSE error_owners.last_version END,
-             last_seen = CASE WHEN error_owners.last_seen < excluded.last_seen
-                              THEN excluded.last_seen ELSE error_owners.last_seen END,
-             message = CASE WHEN error_owners.message = ''
-                            THEN excluded.message ELSE error_owners.message END
-         RETURNING fingerprint, owner, total",
-    );
     let mut first = HashMap::new();
-    for row in many(connection, around, 10, &cells).await? {
+    for row in many(connection, MET, 10, &cells).await? {
         let (fingerprint, owner): (String, String) =
             (row.try_get("fingerprint")?, row.try_get("owner")?);
         let total: i64 = row.try_get("total")?;
