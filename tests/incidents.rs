@@ -1,5 +1,6 @@
 //! What went wrong: failures become incidents, are found by what a user was shown, and come back.
 
+mod owned;
 mod report;
 mod states;
 mod sums;

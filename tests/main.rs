@@ -12,6 +12,7 @@ mod cli_operate;
 mod cli_reports;
 mod complete;
 mod deploy;
+mod engine_words;
 mod failures;
 mod fleet;
 mod gateway;

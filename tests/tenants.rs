@@ -11,21 +11,25 @@ use hapa_proto::auth::v1::{
     ListSessionsRequest, RevokeKeyRequest, RevokeSessionRequest, RotateKeyRequest,
     UpdateKeyRequest, UpdateProfileRequest, UpdateUserRequest,
 };
-use hapa_tests::{Person, Store, Who, Wire, World, incident};
+use hapa_proto::codegen::v1::codegen_service_client::CodegenServiceClient;
+use hapa_proto::errors::v1::error_tracking_service_client::ErrorTrackingServiceClient;
+use hapa_proto::errors::v1::{
+    GetDashboardRequest, GetIncidentRequest, ListIncidentsRequest, ListPatternsRequest,
+    WatchOccurrencesRequest,
+};
+use hapa_tests::{Person, Store, Who, Wire, World, incident, within};
 use prost::Message as _;
 use prost_types::{FieldMask, FileDescriptorSet};
 use tonic::{Code, Response, Status};
 
+use crate::generate::question;
 use crate::users::own_key;
 
 /// RPCs whose request has an id that is not someone's: a name that the caller gives.
 const OWN_NAMES: &[&str] =
     &["CompleteCode", "GenerateCode", "StreamCompleteCode", "StreamGenerateCode", "ValidateCode"];
 /// RPCs with ids for which a scope or the mesh token is needed, which sees everything.
-const NOT_FOR_TENANTS: &[&str] = &["ReserveTokens", "SettleTokens", "DeleteUser"];
-/// RPCs with ids of incidents, which belong to no tenant: errors:read sees what went wrong in the
-/// whole mesh.
-const OF_THE_MESH: &[&str] = &["GetIncident", "UpdateIncident"];
+const NOT_FOR_TENANTS: &[&str] = &["ReserveTokens", "SettleTokens", "DeleteUser", "UpdateIncident"];
 
 /// RPCs where an id only filters what is the caller's own: another's finds nothing. `usage.rs` asks.
 const FILTERS: &[&str] = &["GetUsage"];
@@ -38,10 +42,12 @@ fn said<T>(rpc: &'static str, reply: Result<Response<T>, Status>) -> Said {
 }
 
 /// Asks for all that is `theirs`, in every way there is.
-async fn ask_for(wire: &Wire, theirs: &Person, key_id: &str) -> Vec<Said> {
+async fn ask_for(wire: &Wire, theirs: &Person, key_id: &str, shown: &str) -> Vec<Said> {
     let mut keys = KeyServiceClient::new(wire.clone());
     let mut users = UserServiceClient::new(wire.clone());
     let mut sessions = SessionServiceClient::new(wire.clone());
+    let mut errors = ErrorTrackingServiceClient::new(wire.clone());
+    let failure = GetIncidentRequest { incident_id: shown.to_owned() };
     let (user_id, key_id) = (theirs.user.user_id.clone(), key_id.to_owned());
     let name = || Some(FieldMask { paths: vec!["name".to_owned()] });
     let update_key = UpdateKeyRequest {
@@ -65,6 +71,7 @@ async fn ask_for(wire: &Wire, theirs: &Person, key_id: &str) -> Vec<Said> {
     let all =
         RevokeSessionRequest { all_of_user: user_id.clone(), ..RevokeSessionRequest::default() };
     vec![
+        said("GetIncident", errors.get_incident(failure).await),
         said("GetKey", keys.get_key(GetKeyRequest { key_id: key_id.clone() }).await),
         said("RotateKey", keys.rotate_key(rotate).await),
         said("UpdateKey", keys.update_key(update_key).await),
@@ -87,13 +94,14 @@ async fn every_rpc_that_takes_an_id_answers_not_found_for_the_others() {
             (world.person("ann@a.example", &[]).await, world.person("bob@b.example", &[]).await);
         let anns_key = own_key(&world, &ann).await.key.unwrap().key_id;
         let bobs_text = own_key(&world, &bob).await.key_text;
+        let shown = fail(&world, &ann).await;
         let by_session = world.wire(Who::Session(&bob.access_token));
-        for (rpc, status) in ask_for(&by_session, &ann, &anns_key).await {
+        for (rpc, status) in ask_for(&by_session, &ann, &anns_key, &shown).await {
             let status = status.unwrap_or_else(|| panic!("{rpc} showed what is another's"));
             assert_eq!((incident(&status).0.as_str(), status.code()), ("E4010", Code::NotFound));
         }
         let by_key = world.wire(Who::Key(&bobs_text));
-        for (rpc, status) in ask_for(&by_key, &ann, &anns_key).await {
+        for (rpc, status) in ask_for(&by_key, &ann, &anns_key, &shown).await {
             let code = incident(&status.unwrap_or_else(|| panic!("{rpc} showed it"))).0;
             assert!(["E4005", "E4010"].contains(&code.as_str()), "{rpc}: {code}");
         }
@@ -104,10 +112,52 @@ async fn every_rpc_that_takes_an_id_answers_not_found_for_the_others() {
         let all = keys.list_keys(ListKeysRequest::default()).await.unwrap().into_inner().keys;
         assert_eq!(all.len(), 1, "and only its own without a filter");
         // Nothing of it was changed. Before the last of them its own session has ended.
-        let anns = ask_for(&world.wire(Who::Session(&ann.access_token)), &ann, &anns_key).await;
+        let by_ann = world.wire(Who::Session(&ann.access_token));
+        let anns = ask_for(&by_ann, &ann, &anns_key, &shown).await;
         for (rpc, status) in &anns[..anns.len() - 1] {
             assert!(status.is_none(), "{rpc}: {status:?}");
         }
+        world.end().await;
+    }
+}
+
+/// Fails a call of this person, and waits until its incident is known: what it was shown.
+async fn fail(world: &World, person: &Person) -> String {
+    let wire = world.wire(Who::Session(&person.access_token));
+    let mut codegen = CodegenServiceClient::new(wire);
+    let shown = incident(&codegen.generate_code(question("")).await.unwrap_err()).1;
+    // Finds all that was shown until now.
+    world.find_incidents().await;
+    shown
+}
+
+#[tokio::test]
+async fn lists_sums_and_streams_of_failures_have_nothing_of_the_others() {
+    for store in Store::both().await {
+        let world = World::on(&store, &[]).await;
+        let (ann, bob) =
+            (world.person("ann@a.example", &[]).await, world.person("bob@b.example", &[]).await);
+        fail(&world, &ann).await;
+        let seen = async |person: &Person| {
+            let wire = world.wire(Who::Session(&person.access_token));
+            let mut errors = ErrorTrackingServiceClient::new(wire);
+            let listed = errors.list_incidents(ListIncidentsRequest::default()).await.unwrap();
+            let patterns = errors.list_patterns(ListPatternsRequest::default()).await.unwrap();
+            let sums = errors.get_dashboard(GetDashboardRequest {}).await.unwrap().into_inner();
+            let from_begin =
+                WatchOccurrencesRequest { cursor: "0".to_owned(), ..Default::default() };
+            let mut live = errors.watch_occurrences(from_begin).await.unwrap().into_inner();
+            let first = within("a message", live.message()).await.unwrap().unwrap();
+            let of_list = listed.into_inner().incidents.iter().map(|one| one.count).sum::<u32>();
+            let of_patterns =
+                patterns.into_inner().patterns.iter().map(|one| one.count).sum::<u32>();
+            let told = u32::try_from(first.occurrences.len()).unwrap() + first.skipped;
+            let recent = sums.recent_incidents.iter().map(|one| one.count).sum::<u32>();
+            assert_eq!(sums.top_error_codes.iter().map(|one| one.count).sum::<u32>(), recent);
+            [of_list, of_patterns, sums.total_errors, sums.errors_last_24h, recent, told]
+        };
+        assert_eq!(seen(&ann).await, [1; 6]);
+        assert_eq!(seen(&bob).await, [0; 6]);
         world.end().await;
     }
 }
@@ -117,7 +167,8 @@ async fn every_rpc_with_an_id_in_its_request_stands_in_that_story() {
     let set = FileDescriptorSet::decode(FILE_DESCRIPTOR_SET).unwrap();
     let world = World::start().await;
     let ann = world.person("ann@a.example", &[]).await;
-    let asked = ask_for(&world.wire(Who::Stranger), &ann, "key_none").await;
+    let asked =
+        ask_for(&world.wire(Who::Stranger), &ann, "key_none", "INC-20260101-00000000").await;
     let asked: BTreeSet<_> = asked.into_iter().map(|(rpc, _)| rpc).collect();
     let files = || set.file.iter().filter(|file| file.package().starts_with("hapa."));
     let has_id = |message: &str| {
@@ -126,7 +177,7 @@ async fn every_rpc_with_an_id_in_its_request_stands_in_that_story() {
         let mut fields = found.unwrap().field.iter();
         fields.any(|field| field.name().ends_with("_id") || field.name() == "all_of_user")
     };
-    let exempt = [OWN_NAMES, NOT_FOR_TENANTS, FILTERS, OF_THE_MESH].concat();
+    let exempt = [OWN_NAMES, NOT_FOR_TENANTS, FILTERS].concat();
     for method in files().flat_map(|file| &file.service).flat_map(|service| &service.method) {
         if has_id(method.input_type()) && !exempt.contains(&method.name()) {
             assert!(asked.contains(method.name()), "{} is not asked there", method.name());

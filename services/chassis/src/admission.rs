@@ -235,6 +235,11 @@ fn check_access(rpc: &Rpc, caller: &Caller) -> Result<(), Fault> {
                 format!("this credential lacks the scope {scope}, which {} needs", rpc.method());
             Err(Fault::new(ErrorCode::NoPermission, words))
         }
+        Access::AnyScope(scopes) if !scopes.iter().any(|scope| has(scope)) => {
+            let (scopes, method) = (scopes.join(" or "), rpc.method());
+            let words = format!("this credential lacks the scope {scopes}, which {method} needs");
+            Err(Fault::new(ErrorCode::NoPermission, words))
+        }
         Access::Own(scope) if caller.principal.session_id.is_empty() && !has(scope) => {
             let words = format!("{} needs a session, or a key with {scope}", rpc.method());
             Err(Fault::new(ErrorCode::NoPermission, words))

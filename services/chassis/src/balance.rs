@@ -224,6 +224,7 @@ impl Inner {
             }
         }
         let why = why.unwrap_or_else(|| format!("{} has no address", self.authority));
+        tracing::debug!(why, "a peer can't be connected to");
         Err(Status::unavailable(format!("can't connect to {why}")))
     }
 

@@ -133,7 +133,7 @@ impl Db {
     ) -> anyhow::Result<Db> {
         install_default_drivers();
         let engine = Engine::of(url).map_err(|problem| Wrong::new("DATABASE_URL", problem))?;
-        let options: AnyConnectOptions = url.parse().context("DATABASE_URL can't be read")?;
+        let options: AnyConnectOptions = read_url(url)?;
         if engine == Engine::Sqlite {
             make_folder(url)?;
         }
@@ -221,7 +221,7 @@ impl Db {
         if engine == Engine::Sqlite && !Path::new(file).exists() {
             return Ok(None);
         }
-        let options: AnyConnectOptions = url.parse().context("DATABASE_URL can't be read")?;
+        let options: AnyConnectOptions = read_url(url)?;
         let look = async {
             let mut connection = options.connect().await?;
             let begun = Instant::now();
@@ -259,6 +259,10 @@ impl Db {
         let answer = timeout(ACQUIRE, self.reader.execute("SELECT 1"));
         answer.await.unwrap_or(Err(Error::PoolTimedOut)).map(drop)
     }
+}
+
+fn read_url(url: &str) -> Result<AnyConnectOptions, Wrong> {
+    url.parse().map_err(|_| Wrong::new("DATABASE_URL", "can't be read as a URL"))
 }
 
 fn make_folder(url: &str) -> anyhow::Result<()> {

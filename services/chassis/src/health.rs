@@ -14,6 +14,7 @@ use tokio_util::sync::CancellationToken;
 use tonic_health::ServingStatus;
 use tonic_health::server::HealthReporter;
 
+use crate::causes::describe;
 use crate::db::Db;
 
 /// How long a check may take.
@@ -52,7 +53,7 @@ impl Check {
         let db = db.clone();
         let run = move || {
             let db = db.clone();
-            async move { db.ping().await.map_err(|error| error.to_string()) }
+            async move { db.ping().await.map_err(|error| describe(&error).join(": ")) }
         };
         let problem = format!("the store of {service} does not answer");
         Check::new("database", problem, run).needed_by(services)

@@ -21,6 +21,7 @@ pub mod limit;
 mod observe;
 mod network_limit;
 pub mod page;
+pub mod panics;
 pub mod peer;
 mod probes;
 pub mod profile;

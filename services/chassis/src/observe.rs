@@ -22,6 +22,7 @@ use tracing::{Instrument as _, Span};
 
 use crate::context::{Call, origin};
 use crate::layers::{Shared, refuse, trailers};
+use crate::panics;
 use crate::reader;
 use crate::rpc::{Access, Rpc};
 use crate::spool::{Ended, Failure, Receipt, Spool};
@@ -61,9 +62,7 @@ pub(crate) async fn observe(
 }
 
 fn panicked(panic: &(dyn Any + Send)) -> Fault {
-    let text = panic.downcast_ref::<String>().map(String::as_str);
-    let text = text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("no words");
-    Fault::internal(format_args!("panic: {text}"))
+    Fault::internal(panics::describe(panic))
 }
 
 /// One call, counted from its begin to its end.

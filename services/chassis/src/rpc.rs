@@ -34,6 +34,8 @@ pub enum Access {
     Own(&'static str),
     /// A credential with this scope.
     Scope(&'static str),
+    /// A credential with one of these scopes; the handler shows what its caller's gives.
+    AnyScope(&'static [&'static str]),
     /// To be a service: by the mesh token, or by a certificate with one of the row's roles.
     Mesh,
 }

@@ -11,6 +11,8 @@ use tonic_types::{ErrorDetails, QuotaViolation, StatusExt};
 
 use crate::causes;
 
+pub use crate::causes::describe;
+
 /// `ErrorInfo.domain` of every failure.
 pub const DOMAIN: &str = "hapa";
 
@@ -127,7 +129,8 @@ impl Fault {
         }
     }
 
-    /// The unexpected: logged here with its causes, shown as a fixed sentence.
+    /// The unexpected: logged here with its cause, which has no foreign text, and shown as a fixed
+    /// sentence.
     pub fn internal(cause: impl fmt::Display) -> Self {
         let fault = Fault::new(ErrorCode::Internal, INTERNAL);
         let cause = cause.to_string();
@@ -137,11 +140,13 @@ impl Fault {
     }
 
     /// Logs what lies behind the failure, under its incident id, and keeps it from the caller; the
-    /// call's occurrence will have it.
+    /// call's occurrence will have it. Of errors that are not ours the class and the code are kept:
+    /// their text may quote what a caller sent.
     #[must_use]
     pub fn because(self, cause: &(dyn Error + 'static)) -> Self {
-        self.log(&chain(cause));
-        causes::remember(&self.incident_id, links(cause).map(ToString::to_string));
+        let causes = causes::describe(cause);
+        self.log(&causes.join(": "));
+        causes::remember(&self.incident_id, causes.into_iter());
         self
     }
 
@@ -195,7 +200,7 @@ impl From<&sqlx::Error> for Fault {
 
 impl From<&anyhow::Error> for Fault {
     fn from(cause: &anyhow::Error) -> Fault {
-        Fault::internal(format_args!("{cause:#}"))
+        Fault::new(ErrorCode::Internal, INTERNAL).because(cause.as_ref())
     }
 }
 
@@ -281,7 +286,7 @@ pub(crate) fn publish(status: Status) -> Status {
         Code::DeadlineExceeded => ErrorCode::ModelTimeout,
         Code::Unavailable => ErrorCode::Overloaded,
         Code::Ok | Code::Unknown | Code::Internal | Code::DataLoss => {
-            return Fault::internal(&status).into();
+            return Fault::new(ErrorCode::Internal, INTERNAL).because(&status).into();
         }
     };
     Fault::new(code, words).into()

@@ -9,7 +9,7 @@ use hapa_chassis::{ErrorCode, Fault, Violations};
 use reqwest::StatusCode;
 use tonic::Status;
 
-use crate::engine;
+use crate::engine::{self, Refusal};
 use crate::route;
 
 /// What is too long where a question is.
@@ -21,9 +21,9 @@ const BUSY: Duration = Duration::from_secs(1);
 pub(crate) enum Error {
     #[error(transparent)]
     Invalid(#[from] Violations),
-    #[error("this key may not use the model {0}")]
-    ModelNotAllowed(String),
-    /// No engine can be asked; the words say why.
+    #[error("this key may not use this model; GetKey tells which it may")]
+    ModelNotAllowed,
+    /// No engine can be asked; the words say why, in published words.
     #[error("{0}")]
     Away(String),
     #[error(transparent)]
@@ -85,7 +85,7 @@ impl Error {
         let words = self.to_string();
         match self {
             Error::Invalid(violations) => violations.into(),
-            Error::ModelNotAllowed(_) => Fault::new(ErrorCode::NoPermission, words),
+            Error::ModelNotAllowed => Fault::new(ErrorCode::NoPermission, words),
             Error::Away(_) => Fault::new(ErrorCode::ModelUnreachable, words),
             Error::Engine(error) => engine_fault(&error, partial, QUESTION),
             Error::Asking(error) => asking_fault(&error, partial, QUESTION),
@@ -145,7 +145,7 @@ fn engine_fault(error: &engine::Error, partial: bool, longest: &'static str) -> 
 }
 
 fn refused(error: &engine::Error, longest: &'static str) -> Fault {
-    let engine::Error::Refused { status, words, param, retry_after } = error else {
+    let engine::Error::Refused { status, refusal, retry_after } = error else {
         return Fault::internal(error);
     };
     match *status {
@@ -157,8 +157,7 @@ fn refused(error: &engine::Error, longest: &'static str) -> Fault {
             Fault::new(ErrorCode::Overloaded, "the AI model is overloaded; try again shortly")
                 .retry_after(retry_after.unwrap_or(Duration::from_secs(1)))
         }
-        // vLLM names the parameter, llama.cpp says it in words.
-        StatusCode::BAD_REQUEST if param.starts_with("input_") || words.contains("context") => {
+        StatusCode::BAD_REQUEST if *refusal == Refusal::ContextTooLong => {
             let words = "what was asked and its context are too long for the model";
             Fault::new(ErrorCode::InvalidInput, words)
                 .field(longest, "is too long, together with the rest and max_tokens")

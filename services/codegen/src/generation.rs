@@ -168,7 +168,7 @@ impl Generation {
     fn open(&mut self, mut opened: Box<Opened<Batch>>) -> Result<(), Error> {
         self.batch = std::mem::take(&mut opened.events);
         self.part.set_server(opened.place());
-        if let Some(model) = self.batch.model.clone() {
+        if let Some(model) = self.batch.model.take().filter(|model| opened.has_model(model)) {
             span::answers(&self.part, model);
         }
         let broke = opened.broke.take();
@@ -222,12 +222,11 @@ impl Generation {
         }
         // [DONE] follows errors too: only a reason says that the answer is whole.
         let reason = self.batch.finish_reason.take();
-        let Some(finish_reason) =
-            reason.filter(|reason| !matches!(reason.as_str(), "abort" | "error"))
-        else {
+        let Some(reason) = reason.filter(|reason| !reason.is_failure()) else {
             return Err(engine::Error::Truncated.into());
         };
         self.end_text();
+        let finish_reason = reason.as_str().to_owned();
         span::finished(&self.part, &[&finish_reason]);
         let usage = self.batch.usage.take();
         self.tell(usage.as_ref());

@@ -27,6 +27,7 @@ mod watch;
 use std::sync::Arc;
 use std::time::Duration;
 
+use clap::ArgAction;
 use hapa_chassis::config::seconds;
 use hapa_chassis::health::Check;
 use hapa_chassis::{Access, Rpc, Server, config};
@@ -38,7 +39,7 @@ use crate::budget::Budgets;
 pub use crate::cache::Config as CacheConfig;
 use crate::cache::{Cache, Caches};
 use crate::completion::{Completions, Running};
-use crate::engine::Engine;
+use crate::engine::{Engine, EngineAccess};
 use crate::model::Models;
 use crate::route::{Bounds, Fleet, Source};
 use crate::service::Codegen;
@@ -59,6 +60,10 @@ pub struct Config {
     /// Its key, where it asks for one.
     #[arg(long, env = "AI_MODEL_API_KEY", hide_env_values = true)]
     pub ai_model_api_key: Option<SecretString>,
+    /// Whether what engines say of their failures is logged, at debug and without secrets. It may repeat
+    /// prompts.
+    #[arg(long, env = "LOG_ENGINE_ERRORS", action = ArgAction::Set, default_value_t = false)]
+    pub log_engine_errors: bool,
     /// The model that answers when none is named; default: the first that an endpoint lists.
     #[arg(long, env = "AI_MODEL_NAME")]
     pub ai_model_name: Option<String>,
@@ -94,6 +99,12 @@ pub struct Config {
     pub cache: CacheConfig,
 }
 
+impl Config {
+    fn access(&self) -> EngineAccess {
+        EngineAccess::new(self.ai_model_api_key.as_ref(), self.log_engine_errors)
+    }
+}
+
 const CACHE_RPCS: &[Rpc] = &[
     Rpc::new("/hapa.codegen.v1.CacheService/ClearCache", Access::Scope("cache:admin")),
     Rpc::new("/hapa.codegen.v1.CacheService/GetCacheStats", Access::Scope("cache:admin")),
@@ -126,7 +137,7 @@ const RPCS: &[Rpc] = &[
 pub async fn survey(config: &Config) -> Vec<(String, Result<usize, String>)> {
     let urls = config.ai_model_endpoint.split(',').map(str::trim).filter(|url| !url.is_empty());
     let ask = async |url: &str| {
-        let engine = Engine::new(url, None, config.ai_model_api_key.as_ref());
+        let engine = Engine::new(url, None, &config.access());
         let engine = engine.map_err(|error| error.to_string())?;
         engine.models().await.map(|models| models.len()).map_err(|error| error.to_string())
     };
@@ -147,7 +158,7 @@ pub async fn mount(config: &Config, server: &mut Server) -> anyhow::Result<()> {
         attempt: config.first_token_timeout_seconds / 3,
         stuck: config.engine_stall_seconds,
     };
-    let fleet = Fleet::new(sources, config.ai_model_api_key.clone(), bounds)?;
+    let fleet = Fleet::new(sources, config.access(), bounds)?;
     fleet.watch(server);
     let patience = Patience {
         first_token: config.first_token_timeout_seconds,

@@ -22,7 +22,7 @@ pub(crate) fn begin(ask: Ask, model: &str, sampling: Sampling) -> Part {
     part
 }
 
-/// The model that answers, as the engine names it.
+/// The model that answers, as the engine names it: one that was asked for or that it lists.
 pub(crate) fn answers(part: &Part, model: String) {
     part.set("gen_ai.response.model", model);
 }
@@ -32,7 +32,7 @@ pub(crate) fn first_token(part: &Part) {
     part.event("gen_ai.first_token");
 }
 
-/// Why each of its answers is whole, as the engine says it.
+/// Why each of its answers is whole.
 pub(crate) fn finished(part: &Part, reasons: &[&str]) {
     part.set_list("gen_ai.response.finish_reasons", reasons);
 }

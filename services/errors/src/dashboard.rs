@@ -7,22 +7,31 @@ use hapa_proto::errors::v1::get_dashboard_response::{ErrorCodeCount, RecentIncid
 
 use crate::calls::Calls;
 use crate::error::Error;
-use crate::incident::count;
+use crate::incident::{self, count};
 use crate::store::{Filter, Store};
+use crate::view::View;
 
 const MOST: usize = 10;
 
-pub(crate) async fn get(store: &Store, calls: &Calls) -> Result<GetDashboardResponse, Error> {
+pub(crate) async fn get(
+    store: &Store,
+    view: &View,
+    calls: &Calls,
+) -> Result<GetDashboardResponse, Error> {
     let start = floor(now() - DAY, HOUR);
     let filter = Filter { status: String::new(), error_code: String::new(), seen_after: i64::MIN };
     let after = page::after("")?;
     let (head, codes, recent, requests) = tokio::join!(
         store.head(),
-        store.codes_since(start),
-        store.incidents_page(&filter, &after, i64::try_from(MOST).unwrap_or(1)),
-        calls.since(start),
+        codes(store, view, start),
+        incident::page(store, view, &filter, &after, i64::try_from(MOST).unwrap_or(1)),
+        requests(view, calls, start),
     );
     let (head, codes) = (head?, codes?);
+    let total = match view {
+        View::Mesh => head.total,
+        View::Owner(owner) => store.own_total(owner).await?,
+    };
     let errors: i64 = codes.iter().map(|(_, errors)| errors).sum();
     let recent = recent?.into_iter().map(|pattern| RecentIncident {
         incident_id: pattern.incident_id,
@@ -33,13 +42,28 @@ pub(crate) async fn get(store: &Store, calls: &Calls) -> Result<GetDashboardResp
         recovered_count: count(pattern.recovered_count),
     });
     Ok(GetDashboardResponse {
-        total_errors: count(head.total),
+        total_errors: count(total),
         errors_last_24h: count(errors),
         error_rate: rate(errors, requests),
         top_error_codes: codes.into_iter().take(MOST).map(code).collect(),
         recent_incidents: recent.collect(),
         last_cleanup: Some(head.cleanup_time).filter(|time| *time > 0).map(timestamp),
     })
+}
+
+async fn codes(store: &Store, view: &View, start: i64) -> Result<Vec<(String, i64)>, Error> {
+    match view {
+        View::Mesh => store.codes_since(start).await,
+        View::Owner(owner) => store.own_codes_since(owner, start).await,
+    }
+}
+
+/// Calls since a time. How many an owner made in these hours is not known here.
+async fn requests(view: &View, calls: &Calls, start: i64) -> Option<u32> {
+    match view {
+        View::Mesh => calls.since(start).await,
+        View::Owner(_) => None,
+    }
 }
 
 /// Errors a call, as far as calls are known.

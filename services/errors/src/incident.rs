@@ -1,7 +1,8 @@
 //! Incidents: found by any id that a user was shown, listed, and moved from state to state.
 
+use hapa_chassis::page::{self as pages, After};
 use hapa_chassis::times::{micros, now, timestamp};
-use hapa_chassis::{Call, Violations, page};
+use hapa_chassis::{Call, Violations};
 use hapa_proto::errors::v1::{
     GetIncidentRequest, GetIncidentResponse, Incident, ListIncidentsRequest, ListIncidentsResponse,
     UpdateIncidentRequest, UpdateIncidentResponse,
@@ -10,6 +11,7 @@ use hapa_proto::errors::v1::{
 use crate::check;
 use crate::error::Error;
 use crate::store::{Change, Filter, Pattern, RESOLVED, Store};
+use crate::view::View;
 
 const STATUSES: [&str; 3] = ["open", "acknowledged", RESOLVED];
 const STATUS: &str = "must be open, acknowledged or resolved";
@@ -21,6 +23,7 @@ const SHOWN: usize = 20;
 
 pub(crate) async fn list(
     store: &Store,
+    view: &View,
     request: ListIncidentsRequest,
 ) -> Result<ListIncidentsResponse, Error> {
     let mut found = Violations::default();
@@ -29,31 +32,55 @@ pub(crate) async fn list(
     }
     check::code_or_none(&request.error_code, &mut found);
     found.check()?;
-    let size = page::size(request.page_size)?;
-    let after = page::after(&request.page_token)?;
+    let size = pages::size(request.page_size)?;
+    let after = pages::after(&request.page_token)?;
     let filter = Filter {
         status: request.status,
         error_code: request.error_code,
         seen_after: request.seen_after.as_ref().map_or(i64::MIN, micros),
     };
-    let found = store.incidents_page(&filter, &after, size + 1).await?;
-    let (found, more) = page::cut(found, size);
-    let token = |last: &Pattern| page::token(last.last_seen, &last.incident_id);
+    let found = page(store, view, &filter, &after, size + 1).await?;
+    let (found, more) = pages::cut(found, size);
+    let token = |last: &Pattern| pages::token(last.last_seen, &last.incident_id);
     let next_page_token = found.last().filter(|_| more).map(token).unwrap_or_default();
     let incidents = found.into_iter().map(incident).collect();
     Ok(ListIncidentsResponse { incidents, next_page_token })
 }
 
+/// What a caller may see of them, last seen first.
+pub(crate) async fn page(
+    store: &Store,
+    view: &View,
+    filter: &Filter,
+    after: &After,
+    size: i64,
+) -> Result<Vec<Pattern>, Error> {
+    match view {
+        View::Mesh => store.incidents_page(filter, after, size).await,
+        View::Owner(owner) => store.own_incidents_page(owner, filter, after, size).await,
+    }
+}
+
 pub(crate) async fn get(
     store: &Store,
+    view: &View,
     request: GetIncidentRequest,
 ) -> Result<GetIncidentResponse, Error> {
     let id = request.incident_id;
     let mut found = Violations::default();
     check_id(&id, &mut found);
     found.check()?;
-    let found = store.incident(&id).await?.ok_or_else(|| Error::NoSuch(id.clone()))?;
-    let occurrences = store.occurrences_of(&found.fingerprint, &id, SHOWN).await?;
+    let found = match view {
+        View::Mesh => store.incident(&id).await?,
+        View::Owner(owner) => store.own_incident(owner, &id).await?,
+    };
+    let found = found.ok_or(Error::NoSuch)?;
+    let occurrences = match view {
+        View::Mesh => store.occurrences_of(&found.fingerprint, &id, SHOWN).await?,
+        View::Owner(owner) => {
+            store.own_occurrences_of(owner, &found.fingerprint, &id, SHOWN).await?
+        }
+    };
     Ok(GetIncidentResponse { incident: Some(incident(found)), occurrences })
 }
 
@@ -72,8 +99,8 @@ pub(crate) async fn update(
         actor: call.actor(),
         time: now(),
     };
-    let changed = store.change_incident(id.clone(), change).await?;
-    let incident = Some(incident(changed.ok_or(Error::NoSuch(id))?));
+    let changed = store.change_incident(id, change).await?;
+    let incident = Some(incident(changed.ok_or(Error::NoSuch)?));
     Ok(UpdateIncidentResponse { incident })
 }
 

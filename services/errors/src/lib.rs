@@ -12,6 +12,7 @@ mod retention;
 mod service;
 mod store;
 mod version;
+mod view;
 mod watch;
 
 use clap::ArgAction;
@@ -39,7 +40,8 @@ pub struct Config {
     pub incident_tracking_enabled: bool,
 }
 
-const READ: Access = Access::Scope("errors:read");
+/// What is seen differs: see `view.rs`.
+const READ: Access = Access::AnyScope(&[view::READ, view::ADMIN]);
 
 /// What can't work without the store.
 const SERVICES: &[&str] = &["hapa.errors.v1.ErrorTrackingService"];
@@ -56,7 +58,7 @@ const RPCS: &[Rpc] = &[
     Rpc::new("/hapa.errors.v1.ErrorTrackingService/ListPatterns", READ),
     Rpc::new("/hapa.errors.v1.ErrorTrackingService/ListIncidents", READ),
     Rpc::new("/hapa.errors.v1.ErrorTrackingService/GetIncident", READ),
-    Rpc::new("/hapa.errors.v1.ErrorTrackingService/UpdateIncident", Access::Scope("errors:admin")),
+    Rpc::new("/hapa.errors.v1.ErrorTrackingService/UpdateIncident", Access::Scope(view::ADMIN)),
     Rpc::new("/hapa.errors.v1.ErrorTrackingService/ListErrorCodes", Access::Caller),
     Rpc::new("/hapa.errors.v1.ErrorTrackingService/WatchOccurrences", READ),
 ];

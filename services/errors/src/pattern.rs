@@ -8,14 +8,20 @@ use hapa_proto::errors::v1::{ListPatternsRequest, ListPatternsResponse};
 use crate::error::Error;
 use crate::incident::count;
 use crate::store::{Ranked, Store, Window};
+use crate::view::View;
 
 const MOST: i64 = 100;
 
 pub(crate) async fn list(
     store: &Store,
+    view: &View,
     request: &ListPatternsRequest,
 ) -> Result<ListPatternsResponse, Error> {
-    let ranked = store.ranked(window(&request.period, now())?, MOST).await?;
+    let window = window(&request.period, now())?;
+    let ranked = match view {
+        View::Mesh => store.ranked(window, MOST).await?,
+        View::Owner(owner) => store.own_ranked(owner, window, MOST).await?,
+    };
     Ok(ListPatternsResponse { patterns: ranked.into_iter().map(pattern).collect() })
 }
 

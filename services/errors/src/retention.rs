@@ -18,8 +18,13 @@ const MINUTES: i64 = 3 * HOUR;
 
 /// Removes what is old for as long as the server runs.
 pub(crate) async fn purge(store: Store, days: u32) {
+    let mut owners_known = 0;
     loop {
-        let pause = match once(&store, days).await {
+        let done = async {
+            copy_owners(&store, &mut owners_known).await?;
+            once(&store, days).await
+        };
+        let pause = match done.await {
             Ok(()) => OFTEN,
             Err(error) => {
                 tracing::warn!(%error, "old occurrences were not removed; tried again later");
@@ -28,6 +33,18 @@ pub(crate) async fn purge(store: Store, days: u32) {
         };
         sleep(pause).await;
     }
+}
+
+/// Completes what replicas of the version before have stored since the last time.
+async fn copy_owners(store: &Store, known: &mut i64) -> Result<(), Error> {
+    // Numbers grow in the order of commits: what is added later has a larger one.
+    let head = store.head().await?.sequence;
+    while let Some(last) = store.copy_owners(*known).await? {
+        *known = last;
+        sleep(BREATH).await;
+    }
+    *known = head.max(*known);
+    Ok(())
 }
 
 async fn once(store: &Store, days: u32) -> Result<(), Error> {

@@ -18,6 +18,7 @@ use tonic::{Request, Response, Status};
 
 use crate::calls::Calls;
 use crate::store::Store;
+use crate::view::View;
 use crate::watch::News;
 use crate::{dashboard, incident, occurrence, pattern};
 
@@ -49,30 +50,34 @@ impl ErrorTrackingService for Errors {
 
     async fn get_dashboard(
         &self,
-        _: Request<GetDashboardRequest>,
+        request: Request<GetDashboardRequest>,
     ) -> Result<Response<GetDashboardResponse>, Status> {
-        Ok(Response::new(dashboard::get(&self.store, &self.calls).await?))
+        let view = View::of(&Call::of(request.extensions())?);
+        Ok(Response::new(dashboard::get(&self.store, &view, &self.calls).await?))
     }
 
     async fn list_patterns(
         &self,
         request: Request<ListPatternsRequest>,
     ) -> Result<Response<ListPatternsResponse>, Status> {
-        Ok(Response::new(pattern::list(&self.store, &request.into_inner()).await?))
+        let view = View::of(&Call::of(request.extensions())?);
+        Ok(Response::new(pattern::list(&self.store, &view, &request.into_inner()).await?))
     }
 
     async fn list_incidents(
         &self,
         request: Request<ListIncidentsRequest>,
     ) -> Result<Response<ListIncidentsResponse>, Status> {
-        Ok(Response::new(incident::list(&self.store, request.into_inner()).await?))
+        let view = View::of(&Call::of(request.extensions())?);
+        Ok(Response::new(incident::list(&self.store, &view, request.into_inner()).await?))
     }
 
     async fn get_incident(
         &self,
         request: Request<GetIncidentRequest>,
     ) -> Result<Response<GetIncidentResponse>, Status> {
-        Ok(Response::new(incident::get(&self.store, request.into_inner()).await?))
+        let view = View::of(&Call::of(request.extensions())?);
+        Ok(Response::new(incident::get(&self.store, &view, request.into_inner()).await?))
     }
 
     async fn update_incident(
@@ -95,8 +100,9 @@ impl ErrorTrackingService for Errors {
         &self,
         request: Request<WatchOccurrencesRequest>,
     ) -> Result<Response<Occurrences>, Status> {
+        let view = View::of(&Call::of(request.extensions())?);
         let request = request.into_inner();
-        Ok(Response::new(Box::pin(self.news.clone().since(request).await?)))
+        Ok(Response::new(Box::pin(self.news.clone().since(view, request).await?)))
     }
 }
 

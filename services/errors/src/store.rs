@@ -6,6 +6,7 @@
 
 mod incidents;
 mod occurrences;
+mod owned;
 mod patterns;
 mod purge;
 mod report;
@@ -30,6 +31,7 @@ pub(crate) const MIGRATIONS: &[Step] = &[
     (1, "occurrences", include_str!("../migrations/0001_occurrences.sql")),
     (2, "days", include_str!("../migrations/0002_days.sql")),
     (3, "met", include_str!("../migrations/0003_met.sql")),
+    (4, "owners", include_str!("../migrations/0004_owners.sql")),
 ];
 
 #[derive(Clone, Debug)]

@@ -16,6 +16,7 @@ use tonic::Status;
 use crate::check;
 use crate::error::Error;
 use crate::store::Store;
+use crate::view::View;
 
 /// A sign of life at least this often; also the second in which so many are told.
 const SECOND: Duration = Duration::from_secs(1);
@@ -37,6 +38,7 @@ pub(crate) struct News {
 /// One who watches.
 struct Watcher {
     news: News,
+    view: View,
     error_code: String,
     told: i64,
     /// How many may be told until a second is over.
@@ -49,6 +51,7 @@ impl News {
     /// Everything from a cursor on, as it happens.
     pub(crate) async fn since(
         self,
+        view: View,
         request: WatchOccurrencesRequest,
     ) -> Result<impl Stream<Item = Result<WatchOccurrencesResponse, Status>> + Send + 'static, Error>
     {
@@ -59,6 +62,7 @@ impl News {
         let told = if request.cursor.is_empty() { head } else { number(&request.cursor, head)? };
         let watcher = Watcher {
             news: self,
+            view,
             error_code: request.error_code,
             told,
             left: MOST,
@@ -113,11 +117,21 @@ impl Watcher {
         self.news.tail.goes_on()?;
         if head - self.told > FARTHEST {
             let end = (head - MOST).min(self.told + LEAP);
-            message.skipped = store.count_between((self.told, end), code).await?;
+            let left_out = (self.told, end);
+            message.skipped = match &self.view {
+                View::Mesh => store.count_between(left_out, code).await?,
+                View::Owner(owner) => store.own_count_between(owner, left_out, code).await?,
+            };
             self.told = end;
         } else if head > self.told && self.left > 0 {
             let most = TOGETHER.min(self.left);
-            let found = store.occurrences_between((self.told, head), code, most).await?;
+            let range = (self.told, head);
+            let found = match &self.view {
+                View::Mesh => store.occurrences_between(range, code, most).await?,
+                View::Owner(owner) => {
+                    store.own_occurrences_between(owner, range, code, most).await?
+                }
+            };
             let count = i64::try_from(found.len()).unwrap_or(most);
             let last = found.last().map(|(number, _)| *number).filter(|_| count == most);
             self.told = last.unwrap_or(head);

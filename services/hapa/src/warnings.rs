@@ -16,6 +16,8 @@ pub(crate) fn warnings(roles: &Roles) -> Vec<String> {
     let local = |text: &str| text.contains("127.0.0.1") || text.contains("localhost");
     let local_engine =
         roles.codegen.as_ref().is_some_and(|codegen| local(&codegen.ai_model_endpoint));
+    let logs_engine_errors =
+        roles.codegen.as_ref().is_some_and(|codegen| codegen.log_engine_errors);
     let only_local = server.trusted_proxies.iter().all(|net| net.addr().is_loopback());
     let rows = [
         (
@@ -29,6 +31,10 @@ pub(crate) fn warnings(roles: &Roles) -> Vec<String> {
         (
             production && !file && !shares,
             "REDIS_URL is not set: replicas limit calls each on its own",
+        ),
+        (
+            production && logs_engine_errors,
+            "LOG_ENGINE_ERRORS is on in production: at debug the log may hold prompts",
         ),
         (production && server.reflects(), "REFLECTION is on in production: it shows every method"),
         (

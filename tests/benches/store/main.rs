@@ -20,16 +20,18 @@ use anyhow::{Context as _, ensure};
 use clap::{Parser, ValueEnum};
 use hapa_proto::analytics::v1::analytics_service_client::AnalyticsServiceClient;
 use hapa_proto::analytics::v1::{GetPerformanceRequest, GetUsageRequest, RecordEventsRequest};
+use hapa_proto::auth::v1::CreateKeyRequest;
 use hapa_proto::errors::v1::error_tracking_service_client::ErrorTrackingServiceClient;
 use hapa_proto::errors::v1::{
-    GetDashboardRequest, ListIncidentsRequest, ListPatternsRequest, ReportOccurrencesRequest,
+    GetDashboardRequest, GetIncidentRequest, ListIncidentsRequest, ListPatternsRequest,
+    ReportOccurrencesRequest,
 };
 use hapa_tests::{Postgres, Store, Who, Wire, World};
 use prost_types::Timestamp;
 use tokio::task::JoinSet;
 use tonic::Status;
 
-use crate::events::event;
+use crate::events::{event, owner};
 use crate::occurrences::occurrence;
 use crate::report::{Table, ms, verdict};
 
@@ -172,21 +174,38 @@ async fn questions(world: &World, table: &mut Table) -> anyhow::Result<()> {
         let ask = async || usage.clone().get_usage(request.clone()).await.map(drop);
         measure(table, format!("GetUsage 30 d by {group_by}, median ms"), ask).await?;
     }
-    let errors = errors(world);
+    failures(&errors(world), "", table).await?;
+    let request = CreateKeyRequest {
+        owner: owner(0),
+        scopes: vec!["errors:read".to_owned()],
+        ..World::dev_key()
+    };
+    let key = world.create_key(request).await.key_text;
+    let own = ErrorTrackingServiceClient::new(world.wire(Who::Key(&key)));
+    failures(&own, " of an owner", table).await
+}
+
+/// What is asked of failures, by one who may see all or its own.
+async fn failures(errors: &Errors, whose: &str, table: &mut Table) -> anyhow::Result<()> {
     let ask = async || errors.clone().get_dashboard(GetDashboardRequest {}).await.map(drop);
-    measure(table, "GetDashboard, median ms".to_owned(), ask).await?;
+    measure(table, format!("GetDashboard{whose}, median ms"), ask).await?;
     for period in ["1h", "24h", "7d", "30d"] {
         let request = ListPatternsRequest { period: period.to_owned() };
         let ask = async || errors.clone().list_patterns(request.clone()).await.map(drop);
-        measure(table, format!("ListPatterns {period}, median ms"), ask).await?;
+        measure(table, format!("ListPatterns {period}{whose}, median ms"), ask).await?;
     }
     for (name, error_code) in [("", ""), (" of a code", "E4011")] {
         let error_code = error_code.to_owned();
         let request = ListIncidentsRequest { error_code, page_size: 100, ..Default::default() };
         let ask = async || errors.clone().list_incidents(request.clone()).await.map(drop);
-        measure(table, format!("ListIncidents{name}, median ms"), ask).await?;
+        measure(table, format!("ListIncidents{name}{whose}, median ms"), ask).await?;
     }
-    Ok(())
+    let request = ListIncidentsRequest { page_size: 1, ..Default::default() };
+    let newest = errors.clone().list_incidents(request).await?.into_inner().incidents;
+    let incident_id = newest.into_iter().next().context("no incident")?.incident_id;
+    let request = GetIncidentRequest { incident_id };
+    let ask = async || errors.clone().get_incident(request.clone()).await.map(drop);
+    measure(table, format!("GetIncident{whose}, median ms"), ask).await
 }
 
 /// Asks often.

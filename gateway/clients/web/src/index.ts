@@ -67,7 +67,7 @@ export interface HapaClient {
   readonly sessions: Client<typeof SessionService>;
   /** Reads the audit log; needs the scope `auth:admin`. */
   readonly audit: Client<typeof AuditService>;
-  /** Finds what went wrong; needs `errors:read`. */
+  /** Finds what went wrong: one's own with `errors:read`, all with `errors:admin`. */
   readonly errors: Client<typeof ErrorTrackingService>;
   /** Reports usage and performance; needs `analytics:read`. */
   readonly analytics: Client<typeof AnalyticsService>;

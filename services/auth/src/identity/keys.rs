@@ -205,15 +205,28 @@ impl Provider {
     }
 
     async fn get<T: DeserializeOwned>(&self, url: Url) -> anyhow::Result<T> {
-        let mut response = self.http.get(url).send().await?;
+        let mut response = self.http.get(url).send().await.map_err(broken)?;
         ensure!(response.status().is_success(), "answered {}", response.status());
         let mut body = Vec::new();
-        while let Some(bytes) = response.chunk().await? {
+        while let Some(bytes) = response.chunk().await.map_err(broken)? {
             ensure!(body.len() + bytes.len() <= LARGEST_REPLY, "is over 1 MiB");
             body.extend_from_slice(&bytes);
         }
-        Ok(serde_json::from_slice(&body)?)
+        // serde quotes what it can't read.
+        serde_json::from_slice(&body).map_err(|error| {
+            anyhow!("can't be read, at line {}, column {}", error.line(), error.column())
+        })
     }
+}
+
+/// A connection that broke, without its URL.
+fn broken(error: reqwest::Error) -> anyhow::Error {
+    let how = match () {
+        () if error.is_timeout() => "no answer in time",
+        () if error.is_connect() => "it can't be connected to",
+        () => "the connection broke",
+    };
+    anyhow!(how)
 }
 
 struct Key {

@@ -107,7 +107,8 @@ impl Redis {
             }
             Err(error) => {
                 if self.breaker.failed(Instant::now()) == Change::Opened {
-                    tracing::warn!(%error, "Redis does not answer: {meanwhile}");
+                    let error = describe(&error);
+                    tracing::warn!(error, "Redis does not answer: {meanwhile}");
                 }
                 Err(Away { asked: true })
             }
@@ -167,6 +168,14 @@ impl std::fmt::Debug for Redis {
     fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         formatter.debug_struct("Redis").field("is_up", &self.is_up()).finish_non_exhaustive()
     }
+}
+
+/// Its class, and the word that Redis begins an error with, such as NOAUTH. The rest may quote a command.
+fn describe(error: &Error) -> String {
+    let word = error.details().split(' ').next().unwrap_or_default();
+    let is_word = (3..=20).contains(&word.len()) && word.bytes().all(|b| b.is_ascii_uppercase());
+    let kind = format!("{:?}", error.kind());
+    if is_word { format!("{kind} {word}") } else { kind }
 }
 
 fn connection(manner: Manner) -> ConnectionConfig {

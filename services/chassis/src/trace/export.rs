@@ -27,6 +27,7 @@ use tonic::metadata::{Ascii, MetadataKey, MetadataMap, MetadataValue};
 use crate::balance::Balanced;
 use crate::config::{TraceConfig, Wrong};
 use crate::dial::Secure;
+use crate::status::code_name;
 use crate::tls::believing;
 
 /// Spans that wait, those of a few hundred calls.
@@ -143,17 +144,18 @@ impl Exporter {
             reply = timeout(patience, self.client.export(request)) => reply.ok(),
             () = late => None,
         };
-        let (lost, words) = match reply {
+        let (lost, why) = match reply {
             Some(Ok(reply)) => {
+                // A collector may quote what it refuses: its words are not kept.
                 let refused = reply.into_inner().partial_success.unwrap_or_default();
-                (refused.rejected_spans.unsigned_abs(), refused.error_message)
+                (refused.rejected_spans.unsigned_abs(), "it refused some")
             }
-            Some(Err(status)) => (count, status.message().to_owned()),
-            None => (count, "no answer".to_owned()),
+            Some(Err(status)) => (count, code_name(status.code())),
+            None => (count, "no answer"),
         };
         if lost > 0 {
             metrics::counter!(DROPPED, "reason" => "collector").increment(lost);
-            tracing::debug!(lost, words, "the collector did not take spans");
+            tracing::debug!(lost, why, "the collector did not take spans");
         }
     }
 }

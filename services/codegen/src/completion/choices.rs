@@ -6,6 +6,7 @@ use crate::completion::question::Terms;
 use crate::completion::reader::{Piece, Said};
 use crate::completion::scope::Scope;
 use crate::completion::trim::kept;
+use crate::engine::FinishReason;
 use crate::unicode::Sieve;
 
 /// No choice grows beyond this, in bytes: 4,096 tokens of what models write are a tenth of it.
@@ -30,7 +31,7 @@ struct Choice {
     scope: Scope,
     /// Where the text ends by itself.
     natural: Option<usize>,
-    finish_reason: Option<String>,
+    finish_reason: Option<FinishReason>,
     usage: Option<Usage>,
     /// Pieces that had text: about as many tokens.
     counted: u32,
@@ -56,7 +57,7 @@ impl Choices {
         for piece in said.pieces {
             // What was not asked for is not held.
             if let Some(choice) = self.list.get_mut(piece.index) {
-                choice.take(piece, self.ends);
+                choice.take(&piece, self.ends);
             }
         }
     }
@@ -71,8 +72,8 @@ impl Choices {
     /// Whether the engine said all that it had to say of what it began. Some engines make one choice,
     /// whatever they are asked for.
     pub(crate) fn is_whole(&self) -> bool {
-        let broken = |choice: &Choice| match choice.finish_reason.as_deref() {
-            Some(reason) => matches!(reason, "abort" | "error"),
+        let broken = |choice: &Choice| match choice.finish_reason {
+            Some(reason) => reason.is_failure(),
             None => choice.natural.is_none() && !choice.text.is_empty(),
         };
         !self.list.iter().any(broken) && self.list.iter().any(Choice::has_ended)
@@ -84,9 +85,9 @@ impl Choices {
     }
 
     /// Why each that has ended did: what was cut where it is whole has stopped.
-    pub(crate) fn reasons(&self) -> Vec<&str> {
+    pub(crate) fn reasons(&self) -> Vec<&'static str> {
         let ended = self.list.iter().filter(|choice| choice.has_ended());
-        ended.map(|choice| choice.finish_reason.as_deref().unwrap_or("stop")).collect()
+        ended.map(|choice| choice.finish_reason.map_or("stop", FinishReason::as_str)).collect()
     }
 
     /// As the engine counted, at its end or along the way.
@@ -126,10 +127,10 @@ impl Choices {
 }
 
 impl Choice {
-    fn take(&mut self, piece: Piece, ends: &[String]) {
+    fn take(&mut self, piece: &Piece, ends: &[String]) {
         self.usage = piece.usage.or(self.usage);
         self.counted = self.counted.saturating_add(u32::from(!piece.text.is_empty()));
-        self.finish_reason = piece.finish_reason.or(self.finish_reason.take());
+        self.finish_reason = piece.finish_reason.or(self.finish_reason);
         if self.natural.is_some() {
             return;
         }
@@ -163,8 +164,8 @@ impl Choice {
     fn suggestion(&self, index: u32, prefix: &str, terms: &Terms) -> Option<Suggestion> {
         let text = kept(prefix, &terms.suffix, self.shown());
         // What was cut does not depend on how the engine came to its end.
-        let reason = match &self.finish_reason {
-            Some(reason) if text.len() == self.text.trim_end().len() => reason,
+        let reason = match self.finish_reason {
+            Some(reason) if text.len() == self.text.trim_end().len() => reason.as_str(),
             _ => "stop",
         };
         (!text.is_empty()).then(|| Suggestion {
@@ -208,7 +209,11 @@ mod tests {
     }
 
     fn end(index: usize, reason: &str) -> Piece {
-        Piece { index, finish_reason: Some(reason.to_owned()), ..Piece::default() }
+        Piece {
+            index,
+            finish_reason: Some(std::borrow::Cow::from(reason).into()),
+            ..Piece::default()
+        }
     }
 
     fn said(pieces: Vec<Piece>) -> Said {

@@ -290,7 +290,9 @@ pub(crate) fn ask(fleet: Fleet, request: Request) -> Source {
         match stage {
             Stage::Ask(fleet, request) => match fleet.open::<Said>(request).await {
                 Ok(mut opened) => {
-                    let (said, broke) = (std::mem::take(&mut opened.events), opened.broke.take());
+                    let (mut said, broke) =
+                        (std::mem::take(&mut opened.events), opened.broke.take());
+                    said.model = said.model.filter(|model| opened.has_model(model));
                     let next = after(Box::new(opened), &said, broke);
                     Some((Ok(said), next))
                 }
@@ -299,6 +301,7 @@ pub(crate) fn ask(fleet: Fleet, request: Request) -> Source {
             Stage::Read(mut opened) => {
                 let mut said = Said::default();
                 let broke = opened.tokens.read(&mut said).await.err();
+                said.model = said.model.filter(|model| opened.has_model(model));
                 let next = after(opened, &said, broke);
                 Some((Ok(said), next))
             }

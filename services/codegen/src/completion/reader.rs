@@ -2,13 +2,13 @@
 
 use hapa_proto::codegen::v1::Usage;
 
-use crate::engine::{CompletionChunk, Error, Events, Logprobs, Text, read_error};
+use crate::engine::{CompletionChunk, Error, Events, FinishReason, Logprobs, Text, stream_error};
 
 /// What one or more events said.
 #[derive(Debug, Default)]
 pub(crate) struct Said {
     pub(crate) pieces: Vec<Piece>,
-    /// The model that answers, as the engine names it.
+    /// The model that answers, as the engine names it: foreign text.
     pub(crate) model: Option<String>,
     /// Of all choices together; comes last.
     pub(crate) usage: Option<Usage>,
@@ -24,7 +24,7 @@ pub(crate) struct Piece {
     /// The sum of the logarithms of its tokens' probabilities, and of how many tokens.
     pub(crate) logprob: f64,
     pub(crate) tokens: u32,
-    pub(crate) finish_reason: Option<String>,
+    pub(crate) finish_reason: Option<FinishReason>,
     /// Of this choice alone, until here.
     pub(crate) usage: Option<Usage>,
 }
@@ -40,10 +40,10 @@ impl Events for Said {
             return Ok(());
         }
         let chunk: CompletionChunk<'_> =
-            serde_json::from_slice(data).map_err(|error| Error::Unreadable(error.to_string()))?;
+            serde_json::from_slice(data).map_err(|error| Error::from(&error))?;
         // Comes in a stream that began with 200, and is followed by [DONE].
         if let Some(error) = &chunk.error {
-            return Err(Error::BrokeOff(read_error(error).0));
+            return Err(stream_error(error));
         }
         if let (None, Some(Text(model))) = (&self.model, chunk.model) {
             self.model = Some(model.into_owned());
@@ -61,7 +61,7 @@ impl Events for Said {
                 piece.logprob += one;
                 piece.tokens += 1;
             }
-            piece.finish_reason = choice.finish_reason.map(std::borrow::Cow::into_owned);
+            piece.finish_reason = choice.finish_reason;
             self.pieces.push(piece);
         }
         Ok(())
@@ -95,7 +95,7 @@ mod tests {
         assert_eq!((first.index, first.text.as_str(), first.tokens), (1, "b", 2));
         assert!((first.logprob + 3.0).abs() < 1e-9);
         assert_eq!(first.usage.unwrap().completion_tokens, 1);
-        assert_eq!((second.index, second.finish_reason.as_deref()), (0, Some("stop")));
+        assert_eq!((second.index, second.finish_reason), (0, Some(FinishReason::Stop)));
         assert_eq!(said.usage.unwrap().completion_tokens, 2);
         assert_eq!(said.model.as_deref(), Some("m"));
         assert!(said.is_done());
@@ -104,7 +104,7 @@ mod tests {
     #[test]
     fn an_error_inside_of_the_stream_is_one() {
         let error = read(&[r#"{"error":{"message":"engine died","code":500}}"#]).unwrap_err();
-        assert!(matches!(error, Error::BrokeOff(words) if words == "engine died"));
+        assert_eq!(error, Error::BrokeOff(Some(500)));
         assert!(matches!(read(&["{"]).unwrap_err(), Error::Unreadable(_)));
     }
 }

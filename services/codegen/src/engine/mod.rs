@@ -1,29 +1,38 @@
 //! The engine: a vLLM-compatible server, asked over HTTP. A stream of its answer is pulled, read by
 //! read, by whoever serves the caller: so a slow caller slows the engine, and a caller who left drops
 //! the connection, which is how the engine learns to stop.
+//!
+//! What leaves this room of an engine's failure is a word from a published list, numbers and our own
+//! sentence: its text may repeat a prompt, a key or a host name. See `error.rs` and `foreign.rs`.
 
+mod error;
+mod foreign;
+mod retry_after;
 pub(crate) mod sse;
 mod wire;
 
 use std::net::SocketAddr;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
-use anyhow::Context as _;
 use bytes::Bytes;
 use futures_util::FutureExt as _;
+use hapa_chassis::config::Wrong;
 use hapa_proto::codegen::v1::Usage;
-use reqwest::header::{AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderValue};
-use reqwest::{Body, Client, Response, StatusCode, redirect};
-use secrecy::{ExposeSecret as _, SecretString};
+use reqwest::header::{AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderValue, RETRY_AFTER};
+use reqwest::{Body, Client, RequestBuilder, Response, redirect};
+use secrecy::ExposeSecret as _;
 use tokio::task::yield_now;
 use tokio::time::{Instant, timeout};
 
-use crate::engine::sse::{Reader, TooLong};
+use crate::engine::foreign::ForeignText;
+use crate::engine::sse::Reader;
 use crate::engine::wire::{Chunk, ModelList};
 
+pub(crate) use crate::engine::error::{Error, Refusal, Unreadable};
+pub(crate) use crate::engine::foreign::EngineAccess;
 pub(crate) use crate::engine::wire::{
-    ChatRequest, CompletionChunk, CompletionRequest, ListedModel, Logprobs, Message, Scheduling,
-    StreamOptions, Text, read_error,
+    ChatRequest, CompletionChunk, CompletionRequest, FinishReason, ListedModel, Logprobs, Message,
+    Scheduling, StreamOptions, Text, stream_error,
 };
 
 const CONNECT_PATIENCE: Duration = Duration::from_secs(2);
@@ -44,56 +53,12 @@ const LARGEST_PAGE: usize = 4 * LARGEST_REPLY;
 /// Most models that are read of one engine.
 const MOST_MODELS: usize = 1_000;
 
-/// What an engine does wrong.
-#[derive(Debug, thiserror::Error)]
-pub(crate) enum Error {
-    /// It can't be reached, or the connection broke.
-    #[error("the engine can't be reached")]
-    Unreachable(#[source] reqwest::Error),
-    /// It did not answer in time.
-    #[error("the engine did not answer in time")]
-    Silent,
-    /// It answered with an error.
-    #[error("the engine answered {status}: {words}")]
-    Refused { status: StatusCode, words: String, param: String, retry_after: Option<Duration> },
-    /// It sent an error inside of a stream.
-    #[error("the engine broke off: {0}")]
-    BrokeOff(String),
-    /// Its stream ended without saying that it was whole.
-    #[error("the engine's stream ended early")]
-    Truncated,
-    /// It said what this protocol has not.
-    #[error("the engine's reply can't be read: {0}")]
-    Unreadable(String),
-}
-
-impl Error {
-    /// A word for its kind, from a short list: an engine's own words may hold what it was asked.
-    pub(crate) fn kind(&self) -> String {
-        let word = match self {
-            Error::Unreachable(cause) if cause.is_connect() => "connect",
-            Error::Unreachable(_) => "broken",
-            Error::Silent => "silent",
-            Error::Refused { status, .. } => status.as_str(),
-            Error::BrokeOff(_) => "broke_off",
-            Error::Truncated => "truncated",
-            Error::Unreadable(_) => "unreadable",
-        };
-        word.to_owned()
-    }
-}
-
-impl From<TooLong> for Error {
-    fn from(error: TooLong) -> Error {
-        Error::Unreadable(error.to_string())
-    }
-}
-
 /// A server that speaks the protocol.
 #[derive(Clone, Debug)]
 pub(crate) struct Engine {
     http: Client,
     endpoint: String,
+    foreign: ForeignText,
 }
 
 /// What an engine is asked with.
@@ -139,14 +104,19 @@ impl Engine {
     pub(crate) fn new(
         endpoint: &str,
         address: Option<(&str, SocketAddr)>,
-        key: Option<&SecretString>,
+        access: &EngineAccess,
     ) -> anyhow::Result<Engine> {
         // Fails only where another server of this process has done it.
         let _ = rustls::crypto::ring::default_provider().install_default();
         let mut headers = HeaderMap::new();
-        if let Some(key) = key.filter(|key| !key.expose_secret().is_empty()) {
-            let mut value = HeaderValue::from_str(&format!("Bearer {}", key.expose_secret()))
-                .context("AI_MODEL_API_KEY can't stand in a header")?;
+        if let Some(key) = &access.key {
+            let value = HeaderValue::from_str(&format!("Bearer {}", key.expose_secret()));
+            let mut value = value.map_err(|_| {
+                Wrong::new(
+                    "AI_MODEL_API_KEY",
+                    "must have no line end and no control character inside",
+                )
+            })?;
             value.set_sensitive(true);
             headers.insert(AUTHORIZATION, value);
         }
@@ -166,7 +136,8 @@ impl Engine {
             .no_proxy()
             .referer(false)
             .build()?;
-        Ok(Engine { http, endpoint: endpoint.trim_end_matches('/').to_owned() })
+        let endpoint = endpoint.trim_end_matches('/').to_owned();
+        Ok(Engine { http, foreign: ForeignText::new(access, &endpoint), endpoint })
     }
 
     /// Asks for an answer. The caller bounds the wait.
@@ -180,26 +151,22 @@ impl Engine {
         let url = format!("{}/{}", self.endpoint, ask.path());
         let request = self.http.post(url).headers(headers);
         let request = request.header(CONTENT_TYPE, "application/json").body(body);
-        let response = request.send().await.map_err(Error::Unreachable)?;
-        if !response.status().is_success() {
-            return Err(refusal(response).await);
-        }
-        Ok(Tokens { response, reader: Reader::default(), last_read: Instant::now() })
+        let response = self.send(request).await?;
+        let foreign = self.foreign.clone();
+        Ok(Tokens { response, reader: Reader::default(), last_read: Instant::now(), foreign })
     }
 
     /// The models and adapters that it serves.
     pub(crate) async fn models(&self) -> Result<Vec<ListedModel>, Error> {
         let list = async {
             let url = format!("{}/models", self.endpoint);
-            let response = self.http.get(url).send().await.map_err(Error::Unreachable)?;
-            if !response.status().is_success() {
-                return Err(refusal(response).await);
-            }
-            let body = read_whole(response, LARGEST_REPLY).await?;
-            let mut list: ModelList = serde_json::from_slice(&body)
-                .map_err(|error| Error::Unreadable(error.to_string()))?;
-            list.data.truncate(MOST_MODELS);
-            Ok(list.data)
+            let response = self.send(self.http.get(url)).await?;
+            let body = self.read_whole(response, LARGEST_REPLY).await?;
+            let list: ModelList = serde_json::from_slice(&body).map_err(|error| {
+                self.foreign.log("an engine's list of models can't be read", &body);
+                Error::from(&error)
+            })?;
+            Ok(list.data.into_iter().filter_map(ListedModel::checked).take(MOST_MODELS).collect())
         };
         timeout(LIST_PATIENCE, list).await.map_err(|_| Error::Silent)?
     }
@@ -209,14 +176,40 @@ impl Engine {
         let page = async {
             let base = self.endpoint.strip_suffix("/v1").unwrap_or(&self.endpoint);
             let url = format!("{base}/metrics");
-            let response = self.http.get(url).send().await.map_err(Error::Unreachable)?;
+            let response = self.http.get(url).send().await.map_err(|error| Error::from(&error))?;
+            // Most engines without this page say so once a second: no word about it.
             if !response.status().is_success() {
-                return Err(refusal(response).await);
+                return Err(Error::refused(response.status(), None, &[]));
             }
-            let body = read_whole(response, LARGEST_PAGE).await?;
-            String::from_utf8(body).map_err(|error| Error::Unreadable(error.to_string()))
+            let body = self.read_whole(response, LARGEST_PAGE).await?;
+            String::from_utf8(body).map_err(|_| Error::Unreadable(Unreadable::NotUtf8))
         };
         timeout(LIST_PATIENCE, page).await.map_err(|_| Error::Silent)?
+    }
+
+    /// Sends a request and waits for a status of success. What an engine says in its place ends here.
+    async fn send(&self, request: RequestBuilder) -> Result<Response, Error> {
+        let response = request.send().await.map_err(|error| self.foreign.broken(&error))?;
+        if response.status().is_success() {
+            return Ok(response);
+        }
+        let status = response.status();
+        let wait = response.headers().get(RETRY_AFTER).and_then(|value| value.to_str().ok());
+        let wait = wait.and_then(|text| retry_after::read(text, SystemTime::now()));
+        let body = self.read_whole(response, LARGEST_REPLY).await.unwrap_or_default();
+        self.foreign.log("an engine refused a request", &body);
+        Err(Error::refused(status, wait, &body))
+    }
+
+    async fn read_whole(&self, mut response: Response, most: usize) -> Result<Vec<u8>, Error> {
+        let mut body = Vec::new();
+        while let Some(bytes) = response.chunk().await.map_err(|error| Error::from(&error))? {
+            if body.len() + bytes.len() > most {
+                return Err(Error::Unreadable(Unreadable::TooLarge(most)));
+            }
+            body.extend_from_slice(&bytes);
+        }
+        Ok(body)
     }
 }
 
@@ -226,9 +219,9 @@ pub(crate) struct Batch {
     pub(crate) text: String,
     /// Events that had text, since the begin: about as many tokens.
     pub(crate) pieces: u32,
-    pub(crate) finish_reason: Option<String>,
+    pub(crate) finish_reason: Option<FinishReason>,
     pub(crate) usage: Option<Usage>,
-    /// The model that answers, as the engine names it.
+    /// The model that answers, as the engine names it: foreign text.
     pub(crate) model: Option<String>,
     /// `[DONE]` came: no more will.
     pub(crate) done: bool,
@@ -240,11 +233,10 @@ impl Events for Batch {
             self.done = true;
             return Ok(());
         }
-        let chunk: Chunk<'_> =
-            serde_json::from_slice(data).map_err(|error| Error::Unreadable(error.to_string()))?;
+        let chunk: Chunk<'_> = serde_json::from_slice(data).map_err(|error| Error::from(&error))?;
         // Comes in a stream that began with 200, and is followed by [DONE].
         if let Some(error) = &chunk.error {
-            return Err(Error::BrokeOff(read_error(error).0));
+            return Err(stream_error(error));
         }
         if let (None, Some(Text(model))) = (&self.model, chunk.model) {
             self.model = Some(model.into_owned());
@@ -255,9 +247,7 @@ impl Events for Batch {
                 // The first event tells the role and has no text yet.
                 self.pieces = self.pieces.saturating_add(u32::from(!text.is_empty()));
             }
-            if let Some(reason) = choice.finish_reason {
-                self.finish_reason = Some(reason.into_owned());
-            }
+            self.finish_reason = choice.finish_reason.or(self.finish_reason);
         }
         if let Some(usage) = chunk.usage {
             self.usage = Some(usage.into());
@@ -280,6 +270,7 @@ pub(crate) struct Tokens {
     response: Response,
     reader: Reader,
     last_read: Instant,
+    foreign: ForeignText,
 }
 
 impl Tokens {
@@ -289,7 +280,7 @@ impl Tokens {
     /// An engine writes each token as an HTTP chunk of its own. In full flow those that have arrived
     /// already are taken together: a frame for each would cost more than the token does.
     pub(crate) async fn read(&mut self, events: &mut impl Events) -> Result<(), Error> {
-        let bytes = self.response.chunk().await.map_err(Error::Unreachable)?;
+        let bytes = self.response.chunk().await.map_err(|error| self.foreign.broken(&error))?;
         self.take(bytes, events)?;
         let now = Instant::now();
         let in_full_flow = now - std::mem::replace(&mut self.last_read, now) < FULL_FLOW;
@@ -301,14 +292,17 @@ impl Tokens {
             // The connection has a task of its own, which hands over one chunk at a turn.
             yield_now().await;
             let Some(read) = self.response.chunk().now_or_never() else { break };
-            self.take(read.map_err(Error::Unreachable)?, events)?;
+            self.take(read.map_err(|error| self.foreign.broken(&error))?, events)?;
         }
         Ok(())
     }
 
     fn take(&mut self, bytes: Option<Bytes>, events: &mut impl Events) -> Result<(), Error> {
         let bytes = bytes.ok_or(Error::Truncated)?;
-        self.reader.feed(&bytes, |data| events.take(data))
+        let foreign = &self.foreign;
+        self.reader.feed(&bytes, |data| {
+            events.take(data).inspect_err(|_| foreign.log("an engine broke off an answer", data))
+        })
     }
 
     /// Reads what follows `[DONE]`: the end of the response, after which the connection is free for
@@ -317,26 +311,4 @@ impl Tokens {
         let end = async { while let Ok(Some(_)) = self.response.chunk().await {} };
         let _ = timeout(END_PATIENCE, end).await;
     }
-}
-
-async fn refusal(response: Response) -> Error {
-    let status = response.status();
-    let retry_after = response.headers().get("retry-after").and_then(|value| value.to_str().ok());
-    let retry_after = retry_after.and_then(|text| text.parse().ok()).map(Duration::from_secs);
-    let body = read_whole(response, LARGEST_REPLY).await.unwrap_or_default();
-    let error = serde_json::from_slice::<serde_json::Value>(&body).ok();
-    let (words, param) =
-        error.as_ref().and_then(|body| body.get("error")).map(read_error).unwrap_or_default();
-    Error::Refused { status, words, param, retry_after }
-}
-
-async fn read_whole(mut response: Response, most: usize) -> Result<Vec<u8>, Error> {
-    let mut body = Vec::new();
-    while let Some(bytes) = response.chunk().await.map_err(Error::Unreachable)? {
-        if body.len() + bytes.len() > most {
-            return Err(Error::Unreadable(format!("it is over {most} bytes")));
-        }
-        body.extend_from_slice(&bytes);
-    }
-    Ok(body)
 }

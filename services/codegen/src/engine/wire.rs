@@ -7,6 +7,10 @@ use std::borrow::Cow;
 use hapa_proto::codegen::v1::Usage;
 use serde::{Deserialize, Serialize};
 
+use crate::engine::Error;
+use crate::question::LONGEST_NAME;
+use crate::unicode::{is_bidi, is_invisible};
+
 /// POST /chat/completions.
 #[derive(Clone, Debug, Serialize)]
 pub(crate) struct ChatRequest<'a> {
@@ -81,8 +85,8 @@ pub(crate) struct Chunk<'a> {
 pub(crate) struct Choice<'a> {
     #[serde(borrow, default)]
     pub(crate) delta: Delta<'a>,
-    #[serde(borrow, default)]
-    pub(crate) finish_reason: Option<Cow<'a, str>>,
+    #[serde(default)]
+    pub(crate) finish_reason: Option<FinishReason>,
 }
 
 /// One event of a completion's stream.
@@ -106,8 +110,8 @@ pub(crate) struct CompletionChoice<'a> {
     pub(crate) text: Option<Text<'a>>,
     #[serde(default)]
     pub(crate) logprobs: Option<Logprobs>,
-    #[serde(borrow, default)]
-    pub(crate) finish_reason: Option<Cow<'a, str>>,
+    #[serde(default)]
+    pub(crate) finish_reason: Option<FinishReason>,
 }
 
 /// As vLLM says them, or as llama.cpp does.
@@ -178,11 +182,77 @@ pub(crate) struct ListedModel {
     pub(crate) root: Option<String>,
 }
 
-/// The words and the parameter of an error body: an object in most cases, a bare string in some.
-pub(crate) fn read_error(error: &serde_json::Value) -> (String, String) {
-    let text = |name: &str| error.get(name).and_then(|value| value.as_str()).unwrap_or_default();
-    let words = error.as_str().unwrap_or_else(|| text("message"));
-    (words.to_owned(), text("param").to_owned())
+impl ListedModel {
+    /// None where its name could not be asked for. A name is published in lists, logs and traces, so it
+    /// is one that can be seen and is no longer than a request may name.
+    pub(super) fn checked(self) -> Option<ListedModel> {
+        let parent = self.parent.filter(|parent| is_model_name(parent));
+        is_model_name(&self.id).then_some(ListedModel { parent, ..self })
+    }
+}
+
+fn is_model_name(name: &str) -> bool {
+    let is_seen = |letter: char| {
+        !letter.is_control() && !letter.is_whitespace() && !is_invisible(letter) && !is_bidi(letter)
+    };
+    (1..=LONGEST_NAME).contains(&name.chars().count()) && name.chars().all(is_seen)
+}
+
+/// Why an answer ended: published words. What an engine says beyond them is `other`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(from = "Cow<'_, str>")]
+pub(crate) enum FinishReason {
+    Stop,
+    Length,
+    ContentFilter,
+    ToolCalls,
+    Repetition,
+    Abort,
+    Error,
+    Other,
+}
+
+impl FinishReason {
+    /// As callers read it.
+    pub(crate) fn as_str(self) -> &'static str {
+        match self {
+            FinishReason::Stop => "stop",
+            FinishReason::Length => "length",
+            FinishReason::ContentFilter => "content_filter",
+            FinishReason::ToolCalls => "tool_calls",
+            FinishReason::Repetition => "repetition",
+            FinishReason::Abort => "abort",
+            FinishReason::Error => "error",
+            FinishReason::Other => "other",
+        }
+    }
+
+    /// Whether the engine gave the answer up.
+    pub(crate) fn is_failure(self) -> bool {
+        matches!(self, FinishReason::Abort | FinishReason::Error)
+    }
+}
+
+impl From<Cow<'_, str>> for FinishReason {
+    fn from(text: Cow<'_, str>) -> FinishReason {
+        match text.as_ref() {
+            "stop" => FinishReason::Stop,
+            "length" => FinishReason::Length,
+            "content_filter" => FinishReason::ContentFilter,
+            "tool_calls" => FinishReason::ToolCalls,
+            "repetition" => FinishReason::Repetition,
+            "abort" => FinishReason::Abort,
+            "error" => FinishReason::Error,
+            _ => FinishReason::Other,
+        }
+    }
+}
+
+/// An error inside of a stream. Of what it says its status alone is kept, where it has one.
+pub(crate) fn stream_error(error: &serde_json::Value) -> Error {
+    let code = error.get("code").or_else(|| error.get("status"));
+    let code = code.and_then(serde_json::Value::as_u64).and_then(|code| u16::try_from(code).ok());
+    Error::BrokeOff(code.filter(|code| (400..600).contains(code)))
 }
 
 #[cfg(test)]
@@ -222,9 +292,51 @@ mod tests {
     }
 
     #[test]
-    fn an_error_is_an_object_or_a_string() {
-        let object = serde_json::json!({"message": "no such model", "param": "model", "code": 404});
-        assert_eq!(read_error(&object), ("no such model".to_owned(), "model".to_owned()));
-        assert_eq!(read_error(&"Unauthorized".into()), ("Unauthorized".to_owned(), String::new()));
+    fn of_an_error_in_a_stream_its_status_is_kept_and_no_word() {
+        for (error, expected) in [
+            (serde_json::json!({"message": "what was asked", "code": 500}), Some(500)),
+            (serde_json::json!({"message": "what was asked", "status": 422}), Some(422)),
+            (serde_json::json!({"code": "what was asked"}), None),
+            (serde_json::json!({"code": 9_999_999}), None),
+            ("what was asked".into(), None),
+        ] {
+            assert_eq!(stream_error(&error), Error::BrokeOff(expected), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_reason_that_is_not_published_is_another() {
+        let read = |text: &str| {
+            let json = format!(r#"{{"choices":[{{"delta":{{}},"finish_reason":{text}}}]}}"#);
+            let chunk: Chunk<'_> = serde_json::from_str(&json).unwrap();
+            chunk.choices[0].finish_reason.map(FinishReason::as_str)
+        };
+        assert_eq!(read("null"), None);
+        assert_eq!(read(r#""what was asked""#), Some("other"));
+        assert_eq!(read(r#""what\nwas \u0061sked""#), Some("other"));
+        let known = ["stop", "length", "content_filter", "tool_calls", "repetition", "abort"];
+        for reason in known.into_iter().chain(["error", "other"]) {
+            assert_eq!(read(&format!("{reason:?}")), Some(reason));
+        }
+    }
+
+    #[test]
+    fn a_model_that_nobody_could_ask_for_is_not_listed() {
+        let listed = |id: &str, parent: Option<&str>| {
+            let model = ListedModel {
+                id: id.to_owned(),
+                parent: parent.map(str::to_owned),
+                max_model_len: None,
+                root: None,
+            };
+            model.checked().map(|model| (model.id, model.parent))
+        };
+        let own = listed("Qwen/Qwen2.5-Coder-7B@main:fp8", Some("기본"));
+        assert_eq!(own.unwrap().1.as_deref(), Some("기본"));
+        assert_eq!(listed("m", Some("a\nb")).unwrap().1, None);
+        let long = "m".repeat(201);
+        for odd in ["", "a b", "a\nb", "a\u{1b}[31m", "a\u{200b}", "a\u{202e}b", long.as_str()] {
+            assert!(listed(odd, None).is_none(), "{odd:?}");
+        }
     }
 }

@@ -22,13 +22,13 @@ use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
 
 use futures_util::future::join_all;
-use secrecy::SecretString;
 use tokio::sync::Notify;
 use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 
 use self::replica::Replica;
 use self::retry::Budget;
+use crate::engine::EngineAccess;
 
 pub(crate) use self::board::{Board, Listed};
 pub(crate) use self::open::{Error, Opened, Request};
@@ -56,7 +56,7 @@ pub(crate) struct Fleet(Arc<Inner>);
 
 struct Inner {
     sources: Vec<Source>,
-    key: Option<SecretString>,
+    access: EngineAccess,
     bounds: Bounds,
     board: RwLock<Arc<Board>>,
     /// Held while the board is made anew, so that the latest wins.
@@ -78,12 +78,12 @@ struct Inner {
 impl Fleet {
     pub(crate) fn new(
         sources: Vec<Source>,
-        key: Option<SecretString>,
+        access: EngineAccess,
         bounds: Bounds,
     ) -> anyhow::Result<Fleet> {
         let fleet = Fleet(Arc::new(Inner {
             sources,
-            key,
+            access,
             bounds,
             board: RwLock::default(),
             making: Mutex::default(),
@@ -98,7 +98,7 @@ impl Fleet {
         let mut replicas = Vec::new();
         for source in &fleet.0.sources {
             // Made of names too: what can't be used is said at the start.
-            let engine = source.engine(None, fleet.0.key.as_ref())?;
+            let engine = source.engine(None, &fleet.0.access)?;
             if !source.by_name {
                 replicas.push(fleet.replica(source.name(None), engine));
             }

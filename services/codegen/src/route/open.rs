@@ -42,12 +42,20 @@ pub(crate) struct Opened<E> {
     /// It broke in the same read in which it began.
     pub(crate) broke: Option<engine::Error>,
     attempt: Attempt,
+    /// The model that was asked for.
+    model: String,
 }
 
 impl<E> Opened<E> {
     /// The engine that answers: `host:port`.
     pub(crate) fn place(&self) -> &str {
         self.attempt.place()
+    }
+
+    /// Whether this is the name of the model that was asked for, or of one that the engine lists. An
+    /// engine may name the model that answers as it likes.
+    pub(crate) fn has_model(&self, name: &str) -> bool {
+        name == self.model || self.attempt.replica.lists(name)
     }
 }
 
@@ -138,7 +146,7 @@ impl Fleet {
                 },
             },
         };
-        if matches!(&error, engine::Error::Unreachable(cause) if cause.is_connect()) {
+        if matches!(&error, engine::Error::Unreachable(how) if how.is_connect()) {
             replica.is_away(&error);
         }
         let lost = lacks_model(&error) && self.lost(&replica, &request.model);
@@ -214,7 +222,7 @@ async fn first_token<E: Events>(
         return Err(error);
     }
     attempt.went(Verdict::Success);
-    Ok(Opened { tokens, events, broke, attempt })
+    Ok(Opened { tokens, events, broke, attempt, model: request.model.clone() })
 }
 
 /// What an error before the first token says of the engine.

@@ -172,7 +172,12 @@ impl Replica {
         Shown { models: seen.models.clone(), adapters: seen.adapters.clone() }
     }
 
-    /// What is wrong with it, in words.
+    /// Whether it listed a model when it was last looked at.
+    pub(super) fn lists(&self, model: &str) -> bool {
+        lock(&self.seen).models.iter().any(|listed| listed.id == model)
+    }
+
+    /// What is wrong with it, in published words.
     pub(super) fn trouble(&self) -> Option<String> {
         lock(&self.seen).trouble.clone()
     }

@@ -4,9 +4,8 @@ use std::collections::BTreeSet;
 use std::net::SocketAddr;
 
 use reqwest::Url;
-use secrecy::SecretString;
 
-use crate::engine::Engine;
+use crate::engine::{Engine, EngineAccess};
 
 /// Most engines that a mesh asks.
 pub(super) const MOST: usize = 256;
@@ -73,9 +72,9 @@ impl Source {
     pub(super) fn engine(
         &self,
         address: Option<SocketAddr>,
-        key: Option<&SecretString>,
+        access: &EngineAccess,
     ) -> anyhow::Result<Engine> {
-        Engine::new(&self.url, address.map(|address| (self.host.as_str(), address)), key)
+        Engine::new(&self.url, address.map(|address| (self.host.as_str(), address)), access)
     }
 }
 

@@ -11,7 +11,7 @@ use crate::engine::Ask;
 
 fn fleet(setting: &str) -> Fleet {
     let bounds = Bounds { attempt: Duration::from_secs(1), stuck: Duration::from_secs(1) };
-    Fleet::new(Source::read(setting).unwrap(), None, bounds).unwrap()
+    Fleet::new(Source::read(setting).unwrap(), EngineAccess::default(), bounds).unwrap()
 }
 
 async fn resolves_to(fleet: &Fleet, addresses: &[&str]) {

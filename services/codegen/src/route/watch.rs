@@ -129,7 +129,7 @@ impl Fleet {
         if let Some(kept) = before.iter().find(|replica| replica.name == name) {
             return Ok(Arc::clone(kept));
         }
-        let engine = source.engine(address, self.0.key.as_ref())?;
+        let engine = source.engine(address, &self.0.access)?;
         Ok(self.replica(name, engine))
     }
 }

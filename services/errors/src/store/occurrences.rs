@@ -8,21 +8,49 @@ use sqlx::any::AnyRow;
 use crate::error::Error;
 use crate::store::Store;
 
-/// An occurrence, with what is kept of it.
+/// An occurrence, with what is kept of it. Where its message is not, it is the cause's.
 macro_rules! occurrences {
     ($rest:literal) => {
+        occurrences!(
+            "p.message",
+            "COALESCE(d.owner, '')",
+            "COALESCE(c.words, '[]')",
+            "LEFT JOIN error_texts c ON c.hash = d.causes ",
+            $rest
+        )
+    };
+    ($message:literal, $owner:literal, $causes:literal, $join:literal, $rest:literal) => {
         concat!(
             "SELECT o.sequence, o.event_id, o.incident_id, o.time, p.error_code, p.method,
-                    COALESCE(m.words, p.message) AS message, COALESCE(c.words, '[]') AS causes,
-                    COALESCE(d.service, '') AS service, COALESCE(d.version, '') AS version,
+                    COALESCE(m.words, ",
+            $message,
+            ") AS message, ",
+            $causes,
+            " AS causes, COALESCE(d.service, '') AS service, COALESCE(d.version, '') AS version,
                     COALESCE(d.request_id, '') AS request_id, COALESCE(d.trace_id, '') AS trace_id,
-                    COALESCE(d.actor, '') AS actor, COALESCE(d.owner, '') AS owner,
-                    COALESCE(d.duration, -1) AS duration, COALESCE(d.recovered, 0) AS recovered
+                    COALESCE(d.actor, '') AS actor, ",
+            $owner,
+            " AS owner, COALESCE(d.duration, -1) AS duration, COALESCE(d.recovered, 0) AS recovered
              FROM error_occurrences o
              JOIN error_patterns p ON p.fingerprint = o.fingerprint
              LEFT JOIN error_details d ON d.sequence = o.sequence
-             LEFT JOIN error_texts m ON m.hash = d.message
-             LEFT JOIN error_texts c ON c.hash = d.causes ",
+             LEFT JOIN error_texts m ON m.hash = d.message ",
+            $join,
+            $rest
+        )
+    };
+}
+
+/// An occurrence of the owner `$1`, without its causes. Where its message is not kept, it is what this
+/// owner was told.
+macro_rules! own_occurrences {
+    ($rest:literal) => {
+        occurrences!(
+            "COALESCE(w.message, '')",
+            "COALESCE(w.owner, '')",
+            "CAST('[]' AS TEXT)",
+            // Never the other way round: an owner may have met much.
+            "LEFT JOIN error_owners w ON w.fingerprint = o.fingerprint AND w.owner = $1 AND w.start = 0 ",
             $rest
         )
     };
@@ -41,19 +69,12 @@ impl Store {
              ORDER BY o.sequence LIMIT 1"
         ));
         let first = first.bind(shown).bind(fingerprint).fetch_optional(&self.db.reader).await?;
-        let mut found: Vec<_> = first.as_ref().map(occurrence).transpose()?.into_iter().collect();
         let newest = sqlx::query(occurrences!(
             "WHERE o.fingerprint = $1 ORDER BY o.time DESC, o.sequence DESC LIMIT $2"
         ));
         let newest = newest.bind(fingerprint).bind(i64::try_from(most).unwrap_or(i64::MAX));
-        for row in &newest.fetch_all(&self.db.reader).await? {
-            let (number, next) = occurrence(row)?;
-            if found.first().is_none_or(|(first, _)| *first != number) {
-                found.push((number, next));
-            }
-        }
-        found.truncate(most);
-        Ok(found.into_iter().map(|(_, occurrence)| occurrence).collect())
+        let newest = newest.fetch_all(&self.db.reader).await?;
+        first_then_newest(first.as_ref(), &newest, most)
     }
 
     /// Those after one number and up to another, oldest first, with their numbers.
@@ -85,6 +106,87 @@ impl Store {
         let row = row.bind(after).bind(end).bind(error_code).fetch_one(&self.db.reader).await?;
         Ok(u32::try_from(row.try_get::<i64, _>(0)?).unwrap_or(u32::MAX))
     }
+}
+
+impl Store {
+    /// The occurrence of this cause that this owner was shown with this id, then its newest, `most`
+    /// together.
+    pub(crate) async fn own_occurrences_of(
+        &self,
+        owner: &str,
+        fingerprint: &str,
+        shown: &str,
+        most: usize,
+    ) -> Result<Vec<Occurrence>, Error> {
+        let first = sqlx::query(own_occurrences!(
+            "WHERE o.incident_id = $2 AND o.incident_id <> '' AND o.fingerprint = $3
+               AND $1 <> '' AND (o.owner = $1 OR d.owner = $1)
+             ORDER BY o.sequence LIMIT 1"
+        ));
+        let first = first.bind(owner).bind(shown).bind(fingerprint);
+        let first = first.fetch_optional(&self.db.reader).await?;
+        let newest = sqlx::query(own_occurrences!(
+            "WHERE o.owner = $1 AND o.owner <> '' AND o.fingerprint = $2
+             ORDER BY o.time DESC, o.sequence DESC LIMIT $3"
+        ));
+        let most_rows = i64::try_from(most).unwrap_or(i64::MAX);
+        let newest = newest.bind(owner).bind(fingerprint).bind(most_rows);
+        let newest = newest.fetch_all(&self.db.reader).await?;
+        first_then_newest(first.as_ref(), &newest, most)
+    }
+
+    /// Those of this owner after one number and up to another, oldest first, with their numbers.
+    pub(crate) async fn own_occurrences_between(
+        &self,
+        owner: &str,
+        (after, end): (i64, i64),
+        error_code: &str,
+        most: i64,
+    ) -> Result<Vec<(i64, Occurrence)>, Error> {
+        let rows = sqlx::query(own_occurrences!(
+            // An expression, so that the range of numbers is read and not all that the owner has.
+            "WHERE COALESCE(o.owner, '') = $1 AND $1 <> '' AND o.sequence > $2 AND o.sequence <= $3
+               AND ($4 = '' OR p.error_code = $4)
+             ORDER BY o.sequence LIMIT $5"
+        ));
+        let rows = rows.bind(owner).bind(after).bind(end).bind(error_code).bind(most);
+        rows.fetch_all(&self.db.reader).await?.iter().map(occurrence).collect()
+    }
+
+    /// How many of this owner there are after one number and up to another.
+    pub(crate) async fn own_count_between(
+        &self,
+        owner: &str,
+        (after, end): (i64, i64),
+        error_code: &str,
+    ) -> Result<u32, Error> {
+        let row = sqlx::query(
+            "SELECT COUNT(*) FROM error_occurrences o
+             JOIN error_patterns p ON p.fingerprint = o.fingerprint
+             WHERE COALESCE(o.owner, '') = $1 AND $1 <> '' AND o.sequence > $2 AND o.sequence <= $3
+               AND ($4 = '' OR p.error_code = $4)",
+        );
+        let row = row.bind(owner).bind(after).bind(end).bind(error_code);
+        let row = row.fetch_one(&self.db.reader).await?;
+        Ok(u32::try_from(row.try_get::<i64, _>(0)?).unwrap_or(u32::MAX))
+    }
+}
+
+/// The one that was asked for leads, and is there once.
+fn first_then_newest(
+    first: Option<&AnyRow>,
+    newest: &[AnyRow],
+    most: usize,
+) -> Result<Vec<Occurrence>, Error> {
+    let mut found: Vec<_> = first.map(occurrence).transpose()?.into_iter().collect();
+    for row in newest {
+        let (number, next) = occurrence(row)?;
+        if found.first().is_none_or(|(first, _)| *first != number) {
+            found.push((number, next));
+        }
+    }
+    found.truncate(most);
+    Ok(found.into_iter().map(|(_, occurrence)| occurrence).collect())
 }
 
 fn occurrence(row: &AnyRow) -> Result<(i64, Occurrence), Error> {

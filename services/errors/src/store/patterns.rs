@@ -9,7 +9,7 @@ use crate::store::incidents::{Pattern, pattern};
 
 /// Nothing is beyond it. But a range without an end is a third of all to PostgreSQL's planner, which
 /// then reads all.
-const END: i64 = i64::MAX;
+pub(super) const END: i64 = i64::MAX;
 
 /// A period until now and the one before, in whole minutes, hours or days.
 #[derive(Clone, Copy, Debug)]

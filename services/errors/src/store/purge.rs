@@ -11,7 +11,7 @@ const CHUNK: i64 = 1_000;
 
 /// What is removed beside occurrences, by the one time that its statement names. Each takes at most
 /// so many rows as the second parameter says.
-const OTHERS: [&str; 7] = [
+const OTHERS: [&str; 10] = [
     // 0: counts by minute.
     "DELETE FROM error_counts WHERE (width, start, fingerprint) IN
          (SELECT width, start, fingerprint FROM error_counts
@@ -39,6 +39,18 @@ const OTHERS: [&str; 7] = [
     // 6: causes.
     "DELETE FROM error_patterns WHERE fingerprint IN
          (SELECT fingerprint FROM error_patterns WHERE last_seen < $1 LIMIT $2)",
+    // 7: an owner's counts by minute.
+    "DELETE FROM error_owner_counts WHERE (owner, width, start, fingerprint) IN
+         (SELECT owner, width, start, fingerprint FROM error_owner_counts
+          WHERE width = 60000000 AND start < $1 LIMIT $2)",
+    // 8: by hour.
+    "DELETE FROM error_owner_counts WHERE (owner, width, start, fingerprint) IN
+         (SELECT owner, width, start, fingerprint FROM error_owner_counts
+          WHERE width = 3600000000 AND start < $1 LIMIT $2)",
+    // 9: by day.
+    "DELETE FROM error_owner_counts WHERE (owner, width, start, fingerprint) IN
+         (SELECT owner, width, start, fingerprint FROM error_owner_counts
+          WHERE width = 86400000000 AND start < $1 LIMIT $2)",
 ];
 
 /// What is beyond its time.
@@ -69,7 +81,8 @@ impl Store {
     /// Removes everything else that is beyond its time.
     pub(crate) async fn purge_others(&self, limits: Limits) -> Result<(), Error> {
         let Limits { occurrences, minutes, sums } = limits;
-        let times = [minutes, sums, sums, occurrences, occurrences, sums, sums];
+        let times =
+            [minutes, sums, sums, occurrences, occurrences, sums, sums, minutes, sums, sums];
         for (statement, time) in OTHERS.into_iter().zip(times) {
             let some = || {
                 self.db.transaction(move |connection| {
@@ -83,6 +96,29 @@ impl Store {
             while some().await? > 0 {}
         }
         Ok(())
+    }
+
+    /// Copies the owner of some occurrences after a number from their details, where the occurrences do
+    /// not have it: they were stored by the version before. Says up to which number that was done; none
+    /// where there are no more.
+    pub(crate) async fn copy_owners(&self, after: i64) -> Result<Option<i64>, Error> {
+        let found = sqlx::query(
+            "SELECT o.sequence FROM error_occurrences o
+             JOIN error_details d ON d.sequence = o.sequence
+             WHERE o.sequence > $1 AND o.owner = '' AND d.owner <> ''
+             ORDER BY o.sequence LIMIT $2",
+        );
+        let found = found.bind(after).bind(CHUNK).fetch_all(&self.db.reader).await?;
+        let Some(last) = found.last() else { return Ok(None) };
+        let last: i64 = last.try_get(0)?;
+        let update = sqlx::query(
+            "UPDATE error_occurrences SET owner = d.owner FROM error_details AS d
+             WHERE d.sequence = error_occurrences.sequence AND d.owner <> ''
+               AND error_occurrences.sequence > $1 AND error_occurrences.sequence <= $2
+               AND error_occurrences.owner = ''",
+        );
+        update.bind(after).bind(last).execute(&self.db.writer).await?;
+        Ok(Some(last))
     }
 
     /// Writes down that all is removed.

@@ -9,7 +9,8 @@ use sha2::{Digest as _, Sha256};
 use sqlx::{AnyConnection, Row as _};
 
 use crate::error::Error;
-use crate::store::rows::{Cell, many};
+use crate::fingerprint::normalised;
+use crate::store::rows::{Around, Cell, many};
 use crate::store::{Head, Store, incidents, lock_head, set_head};
 
 /// Occurrences of a cause in a minute whose details are kept though nobody was shown anything.
@@ -47,6 +48,7 @@ impl Store {
                     return Ok(0);
                 }
                 let before = count(connection, &numbered).await?;
+                count_by_owner(connection, &numbered).await?;
                 keep_details(connection, &numbered, before).await?;
                 let owners = meet(connection, &numbered).await?;
                 incidents::grow(connection, &numbered, &owners, tracked.then_some(now)).await?;
@@ -75,7 +77,7 @@ async fn insert(
             numbered.push((number, new));
         }
     }
-    let mut cells = Vec::with_capacity(numbered.len() * 5);
+    let mut cells = Vec::with_capacity(numbered.len() * 6);
     for (number, New { fingerprint, time, occurrence }) in &numbered {
         cells.extend([
             Cell::Number(*number),
@@ -83,13 +85,15 @@ async fn insert(
             Cell::Text(&occurrence.incident_id),
             Cell::Text(fingerprint),
             Cell::Number(*time),
+            Cell::Text(&occurrence.owner),
         ]);
     }
     let around = (
-        "INSERT INTO error_occurrences (sequence, event_id, incident_id, fingerprint, time) VALUES",
+        "INSERT INTO error_occurrences (sequence, event_id, incident_id, fingerprint, time, owner)
+         VALUES",
         "ON CONFLICT (event_id) DO NOTHING RETURNING sequence",
     );
-    let rows = many(connection, around, 5, &cells).await?;
+    let rows = many(connection, around, 6, &cells).await?;
     let stored: Result<HashSet<i64>, _> = rows.iter().map(|row| row.try_get(0)).collect();
     let stored = stored?;
     numbered.retain(|(number, _)| stored.contains(number));
@@ -134,6 +138,42 @@ async fn count<'a>(
         ((fingerprint, start), total.unwrap_or(new) - new)
     });
     Ok(before.collect())
+}
+
+/// Counts what has an owner for that owner.
+async fn count_by_owner(
+    connection: &mut AnyConnection,
+    numbered: &[Numbered],
+) -> Result<(), Error> {
+    let mut counts = BTreeMap::new();
+    for (_, New { fingerprint, time, occurrence }) in owned(numbered) {
+        for width in [MINUTE, HOUR, DAY] {
+            let start = floor(*time, width);
+            let place = (occurrence.owner.as_str(), width, start, fingerprint.as_str());
+            *counts.entry(place).or_insert(0) += 1;
+        }
+    }
+    let mut cells = Vec::with_capacity(counts.len() * 5);
+    for ((owner, width, start, fingerprint), total) in counts {
+        cells.extend([
+            Cell::Text(owner),
+            Cell::Number(width),
+            Cell::Number(start),
+            Cell::Text(fingerprint),
+            Cell::Number(total),
+        ]);
+    }
+    let around = (
+        "INSERT INTO error_owner_counts (owner, width, start, fingerprint, total) VALUES",
+        "ON CONFLICT (owner, width, start, fingerprint)
+         DO UPDATE SET total = error_owner_counts.total + excluded.total",
+    );
+    many(connection, around, 5, &cells).await?;
+    Ok(())
+}
+
+fn owned(numbered: &[Numbered]) -> impl Iterator<Item = &Numbered> {
+    numbered.iter().filter(|(_, new)| !new.occurrence.owner.is_empty())
 }
 
 /// Keeps all there is to know of what was shown, and of a sample of the others.
@@ -211,36 +251,77 @@ fn detail<'a>(
     ]
 }
 
-const MET: &str = "INSERT INTO error_owners (fingerprint, start, owner, last_time) VALUES";
+/// What a batch has of an owner and a cause.
+struct Met<'a> {
+    total: i64,
+    recovered: i64,
+    first_seen: i64,
+    /// The one that was seen last.
+    last: (i64, &'a Occurrence),
+}
 
-/// Writes down who met what and when last, and says how many met a cause for the first time.
+const MET: Around = (
+    "INSERT INTO error_owners (fingerprint, start, owner, last_time, total, recovered_count,
+                               first_seen, last_seen, last_version, message) VALUES",
+    "ON CONFLICT (fingerprint, start, owner) DO UPDATE SET
+         total = error_owners.total + excluded.total,
+         recovered_count = error_owners.recovered_count + excluded.recovered_count,
+         last_time = CASE WHEN error_owners.last_time < excluded.last_time
+                          THEN excluded.last_time ELSE error_owners.last_time END,
+         first_seen = CASE WHEN error_owners.first_seen > 0
+                                AND error_owners.first_seen < excluded.first_seen
+                           THEN error_owners.first_seen ELSE excluded.first_seen END,
+         last_version = CASE WHEN error_owners.last_seen <= excluded.last_seen
+                             THEN excluded.last_version ELSE error_owners.last_version END,
+         last_seen = CASE WHEN error_owners.last_seen < excluded.last_seen
+                          THEN excluded.last_seen ELSE error_owners.last_seen END,
+         message = CASE WHEN error_owners.message = ''
+                        THEN excluded.message ELSE error_owners.message END
+     RETURNING fingerprint, owner, total",
+);
+
+/// Adds to what each owner met of each cause, and says how many met a cause for the first time.
 async fn meet(
     connection: &mut AnyConnection,
     numbered: &[Numbered],
 ) -> Result<HashMap<String, i64>, Error> {
-    let mut met = BTreeMap::new();
-    let owned = numbered.iter().filter(|(_, new)| !new.occurrence.owner.is_empty());
-    for (_, New { fingerprint, time, occurrence }) in owned {
-        // Periods begin with a minute, and a storm changes a row once in one.
-        let time = floor(*time, MINUTE);
-        let last: &mut i64 = met.entry((fingerprint.as_str(), &*occurrence.owner)).or_insert(time);
-        *last = time.max(*last);
+    let mut met: BTreeMap<(&str, &str), Met<'_>> = BTreeMap::new();
+    for (_, New { fingerprint, time, occurrence }) in owned(numbered) {
+        let first = Met { total: 0, recovered: 0, first_seen: *time, last: (*time, occurrence) };
+        let met = met.entry((fingerprint, &occurrence.owner)).or_insert(first);
+        met.total += 1;
+        met.recovered += i64::from(occurrence.recovered);
+        met.first_seen = met.first_seen.min(*time);
+        if *time > met.last.0 {
+            met.last = (*time, occurrence);
+        }
     }
-    let mut cells = Vec::with_capacity(met.len() * 4);
-    for (&(fingerprint, owner), &last_time) in &met {
-        let numbers = (Cell::Number(0), Cell::Number(last_time));
-        cells.extend([Cell::Text(fingerprint), numbers.0, Cell::Text(owner), numbers.1]);
+    let messages: Vec<_> = met.values().map(|met| normalised(&met.last.1.message)).collect();
+    let mut cells = Vec::with_capacity(met.len() * 10);
+    for ((&(fingerprint, owner), met), message) in met.iter().zip(&messages) {
+        cells.extend([
+            Cell::Text(fingerprint),
+            Cell::Number(0),
+            Cell::Text(owner),
+            // Periods begin with a minute.
+            Cell::Number(floor(met.last.0, MINUTE)),
+            Cell::Number(met.total),
+            Cell::Number(met.recovered),
+            Cell::Number(met.first_seen),
+            Cell::Number(met.last.0),
+            Cell::Text(&met.last.1.version),
+            Cell::Text(message),
+        ]);
     }
-    let around = (MET, "ON CONFLICT (fingerprint, start, owner) DO NOTHING RETURNING fingerprint");
     let mut first = HashMap::new();
-    for row in many(connection, around, 4, &cells).await? {
-        *first.entry(row.try_get("fingerprint")?).or_insert(0) += 1;
+    for row in many(connection, MET, 10, &cells).await? {
+        let (fingerprint, owner): (String, String) =
+            (row.try_get("fingerprint")?, row.try_get("owner")?);
+        let total: i64 = row.try_get("total")?;
+        // Who met it before has more than this batch.
+        if met.get(&(&*fingerprint, &*owner)).is_some_and(|met| met.total == total) {
+            *first.entry(fingerprint).or_insert(0) += 1;
+        }
     }
-    let around = (
-        MET,
-        "ON CONFLICT (fingerprint, start, owner) DO UPDATE SET last_time = excluded.last_time
-         WHERE error_owners.last_time < excluded.last_time",
-    );
-    many(connection, around, 4, &cells).await?;
     Ok(first)
 }

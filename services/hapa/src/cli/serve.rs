@@ -4,7 +4,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::cli::{Failure, errors};
 use crate::{Roles, run};
-use hapa_chassis::{Listeners, telemetry};
+use hapa_chassis::{Listeners, panics, telemetry};
 
 #[derive(clap::Args, Clone, Debug)]
 pub(super) struct Auth {
@@ -70,6 +70,7 @@ impl From<Analytics> for Roles {
 pub(super) async fn serve(roles: Roles) -> Result<(), Failure> {
     roles.server.check()?;
     let exporter = telemetry::start(&roles.server.log, &roles.server.trace)?;
+    panics::log();
     let listeners = Listeners::bind(&roles.server).await?;
     let (mut first, mut second) = (Signals::new()?, Signals::new()?);
     let twice = async {

@@ -1,0 +1,87 @@
+//! When an engine, or a proxy in front of it, asks to be asked again: `Retry-After` in any form, bounded.
+//! <https://www.rfc-editor.org/rfc/rfc9110#field.retry-after>
+
+use std::time::{Duration, SystemTime};
+
+/// A caller is told at least this: "now" would make it ask in a loop.
+const MIN_RETRY_AFTER: Duration = Duration::from_secs(1);
+/// And at most this, whatever the engine says.
+const MAX_RETRY_AFTER: Duration = Duration::from_mins(10);
+
+/// Reads seconds or an HTTP date; none where it is neither, such as a negative number.
+pub(super) fn read(text: &str, now: SystemTime) -> Option<Duration> {
+    let text = text.trim();
+    let wait = seconds(text).or_else(|| {
+        let until = httpdate::parse_http_date(text).ok()?;
+        // What is over is now.
+        Some(until.duration_since(now).unwrap_or_default())
+    });
+    wait.map(|wait| wait.clamp(MIN_RETRY_AFTER, MAX_RETRY_AFTER))
+}
+
+/// Whole seconds, as the standard has them, or with a fraction, as some proxies do.
+fn seconds(text: &str) -> Option<Duration> {
+    let (whole, fraction) = text.split_once('.').unwrap_or((text, "0"));
+    let is_number = |part: &str| !part.is_empty() && part.bytes().all(|byte| byte.is_ascii_digit());
+    if !is_number(whole) || !is_number(fraction) {
+        return None;
+    }
+    let more = u64::from(fraction.bytes().any(|byte| byte != b'0'));
+    // Digits alone: what does not fit is large.
+    let whole: u64 = whole.parse().unwrap_or(u64::MAX);
+    Some(Duration::from_secs(whole.saturating_add(more)))
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// Sun, 06 Nov 1994 08:49:37 GMT.
+    fn now() -> SystemTime {
+        SystemTime::UNIX_EPOCH + Duration::from_secs(784_111_777)
+    }
+
+    #[test]
+    fn seconds_and_dates_of_every_form_are_read_and_bounded() {
+        for (text, expected) in [
+            ("7", Some(7)),
+            (" 7 ", Some(7)),
+            ("1.5", Some(2)),
+            ("0", Some(1)),
+            ("600", Some(600)),
+            ("601", Some(600)),
+            ("86400", Some(600)),
+            ("99999999999999999999999999", Some(600)),
+            ("99999999999999999999999999.5", Some(600)),
+            ("Sun, 06 Nov 1994 08:50:07 GMT", Some(30)),
+            ("Sunday, 06-Nov-94 08:50:07 GMT", Some(30)),
+            ("Sun Nov  6 08:50:07 1994", Some(30)),
+            ("Fri, 31 Dec 9999 23:59:59 GMT", Some(600)),
+            ("Sun, 06 Nov 1994 08:00:00 GMT", Some(1)),
+            ("-5", None),
+            ("-99999999999999999999", None),
+            ("1e9", None),
+            ("inf", None),
+            ("NaN", None),
+            ("soon", None),
+            ("", None),
+            (".", None),
+            ("5.", None),
+        ] {
+            let expected = expected.map(Duration::from_secs);
+            assert_eq!(read(text, now()), expected, "{text}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn whatever_it_is_it_is_within_bounds(text in "\\PC{0,40}", number in any::<i128>()) {
+            for text in [text, number.to_string()] {
+                let wait = read(&text, now());
+                prop_assert!(wait.is_none_or(|wait| (MIN_RETRY_AFTER..=MAX_RETRY_AFTER).contains(&wait)));
+            }
+        }
+    }
+}
