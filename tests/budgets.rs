@@ -2,12 +2,14 @@
 
 use std::time::Duration;
 
+use hapa_proto::auth::v1::auth_service_client::AuthServiceClient;
 use hapa_proto::auth::v1::key_service_client::KeyServiceClient;
 use hapa_proto::auth::v1::user_service_client::UserServiceClient;
 use hapa_proto::auth::v1::{
-    CreateKeyRequest, GetKeyRequest, GetUserRequest, TokenBudget, TokenUsage, UpdateUserRequest,
+    CreateKeyRequest, GetKeyRequest, GetUserRequest, ReserveTokensRequest, SettleTokensRequest,
+    Settlement, TokenBudget, TokenUsage, UpdateUserRequest,
 };
-use hapa_proto::codegen::v1::CompleteCodeRequest;
+use hapa_proto::codegen::v1::{CompleteCodeRequest, GenerateCodeRequest};
 use hapa_tests::engine::{Fault, Script};
 use hapa_tests::{Store, Who, World, incident, within};
 use prost_types::FieldMask;
@@ -66,6 +68,124 @@ async fn real_usage_is_booked_and_a_used_up_budget_says_when_it_begins_anew() {
         let status = client.stream_generate_code(question("q")).await.unwrap_err();
         assert_eq!(incident(&status).0, "E4008");
         assert_eq!(world.engine.counts().started, started, "the engine was asked");
+        world.end().await;
+    }
+}
+
+#[tokio::test]
+async fn an_engine_that_claims_too_much_is_booked_for_the_reservation_alone() {
+    const BUDGET: i64 = 1_000_000;
+    for store in Store::both().await {
+        let world = World::on(&store, &[]).await;
+        let (key_id, text) = budgeted(&world, BUDGET).await;
+        let mut client = world.client_with(&text);
+        let small = || GenerateCodeRequest { max_tokens: Some(10), ..question("q") };
+        let mut booked = 0;
+        for (prompt, completion) in
+            [(5, 4_000_000_000), (4_000_000_000, 4_000_000_000), (1 << 40, 1 << 40)]
+        {
+            world.engine.once(Script::text("x = 1").usage(prompt, completion).hold(1));
+            let mut frames = client.stream_generate_code(small()).await.unwrap().into_inner();
+            within("the start", frames.message()).await.unwrap().unwrap();
+            let reserved = usage(&world, &key_id).await.reserved_tokens;
+            assert!((10..BUDGET).contains(&reserved), "{reserved}");
+            world.engine.release();
+            within("the end", async { while frames.message().await.unwrap().is_some() {} }).await;
+            within("the settlement", async {
+                while usage(&world, &key_id).await.reserved_tokens > 0 {}
+            })
+            .await;
+            let used = usage(&world, &key_id).await.day_tokens;
+            assert_eq!(used - booked, reserved);
+            booked = used;
+        }
+        let counted = async |outcome: &str| {
+            let outcome = format!("outcome=\"{outcome}\"");
+            world.metrics().await.sum("hapa_ledger_tokens_total", &[&outcome])
+        };
+        assert!(counted("excess").await > 1.2e10, "{}", counted("excess").await);
+        // Completions too.
+        world.engine.once(Script::tokens(["a"]).usage(4_000_000_000, 0));
+        let request =
+            CompleteCodeRequest { prefix: "f(".to_owned(), ..CompleteCodeRequest::default() };
+        client.complete_code(request).await.unwrap();
+        within("the settlement", async {
+            while usage(&world, &key_id).await.day_tokens == booked {}
+        })
+        .await;
+        assert!(usage(&world, &key_id).await.day_tokens < booked + 10_000);
+        client.generate_code(small()).await.unwrap();
+        world.end().await;
+    }
+}
+
+#[tokio::test]
+async fn a_lease_that_ends_unsettled_books_what_was_reported_last() {
+    for store in Store::both().await {
+        let world = World::on(&store, &[]).await;
+        let mut auth = AuthServiceClient::new(world.wire(Who::Mesh));
+        let (key_id, _) = budgeted(&world, 1_000_000).await;
+        let report = |lease: &str, tokens: i64| Settlement {
+            lease_id: lease.to_owned(),
+            key_id: key_id.clone(),
+            user_id: String::new(),
+            tokens,
+        };
+        for (lease_id, used_tokens) in [("silent", 70), ("told", 70), ("lies", 70), ("late", 70)] {
+            let request = ReserveTokensRequest {
+                lease_id: lease_id.to_owned(),
+                key_id: key_id.clone(),
+                user_id: String::new(),
+                tokens: 1_000,
+                lease_seconds: if lease_id == "late" { 86_400 } else { 1 },
+                used_tokens,
+            };
+            auth.reserve_tokens(request).await.unwrap();
+        }
+        let running = vec![
+            report("told", 300),
+            report("lies", 4_000_000),
+            report("late", 500),
+            report("unknown", 500),
+        ];
+        // A smaller number than before is an older one.
+        let older = vec![report("told", 200)];
+        for running in [running, older] {
+            let request = SettleTokensRequest { settlements: Vec::new(), running };
+            auth.settle_tokens(request).await.unwrap();
+        }
+        let state = async || {
+            let usage = usage(&world, &key_id).await;
+            (usage.day_tokens, usage.month_tokens, usage.reserved_tokens)
+        };
+        let booked = 70 + 300 + 1_000;
+        within("the leases to end", async { while state().await.2 > 1_000 {} }).await;
+        assert_eq!(state().await, (booked, booked, 1_000));
+
+        // A report after the end changes nothing, a settlement takes its place, once.
+        let request =
+            SettleTokensRequest { settlements: Vec::new(), running: vec![report("told", 900)] };
+        auth.settle_tokens(request).await.unwrap();
+        assert_eq!(state().await, (booked, booked, 1_000));
+        let settlements =
+            vec![report("told", 250), report("lies", 4_000_000), report("late", 4_000_000)];
+        for _ in 0..2 {
+            let settlements = settlements.clone();
+            let request = SettleTokensRequest { settlements, running: Vec::new() };
+            auth.settle_tokens(request).await.unwrap();
+            let booked = 70 + 250 + 1_000 + 1_000;
+            assert_eq!(state().await, (booked, booked, 0));
+        }
+        let too_much = ReserveTokensRequest {
+            lease_id: "much".to_owned(),
+            key_id: key_id.clone(),
+            tokens: 10,
+            lease_seconds: 1,
+            used_tokens: 11,
+            ..ReserveTokensRequest::default()
+        };
+        let status = auth.reserve_tokens(too_much).await.unwrap_err();
+        assert_eq!(incident(&status).0, "E4001");
         world.end().await;
     }
 }

@@ -80,6 +80,65 @@ async fn users_log_in_and_manage_what_is_theirs_over_json() {
 }
 
 #[tokio::test]
+async fn a_login_is_flat_or_nested_and_no_refusal_of_one_repeats_what_was_sent() {
+    const MARKER: &str = "marker-of-a-secret";
+    let world = World::with(&["--auth-failure-limit=0"]).await;
+    let gateway = world.gateway(&[]).await;
+    let kim = world.person("kim@example.com", &[]).await.user.user_id;
+    let send = async |body: &str| {
+        let request = gateway.request("POST", "/api/v1/sessions");
+        request.header("content-type", "application/json").body(body).send().await
+    };
+    for good in [
+        json!({ "email": "kim@example.com", "password": PASSWORD }),
+        json!({ "email": "Kim@Example.com ", "password": PASSWORD, "remember_me": true }),
+        json!({ "password": { "email": "kim@example.com", "password": PASSWORD } }),
+    ] {
+        let reply = send(&good.to_string()).await;
+        assert_eq!(reply.status(), 200, "{good}");
+        let session = body(reply).await;
+        assert_eq!(session["session"]["user_id"], kim, "{good}");
+        assert!(session["access_token"].is_string() && session["expires_in"].is_u64());
+    }
+    let flat = |email: &str, password: Value| json!({ "email": email, "password": password });
+    let nested = json!({ "email": MARKER, "password": MARKER });
+    let refused = [
+        (401, "E4003", flat("kim@example.com", json!(MARKER)).to_string()),
+        (401, "E4003", flat(&format!("{MARKER}@example.com"), json!(MARKER)).to_string()),
+        (400, "E4001", flat(MARKER, json!(MARKER)).to_string()),
+        (400, "E4001", flat("kim@example.com", json!([MARKER])).to_string()),
+        (400, "E4001", flat("kim@example.com", nested).to_string()),
+        (400, "E4001", json!({ "email": { MARKER: 1 }, "password": MARKER }).to_string()),
+        (400, "E4001", json!({ "password": MARKER, "id_token": MARKER }).to_string()),
+        (400, "E4001", format!(r#"{{"email":"kim@example.com","password":"{MARKER}""#)),
+        (400, "E4001", format!(r#"{{"password":{MARKER}}}"#)),
+        (400, "E4001", format!("email=kim@example.com&password={MARKER}")),
+        (400, "E4001", format!(r#"["{MARKER}"]"#)),
+        (400, "E4002", json!({ "email": "kim@example.com" }).to_string()),
+        (400, "E4002", "{}".to_owned()),
+        (400, "E4002", String::new()),
+        (501, "E4012", json!({ "id_token": MARKER }).to_string()),
+    ];
+    for (status, code, sent) in refused {
+        let reply = send(&sent).await;
+        assert_eq!(reply.status().as_u16(), status, "{sent}");
+        let text = within("the refusal", reply.text()).await.unwrap();
+        let refusal: Value = serde_json::from_str(&text).unwrap();
+        assert_eq!(hapa_tests::refusal(&refusal).0, code, "{sent}");
+        assert!(!text.contains(MARKER), "{text}");
+    }
+    // What stands in a URL is logged: it is no way to log in.
+    let path = format!("/api/v1/sessions?id_token={MARKER}");
+    for session in [json!({ "email": "kim@example.com", "password": PASSWORD }), Value::Null] {
+        let request = gateway.request("POST", &path).header("content-type", "application/json");
+        let session = if session.is_null() { String::new() } else { session.to_string() };
+        let reply = request.body(session).send().await;
+        assert_eq!(reply.status(), 400);
+    }
+    world.end().await;
+}
+
+#[tokio::test]
 async fn the_documented_json_goes_in_and_comes_out() {
     let world = World::start().await;
     let gateway = world.gateway(&[]).await;

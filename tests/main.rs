@@ -27,6 +27,8 @@ mod limits;
 mod logs;
 mod memory;
 mod mtls;
+mod passwords;
+mod quotes;
 mod readers;
 mod roles;
 mod route;

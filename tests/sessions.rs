@@ -1,24 +1,35 @@
 //! Sessions: in with a password, on with refresh tokens, out at once.
 
+mod identity;
+
 use std::collections::HashSet;
 
+use base64::Engine as _;
+use base64::prelude::BASE64_URL_SAFE_NO_PAD as BASE64;
 use hapa_proto::auth::v1::session_service_client::SessionServiceClient;
 use hapa_proto::auth::v1::{
-    CreateSessionRequest, ListSessionsRequest, RefreshSessionRequest, RefreshSessionResponse,
-    RevokeSessionRequest, create_session_request::Proof,
+    CreateSessionRequest, CreateSessionResponse, ListSessionsRequest, RefreshSessionRequest,
+    RefreshSessionResponse, RevokeSessionRequest, create_session_request::Proof,
 };
 use hapa_proto::codegen::v1::GetCodeHealthRequest;
 use hapa_proto::codegen::v1::codegen_service_client::CodegenServiceClient;
 use hapa_proto::codegen::v1::stream_generate_code_response::Event;
 use hapa_tests::engine::Script;
-use hapa_tests::{PASSWORD, Provider, Store, Who, Wire, World, incident, within};
+use hapa_tests::{PASSWORD, Store, Who, Wire, World, incident, within};
+use ring::hmac;
 use serde_json::{Value, json};
-use tonic::{Code, Response, Status};
+use tonic::{Code, Status};
 
 use crate::generate::question;
 
 fn sessions(world: &World, who: Who<'_>) -> SessionServiceClient<Wire> {
     SessionServiceClient::new(world.wire(who))
+}
+
+async fn prove(world: &World, proof: Proof) -> Result<CreateSessionResponse, Status> {
+    let request = CreateSessionRequest { proof: Some(proof), http_body: None };
+    let mut anyone = sessions(world, Who::Stranger);
+    Ok(within("a session", anyone.create_session(request)).await?.into_inner())
 }
 
 async fn refresh(world: &World, token: &str) -> Result<RefreshSessionResponse, Status> {
@@ -50,11 +61,10 @@ async fn a_wrong_password_and_an_unknown_address_are_told_the_same() {
     let unknown = world.log_in("nobody@example.com", PASSWORD).await.unwrap_err();
     assert_eq!((incident(&wrong).0.as_str(), wrong.code()), ("E4003", Code::Unauthenticated));
     assert_eq!((incident(&unknown).0, unknown.message()), (incident(&wrong).0, wrong.message()));
-    let proof = Some(Proof::IdToken("a.b.c".to_owned()));
-    let mut anyone = sessions(&world, Who::Stranger);
-    let status = anyone.create_session(CreateSessionRequest { proof }).await.unwrap_err();
+    let status = prove(&world, Proof::IdToken("a.b.c".to_owned())).await.unwrap_err();
     assert_eq!(incident(&status).0, "E4012", "no provider is set up");
-    let status = anyone.create_session(CreateSessionRequest { proof: None }).await.unwrap_err();
+    let mut anyone = sessions(&world, Who::Stranger);
+    let status = anyone.create_session(CreateSessionRequest::default()).await.unwrap_err();
     assert_eq!(incident(&status).0, "E4002");
     world.end().await;
 }
@@ -201,39 +211,98 @@ async fn an_address_that_guesses_has_to_wait_and_who_is_known_there_does_not() {
 }
 
 #[tokio::test]
-async fn whom_the_identity_provider_vouches_for_is_let_in_and_known_again() {
+async fn no_refresh_extends_a_session_beyond_its_longest_life() {
+    const DAY: i64 = 86_400;
+    let ended = |status: Status| assert_eq!(incident(&status).0, "E4007");
     for store in Store::both().await {
-        let provider = Provider::start().await;
-        let issuer = format!("--oidc-issuer={}", provider.issuer);
-        let flags = [&issuer, "--oidc-audience=hapa", "--oidc-scopes=codegen:generate"];
+        let flags = ["--session-days=30", "--session-max-days=40"];
         let world = World::on(&store, &flags).await;
-        let log_in = async |claims: Value| {
-            let proof = Some(Proof::IdToken(provider.vouch(&claims)));
-            let mut anyone = sessions(&world, Who::Stranger);
-            let reply = within("a session", anyone.create_session(CreateSessionRequest { proof }));
-            reply.await.map(Response::into_inner)
+        let age = async |days: i64| {
+            let micros = days * DAY * 1_000_000;
+            store
+                .execute(&format!("UPDATE sessions SET create_time = create_time - {micros}"))
+                .await;
         };
-        let new = log_in(json!({ "sub": "1", "email": "Ann@Example.com" })).await.unwrap();
-        works(&world, &new.access_token).await.unwrap();
-        let ann = new.session.unwrap();
-        assert_eq!(ann.method, "identity_provider");
-        // Known by its subject, whatever its address is by now.
-        let again = log_in(json!({ "sub": "1", "email": "ann@new.example" })).await.unwrap();
-        assert_eq!(again.session.unwrap().user_id, ann.user_id);
-
         let kim = world.person("kim@example.com", &[]).await;
-        let claims = |subject: &str, verified: bool| json!({ "sub": subject, "email": "kim@example.com", "email_verified": verified });
-        let unverified = json!({ "sub": "2", "email": "kim@example.com" });
-        assert_eq!(incident(&log_in(unverified).await.unwrap_err()).0, "E4003");
-        assert_eq!(incident(&log_in(claims("2", false)).await.unwrap_err()).0, "E4003");
-        let tied = log_in(claims("2", true)).await.unwrap().session.unwrap();
-        assert_eq!(tied.user_id, kim.user.user_id);
-        // The address is tied to that subject from now on.
-        assert_eq!(incident(&log_in(claims("3", true)).await.unwrap_err()).0, "E4003");
-        let foreign = json!({ "sub": "1", "email": "ann@example.com", "aud": "else" });
-        assert_eq!(incident(&log_in(foreign).await.unwrap_err()).0, "E4003");
+        age(20).await;
+        let second = refresh(&world, &kim.refresh_token).await.unwrap();
+        let session = second.session.unwrap();
+        let life = session.expire_time.unwrap().seconds - session.create_time.unwrap().seconds;
+        assert_eq!(life, 40 * DAY);
+        // It was refreshed a moment ago, and is over.
+        age(20).await;
+        ended(works(&world, &second.access_token).await.unwrap_err());
+        ended(refresh(&world, &second.refresh_token).await.unwrap_err());
+        world.end().await;
+
+        let world = World::on(&store, &["--session-days=30", "--session-max-days=7"]).await;
+        let reply = world.log_in("kim@example.com", PASSWORD).await.unwrap();
+        let session = reply.session.unwrap();
+        let life = session.expire_time.unwrap().seconds - session.create_time.unwrap().seconds;
+        assert_eq!(life, 7 * DAY, "the longest life bounds the first one too");
         world.end().await;
     }
+}
+
+#[tokio::test]
+async fn a_session_that_outlived_a_shorter_setting_ends_when_a_server_starts() {
+    for store in Store::both().await {
+        let secret = "--secret-key=the-key-that-both-servers-of-a-test-have";
+        let mut world = World::on(&store, &[secret, "--session-max-days=90"]).await;
+        let kim = world.person("kim@example.com", &[]).await;
+        world.begin_shutdown();
+        world.ended().await;
+        let micros = 8 * 86_400_000_000_i64;
+        store.execute(&format!("UPDATE sessions SET create_time = create_time - {micros}")).await;
+
+        let world = World::on(&store, &[secret, "--session-max-days=7"]).await;
+        let user_id = kim.user.user_id.clone();
+        within("the session to leave the list", async {
+            loop {
+                let request = ListSessionsRequest { user_id: user_id.clone() };
+                let listed = sessions(&world, Who::Mesh).list_sessions(request).await.unwrap();
+                if listed.into_inner().sessions.is_empty() {
+                    return;
+                }
+            }
+        })
+        .await;
+        assert_eq!(incident(&works(&world, &kim.access_token).await.unwrap_err()).0, "E4007");
+        world.end().await;
+    }
+}
+
+#[tokio::test]
+async fn a_token_of_a_replica_whose_clock_is_ahead_is_accepted() {
+    const SECRET: &str = "the-key-that-the-replicas-of-a-test-share";
+    let world = World::with(&[&format!("--secret-key={SECRET}")]).await;
+    let kim = world.person("kim@example.com", &[]).await;
+    // As another replica would issue it at this moment by its own clock.
+    let issued = |ahead: i64| {
+        let part = |text: &str| {
+            let bytes = BASE64.decode(text).unwrap();
+            serde_json::from_slice::<Value>(&bytes).unwrap()
+        };
+        let [head, claims, _] = kim.access_token.split('.').collect::<Vec<_>>()[..] else {
+            panic!("it is no token")
+        };
+        let mut claims = part(claims);
+        let now = claims["iat"].as_i64().unwrap() + ahead;
+        (claims["iat"], claims["nbf"], claims["exp"]) = (json!(now), json!(now), json!(now + 900));
+        claims["jti"] = json!(format!("ahead by {ahead}"));
+        let text = format!("{head}.{}", BASE64.encode(claims.to_string()));
+        let secret = hmac::Key::new(hmac::HMAC_SHA256, SECRET.as_bytes());
+        let key = hmac::sign(&secret, b"hapa session token v1");
+        let key = hmac::Key::new(hmac::HMAC_SHA256, key.as_ref());
+        format!("{text}.{}", BASE64.encode(hmac::sign(&key, text.as_bytes())))
+    };
+    for ahead in [0, 2, 30, 55] {
+        works(&world, &issued(ahead)).await.unwrap();
+    }
+    // Far beyond what clocks differ by, whatever time the test takes.
+    let status = works(&world, &issued(3_600)).await.unwrap_err();
+    assert_eq!(incident(&status).0, "E4003");
+    world.end().await;
 }
 
 #[tokio::test]

@@ -4,32 +4,43 @@
 /// Every package of the mesh and every google.rpc error detail, as a binary `FileDescriptorSet`.
 pub const FILE_DESCRIPTOR_SET: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/hapa.binpb"));
 
-pub mod analytics {
-    pub mod v1 {
-        tonic::include_proto!("hapa.analytics.v1");
+pub use hapa::{analytics, auth, codegen, errors, system};
+
+// The modules nest as the packages do: generated code names other packages by relative paths.
+mod hapa {
+    pub mod analytics {
+        pub mod v1 {
+            tonic::include_proto!("hapa.analytics.v1");
+        }
+    }
+
+    pub mod auth {
+        pub mod v1 {
+            tonic::include_proto!("hapa.auth.v1");
+        }
+    }
+
+    pub mod codegen {
+        pub mod v1 {
+            tonic::include_proto!("hapa.codegen.v1");
+        }
+    }
+
+    pub mod errors {
+        pub mod v1 {
+            tonic::include_proto!("hapa.errors.v1");
+        }
+    }
+
+    pub mod system {
+        pub mod v1 {
+            tonic::include_proto!("hapa.system.v1");
+        }
     }
 }
 
-pub mod auth {
-    pub mod v1 {
-        tonic::include_proto!("hapa.auth.v1");
-    }
-}
-
-pub mod codegen {
-    pub mod v1 {
-        tonic::include_proto!("hapa.codegen.v1");
-    }
-}
-
-pub mod errors {
-    pub mod v1 {
-        tonic::include_proto!("hapa.errors.v1");
-    }
-}
-
-pub mod system {
-    pub mod v1 {
-        tonic::include_proto!("hapa.system.v1");
+pub mod google {
+    pub mod api {
+        tonic::include_proto!("google.api");
     }
 }

@@ -240,7 +240,7 @@ impl User {
         })
         .await;
         let proof = Some(Proof::Password(Password { email, password: password.to_owned() }));
-        let request = CreateSessionRequest { proof };
+        let request = CreateSessionRequest { proof, http_body: None };
         let made = within("a session", async {
             loop {
                 match fleet.auth.sessions().create_session(request.clone()).await {

@@ -177,6 +177,16 @@ impl Role {
         self.process.kill().await.expect("it ran");
     }
 
+    /// Its resident memory, in bytes.
+    pub fn resident_memory(&self) -> u64 {
+        let process = self.process.id().expect("it runs");
+        let status = std::fs::read_to_string(format!("/proc/{process}/status"));
+        let status = status.expect("it runs");
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+        let kib = line.and_then(|line| line.split_whitespace().next()?.parse::<u64>().ok());
+        kib.expect("VmRSS in KiB") * 1_024
+    }
+
     /// Asks it to end, and waits until it has.
     pub async fn stop(&mut self) {
         self.ask_to_stop().await;

@@ -101,7 +101,7 @@ impl World {
         let (email, password) = (email.to_owned(), password.to_owned());
         let proof = Some(Proof::Password(Password { email, password }));
         let mut sessions = SessionServiceClient::new(self.wire(Who::Stranger));
-        let reply = sessions.create_session(CreateSessionRequest { proof });
+        let reply = sessions.create_session(CreateSessionRequest { proof, http_body: None });
         Ok(within("a session", reply).await?.into_inner())
     }
 }

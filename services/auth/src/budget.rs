@@ -1,4 +1,5 @@
-//! Token budgets: reserved before a model is asked, settled with what it really used.
+//! Token budgets: reserved before a model is asked, settled with what it really used, or with what was
+//! reported last where the replica that ran the generation is gone.
 
 use std::time::Duration;
 
@@ -30,6 +31,9 @@ pub(crate) async fn reserve(store: &Store, request: ReserveTokensRequest) -> Res
     if !(1..=LONGEST_LEASE).contains(&request.lease_seconds) {
         found.wrong("lease_seconds", "must be from 1 to 86400");
     }
+    if !(0..=request.tokens.max(0)).contains(&request.used_tokens) {
+        found.wrong("used_tokens", "must be from 0 to tokens");
+    }
     found.check()?;
     let now = now();
     let lease = Lease {
@@ -37,6 +41,7 @@ pub(crate) async fn reserve(store: &Store, request: ReserveTokensRequest) -> Res
         key_id: request.key_id,
         user_id: request.user_id,
         tokens: request.tokens,
+        used: request.used_tokens,
         expire_time: in_seconds(now, request.lease_seconds),
     };
     store.reserve(lease, now).await?.map_err(Error::UsedUp)
@@ -44,17 +49,19 @@ pub(crate) async fn reserve(store: &Store, request: ReserveTokensRequest) -> Res
 
 pub(crate) async fn settle(store: &Store, request: SettleTokensRequest) -> Result<(), Error> {
     let mut found = Violations::default();
-    if request.settlements.len() > MOST_SETTLEMENTS {
-        found.wrong("settlements", "takes at most 1000");
-    }
-    for settlement in &request.settlements {
-        check_lease(&settlement.lease_id, &mut found);
-        if !(0..=MOST_USED).contains(&settlement.tokens) {
-            found.wrong("tokens", "must be from 0 to 100000000");
+    for (field, list) in [("settlements", &request.settlements), ("running", &request.running)] {
+        if list.len() > MOST_SETTLEMENTS {
+            found.wrong(field, "takes at most 1000");
+        }
+        for settlement in list.iter().take(MOST_SETTLEMENTS) {
+            check_lease(&settlement.lease_id, &mut found);
+            if !(0..=MOST_USED).contains(&settlement.tokens) {
+                found.wrong("tokens", "must be from 0 to 100000000");
+            }
         }
     }
     found.check()?;
-    store.settle(request.settlements, now()).await
+    store.settle(request.settlements, request.running, now()).await
 }
 
 fn check_lease(lease_id: &str, found: &mut Violations) {
@@ -68,16 +75,17 @@ pub(crate) async fn usage(store: &Store, payer: String) -> Result<TokenUsage, Er
     Ok(store.usage(&[payer], now()).await?.into_iter().next().unwrap_or_default())
 }
 
-/// Gives back what was never settled, for as long as the server runs.
+/// Ends leases that were never settled, for as long as the server runs: books what was reported last
+/// and gives back the rest.
 pub(crate) async fn release(store: Store) {
     loop {
         sleep(PAUSE).await;
         loop {
-            match store.release_expired(now()).await {
+            match store.end_expired(now()).await {
                 Ok(true) => {}
                 Ok(false) => break,
                 Err(error) => {
-                    tracing::warn!(%error, "expired reservations of tokens were not given back");
+                    tracing::warn!(%error, "expired reservations of tokens were not ended");
                     break;
                 }
             }

@@ -27,6 +27,8 @@ pub(crate) struct Credentials {
     pub(crate) store: Store,
     pub(crate) pepper: Pepper,
     pub(crate) tokens: Arc<Tokens>,
+    /// Longest life of a session, in microseconds.
+    pub(crate) max_session_life: i64,
     pub(crate) uses: Uses,
     pub(crate) news: News,
 }
@@ -96,10 +98,12 @@ impl Credentials {
         let claims = self.tokens.verify(token, now / 1_000_000).ok_or(Error::UnknownCredential)?;
         // A session that is forgotten ended long ago.
         let live = self.store.live_session(&claims.session_id).await?.ok_or(Error::Ended)?;
-        if live.revoked || live.expire_time <= now || live.who.user_id != claims.user_id {
+        let session_end =
+            live.expire_time.min(live.create_time.saturating_add(self.max_session_life));
+        if live.revoked || session_end <= now || live.who.user_id != claims.user_id {
             return Err(Error::Ended);
         }
-        let expire_time = live.expire_time.min(claims.expire_time.saturating_mul(1_000_000));
+        let expire_time = session_end.min(claims.expire_time.saturating_mul(1_000_000));
         let generation = live.generation;
         let principal = session_principal(live, claims.session_id, expire_time);
         Ok(AuthenticateResponse { principal: Some(principal), generation })

@@ -1,4 +1,6 @@
 //! What can go wrong here, and the one table from that to a published status.
+//!
+//! Invariant: no message repeats a value that a caller sent; it may be a secret in the wrong field.
 
 use std::time::Duration;
 
@@ -16,14 +18,16 @@ pub(crate) enum Error {
     #[error(transparent)]
     Invalid(#[from] Violations),
     /// Also what belongs to someone else.
-    #[error("there is no {0} {1}")]
-    NoSuch(&'static str, String),
+    #[error("there is no such {0}")]
+    NoSuch(&'static str),
     #[error("no key or session has this credential")]
     UnknownCredential,
     #[error("the key or session has expired or was revoked")]
     Ended,
-    #[error("{0}")]
-    NotAllowed(String),
+    #[error("{0} needs auth:admin")]
+    NotAllowed(&'static str),
+    #[error("scopes must have none that your credential lacks")]
+    ScopeNotHeld,
     #[error("another user has this address")]
     EmailTaken,
     #[error("another reservation has this lease_id")]
@@ -54,9 +58,11 @@ impl From<Error> for Status {
         let words = error.to_string();
         let fault = match error {
             Error::Invalid(violations) => violations.into(),
-            Error::NoSuch(..) | Error::UnknownCredential => Fault::new(ErrorCode::NotFound, words),
+            Error::NoSuch(_) | Error::UnknownCredential => Fault::new(ErrorCode::NotFound, words),
             Error::Ended => Fault::new(ErrorCode::KeyEnded, words),
-            Error::NotAllowed(_) => Fault::new(ErrorCode::NoPermission, words),
+            Error::NotAllowed(_) | Error::ScopeNotHeld => {
+                Fault::new(ErrorCode::NoPermission, words)
+            }
             Error::EmailTaken | Error::LeaseTaken => Fault::new(ErrorCode::Conflict, words),
             Error::UsedUp(Used { payer, is_month }) => {
                 let subject =

@@ -17,11 +17,9 @@ use serde::Deserialize;
 
 use crate::error::Error;
 use crate::identity::keys::Keys;
-use crate::jws;
+use crate::jws::{self, LEEWAY};
 
 const LONGEST: usize = 16 * 1024;
-/// Seconds by which the provider's clock may differ.
-const LEEWAY: i64 = 60;
 /// As the specification has it.
 const LONGEST_SUBJECT: usize = 255;
 const LONGEST_NAME: usize = 100;
@@ -50,7 +48,8 @@ pub struct IdentityConfig {
         default_value = "codegen:generate,codegen:complete,errors:read,analytics:read"
     )]
     pub oidc_scopes: Vec<String>,
-    /// Only addresses of these domains are let in, comma-separated; default: all that it vouches for.
+    /// Only verified addresses (`email_verified: true`) of these domains are let in, comma-separated;
+    /// default: all that it vouches for.
     #[arg(long, env = "OIDC_EMAIL_DOMAINS", value_delimiter = ',')]
     pub oidc_email_domains: Vec<String>,
 }
@@ -185,6 +184,10 @@ impl Identity {
         let email_verified = claims.email_verified.as_ref().map(|is| *is == true || *is == "true");
         if email_verified == Some(false) {
             return Err("its address is not verified");
+        }
+        // An unverified address proves no domain.
+        if !self.domains.is_empty() && email_verified != Some(true) {
+            return Err("its address is not verified, which OIDC_EMAIL_DOMAINS requires");
         }
         if !self.domains.is_empty() && !self.domains.iter().any(|allowed| allowed == domain) {
             return Err("its address is of another domain");

@@ -17,6 +17,9 @@ use ring::signature::{
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
+/// Seconds by which the issuer's clock may differ from ours.
+pub(crate) const LEEWAY: i64 = 60;
+
 static RING: CryptoProvider = CryptoProvider {
     signer_factory: |algorithm, key| signer(*algorithm, key),
     verifier_factory: |algorithm, key| verifier(*algorithm, key),

@@ -48,7 +48,7 @@ impl KeyService for Keys {
         check_new(&request, by.time)?;
         may_give(&call, &request.scopes, !request.rate_limits.is_empty())?;
         if !call.may_see(&request.owner) {
-            return Err(not_allowed("keys of another owner need auth:admin").into());
+            return Err(Error::NotAllowed("a key of another owner").into());
         }
         let expire_time = match request.expiry {
             Some(Expiry::ExpireTime(time)) => Some(time),
@@ -174,14 +174,14 @@ impl Keys {
     async fn visible(&self, call: &Call, key_id: String) -> Result<Key, Error> {
         let key_id = check::required("key_id", key_id)?;
         match self.key(&key_id).await {
-            Ok(key) if !call.may_see(&key.owner) => Err(Error::NoSuch("key", key_id)),
+            Ok(key) if !call.may_see(&key.owner) => Err(Error::NoSuch("key")),
             other => other,
         }
     }
 
     async fn key(&self, key_id: &str) -> Result<Key, Error> {
         let key = self.store.key_by_id(key_id, now()).await?;
-        key.ok_or_else(|| Error::NoSuch("key", key_id.to_owned()))
+        key.ok_or(Error::NoSuch("key"))
     }
 
     /// A key as replies have it.
@@ -196,24 +196,18 @@ impl Keys {
     }
 }
 
-fn not_allowed(words: &str) -> Error {
-    Error::NotAllowed(words.to_owned())
-}
-
 /// Who is no admin gives no more than it has.
 fn may_give(call: &Call, scopes: &[String], sets_limits: bool) -> Result<(), Error> {
     if call.is_admin() {
         return Ok(());
     }
     if sets_limits {
-        return Err(not_allowed("rate_limits need auth:admin"));
+        return Err(Error::NotAllowed("setting rate_limits"));
     }
-    match scopes.iter().find(|scope| !call.has_scope(scope)) {
-        Some(scope) => {
-            Err(Error::NotAllowed(format!("you can't give the scope {scope}, which you lack")))
-        }
-        None => Ok(()),
+    if scopes.iter().all(|scope| call.has_scope(scope)) {
+        return Ok(());
     }
+    Err(Error::ScopeNotHeld)
 }
 
 fn check_new(request: &CreateKeyRequest, now: i64) -> Result<(), Violations> {

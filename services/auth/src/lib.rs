@@ -11,6 +11,7 @@ mod ids;
 mod jws;
 mod key;
 mod last_use;
+mod login;
 mod password;
 mod pepper;
 mod revocation;
@@ -84,6 +85,10 @@ pub struct Config {
     /// Life of a session that is not refreshed, in days.
     #[arg(long, env = "SESSION_DAYS", default_value_t = 30, value_parser = clap::value_parser!(u32).range(1..=365))]
     pub session_days: u32,
+    /// Longest life of a session, however often it is refreshed, in days: 1 to 3650. Then its user
+    /// must log in again.
+    #[arg(long, env = "SESSION_MAX_DAYS", default_value_t = 90, value_parser = clap::value_parser!(u32).range(1..=3650))]
+    pub session_max_days: u32,
     /// Who else may log users in.
     #[command(flatten)]
     pub identity: IdentityConfig,
@@ -157,11 +162,13 @@ pub async fn mount(config: &Config, server: &mut Server) -> anyhow::Result<()> {
     let (writing, kept) = (last_uses.clone(), store.clone());
     server.spawn_to_end(|end| writing.write(kept, end));
     server.spawn(budget::release(store.clone()));
-    server.spawn(session::forget(store.clone()));
+    let max_session_life = times::in_days(0, config.session_max_days);
+    server.spawn(session::forget(store.clone(), max_session_life));
     let credentials = Credentials {
         store: store.clone(),
         pepper: pepper.clone(),
         tokens: Arc::clone(&tokens),
+        max_session_life,
         uses: last_uses,
         news: News { store: store.clone(), tail },
     };
@@ -173,6 +180,7 @@ pub async fn mount(config: &Config, server: &mut Server) -> anyhow::Result<()> {
         identity,
         access_minutes: config.access_token_minutes,
         session_days: config.session_days,
+        max_session_life,
     };
     let keys = Keys { store: store.clone(), pepper, default_days: config.api_key_expiry_days };
     let users = Users { store: store.clone(), passwords };

@@ -21,11 +21,11 @@ use crate::error::Error;
 use crate::identity::Identity;
 use crate::password::Passwords;
 use crate::pepper::Pepper;
-use crate::store::{By, NewSession, NewUser, Refreshed, Store};
+use crate::store::{By, Ends, NewSession, NewUser, Refreshed, Store};
 use crate::times::in_days;
 use crate::token::{Claims, Tokens};
 use crate::user::visible;
-use crate::{check, ids};
+use crate::{check, ids, login};
 
 const LONGEST_PASSWORD: usize = 1_024;
 const LONGEST_REFRESH: usize = 128;
@@ -41,6 +41,8 @@ pub(crate) struct Sessions {
     pub(crate) identity: Option<Identity>,
     pub(crate) access_minutes: u32,
     pub(crate) session_days: u32,
+    /// Longest life of a session, however often it is refreshed, in microseconds.
+    pub(crate) max_session_life: i64,
 }
 
 #[tonic::async_trait]
@@ -50,21 +52,17 @@ impl SessionService for Sessions {
         request: Request<CreateSessionRequest>,
     ) -> Result<Response<CreateSessionResponse>, Status> {
         let by = By::of(&Call::of(request.extensions())?);
-        let (user_id, method) = match request.into_inner().proof {
-            Some(Proof::Password(proof)) => (self.by_password(proof).await?, "password"),
-            Some(Proof::IdToken(token)) => (self.by_token(&by, &token).await?, "identity_provider"),
-            None => {
-                let mut found = Violations::default();
-                found.missing("password");
-                return Err(found.into());
-            }
+        let (user_id, method) = match login::proof(request.into_inner())? {
+            Proof::Password(proof) => (self.by_password(proof).await?, "password"),
+            Proof::IdToken(token) => (self.by_token(&by, &token).await?, "identity_provider"),
         };
         let refresh_token = ids::refresh_token();
         let new = NewSession {
             session_id: ids::session(),
             user_id,
             method,
-            expire_time: in_days(by.time, self.session_days),
+            expire_time: in_days(by.time, self.session_days)
+                .min(by.time.saturating_add(self.max_session_life)),
             refresh_hash: self.pepper.hash_text(refresh_token.expose_secret())?,
         };
         let session = self.store.insert_session(by, new).await?;
@@ -91,8 +89,9 @@ impl SessionService for Sessions {
         let next = ids::refresh_token();
         let hashes = self.pepper.hashes_of_text(&token)?;
         let next_hash = self.pepper.hash_text(next.expose_secret())?;
-        let end = in_days(by.time, self.session_days);
-        let session = match self.store.refresh_session(by, hashes, next_hash, end).await? {
+        let ends =
+            Ends { idle: in_days(by.time, self.session_days), max_life: self.max_session_life };
+        let session = match self.store.refresh_session(by, hashes, next_hash, ends).await? {
             Refreshed::Session(session) => session,
             Refreshed::Unknown => return Err(Error::BadProof.into()),
             Refreshed::Ended => return Err(Error::Ended.into()),
@@ -129,7 +128,7 @@ impl SessionService for Sessions {
             (false, true) => {
                 let session = self.store.session_by_id(&session_id).await?;
                 let session = session.filter(|session| call.may_see(&session.user_id));
-                session.ok_or(Error::NoSuch("session", session_id.clone()))?;
+                session.ok_or(Error::NoSuch("session"))?;
                 self.store.revoke_session(By::of(&call), session_id).await?
             }
             (true, false) => {
@@ -173,14 +172,18 @@ impl Sessions {
         if let Some(user) = self.store.user_by_identity(&identity).await? {
             return Ok(user.user_id);
         }
+        // An unverified address may be anyone's. It must not open the account that has it, nor create
+        // one: that would take the address from its owner.
+        if !person.email_verified {
+            let reason = "its address is not verified, and its subject has no account";
+            tracing::info!(reason, "an ID token was refused");
+            return Err(Error::BadProof);
+        }
         if let Some((user, _)) = self.store.user_by_email(&person.email).await? {
-            // An address that nobody verified must not open someone else's account.
-            if !person.email_verified {
-                return Err(Error::BadProof);
-            }
             let user_id = user.user_id;
-            let tied = self.store.tie_identity(by.clone(), user_id.clone(), identity).await?;
-            return if tied { Ok(user_id) } else { Err(Error::BadProof) };
+            let tied =
+                self.store.tie_identity(by.clone(), user_id.clone(), identity.clone()).await?;
+            return if tied { Ok(user_id) } else { self.known_by(&identity).await };
         }
         let user = User {
             user_id: ids::user(),
@@ -190,10 +193,23 @@ impl Sessions {
             ..User::default()
         };
         let user_id = user.user_id.clone();
-        let identity = Some(identity);
-        let new = NewUser { user, password_hash: None, identity, profile: UserProfile::default() };
-        self.store.insert_user(by.clone(), new).await?;
-        Ok(user_id)
+        let new = NewUser {
+            user,
+            password_hash: None,
+            identity: Some(identity.clone()),
+            profile: UserProfile::default(),
+        };
+        match self.store.insert_user(by.clone(), new).await {
+            Ok(()) => Ok(user_id),
+            Err(Error::EmailTaken) => self.known_by(&identity).await,
+            Err(error) => Err(error),
+        }
+    }
+
+    /// The user that another login of the same person has created or tied meanwhile.
+    async fn known_by(&self, identity: &str) -> Result<String, Error> {
+        let user = self.store.user_by_identity(identity).await?;
+        user.map(|user| user.user_id).ok_or(Error::BadProof)
     }
 
     fn access_token(&self, session: &Session) -> Result<SecretString, Error> {
@@ -210,17 +226,22 @@ impl Sessions {
     async fn existing(&self, user_id: String) -> Result<String, Error> {
         match self.store.user_by_id(&user_id).await? {
             Some(_) => Ok(user_id),
-            None => Err(Error::NoSuch("user", user_id)),
+            None => Err(Error::NoSuch("user")),
         }
     }
 }
 
-/// Forgets sessions long after their end, for as long as the server runs.
-pub(crate) async fn forget(store: Store) {
+/// Forgets sessions long after their end, for as long as the server runs. Sessions that were made
+/// under a longer SESSION_MAX_DAYS, or none, get the end that this one gives them.
+pub(crate) async fn forget(store: Store, max_life: i64) {
     loop {
-        sleep(FORGETTING).await;
-        if let Err(error) = store.forget_sessions(now() - KEPT).await {
+        let ended = async {
+            store.end_sessions_after(max_life).await?;
+            store.forget_sessions(now() - KEPT).await
+        };
+        if let Err(error) = ended.await {
             tracing::warn!(%error, "old sessions were not forgotten; tried again later");
         }
+        sleep(FORGETTING).await;
     }
 }

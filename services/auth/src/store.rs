@@ -28,12 +28,13 @@ use crate::error::Error;
 pub(crate) use audit::Entries;
 pub(crate) use budgets::{Lease, Used};
 pub(crate) use keys::{Changes, End, Filter, Known};
-pub(crate) use sessions::{Live, NewSession, Refreshed};
+pub(crate) use sessions::{Ends, Live, NewSession, Refreshed};
 pub(crate) use users::{NewUser, UserChanges, Who};
 
 pub(crate) const MIGRATIONS: &[Step] = &[
     (1, "keys", include_str!("../migrations/0001_keys.sql")),
     (2, "people", include_str!("../migrations/0002_people.sql")),
+    (3, "reported tokens", include_str!("../migrations/0003_reported_tokens.sql")),
 ];
 
 #[derive(Clone, Debug)]

@@ -17,7 +17,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
 use crate::error::Error;
-use crate::jws;
+use crate::jws::{self, LEEWAY};
 
 /// Who issues our tokens, and whom they are for.
 const HAPA: &str = "hapa";
@@ -29,7 +29,7 @@ pub(crate) struct Claims {
     pub(crate) session_id: String,
     /// No two tokens share one.
     pub(crate) token_id: String,
-    /// The token holds from then on.
+    /// The token holds from then on, and as long before as clocks of replicas may differ.
     pub(crate) issue_time: i64,
     /// The first second in which it does not hold any more.
     pub(crate) expire_time: i64,
@@ -127,7 +127,10 @@ impl Tokens {
         let pair = pairs.find(|pair| header.kid.as_ref() == Some(&pair.kid))?;
         let wire: Wire = jws::open(text, pair.algorithm, &pair.verifying).ok()?;
         let is_ours = wire.iss == HAPA && wire.aud == HAPA;
-        let holds = wire.nbf <= now_unix_seconds && now_unix_seconds < wire.exp;
+        // Another replica may have issued it, whose clock is ahead. The end is not extended: a token
+        // that expires early is refreshed, one that expires late is a risk.
+        let begin = wire.nbf.max(wire.iat).saturating_sub(LEEWAY);
+        let holds = begin <= now_unix_seconds && now_unix_seconds < wire.exp;
         (is_ours && holds).then_some(Claims {
             user_id: wire.sub,
             session_id: wire.sid,

@@ -3,6 +3,7 @@
 use hapa_chassis::{Violations, is_request_id, profile};
 use hapa_proto::codegen::v1::{GenerateCodeRequest, UserProfile};
 
+use crate::budget::Estimate;
 use crate::engine::{ChatRequest, Message, Scheduling, StreamOptions};
 use crate::prompt::{self, VOCABULARY};
 use crate::task::{self, Sampling};
@@ -85,10 +86,9 @@ impl Question {
         Sampling { max_tokens, temperature, top_p }
     }
 
-    /// The most tokens that prompt and answer can be, for a budget: a token is rarely less than
-    /// three bytes of what models are asked in, and the template adds some.
-    pub(crate) fn most_tokens(&self, body: &[u8]) -> i64 {
-        i64::try_from(body.len() / 3).unwrap_or(i64::MAX).saturating_add(self.max_tokens.into())
+    /// The tokens that prompt and answer can be, for a budget.
+    pub(crate) fn estimate(&self, body: &[u8]) -> Estimate {
+        Estimate::of(body, self.max_tokens.into())
     }
 
     /// The body of the engine's request.
@@ -248,7 +248,7 @@ mod tests {
         let words = found.to_string();
         assert_eq!(found.fields().len(), 3, "{words}");
         assert!(
-            words.contains("\"guru\"; known are advanced, beginner, expert, intermediate"),
+            words.contains("is unknown; known are advanced, beginner, expert, intermediate"),
             "{words}"
         );
     }

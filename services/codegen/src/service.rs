@@ -18,7 +18,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status};
 use tracing::Instrument as _;
 
-use crate::budget::Budgets;
+use crate::budget::{Budgets, Estimate};
 use crate::cache::{self, Asked, Cache, Guest, Key, Said, Seat};
 use crate::completion::Completions;
 use crate::error::Error;
@@ -152,17 +152,22 @@ impl Codegen {
         if let Some(words) = warning {
             guest.warn(words);
         }
-        let tokens = question.most_tokens(&body);
+        let estimate = question.estimate(&body);
         let affinity = choose::affinity(tenant, &question.session_id, &body);
         let inspector = Inspector::new(&question.language);
         let sampling = question.sampling();
         let order = Order { model, body, affinity, lease: None, turn: None, inspector, sampling };
-        self.cache.answer(asked, guest, || self.generation(&call, order, tokens)).await
+        self.cache.answer(asked, guest, || self.generation(&call, order, estimate)).await
     }
 
     /// A generation that nobody's deadline ends, since others may come to read it; and where it notes
     /// what it used. Nothing is done before it is pulled.
-    fn generation(&self, call: &Call, mut order: Order, tokens: i64) -> (Source<Said>, Report) {
+    fn generation(
+        &self,
+        call: &Call,
+        mut order: Order,
+        estimate: Estimate,
+    ) -> (Source<Said>, Report) {
         let (call, patience, streams_end) = (call.apart(), self.patience, self.streams_end.clone());
         let (fleet, turns, budgets) =
             (self.fleet.clone(), self.turns.clone(), self.budgets.clone());
@@ -173,7 +178,7 @@ impl Codegen {
             let turn = turns.take(tenant, turn::Kind::Question).await;
             call.report().queued(asked.elapsed());
             order.turn = Some(turn?);
-            order.lease = budgets.reserve(&call, tokens).await?;
+            order.lease = budgets.reserve(&call, estimate).await?;
             Generation::begin(&fleet, order, &call, patience, streams_end).await
         };
         // Whoever reads it, it is asked for on behalf of who began it.

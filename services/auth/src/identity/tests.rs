@@ -211,12 +211,24 @@ async fn only_addresses_of_the_listed_domains_are_let_in() {
     let domains = ["--oidc-jwks-url", &keys, "--oidc-email-domains", " Example.com,other.org"];
     let identity = identity(&domains);
     let verify = async |email: &str| {
-        identity.verify(&ed.sign("1", &with("email", json!(email))), NOW).await.is_ok()
+        let mut claims = with("email", json!(email));
+        claims["email_verified"] = json!(true);
+        identity.verify(&ed.sign("1", &claims), NOW).await.is_ok()
     };
     assert!(verify("ada@EXAMPLE.com").await);
     assert!(!verify("ada@sub.example.com").await);
     assert!(!verify("ada@example.com.evil.org").await);
     assert!(!verify("ada@evilexample.com").await);
+    for unverified in [json!(false), json!(null), json!("yes"), json!(1), json!({}), json!("True")]
+    {
+        let claims = with("email_verified", unverified.clone());
+        let verified = identity.verify(&ed.sign("1", &claims), NOW).await;
+        assert!(matches!(verified, Err(Error::BadProof)), "{unverified}");
+    }
+    let refused = identity.verify(&ed.sign("1", &claims()), NOW).await;
+    assert!(matches!(refused, Err(Error::BadProof)), "nothing is said of the address");
+    let textual = with("email_verified", json!("true"));
+    assert!(identity.verify(&ed.sign("1", &textual), NOW).await.is_ok());
 }
 
 #[tokio::test]

@@ -14,7 +14,7 @@ use crate::error::Error;
 use crate::store::Store;
 use crate::times::month_of;
 
-/// Unsettled leases that are given back at once.
+/// Unsettled leases that are ended at once.
 const CHUNK: i64 = 500;
 
 /// Tokens to be held.
@@ -24,6 +24,8 @@ pub(crate) struct Lease {
     pub(crate) key_id: String,
     pub(crate) user_id: String,
     pub(crate) tokens: i64,
+    /// Booked where nothing else is ever reported.
+    pub(crate) used: i64,
     pub(crate) expire_time: i64,
 }
 
@@ -72,19 +74,32 @@ impl Store {
         }
     }
 
-    /// Books what was used. A lease that is settled already is left alone.
-    pub(crate) async fn settle(&self, settlements: Vec<Settlement>, now: i64) -> Result<(), Error> {
+    /// Books what was used, and notes what generations that still run may have used. A lease that is
+    /// settled already is left alone.
+    pub(crate) async fn settle(
+        &self,
+        settlements: Vec<Settlement>,
+        running: Vec<Settlement>,
+        now: i64,
+    ) -> Result<(), Error> {
         self.db
             .transaction(move |connection| {
                 Box::pin(async move {
                     let mut bookings = Bookings::new();
-                    let mut settlements = settlements;
-                    settlements.sort_by(|a, b| a.lease_id.cmp(&b.lease_id));
-                    for settlement in settlements {
-                        let held = close_lease(connection, &settlement, now).await?;
-                        let Some((day, held)) = held else { continue };
+                    let ended = settlements.into_iter().map(|settlement| (settlement, true));
+                    let running = running.into_iter().map(|report| (report, false));
+                    let mut all: Vec<_> = ended.chain(running).collect();
+                    // One order for both, so that no two transactions wait for each other.
+                    all.sort_by(|(a, _), (b, _)| a.lease_id.cmp(&b.lease_id));
+                    for (settlement, has_ended) in all {
+                        if !has_ended {
+                            note_used(connection, settlement).await?;
+                            continue;
+                        }
+                        let closed = close_lease(connection, &settlement, now).await?;
+                        let Some(Closed { day, used, held }) = closed else { continue };
                         let payers = payers(&settlement.key_id, &settlement.user_id);
-                        book(&mut bookings, payers, &day, (settlement.tokens, -held));
+                        book(&mut bookings, payers, &day, (used, -held));
                     }
                     write(connection, bookings).await
                 })
@@ -92,8 +107,9 @@ impl Store {
             .await
     }
 
-    /// Gives back what is held by leases that were never settled; whether there may be more.
-    pub(crate) async fn release_expired(&self, now: i64) -> Result<bool, Error> {
+    /// Ends leases that were never settled: books what was reported last, and gives back the rest.
+    /// Whether there may be more.
+    pub(crate) async fn end_expired(&self, now: i64) -> Result<bool, Error> {
         self.db
             .transaction(move |connection| {
                 Box::pin(async move {
@@ -101,15 +117,16 @@ impl Store {
                         "UPDATE token_leases SET state = 1
                          WHERE lease_id IN (SELECT lease_id FROM token_leases
                                             WHERE state = 0 AND expire_time <= $1 ORDER BY lease_id LIMIT $2)
-                         RETURNING key_id, user_id, tokens, day",
+                         RETURNING key_id, user_id, tokens, used, day",
                     );
                     let rows = rows.bind(now).bind(CHUNK).fetch_all(&mut *connection).await?;
                     let mut bookings = Bookings::new();
                     for row in &rows {
                         let (key_id, user_id): (&str, &str) =
                             (row.try_get("key_id")?, row.try_get("user_id")?);
-                        let (tokens, day): (i64, &str) = (row.try_get("tokens")?, row.try_get("day")?);
-                        book(&mut bookings, payers(key_id, user_id), day, (0, -tokens));
+                        let (tokens, used, day): (i64, i64, &str) =
+                            (row.try_get("tokens")?, row.try_get("used")?, row.try_get("day")?);
+                        book(&mut bookings, payers(key_id, user_id), day, (used, -tokens));
                     }
                     write(connection, bookings).await?;
                     // A settlement may come late, but not by days.
@@ -197,27 +214,48 @@ async fn insert_lease(
     day: &str,
 ) -> Result<(), Error> {
     let insert = sqlx::query(
-        "INSERT INTO token_leases (lease_id, key_id, user_id, tokens, day, state, expire_time)
-         VALUES ($1, $2, $3, $4, $5, 0, $6) ON CONFLICT DO NOTHING",
+        "INSERT INTO token_leases (lease_id, key_id, user_id, tokens, day, state, expire_time, used)
+         VALUES ($1, $2, $3, $4, $5, 0, $6, $7) ON CONFLICT DO NOTHING",
     )
     .bind(lease.id.clone())
     .bind(lease.key_id.clone())
     .bind(lease.user_id.clone())
     .bind(lease.tokens)
     .bind(day.to_owned())
-    .bind(lease.expire_time);
+    .bind(lease.expire_time)
+    .bind(lease.used.min(lease.tokens));
     if insert.execute(connection).await?.rows_affected() == 0 {
         return Err(Error::LeaseTaken);
     }
     Ok(())
 }
 
-/// The day that pays, and what is still held; none where the lease was settled before.
+/// Notes what a generation may have used so far, within its reservation.
+async fn note_used(connection: &mut AnyConnection, report: Settlement) -> Result<(), Error> {
+    let update = sqlx::query(
+        "UPDATE token_leases SET used = CASE WHEN tokens < $2 THEN tokens ELSE $2 END
+         WHERE lease_id = $1 AND state = 0 AND used < $2",
+    );
+    update.bind(report.lease_id).bind(report.tokens).execute(connection).await?;
+    Ok(())
+}
+
+/// What a settlement changes.
+struct Closed {
+    /// The day that pays.
+    day: String,
+    /// To be booked: what was used, less what the end of the lease has booked.
+    used: i64,
+    /// To be given back.
+    held: i64,
+}
+
+/// Settles a lease; none where it was settled before.
 async fn close_lease(
     connection: &mut AnyConnection,
     settlement: &Settlement,
     now: i64,
-) -> Result<Option<(String, i64)>, Error> {
+) -> Result<Option<Closed>, Error> {
     // One that was never reserved is noted all the same, so that it can't be booked twice.
     let insert = sqlx::query(
         "INSERT INTO token_leases (lease_id, key_id, user_id, tokens, day, state, expire_time)
@@ -229,19 +267,23 @@ async fn close_lease(
     .bind(day(now))
     .bind(now);
     if insert.execute(&mut *connection).await?.rows_affected() > 0 {
-        return Ok(Some((day(now), 0)));
+        return Ok(Some(Closed { day: day(now), used: settlement.tokens, held: 0 }));
     }
-    let row = sqlx::query("SELECT tokens, day, state FROM token_leases WHERE lease_id = $1");
+    let row = sqlx::query("SELECT tokens, used, day, state FROM token_leases WHERE lease_id = $1");
     let row = row.bind(settlement.lease_id.clone()).fetch_one(&mut *connection).await?;
-    let (tokens, day, state): (i64, String, i64) =
-        (row.try_get("tokens")?, row.try_get("day")?, row.try_get("state")?);
-    // Whoever else looked at the same state has settled it, or given it back, when none changes here.
+    let (tokens, booked, day, state): (i64, i64, String, i64) =
+        (row.try_get("tokens")?, row.try_get("used")?, row.try_get("day")?, row.try_get("state")?);
+    // Whoever else looked at the same state has settled it, or ended it, when none changes here. `used`
+    // does not change once the state is not 0.
     let update = sqlx::query(
         "UPDATE token_leases SET state = 2 WHERE lease_id = $1 AND state = $2 AND state <> 2",
     );
     let update = update.bind(settlement.lease_id.clone()).bind(state).execute(connection).await?;
     if update.rows_affected() > 0 {
-        return Ok(Some((day, if state == 0 { tokens } else { 0 })));
+        // An engine may claim more than the generation could use.
+        let used = settlement.tokens.min(tokens);
+        let (used, held) = if state == 0 { (used, tokens) } else { (used - booked, 0) };
+        return Ok(Some(Closed { day, used, held }));
     }
     if state == 2 { Ok(None) } else { Err(Error::LeaseTaken) }
 }

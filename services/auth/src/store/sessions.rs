@@ -23,9 +23,19 @@ pub(crate) struct NewSession {
     pub(crate) refresh_hash: String,
 }
 
+/// When a session that is refreshed ends, in microseconds: at the earlier of the two.
+#[derive(Clone, Copy)]
+pub(crate) struct Ends {
+    /// Unless it is refreshed again.
+    pub(crate) idle: i64,
+    /// So long after it was made, in any case.
+    pub(crate) max_life: i64,
+}
+
 /// A session as an access token finds it.
 pub(crate) struct Live {
     pub(crate) who: Who,
+    pub(crate) create_time: i64,
     pub(crate) expire_time: i64,
     pub(crate) revoked: bool,
     pub(crate) generation: i64,
@@ -80,7 +90,7 @@ impl Store {
     /// The session behind an access token, with the generation at which it was like that.
     pub(crate) async fn live_session(&self, session_id: &str) -> Result<Option<Live>, Error> {
         let row = sqlx::query(
-            "SELECT sessions.expire_time, sessions.revoke_time,
+            "SELECT sessions.create_time, sessions.expire_time, sessions.revoke_time,
                     users.user_id, users.scopes AS user_scopes, users.profile,
                     users.day_budget AS user_day_budget, users.month_budget AS user_month_budget,
                     (SELECT sequence FROM audit_head WHERE id = 1) AS generation
@@ -92,6 +102,7 @@ impl Store {
         let Some(who) = users::joined(&row)? else { return Ok(None) };
         Ok(Some(Live {
             who,
+            create_time: row.try_get("create_time")?,
             expire_time: row.try_get("expire_time")?,
             revoked: row.try_get::<Option<i64>, _>("revoke_time")?.is_some(),
             generation: row.try_get("generation")?,
@@ -104,7 +115,7 @@ impl Store {
         by: By,
         hashes: Hashes,
         next_hash: String,
-        expire_time: i64,
+        ends: Ends,
     ) -> Result<Refreshed, Error> {
         let now = by.time;
         self.change(by, move |connection| {
@@ -120,9 +131,11 @@ impl Store {
                 let mut session = session(&row)?;
                 let subject = format!("session:{}", session.session_id);
                 let revoked = row.try_get::<Option<i64>, _>("revoke_time")?.is_some();
-                if revoked || row.try_get::<i64, _>("expire_time")? <= now {
+                let last = row.try_get::<i64, _>("create_time")?.saturating_add(ends.max_life);
+                if revoked || row.try_get::<i64, _>("expire_time")?.min(last) <= now {
                     return Ok((Refreshed::Ended, Vec::new()));
                 }
+                let expire_time = ends.idle.min(last);
                 if row.try_get::<Option<i64>, _>("use_time")?.is_some() {
                     revoke(connection, &session.session_id, now).await?;
                     let note = Note::new("session.reuse", subject, json!({}), Effect::Ended);
@@ -190,6 +203,16 @@ impl Store {
             })
         })
         .await
+    }
+
+    /// Gives no session more than so many microseconds of life.
+    pub(crate) async fn end_sessions_after(&self, max_life: i64) -> Result<(), Error> {
+        let update = sqlx::query(
+            "UPDATE sessions SET expire_time = create_time + $1
+             WHERE revoke_time IS NULL AND expire_time > create_time + $1",
+        );
+        update.bind(max_life).execute(&self.db.writer).await?;
+        Ok(())
     }
 
     /// Forgets sessions that ended before a time, with their tokens.

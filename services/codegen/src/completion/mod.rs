@@ -188,8 +188,8 @@ impl Completions {
             return Ok(ride);
         }
         let turn = Some(self.turn(call, tenant, watch).await?);
-        let most = order.question.most_tokens(&key.body);
-        let lease = while_wanted(watch, self.running.budgets.reserve(call, most)).await?;
+        let estimate = order.question.estimate(&key.body);
+        let lease = while_wanted(watch, self.running.budgets.reserve(call, estimate)).await?;
         let Question { prefix, terms, no_cache, session_id, .. } = &order.question;
         let sampling = order.question.sampling();
         let part = span::begin(Ask::Completion, &order.model, sampling);

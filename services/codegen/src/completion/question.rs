@@ -3,6 +3,7 @@
 use hapa_chassis::{Violations, profile};
 use hapa_proto::codegen::v1::CompleteCodeRequest;
 
+use crate::budget::Estimate;
 use crate::completion::TASK;
 use crate::completion::fim::Filled;
 use crate::completion::trim::Kind;
@@ -90,11 +91,10 @@ impl Question {
         Sampling { max_tokens, temperature, top_p }
     }
 
-    /// The most tokens that the prompt and all answers can be, for a budget.
-    pub(crate) fn most_tokens(&self, body: &[u8]) -> i64 {
+    /// The tokens that the prompt and all answers can be, for a budget.
+    pub(crate) fn estimate(&self, body: &[u8]) -> Estimate {
         let answers = i64::try_from(self.terms.most).unwrap_or(i64::MAX);
-        let answers = answers.saturating_mul(self.terms.max_tokens.into());
-        i64::try_from(body.len() / 3).unwrap_or(i64::MAX).saturating_add(answers)
+        Estimate::of(body, answers.saturating_mul(self.terms.max_tokens.into()))
     }
 
     /// The body of the engine's request.

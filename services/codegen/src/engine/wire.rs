@@ -5,7 +5,7 @@
 use std::borrow::Cow;
 
 use hapa_proto::codegen::v1::Usage;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::engine::Error;
 use crate::question::LONGEST_NAME;
@@ -152,14 +152,30 @@ pub(crate) struct Text<'a>(#[serde(borrow)] pub(crate) Cow<'a, str>);
 #[serde(default)]
 #[expect(clippy::struct_field_names, reason = "the names of the protocol")]
 pub(crate) struct WireUsage {
+    #[serde(deserialize_with = "saturated")]
     prompt_tokens: u32,
+    #[serde(deserialize_with = "saturated")]
     completion_tokens: u32,
+    #[serde(deserialize_with = "saturated")]
     total_tokens: u32,
+}
+
+/// Any number or none, as near as a `u32` comes to it: a count that no answer can have must not end
+/// the answer.
+#[expect(
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "such a cast saturates"
+)]
+fn saturated<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u32, D::Error> {
+    Ok(Option::<f64>::deserialize(deserializer)?.unwrap_or_default() as u32)
 }
 
 impl From<WireUsage> for Usage {
     fn from(usage: WireUsage) -> Usage {
         let WireUsage { prompt_tokens, completion_tokens, total_tokens } = usage;
+        // Some engines leave out the sum.
+        let total_tokens = total_tokens.max(prompt_tokens.saturating_add(completion_tokens));
         Usage { prompt_tokens, completion_tokens, total_tokens }
     }
 }
@@ -271,6 +287,27 @@ mod tests {
             r#"{"choices":[],"usage":{"prompt_tokens":3,"completion_tokens":4,"total_tokens":7}}"#;
         let chunk: Chunk<'_> = serde_json::from_str(usage).unwrap();
         assert_eq!(Usage::from(chunk.usage.unwrap()).total_tokens, 7);
+    }
+
+    #[test]
+    fn counts_that_no_answer_can_have_are_read_as_near_as_they_can_be() {
+        for (text, count) in [
+            ("7", 7),
+            ("7.0", 7),
+            ("4e9", 4_000_000_000),
+            ("8000000000", u32::MAX),
+            ("1e300", u32::MAX),
+            ("-3", 0),
+            ("null", 0),
+        ] {
+            let usage = format!(r#"{{"choices":[],"usage":{{"prompt_tokens":{text}}}}}"#);
+            let chunk: Chunk<'_> = serde_json::from_str(&usage).unwrap();
+            let usage = Usage::from(chunk.usage.unwrap());
+            assert_eq!((usage.prompt_tokens, usage.total_tokens), (count, count), "{text}");
+        }
+        let parts = r#"{"choices":[],"usage":{"prompt_tokens":70,"completion_tokens":40}}"#;
+        let chunk: Chunk<'_> = serde_json::from_str(parts).unwrap();
+        assert_eq!(Usage::from(chunk.usage.unwrap()).total_tokens, 110);
     }
 
     #[test]

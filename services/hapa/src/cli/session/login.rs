@@ -42,7 +42,7 @@ pub(super) async fn login(args: Args) -> Result<(), Failure> {
         None => Proof::IdToken(password::line("ID token")?),
     };
     let mut client = SessionServiceClient::new(args.place.as_nobody().await?);
-    let request = CreateSessionRequest { proof: Some(proof) };
+    let request = CreateSessionRequest { proof: Some(proof), http_body: None };
     // Locked first: a session that can't be kept is not made.
     let locked = Locked::take(args.place.session_file())?;
     let before = locked.read().ok().flatten();
