@@ -12,6 +12,7 @@ mod cli_operate;
 mod cli_reports;
 mod complete;
 mod deploy;
+mod disk;
 mod failures;
 mod fleet;
 mod gateway;

@@ -15,6 +15,7 @@ use std::time::Duration;
 use anyhow::Context as _;
 use futures_util::future::BoxFuture;
 use sqlx::any::{AnyConnectOptions, AnyPoolOptions, install_default_drivers};
+use sqlx::error::DatabaseError;
 use sqlx::migrate::{MigrateError, Migration, MigrationType, Migrator};
 use sqlx::{
     AnyConnection, AnyPool, AssertSqlSafe, ConnectOptions as _, Connection as _, Error,
@@ -127,17 +128,28 @@ pub struct Db {
 
 /// When the connections of a pool were last declared outdated; clones share it.
 #[derive(Clone, Debug, Default)]
-struct Renewal(Arc<Mutex<Option<Instant>>>);
+struct Renewal(Arc<Mutex<Renewed>>);
+
+#[derive(Debug, Default)]
+struct Renewed {
+    at: Option<Instant>,
+    was_read_only: bool,
+}
 
 impl Renewal {
-    /// Declares every connection that exists now as outdated.
-    fn renew(&self) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
+    /// Takes a check's finding. As long as the server is read-only, and once when it is not any more,
+    /// every connection that exists is outdated.
+    fn note(&self, is_read_only: bool) {
+        let mut renewed = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if is_read_only || renewed.was_read_only {
+            renewed.at = Some(Instant::now());
+        }
+        renewed.was_read_only = is_read_only;
     }
 
     /// Whether a connection of this age was opened after the last renewal.
     fn is_current(&self, age: Duration) -> bool {
-        let renewed = *self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let renewed = self.0.lock().unwrap_or_else(PoisonError::into_inner).at;
         renewed.is_none_or(|renewed| age < renewed.elapsed())
     }
 }
@@ -295,17 +307,13 @@ impl Db {
     pub async fn check_write(&self) -> Result<(), Error> {
         let statement = AssertSqlSafe(Arc::clone(&self.write_check));
         let written = timeout(ACQUIRE, self.writer.execute(statement)).await;
-        match written.unwrap_or(Err(Error::PoolTimedOut)) {
-            Ok(done) if done.rows_affected() == 1 => Ok(()),
-            Ok(_) => Err(Error::RowNotFound),
-            Err(error) => {
-                if error.as_database_error().and_then(|error| error.code()).as_deref()
-                    == Some(READ_ONLY)
-                {
-                    self.renewal.renew();
-                }
-                Err(error)
-            }
+        let written = written.unwrap_or(Err(Error::PoolTimedOut));
+        let code = written.as_ref().err().and_then(Error::as_database_error);
+        let code = code.and_then(DatabaseError::code);
+        self.renewal.note(code.as_deref() == Some(READ_ONLY));
+        match written?.rows_affected() {
+            1 => Ok(()),
+            _ => Err(Error::RowNotFound),
         }
     }
 }

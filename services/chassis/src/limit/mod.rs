@@ -133,6 +133,14 @@ impl Limiter {
         Some(Ok(()))
     }
 
+    /// How many replicas share a limit on this method while Redis is away; none where there is no Redis.
+    pub fn replicas(&self, method: &str) -> Option<u32> {
+        match self {
+            Limiter::Redis(redis) => Some(redis.replicas(method)),
+            _ => None,
+        }
+    }
+
     /// Words for an operator while Redis is configured and does not answer.
     pub fn degraded(&self) -> Option<&'static str> {
         match self {

@@ -142,6 +142,10 @@ impl Redis {
         !self.inner.mode().is_away() && self.inner.shared.is_connected()
     }
 
+    pub(super) fn replicas(&self, method: &str) -> u32 {
+        self.inner.replicas.serving(method).replicas
+    }
+
     async fn ask(&self, subject: &str, method: &'static str, rate: Rate, counts: bool) -> Decision {
         if !self.inner.mode().is_away() {
             let (tell, told) = oneshot::channel();
@@ -484,5 +488,16 @@ mod tests {
         assert!(redis.peek("a", "/x", rate).await.retry_after.is_some());
         assert!(redis.decide("a", "/x", rate).await.retry_after.is_some());
         assert!(!redis.is_up());
+    }
+
+    #[tokio::test]
+    async fn the_setting_says_how_many_share_a_limit_where_redis_never_did() {
+        let config = Settings::parse_from(["test", "--rate-limit-replicas=4"]).limits;
+        let redis = Redis::new(&"redis://127.0.0.1:1".into(), &config, &["codegen"]).unwrap();
+        let (rate, mut passed) = (Rate::new(100, Duration::from_hours(1)), 0);
+        for _ in 0..200 {
+            passed += u32::from(redis.decide("a", "/x", rate).await.retry_after.is_none());
+        }
+        assert_eq!(passed, 25);
     }
 }
