@@ -105,6 +105,218 @@ async fn two_replicas_pass_exactly_the_limit() {
     assert_eq!(passed, 100);
 }
 
+/// Two limiters that know of each other.
+async fn two(redis: &RedisServer) -> [Arc<Limiter>; 2] {
+    let replicas = [Arc::new(limiter(redis).await), Arc::new(limiter(redis).await)];
+    within("each to know the other", async {
+        while replicas.iter().any(|replica| replica.replicas(METHOD) != Some(2)) {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    })
+    .await;
+    replicas
+}
+
+/// How many of so many calls at once pass, half of them on each replica.
+fn at_once(replicas: &[Arc<Limiter>; 2], subject: &str, calls: usize) -> JoinSet<bool> {
+    let mut set = JoinSet::new();
+    for call in 0..calls {
+        let (replica, subject) = (Arc::clone(&replicas[call % 2]), subject.to_owned());
+        set.spawn(
+            async move { passes(replica.decide(&subject, METHOD, Rate::new(100, HOUR)).await) },
+        );
+    }
+    set
+}
+
+async fn count(calls: JoinSet<bool>) -> usize {
+    within("the calls", calls.join_all()).await.into_iter().filter(|passed| *passed).count()
+}
+
+/// Goes on with calls until the limit is reached, and then a while: no further one passes.
+async fn ends_at_the_limit(replicas: &[Arc<Limiter>; 2], subject: &str, mut passed: usize) {
+    within("the whole limit", async {
+        while passed < 100 {
+            passed += count(at_once(replicas, subject, 2)).await;
+        }
+    })
+    .await;
+    passed += count(at_once(replicas, subject, 200)).await;
+    assert_eq!(passed, 100);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn of_three_thousand_calls_at_once_two_replicas_pass_exactly_the_limit() {
+    let redis = RedisServer::start().await;
+    let replicas = two(&redis).await;
+    for _ in 0..3 {
+        let subject = subject();
+        let passed = count(at_once(&replicas, &subject, 3_000)).await;
+        assert!(passed <= 100, "{passed} passed");
+        ends_at_the_limit(&replicas, &subject, passed).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_redis_that_stands_still_for_a_moment_lets_no_more_than_the_limit_through() {
+    let redis = RedisServer::start().await;
+    let replicas = two(&redis).await;
+    // Before the first call, while calls are on their way, and when half of the limit is used.
+    for before in [0, 1_000, 50] {
+        let subject = subject();
+        let mut begun = at_once(&replicas, &subject, before);
+        let mut passed = 0;
+        if before == 50 {
+            passed += count(std::mem::take(&mut begun)).await;
+        }
+        redis.freeze().await;
+        let during = at_once(&replicas, &subject, 600);
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        redis.thaw().await;
+        passed += count(during).await + count(begun).await;
+        passed += count(at_once(&replicas, &subject, 600)).await;
+        assert!(passed <= 100, "{passed} passed, {before} calls before");
+        ends_at_the_limit(&replicas, &subject, passed).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn without_redis_each_replica_grants_its_share_which_counts_when_redis_is_back() {
+    let redis = RedisServer::start().await;
+    let replicas = two(&redis).await;
+    let subjects = [subject(), subject()];
+    // Of one something is used before the outage, by one replica alone.
+    for _ in 0..30 {
+        let used = replicas[0].decide(&subjects[1], METHOD, Rate::new(100, HOUR)).await;
+        assert!(passes(used));
+    }
+    redis.freeze().await;
+    let mut passed = [0, 30];
+    for (subject, passed) in subjects.iter().zip(&mut passed) {
+        *passed += count(at_once(&replicas, subject, 400)).await;
+    }
+    assert_eq!(passed[0], 100, "50 each");
+    // The other replica had not heard of the 30: it is at its half, the first one at 50 of its own.
+    assert_eq!(passed[1], 100);
+    assert!(replicas.iter().all(|replica| replica.degraded().is_some()));
+    redis.thaw().await;
+    within("Redis to be used again", async {
+        while replicas.iter().any(|replica| replica.degraded().is_some()) {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    })
+    .await;
+    for (subject, passed) in subjects.iter().zip(passed) {
+        ends_at_the_limit(&replicas, subject, passed).await;
+        let kept = redis.ask(&["GET", &format!("hapa:limit:{{{subject}}}:{METHOD}")]).await;
+        assert_eq!(kept[0].split(' ').nth(1).unwrap(), "100", "{kept:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_lone_caller_gets_the_whole_limit_through_every_outage_and_not_one_call_more() {
+    let mut redis = RedisServer::start().await;
+    let limiter = limiter(&redis).await;
+    let (subject, rate) = (subject(), Rate::new(100, HOUR));
+    for call in 0..100 {
+        match call {
+            10 | 60 => redis.freeze().await,
+            20 | 70 => redis.thaw().await,
+            // What Redis has forgotten the replica remembers.
+            40 => redis.kill().await,
+            50 => redis.start_again().await,
+            80 => drop(redis.ask(&["CLIENT", "KILL", "TYPE", "normal"]).await),
+            _ => {}
+        }
+        assert!(passes(limiter.decide(&subject, METHOD, rate).await), "call {call} of 100");
+    }
+    for _ in 0..10 {
+        assert!(!passes(limiter.decide(&subject, METHOD, rate).await));
+    }
+    within("Redis to know of all", async {
+        loop {
+            let kept = redis.ask(&["GET", &format!("hapa:limit:{{{subject}}}:{METHOD}")]).await;
+            if kept[0].split(' ').nth(1) == Some("100") {
+                return;
+            }
+        }
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_slow_redis_is_not_away() {
+    let redis = RedisServer::start().await;
+    let replicas = two(&redis).await;
+    let subject = subject();
+    let mut passed = 0;
+    for _ in 0..10 {
+        redis.ask(&["CLIENT", "PAUSE", "100", "ALL"]).await;
+        passed += count(at_once(&replicas, &subject, 40)).await;
+    }
+    ends_at_the_limit(&replicas, &subject, passed).await;
+    let subject = format!("key:{}", "x".repeat(8));
+    redis.ask(&["CLIENT", "PAUSE", "100", "ALL"]).await;
+    let first = replicas[0].decide(&subject, METHOD, Rate::new(3, HOUR)).await;
+    assert_eq!(first.unwrap().remaining, 2);
+    assert!(replicas.iter().all(|replica| replica.degraded().is_none()));
+}
+
+/// What a replica reports to the script: opened, granted, whether apart, and for how long.
+type Told = [u64; 4];
+
+/// One request of a replica at this time: sequence, wanted and report; passed, remaining, opened, granted.
+async fn request(
+    redis: &RedisServer,
+    (replica, sequence, wanted, at): (&str, u64, u64, u64),
+    report: Told,
+) -> Vec<u64> {
+    let script = include_str!("../services/chassis/src/limit/window.lua");
+    let script = script.replace("redis.call('TIME')", "{ ARGV[10], ARGV[11] }");
+    let mut words: Vec<String> =
+        ["EVAL", &script, "2", "w", "r", "10", "60000"].map(str::to_owned).into();
+    words.extend([wanted.to_string(), replica.to_owned(), sequence.to_string()]);
+    words.extend(report.iter().map(u64::to_string));
+    words.extend([(at / 1_000).to_string(), (at % 1_000 * 1_000).to_string()]);
+    let words: Vec<_> = words.iter().map(String::as_str).collect();
+    let reply = redis.ask(&words).await;
+    let reply: Vec<u64> = reply.iter().map(|value| value.parse().unwrap()).collect();
+    match reply[..] {
+        [passed, remaining, _, _, opened, granted] => vec![passed, remaining, opened, granted],
+        _ => reply,
+    }
+}
+
+#[tokio::test]
+async fn a_report_counts_once_however_often_and_in_which_order_it_arrives() {
+    const NOW: u64 = 1_000_000;
+    let redis = RedisServer::start().await;
+    let ask = async |words: (&str, u64, u64, u64), report| request(&redis, words, report).await;
+    assert_eq!(ask(("a", 1, 3, NOW), [0; 4]).await, [3, 7, NOW, 3]);
+    // The reply was lost: the replica decided alone, and granted one.
+    assert_eq!(ask(("a", 2, 0, NOW + 5), [0, 1, 1, 5]).await, [0, 9, NOW, 1]);
+    assert_eq!(ask(("a", 2, 0, NOW + 6), [0, 1, 1, 6]).await, [0, 9, NOW, 1]);
+    // What is older than what is known changes nothing.
+    assert!(ask(("a", 1, 3, NOW + 7), [0; 4]).await.is_empty());
+    // Another replica reports what it granted apart, and asks for more than is left.
+    assert_eq!(ask(("b", 3, 9, NOW + 8), [0, 4, 1, 8]).await, [5, 0, NOW, 9]);
+    // It could use two of them only.
+    assert_eq!(ask(("b", 4, 0, NOW + 9), [NOW, 6, 1, 9]).await, [0, 3, NOW, 6]);
+    assert_eq!(ask(("a", 5, 9, NOW + 10), [NOW, 1, 0, 10]).await, [3, 0, NOW, 4]);
+    // A report about the window before counts in the window before.
+    let next = NOW + 60_000;
+    assert_eq!(ask(("b", 6, 1, next), [NOW, 5, 1, 60_000]).await, [1, 0, next, 1]);
+    // A Redis that has lost everything learns from each replica what it has granted.
+    redis.ask(&["FLUSHALL"]).await;
+    assert_eq!(ask(("b", 7, 0, next + 10), [next, 1, 0, 10]).await, [0, 9, next, 1]);
+    assert_eq!(ask(("a", 8, 1, next + 10), [next, 2, 1, 10]).await, [1, 6, next, 3]);
+    // What ended two windows ago does not count at all.
+    assert_eq!(
+        ask(("a", 9, 1, next + 180_000), [next, 3, 1, 180_000]).await,
+        [1, 9, next + 180_000, 1]
+    );
+}
+
 #[tokio::test]
 async fn a_peek_tells_what_is_left_and_counts_nothing() {
     let redis = RedisServer::start().await;
@@ -150,10 +362,12 @@ async fn the_script_decides_as_the_process_does() {
     const WINDOW: u64 = 59_999;
     let redis = RedisServer::start().await;
     let script = include_str!("../services/chassis/src/limit/window.lua");
-    let script = script.replace("redis.call('TIME')", "{ ARGV[4], ARGV[5] }");
+    let script = script.replace("redis.call('TIME')", "{ ARGV[10], ARGV[11] }");
     let (memory, start) = (Memory::default(), Instant::now());
     let rate = Rate::new(20, Duration::from_millis(WINDOW));
     let (mut at, mut seed, mut refused) = (0u64, 1u64, 0);
+    // What the one replica was told last: when the window opened, and what it has granted there.
+    let mut told = ["0".to_owned(), "0".to_owned()];
     for step in 0..1_500u64 {
         seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
         at += (seed >> 33) % if step % 100 == 99 { 3 * WINDOW } else { 5_000 };
@@ -164,15 +378,23 @@ async fn the_script_decides_as_the_process_does() {
             memory.peek("a", METHOD, rate, now)
         };
         let clock = [(1_000 + at / 1_000).to_string(), (at % 1_000 * 1_000).to_string()];
-        let arguments = ["20", "59999", if counts { "1" } else { "0" }, &clock[0], &clock[1]];
+        let (wanted, sequence) = (if counts { "1" } else { "0" }, (step + 1).to_string());
+        let age = (1_000_000 + at).saturating_sub(told[0].parse().unwrap()).to_string();
+        let asked = ["20", "59999", wanted, "a", &sequence, &told[0], &told[1], "0", &age];
+        let arguments = [&asked[..], &[&clock[0], &clock[1]]].concat();
         // Redis's own clock stands still beside the told one, so nothing expires meanwhile.
-        let there = redis.ask(&[&["EVAL", &script, "1", "key"][..], &arguments].concat()).await;
+        let keys = ["EVAL", &script, "2", "key", "replicas"];
+        let there = redis.ask(&[&keys[..], &arguments].concat()).await;
+        told = [there[4].clone(), there[5].clone()];
         let there: Vec<u128> = there.iter().map(|value| value.parse().unwrap()).collect();
         let wait = here.retry_after.map_or(0, |wait| wait.as_millis());
-        assert_eq!(there[0], u128::from(here.remaining), "step {step}");
-        assert_eq!(there[1], here.reset.as_millis(), "step {step}");
-        assert!(there[2].abs_diff(wait) <= 1, "step {step}: {} and {wait}", there[2]);
-        assert_eq!(there[2] == 0, here.retry_after.is_none(), "step {step}");
+        let passes = here.retry_after.is_none();
+        assert_eq!(there[0], u128::from(counts && passes), "step {step}");
+        assert_eq!(there[1], u128::from(here.remaining), "step {step}");
+        assert_eq!(there[2], here.reset.as_millis(), "step {step}");
+        if !passes {
+            assert!(there[3].abs_diff(wait) <= 1, "step {step}: {} and {wait}", there[3]);
+        }
         refused += u32::from(wait > 0);
     }
     assert!((100..1_400).contains(&refused), "{refused} of 1,500 refused");

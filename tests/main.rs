@@ -13,6 +13,7 @@ mod cli_reports;
 mod complete;
 mod deploy;
 mod engine_words;
+mod disk;
 mod failures;
 mod fleet;
 mod gateway;

@@ -151,6 +151,65 @@ async fn callers_that_vanish_leave_whole_pairs_and_idle_connections() {
     }
 }
 
+/// SQLite ends a transaction by itself where the file may not grow, so that a ROLLBACK fails.
+#[tokio::test]
+async fn a_transaction_that_the_store_ended_by_itself_spoils_no_later_one() {
+    const FILL: &str = "INSERT INTO pairs (number, half) SELECT value, 9 FROM
+        (WITH RECURSIVE many (value) AS (SELECT 1 UNION ALL SELECT value + 1 FROM many
+         WHERE value < 20000) SELECT value FROM many)";
+    let store = Store::sqlite();
+    let db = Db::open("test", &store.url(), STEPS).await.unwrap();
+    db.transaction(write(1, false)).await.unwrap();
+    db.writer.execute("PRAGMA max_page_count = 1").await.unwrap();
+    let fill = db.transaction(|connection| {
+        Box::pin(async move { connection.execute(FILL).await.map(drop) })
+    });
+    let full = within("a full file", fill).await.unwrap_err();
+    assert_eq!(full.as_database_error().unwrap().code().unwrap(), "13");
+    for later in 2..5 {
+        within("a transaction", db.transaction(write(later, false))).await.unwrap();
+    }
+    db.check_write().await.unwrap();
+    // The same with a caller that does not end its transaction.
+    db.writer.execute("PRAGMA max_page_count = 1").await.unwrap();
+    let mut transaction = db.writer.begin_with("BEGIN IMMEDIATE").await.unwrap();
+    within("a full file", transaction.execute(FILL)).await.unwrap_err();
+    drop(transaction);
+    within("a transaction", db.transaction(write(5, false))).await.unwrap();
+    let mut connection = db.reader.acquire().await.unwrap();
+    assert_eq!(number(&mut connection, "SELECT COUNT(*) FROM pairs").await, 10);
+}
+
+#[tokio::test]
+async fn a_failed_commit_spoils_no_later_transaction() {
+    const DEFERRED: &[Step] = &[(
+        1,
+        "deferred",
+        "CREATE TABLE parents (id BIGINT PRIMARY KEY);
+         CREATE TABLE children (parent BIGINT NOT NULL REFERENCES parents (id)
+             DEFERRABLE INITIALLY DEFERRED)",
+    )];
+    let insert = |db: &Db, text: &'static str| {
+        let db = db.clone();
+        async move {
+            let insert = db.transaction(move |connection| {
+                Box::pin(async move { connection.execute(text).await.map(drop) })
+            });
+            within(text, insert).await
+        }
+    };
+    for store in Store::both().await {
+        let db = Db::open("test", &store.url(), DEFERRED).await.unwrap();
+        for _ in 0..3 {
+            let failed = insert(&db, "INSERT INTO children (parent) VALUES (1)").await;
+            assert!(failed.unwrap_err().as_database_error().is_some());
+        }
+        insert(&db, "INSERT INTO parents (id) VALUES (1)").await.unwrap();
+        insert(&db, "INSERT INTO children (parent) VALUES (1)").await.unwrap();
+        assert_idle(&db, &store).await;
+    }
+}
+
 #[tokio::test]
 async fn connections_to_postgresql_have_limits_of_their_own() {
     let database = Postgres::database().await;

@@ -25,7 +25,10 @@ use crate::people::Who;
 use crate::postgres::{Database, Postgres};
 use crate::redis::RedisServer;
 use crate::seen::Wire;
-use crate::tools::{Metrics, SHORTLY, freeze, hapa, resident_bytes, signal, thaw, within};
+use crate::tools::{
+    Metrics, SHORTLY, freeze, hapa, hapa_with_file_limits, limit_files, resident_bytes, signal, thaw,
+    within,
+};
 use crate::world::{Client, Keys, TOKEN, reqwest_client};
 
 /// A client of users.
@@ -151,6 +154,19 @@ impl Role {
         .await
     }
 
+    /// Starts a process whose disk can be filled.
+    pub async fn start_on_small_disk(name: &str, settings: &[(&'static str, String)]) -> Role {
+        within("a process of the mesh", async {
+            loop {
+                let (port, command) = (quiet_port(), hapa_with_file_limits());
+                if let Some(role) = Role::run(command, port, name, (settings, &[])).await {
+                    return role;
+                }
+            }
+        })
+        .await
+    }
+
     /// None where the port is taken.
     pub(crate) async fn on(
         port: u16,
@@ -158,8 +174,17 @@ impl Role {
         settings: &[(&'static str, String)],
         flags: &[&str],
     ) -> Option<Role> {
+        Role::run(hapa(), port, name, (settings, flags)).await
+    }
+
+    async fn run(
+        command: Command,
+        port: u16,
+        name: &str,
+        (settings, flags): (&[(&'static str, String)], &[&str]),
+    ) -> Option<Role> {
         let folder = tempfile::tempdir().expect("a folder for the test");
-        let mut command = Box::new(hapa());
+        let mut command = Box::new(command);
         command.arg(name).args(flags).arg(format!("--port={port}"));
         command.args(["--metrics-port=0", "--structured-logging=true"]);
         command.envs(settings.iter().map(|(name, value)| (name, value)));
@@ -236,6 +261,16 @@ impl Role {
             }
         })
         .await;
+    }
+
+    /// Lets every write to a file fail, as on a full disk.
+    pub async fn fill_disk(&self) {
+        limit_files(&self.process, Some(1_024)).await;
+    }
+
+    /// Makes room again.
+    pub async fn free_disk(&self) {
+        limit_files(&self.process, None).await;
     }
 
     /// Stops it from running; its connections stay.

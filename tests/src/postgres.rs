@@ -86,6 +86,13 @@ impl Postgres {
         format!("postgres://postgres@localhost:5432/{database}?host={}", self.folder)
     }
 
+    /// Does something that concerns the whole server.
+    pub async fn execute(&self, sql: &str) {
+        let mut connection = connect(&self.url()).await;
+        let done = within(sql, connection.execute(AssertSqlSafe(sql.to_owned()))).await;
+        done.unwrap_or_else(|error| panic!("{sql}: {error}"));
+    }
+
     /// Starts it again.
     pub async fn start(&self) {
         self.order("start").await;

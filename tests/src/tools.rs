@@ -37,6 +37,24 @@ pub fn hapa() -> Command {
     command
 }
 
+/// The same, where a file that may not grow fails a write and does not end the process.
+pub(crate) fn hapa_with_file_limits() -> Command {
+    let hapa = hapa();
+    let mut command = Command::new("sh");
+    command.args(["-c", "trap '' XFSZ; exec \"$0\" \"$@\""]).arg(hapa.as_std().get_program());
+    command.env_clear().kill_on_drop(true).current_dir(root());
+    command
+}
+
+/// Bounds the size of each file that a process writes, or ends the bound: as a full disk would.
+pub(crate) async fn limit_files(process: &Child, bytes: Option<u64>) {
+    let process = process.id().expect("it runs").to_string();
+    let limit = bytes.map_or("unlimited".to_owned(), |bytes| bytes.to_string());
+    let limit = format!("--fsize={limit}:unlimited");
+    let status = Command::new("prlimit").args(["--pid", &process, &limit]).status().await;
+    assert!(status.expect("prlimit runs").success());
+}
+
 /// Stops a process from running; its connections stay.
 pub(crate) async fn freeze(process: &Child) {
     signal(process, "-STOP").await;

@@ -60,6 +60,7 @@ async fn open(url: &str) -> anyhow::Result<Db> {
 pub async fn mount(config: &Config, server: &mut Server) -> anyhow::Result<()> {
     let db = open(&server.config().store_url("analytics")).await?;
     server.check(Check::store("analytics", &db, SERVICES));
+    server.check(Check::store_write("analytics", &db));
     let store = Store::new(db, config.event_retention_days);
     server.spawn(store::purge(store.clone()));
     let analytics = Analytics { store, closing: server.closing() };

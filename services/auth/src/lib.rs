@@ -155,6 +155,7 @@ pub async fn mount(config: &Config, server: &mut Server) -> anyhow::Result<()> {
     let identity = Identity::new(&config.identity)?;
     let db = open(&server.config().store_url("auth")).await?;
     server.check(Check::store("auth", &db, SERVICES));
+    server.check(Check::store_write("auth", &db));
     let store = Store::new(db);
     let (passwords, last_uses) = (Passwords::new(), Uses::default());
     let (tail, looking) = Tail::of(store.clone(), server.closing());

@@ -172,9 +172,13 @@ pub struct LimitConfig {
     /// That window, in minutes.
     #[arg(long, env = "RATE_LIMIT_WINDOW_MINUTES", default_value_t = 60, value_parser = clap::value_parser!(u32).range(1..=1440))]
     pub rate_limit_window_minutes: u32,
-    /// Longest wait for Redis before a replica decides alone, in seconds.
-    #[arg(long, env = "REDIS_TIMEOUT_SECONDS", default_value = "0.05", value_parser = seconds)]
+    /// Silence of Redis after which a replica decides alone, in seconds. Slow replies are no silence.
+    #[arg(long, env = "REDIS_TIMEOUT_SECONDS", default_value = "0.5", value_parser = seconds)]
     pub redis_timeout_seconds: Duration,
+    /// Replicas that share each limit while Redis is away, 1 or more; default: as many as have
+    /// registered in Redis for the same role.
+    #[arg(long, env = "RATE_LIMIT_REPLICAS", value_parser = clap::value_parser!(u32).range(1..))]
+    pub rate_limit_replicas: Option<u32>,
     /// Failed authentications per address and minute, after which that address has to wait; 0: no limit.
     #[arg(long, env = "AUTH_FAILURE_LIMIT", default_value_t = 60)]
     pub auth_failure_limit: u32,

@@ -3,15 +3,19 @@
 //!
 //! SQLite has one connection that writes, so that writers wait in line instead of failing.
 //! PostgreSQL has one pool for all, and limits of its own on what a lost caller leaves behind.
+//!
+//! A connection whose transaction state is unknown is closed and replaced, on either engine. So a
+//! failed COMMIT or ROLLBACK never outlives the call that met it.
 
 use std::borrow::Cow;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::Context as _;
 use futures_util::future::BoxFuture;
 use sqlx::any::{AnyConnectOptions, AnyPoolOptions, install_default_drivers};
+use sqlx::error::DatabaseError;
 use sqlx::migrate::{MigrateError, Migration, MigrationType, Migrator};
 use sqlx::{
     AnyConnection, AnyPool, AssertSqlSafe, ConnectOptions as _, Connection as _, Error,
@@ -50,6 +54,8 @@ const RELAXED: &str = "PRAGMA synchronous = NORMAL";
 /// A dropped query goes on in PostgreSQL until one of these ends it.
 const LIMITS: &str = "SET statement_timeout = '5s'; SET lock_timeout = '2s';
                       SET idle_in_transaction_session_timeout = '10s'";
+/// Error code of PostgreSQL for a write in a read-only transaction: a standby, or a demoted primary.
+const READ_ONLY: &str = "25006";
 /// The connection that migrates waits for the other replicas, whatever limits its role has.
 const NO_LIMITS: &str = "SET statement_timeout = 0; SET lock_timeout = 0";
 
@@ -115,6 +121,37 @@ pub struct Db {
     pub reader: AnyPool,
     engine: Engine,
     tasks: TaskTracker,
+    renewal: Renewal,
+    /// The statement of [`Db::check_write`].
+    write_check: Arc<str>,
+}
+
+/// When the connections of a pool were last declared outdated; clones share it.
+#[derive(Clone, Debug, Default)]
+struct Renewal(Arc<Mutex<Renewed>>);
+
+#[derive(Debug, Default)]
+struct Renewed {
+    at: Option<Instant>,
+    was_read_only: bool,
+}
+
+impl Renewal {
+    /// Takes a check's finding. As long as the server is read-only, and once when it is not any more,
+    /// every connection that exists is outdated.
+    fn note(&self, is_read_only: bool) {
+        let mut renewed = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if is_read_only || renewed.was_read_only {
+            renewed.at = Some(Instant::now());
+        }
+        renewed.was_read_only = is_read_only;
+    }
+
+    /// Whether a connection of this age was opened after the last renewal.
+    fn is_current(&self, age: Duration) -> bool {
+        let renewed = self.0.lock().unwrap_or_else(PoisonError::into_inner).at;
+        renewed.is_none_or(|renewed| age < renewed.elapsed())
+    }
 }
 
 impl Db {
@@ -138,7 +175,7 @@ impl Db {
             make_folder(url)?;
         }
         let connection = connect(&options).await?;
-        let migrated = timeout(MIGRATING, migrate(connection, engine, migrator(service, steps)));
+        let migrated = timeout(MIGRATING, migrate(connection, engine, service, steps));
         migrated
             .await
             .context("migrating the store took too long")?
@@ -146,16 +183,19 @@ impl Db {
         let open = async |pool: AnyPoolOptions| {
             pool.connect_with(options.clone()).await.context("opening the store")
         };
+        let renewal = Renewal::default();
         let (writer, reader) = match engine {
             Engine::Sqlite => {
                 (open(file_pool(1, durability)).await?, open(file_pool(READERS, durability)).await?)
             }
             Engine::Postgres => {
-                let pool = open(server_pool(service)).await?;
+                let pool = open(server_pool(service, renewal.clone())).await?;
                 (pool.clone(), pool)
             }
         };
-        Ok(Db { writer, reader, engine, tasks: TaskTracker::new() })
+        let write_check =
+            format!("UPDATE write_check_{service} SET checks = checks + 1 WHERE id = 1").into();
+        Ok(Db { writer, reader, engine, tasks: TaskTracker::new(), renewal, write_check })
     }
 
     /// What keeps it.
@@ -259,6 +299,23 @@ impl Db {
         let answer = timeout(ACQUIRE, self.reader.execute("SELECT 1"));
         answer.await.unwrap_or(Err(Error::PoolTimedOut)).map(drop)
     }
+
+    /// Whether the store takes writes, for health; bounded. It commits a change of one row.
+    ///
+    /// Connections to a read-only PostgreSQL are replaced: after a failover the primary is another
+    /// server, and a session keeps the mode in which it began.
+    pub async fn check_write(&self) -> Result<(), Error> {
+        let statement = AssertSqlSafe(Arc::clone(&self.write_check));
+        let written = timeout(ACQUIRE, self.writer.execute(statement)).await;
+        let written = written.unwrap_or(Err(Error::PoolTimedOut));
+        let code = written.as_ref().err().and_then(Error::as_database_error);
+        let code = code.and_then(DatabaseError::code);
+        self.renewal.note(code.as_deref() == Some(READ_ONLY));
+        match written?.rows_affected() {
+            1 => Ok(()),
+            _ => Err(Error::RowNotFound),
+        }
+    }
 }
 
 fn read_url(url: &str) -> Result<AnyConnectOptions, Wrong> {
@@ -274,8 +331,14 @@ fn make_folder(url: &str) -> anyhow::Result<()> {
 }
 
 fn file_pool(most: u32, durability: Durability) -> AnyPoolOptions {
-    AnyPoolOptions::new().max_connections(most).acquire_timeout(ACQUIRE).after_connect(
-        move |connection, _| {
+    AnyPoolOptions::new()
+        .max_connections(most)
+        .acquire_timeout(ACQUIRE)
+        // A file does not move. One connection is always open: the first to a WAL database needs room
+        // on the disk for the shared-memory file, and reads must go on when the disk is full.
+        .idle_timeout(None)
+        .max_lifetime(None)
+        .after_connect(move |connection, _| {
             Box::pin(async move {
                 connection.execute(PRAGMAS).await?;
                 if durability == Durability::Process {
@@ -283,11 +346,21 @@ fn file_pool(most: u32, durability: Durability) -> AnyPoolOptions {
                 }
                 Ok(())
             })
-        },
-    )
+        })
+        .after_release(|connection, _| Box::pin(has_no_transaction(connection)))
 }
 
-fn server_pool(service: &str) -> AnyPoolOptions {
+/// Whether a SQLite connection is outside of any transaction.
+///
+/// SQLite rolls back by itself when the disk is full. sqlx then fails to roll back, keeps counting the
+/// transaction, and refuses every later BEGIN on this connection. So such a connection is closed.
+async fn has_no_transaction(connection: &mut AnyConnection) -> Result<bool, Error> {
+    // A dropped transaction has only queued its rollback: the ping waits for it.
+    connection.ping().await?;
+    Ok(!connection.is_in_transaction())
+}
+
+fn server_pool(service: &str, renewal: Renewal) -> AnyPoolOptions {
     let greeting: Arc<str> = format!("{LIMITS}; SET application_name = 'hapa-{service}'").into();
     AnyPoolOptions::new()
         .max_connections(CONNECTIONS)
@@ -296,6 +369,10 @@ fn server_pool(service: &str) -> AnyPoolOptions {
         .after_connect(move |connection, _| {
             let greeting = AssertSqlSafe(Arc::clone(&greeting));
             Box::pin(async move { connection.execute(greeting).await.map(drop) })
+        })
+        .before_acquire(move |_, about| {
+            let current = renewal.is_current(about.age);
+            Box::pin(async move { Ok(current) })
         })
         .after_release(|connection, _| Box::pin(is_idle(connection)))
 }
@@ -354,8 +431,10 @@ fn is_coming_up(error: &Error) -> bool {
 async fn migrate(
     mut connection: AnyConnection,
     engine: Engine,
-    migrator: Migrator,
+    service: &str,
+    steps: &[Step],
 ) -> Result<(), MigrateError> {
+    let migrator = migrator(service, steps);
     match engine {
         Engine::Sqlite => {
             connection.execute(PRAGMAS).await?;
@@ -367,8 +446,30 @@ async fn migrate(
     }
     // Not `run`: a future that holds its `Acquire` is not seen to be Send.
     migrator.run_direct(None, &mut connection, false).await?;
+    make_write_check(&mut connection, engine, service).await?;
     drop(connection.close().await); // the steps are done either way
     Ok(())
+}
+
+/// Makes the one-row table of [`Db::check_write`]. It is not a step: services share no steps.
+async fn make_write_check(
+    connection: &mut AnyConnection,
+    engine: Engine,
+    service: &str,
+) -> Result<(), Error> {
+    // Two sessions that create one table at the same time fail in PostgreSQL.
+    let begin = match engine {
+        Engine::Sqlite => "BEGIN IMMEDIATE",
+        Engine::Postgres => "BEGIN; SELECT pg_advisory_xact_lock(hashtext('hapa_write_check'))",
+    };
+    let make = format!(
+        "{begin};
+         CREATE TABLE IF NOT EXISTS write_check_{service}
+             (id BIGINT PRIMARY KEY, checks BIGINT NOT NULL);
+         INSERT INTO write_check_{service} (id, checks) VALUES (1, 0) ON CONFLICT DO NOTHING;
+         COMMIT"
+    );
+    connection.execute(AssertSqlSafe(make)).await.map(drop)
 }
 
 /// Takes over the table in which sqlx counted the steps of a SQLite store before services counted

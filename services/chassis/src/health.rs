@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use futures_util::FutureExt as _;
 use futures_util::future::{BoxFuture, join_all};
-use tokio::time::{Instant, interval_at, timeout};
+use tokio::time::{Instant, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 use tonic_health::ServingStatus;
 use tonic_health::server::HealthReporter;
@@ -22,6 +22,8 @@ const BOUND: Duration = Duration::from_secs(2);
 /// From the beginning of a round to that of the next. With the bound it makes 5 s: nothing that is
 /// told is older.
 const PERIOD: Duration = Duration::from_secs(3);
+/// Pause before the next round while a check fails, so that a recovery is reported within 2 s.
+const RECHECK_INTERVAL: Duration = Duration::from_millis(500);
 
 type Run = Box<dyn Fn() -> BoxFuture<'static, Result<(), String>> + Send + Sync>;
 
@@ -57,6 +59,18 @@ impl Check {
         };
         let problem = format!("the store of {service} does not answer");
         Check::new("database", problem, run).needed_by(services)
+    }
+
+    /// Whether the store of a service takes writes. No service depends on it: with a full disk or a
+    /// read-only server reads go on, and only calls that change something fail.
+    pub fn store_write(service: &str, db: &Db) -> Check {
+        let db = db.clone();
+        let run = move || {
+            let db = db.clone();
+            async move { db.check_write().await.map_err(|error| error.to_string()) }
+        };
+        let problem = format!("the store of {service} can't be written; reads go on");
+        Check::new("database_write", problem, run)
     }
 
     /// These can't work while it fails: they are taken out of load balancers.
@@ -209,6 +223,12 @@ impl Checks {
         self.health.known().parts = found;
     }
 
+    /// From the end of a round to the begin of the next, at most.
+    fn pause(&self) -> Duration {
+        let fails = self.health.known().parts.iter().any(|part| part.outcome.is_err());
+        if fails { RECHECK_INTERVAL } else { PERIOD }
+    }
+
     /// Logs what changed. The first line of a process is that it serves, so a round does not.
     fn log(&mut self) {
         for part in self.health.parts() {
@@ -248,13 +268,15 @@ impl Checks {
     /// Goes on with rounds until the drain; says then that nothing serves, and ends.
     pub(crate) async fn watch(mut self, draining: CancellationToken) {
         self.log();
-        let mut times = interval_at(Instant::now() + PERIOD, PERIOD);
+        let mut next = Instant::now() + self.pause();
         let rounds = async {
             loop {
-                times.tick().await;
+                sleep_until(next).await;
+                let begun = Instant::now();
                 self.round().await;
                 self.tell().await;
                 self.log();
+                next = (begun + PERIOD).min(Instant::now() + self.pause());
             }
         };
         // Dropped half way it has said nothing wrong: what follows says the last word.

@@ -330,7 +330,8 @@ impl Server {
         self.spawn(callers.clone().watch(self.auth()?));
         self.spawn(callers.clone().expire());
         self.spawn(callers.clone().follow());
-        let limiter = Arc::new(Limiter::new(&config.limits, config.redis_url())?);
+        let limiter = Limiter::for_roles(&config.limits, config.redis_url(), &self.roles())?;
+        let limiter = Arc::new(limiter);
         let proof = self.proof.clone();
         Ok(Shared {
             table: self.table.clone(),

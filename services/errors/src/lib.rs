@@ -82,6 +82,7 @@ pub async fn mount(config: &Config, server: &mut Server) -> anyhow::Result<()> {
     const ANALYTICS: &str = "hapa.analytics.v1.AnalyticsService";
     let db = open(&server.config().store_url("errors")).await?;
     server.check(Check::store("errors", &db, SERVICES));
+    server.check(Check::store_write("errors", &db));
     let store = Store::new(db);
     let (tail, looking) = Tail::of(store.clone(), server.closing());
     server.spawn(looking);

@@ -73,7 +73,8 @@ pub(crate) fn limiter(redis: Option<&SecretString>) -> anyhow::Result<Limiter> {
         default_rate_limit: 0,
         rate_limit_window_minutes: 1,
         auth_failure_limit: 0,
-        redis_timeout_seconds: std::time::Duration::from_millis(50),
+        redis_timeout_seconds: std::time::Duration::from_millis(500),
+        rate_limit_replicas: None,
     };
     Limiter::new(&limits, redis)
 }

@@ -1,22 +1,13 @@
 //! Calls counted in this process.
 
-use std::collections::HashMap;
-use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use super::shards::{Entry, Shards};
 use super::{Decision, Rate};
-
-/// So many locks, so that cores don't queue for one.
-const SHARDS: usize = 16;
-/// From this many subjects on a shard drops those that have nothing to say any more.
-const CROWDED: usize = 4096;
-/// At this many that all have something to say a shard begins anew: a limit that starts over is
-/// better than a process without memory.
-const MOST: usize = 65_536;
 
 /// Counters of this process, as many as there are subjects in use times their methods.
 #[derive(Debug, Default)]
-pub struct Memory(Box<[Mutex<Shard>; SHARDS]>);
+pub struct Memory(Shards<Window>);
 
 impl Memory {
     /// Counts one call at this moment.
@@ -27,74 +18,47 @@ impl Memory {
         rate: Rate,
         now: Instant,
     ) -> Decision {
-        let mut shard = self.shard(subject);
-        if let Some(window) = shard.window(subject, method) {
-            return window.count(rate, now);
-        }
-        let mut window = Window::opening(now, rate.window);
-        let decision = window.count(rate, now);
-        shard.keep(subject, method, window, now);
-        decision
+        let opening = || Window::opening(now, rate.window);
+        self.0.with((subject, method), now, opening, |window| window.count(rate, now))
     }
 
     /// What `decide` would say, without a call being counted.
     pub fn peek(&self, subject: &str, method: &'static str, rate: Rate, now: Instant) -> Decision {
-        let window = self.shard(subject).window(subject, method).copied();
+        let window = self.0.find(subject, method, |window| *window);
         window.unwrap_or_else(|| Window::opening(now, rate.window)).look(rate, now)
     }
-
-    fn shard(&self, subject: &str) -> MutexGuard<'_, Shard> {
-        let sum =
-            subject.bytes().fold(0usize, |sum, byte| sum.wrapping_mul(31) + usize::from(byte));
-        self.0[sum % SHARDS].lock().unwrap_or_else(PoisonError::into_inner)
-    }
 }
 
-#[derive(Debug, Default)]
-struct Shard {
-    /// A subject calls few methods: looking through them is faster than a second hash.
-    subjects: HashMap<Box<str>, Vec<(&'static str, Window)>>,
-    /// Grows with what a sweep leaves, so that sweeps stay rare.
-    sweep_at: usize,
-}
-
-impl Shard {
-    fn window(&mut self, subject: &str, method: &str) -> Option<&mut Window> {
-        let methods = self.subjects.get_mut(subject)?;
-        methods.iter_mut().find(|(name, _)| *name == method).map(|(_, window)| window)
-    }
-
-    fn keep(&mut self, subject: &str, method: &'static str, window: Window, now: Instant) {
-        if self.subjects.len() >= self.sweep_at.max(CROWDED) {
-            self.sweep(now);
-        }
-        self.subjects.entry(subject.into()).or_default().push((method, window));
-    }
-
-    fn sweep(&mut self, now: Instant) {
-        self.subjects.retain(|_, methods| methods.iter().any(|(_, window)| !window.is_over(now)));
-        if self.subjects.len() >= MOST {
-            self.subjects.clear();
-        }
-        self.sweep_at = (self.subjects.len() * 2).min(MOST);
-    }
-}
-
+/// A sliding window: the calls of the current one, and those of the one before, which count in
+/// proportion to how much of it still lies within the last window.
 #[derive(Clone, Copy, Debug)]
-struct Window {
-    opened: Instant,
-    length: Duration,
-    calls: u32,
-    calls_before: u32,
+pub(super) struct Window {
+    pub(super) opened: Instant,
+    pub(super) length: Duration,
+    pub(super) calls: u32,
+    pub(super) calls_before: u32,
+}
+
+/// What moving a window up to now did to it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Moved {
+    /// It is the same one.
+    Not,
+    /// It is the next one.
+    On,
+    /// It begins anew.
+    Away,
+}
+
+impl Entry for Window {
+    fn is_over(&self, now: Instant) -> bool {
+        now.duration_since(self.opened) >= self.length * 2
+    }
 }
 
 impl Window {
-    fn opening(now: Instant, length: Duration) -> Self {
+    pub(super) fn opening(now: Instant, length: Duration) -> Self {
         Window { opened: now, length, calls: 0, calls_before: 0 }
-    }
-
-    fn is_over(&self, now: Instant) -> bool {
-        now.duration_since(self.opened) >= self.length * 2
     }
 
     fn count(&mut self, rate: Rate, now: Instant) -> Decision {
@@ -106,14 +70,23 @@ impl Window {
         decision
     }
 
-    /// Moves the window up to now, and decides without counting.
-    fn look(&mut self, rate: Rate, now: Instant) -> Decision {
-        if self.length != rate.window || self.is_over(now) {
-            *self = Window::opening(now, rate.window);
-        } else if now.duration_since(self.opened) >= self.length {
-            self.opened += self.length;
-            self.calls_before = std::mem::take(&mut self.calls);
+    /// Moves the window up to now.
+    pub(super) fn roll(&mut self, length: Duration, now: Instant) -> Moved {
+        if self.length != length || self.is_over(now) {
+            *self = Window::opening(now, length);
+            return Moved::Away;
         }
+        if now.duration_since(self.opened) < self.length {
+            return Moved::Not;
+        }
+        self.opened += self.length;
+        self.calls_before = std::mem::take(&mut self.calls);
+        Moved::On
+    }
+
+    /// Moves the window up to now, and decides without counting.
+    pub(super) fn look(&mut self, rate: Rate, now: Instant) -> Decision {
+        self.roll(rate.window, now);
         let gone = now.duration_since(self.opened).as_secs_f64() / self.length.as_secs_f64();
         let before = (f64::from(self.calls_before) * (1.0 - gone)).floor();
         let free = f64::from(rate.limit) - f64::from(self.calls) - before;
@@ -133,7 +106,10 @@ impl Window {
 
     /// Until enough of the calls before have left the sliding window.
     fn wait(&self, limit: u32, gone: f64) -> Duration {
-        let windows = if self.calls < limit {
+        let windows = if self.calls == 0 && limit == 0 {
+            // A share of nothing: it may be another one in the next window.
+            1.0 - gone
+        } else if self.calls < limit {
             1.0 - f64::from(limit - self.calls) / f64::from(self.calls_before.max(1)) - gone
         } else {
             2.0 - f64::from(limit) / f64::from(self.calls) - gone
@@ -189,21 +165,6 @@ mod tests {
         assert!(refused.retry_after.is_some());
         assert_eq!(memory.peek("a", "/x", rate(2), now), refused);
         assert_eq!(memory.peek("a", "/x", rate(2), now + MINUTE * 2).remaining, 2);
-    }
-
-    #[test]
-    fn what_has_nothing_to_say_any_more_is_dropped_and_the_rest_is_bounded() {
-        let (mut shard, now) = (Shard::default(), Instant::now());
-        let window = Window::opening(now, MINUTE);
-        for subject in 0..CROWDED {
-            shard.keep(&subject.to_string(), "/x", window, now);
-        }
-        shard.keep("late", "/x", window, now + MINUTE * 2);
-        assert_eq!(shard.subjects.len(), 1);
-        for subject in 0..MOST {
-            shard.keep(&subject.to_string(), "/x", window, now);
-        }
-        assert!(shard.subjects.len() <= MOST);
     }
 
     proptest! {

@@ -4,10 +4,14 @@
 //! bucket lets `limit` and what trickles in meanwhile through, this refuses call 51 of "50 a minute"
 //! however slowly the first fifty came; its state is as small.
 //!
-//! Replicas count together where they share a Redis. While it does not answer, each counts alone.
+//! Replicas count together where they share a Redis. While it does not answer, each grants its share: the
+//! limit divided by the number of replicas.
 
+mod counter;
 mod memory;
 mod redis;
+mod replicas;
+mod shards;
 
 use std::time::{Duration, Instant};
 
@@ -19,7 +23,7 @@ pub use self::redis::Redis;
 use crate::config::LimitConfig;
 use crate::rpc::Rpc;
 
-const AWAY: &str = "Redis does not answer: each replica limits calls on its own";
+const AWAY: &str = "Redis does not answer: each replica grants its share of each limit";
 /// Longer than a broken connection takes to be made again and the breaker to let a try through.
 const PROBING: Duration = Duration::from_millis(1_500);
 const BETWEEN_PROBES: Duration = Duration::from_millis(50);
@@ -67,10 +71,20 @@ pub enum Limiter {
 impl Limiter {
     /// Needs a runtime where there is a Redis, but does not wait for it.
     pub fn new(config: &LimitConfig, redis_url: Option<&SecretString>) -> anyhow::Result<Self> {
+        Limiter::for_roles(config, redis_url, &[])
+    }
+
+    /// The same for a process of these roles, such as "codegen": a limit on a method of one is shared
+    /// with the other replicas of that role alone.
+    pub fn for_roles(
+        config: &LimitConfig,
+        redis_url: Option<&SecretString>,
+        roles: &[&str],
+    ) -> anyhow::Result<Self> {
         Ok(match redis_url {
             _ if !config.rate_limit_enabled => Limiter::Off,
             None => Limiter::Memory(Memory::default()),
-            Some(url) => Limiter::Redis(Redis::new(url, config.redis_timeout_seconds)?),
+            Some(url) => Limiter::Redis(Redis::new(url, config, roles)?),
         })
     }
 
@@ -105,18 +119,26 @@ impl Limiter {
         }
     }
 
-    /// Whether replicas count together where they share a Redis. Asks it, and gives a connection that
-    /// is being made a moment; none where there is no Redis to ask.
+    /// Whether replicas count together where they share a Redis, as its heartbeat knows. A connection
+    /// that is being made gets a moment; none where there is no Redis to ask.
     pub(crate) async fn probe(&self) -> Option<Result<(), String>> {
         let Limiter::Redis(redis) = self else { return None };
         let asked = Instant::now();
-        while !redis.probe().await {
+        while !redis.is_up() {
             if asked.elapsed() > PROBING {
                 return Some(Err(AWAY.to_owned()));
             }
             tokio::time::sleep(BETWEEN_PROBES).await;
         }
         Some(Ok(()))
+    }
+
+    /// How many replicas share a limit on this method while Redis is away; none where there is no Redis.
+    pub fn replicas(&self, method: &str) -> Option<u32> {
+        match self {
+            Limiter::Redis(redis) => Some(redis.replicas(method)),
+            _ => None,
+        }
     }
 
     /// Words for an operator while Redis is configured and does not answer.

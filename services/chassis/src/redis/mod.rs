@@ -5,6 +5,7 @@
 
 mod breaker;
 
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -16,13 +17,21 @@ use fred::types::config::{
     Config, ConnectionConfig, PerformanceConfig, ReconnectPolicy, TcpConfig, UnresponsiveConfig,
 };
 use secrecy::{ExposeSecret as _, SecretString};
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 
 use self::breaker::{Breaker, Change};
 use crate::config::{Wrong, check_redis_url};
 
 /// What scripts take and give back.
 pub use fred::types::{FromValue, Value};
+
+/// A silence is measured in so many steps. A process that gets no time on a processor takes its steps
+/// late, and so does not take its own pause for one of Redis.
+const SILENCE_STEPS: u32 = 5;
+/// A connection on which nothing is heard for as long is made anew.
+const LONGEST_HANG: Duration = Duration::from_millis(1_500);
+/// How many times the patience a script may take while other replies arrive.
+const MAX_PATIENCE_FACTOR: u32 = 4;
 
 /// How a Redis is asked.
 #[derive(Clone, Copy, Debug)]
@@ -41,6 +50,8 @@ pub struct Redis {
     connection: Mutex<ConnectHandle>,
     breaker: Breaker,
     manner: Manner,
+    /// Replies so far, to see whether the connection is alive.
+    replies: AtomicU64,
 }
 
 /// A Lua script.
@@ -61,9 +72,37 @@ pub struct Away {
     pub asked: bool,
 }
 
+/// A reply, and whether it came so late that another process may have given up.
+#[derive(Debug)]
+pub(crate) struct Heard<R> {
+    pub(crate) reply: R,
+    pub(crate) was_almost_silent: bool,
+}
+
+/// No reply arrived for as long as the patience allows.
+#[derive(Debug)]
+pub(crate) struct Silent {
+    /// The last failure, for the log.
+    pub(crate) cause: String,
+}
+
 impl Redis {
     /// Starts to connect, and goes on for as long as this lives. Needs a runtime.
     pub fn new(url: &SecretString, manner: Manner) -> Result<Self, Wrong> {
+        Redis::with_command_timeout(url, manner, manner.patience)
+    }
+
+    /// The same for [`Redis::ask_until_silent`], where a single command may take longer than the
+    /// patience.
+    pub(crate) fn patient(url: &SecretString, manner: Manner) -> Result<Self, Wrong> {
+        Redis::with_command_timeout(url, manner, manner.patience * MAX_PATIENCE_FACTOR)
+    }
+
+    fn with_command_timeout(
+        url: &SecretString,
+        manner: Manner,
+        command_timeout: Duration,
+    ) -> Result<Self, Wrong> {
         check_redis_url(url)?;
         // Its errors name parts of the address at most, never the password.
         let config = Config::from_url_centralized(url.expose_secret());
@@ -72,14 +111,15 @@ impl Redis {
             // Without `fail_fast` the first connection is retried like any other.
             Config { fail_fast: false, ..config },
             Some(PerformanceConfig {
-                default_command_timeout: manner.patience,
+                default_command_timeout: command_timeout,
                 ..PerformanceConfig::default()
             }),
             Some(connection(manner)),
             Some(reconnects()),
         );
         let connection = Mutex::new(client.connect());
-        Ok(Redis { client, connection, breaker: Breaker::default(), manner })
+        let (breaker, replies) = (Breaker::default(), AtomicU64::new(0));
+        Ok(Redis { client, connection, breaker, manner, replies })
     }
 
     /// Whether it answered last.
@@ -113,6 +153,69 @@ impl Redis {
                 Err(Away { asked: true })
             }
         }
+    }
+
+    /// Whether there is a connection.
+    pub(crate) fn is_connected(&self) -> bool {
+        self.client.is_connected()
+    }
+
+    /// Runs a script for which it makes no difference how often it runs. A lost connection is waited
+    /// for and a failed attempt repeated. It gives up when nothing has been heard for the patience: while
+    /// replies arrive, even late ones, Redis is alive. The breaker has no part in it.
+    pub(crate) async fn ask_until_silent<R: FromValue>(
+        &self,
+        script: &Script,
+        keys: Vec<String>,
+        arguments: Vec<Value>,
+    ) -> Result<Heard<R>, Silent> {
+        let step = self.manner.patience / SILENCE_STEPS;
+        let (mut heard, mut silent_steps) = (self.replies.load(Ordering::Relaxed), 0);
+        let mut cause = "there is no connection".to_owned();
+        let mut attempt = None;
+        for _ in 0..SILENCE_STEPS * MAX_PATIENCE_FACTOR {
+            if attempt.is_none() && self.connected() {
+                "no answer in time".clone_into(&mut cause);
+                attempt = Some(Box::pin(self.attempt(script, keys.clone(), arguments.clone())));
+            }
+            match &mut attempt {
+                None => sleep(step).await,
+                Some(waiting) => match timeout(step, waiting).await {
+                    Ok(Ok(reply)) => {
+                        let was_almost_silent = silent_steps + 1 >= SILENCE_STEPS;
+                        return Ok(Heard { reply, was_almost_silent });
+                    }
+                    Ok(Err(error)) => {
+                        cause = error.to_string();
+                        attempt = None;
+                        sleep(step).await;
+                    }
+                    Err(_) => {}
+                },
+            }
+            let replies = self.replies.load(Ordering::Relaxed);
+            silent_steps = if replies == heard { silent_steps + 1 } else { 0 };
+            heard = replies;
+            if silent_steps >= SILENCE_STEPS {
+                break;
+            }
+        }
+        Err(Silent { cause })
+    }
+
+    /// Runs a script once; the timeout of a command alone bounds it.
+    pub(crate) async fn attempt<R: FromValue>(
+        &self,
+        script: &Script,
+        keys: Vec<String>,
+        arguments: Vec<Value>,
+    ) -> Result<R, Error> {
+        if !self.connected() {
+            return Err(Error::new(ErrorKind::IO, "there is no connection"));
+        }
+        let reply = self.evaluate(script, keys, arguments).await?.convert()?;
+        self.replies.fetch_add(1, Ordering::Relaxed);
+        Ok(reply)
     }
 
     async fn run<R: FromValue>(
@@ -187,7 +290,7 @@ fn connection(manner: Manner) -> ConnectionConfig {
         max_command_buffer_len: manner.most_queued,
         // Each write puts it off, so with the usual patience it is shorter than the breaker's pause.
         unresponsive: UnresponsiveConfig {
-            max_timeout: Some(manner.patience * 6),
+            max_timeout: Some((manner.patience * 6).min(LONGEST_HANG.max(manner.patience * 2))),
             interval: Duration::from_millis(100),
         },
         tcp: TcpConfig { nodelay: Some(true), ..TcpConfig::default() },

@@ -71,7 +71,9 @@ impl Kind {
 }
 
 /// Why an event is dropped.
-const REASONS: [&str; 6] = ["busy", "disk", "ended", "full", "old", "refused"];
+const REASONS: [&str; 6] = ["busy", DISK, "ended", "full", "old", "refused"];
+/// The file could not be written.
+const DISK: &str = "disk";
 
 /// How much an event is worth keeping, least first; the number is in the file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -141,8 +143,10 @@ pub struct Receivers {
 struct State {
     most: AtomicU64,
     depth: [AtomicU64; 3],
-    /// Milliseconds since 1970.
+    /// Milliseconds since 1970, of what was dropped while the file could be written.
     last_drop: AtomicU64,
+    /// The file can't be written at the moment.
+    unwritable: AtomicBool,
     /// Fires when there is more to deliver.
     more: [Notify; 2],
     /// The log beside the file has grown: the writer must fold it in.
@@ -166,6 +170,9 @@ impl State {
         }
         let labels = [("kind", kind.name()), ("reason", reason)];
         metrics::counter!("hapa_spool_dropped_total", &labels).increment(count);
+        if reason == DISK {
+            return; // health reports it for as long as the disk fails
+        }
         self.last_drop.store(now_ms(), Ordering::Relaxed);
     }
 
@@ -240,6 +247,9 @@ impl Spool {
     /// Words for an operator while events are lost or about to be.
     pub fn problem(&self) -> Option<&'static str> {
         self.open.get()?;
+        if self.state.unwritable.load(Ordering::Relaxed) {
+            return Some("E5010: the event spool can't be written, and new events are dropped");
+        }
         let depth: u64 = Kind::ALL.iter().map(|kind| self.state.depth(*kind)).sum();
         if depth >= self.state.most.load(Ordering::Relaxed) {
             return Some("E5010: the event spool is full, and the oldest events are dropped");

@@ -36,6 +36,7 @@ const TABLE: &str = "CREATE TABLE IF NOT EXISTS spool
 /// The connection that writes.
 pub(super) struct Store {
     connection: SqliteConnection,
+    options: SqliteConnectOptions,
     next: i64,
     /// Rows by rank.
     pub(super) depth: [u64; 3],
@@ -112,7 +113,13 @@ impl Store {
             *place.with_context(opening)? = u64::try_from(count)?;
         }
         let reader = Reader(options.connect().await.with_context(opening)?);
-        Ok((Store { connection, next, depth, _lock: lock }, reader))
+        Ok((Store { connection, options, next, depth, _lock: lock }, reader))
+    }
+
+    /// After a failure: replaces the connection, and writes something that is no event.
+    pub(super) async fn recover(&mut self) -> Result<(), Error> {
+        self.connection = self.options.connect().await?;
+        self.connection.execute("PRAGMA user_version = 1").await.map(drop)
     }
 
     /// Writes at most [`TOGETHER`] events: all or none, in one statement and so in one transaction.

@@ -11,7 +11,7 @@ use tokio::time::{MissedTickBehavior, interval, timeout};
 use tokio_util::sync::CancellationToken;
 
 use super::store::{Span, Store, TOGETHER};
-use super::{Append, Bounds, Kind, Rank, State, now_ms};
+use super::{Append, Bounds, DISK, Kind, Rank, State, now_ms};
 
 /// Calls whose events are written together; each has two at most.
 const CALLS: usize = TOGETHER / 2;
@@ -80,7 +80,7 @@ impl Writer {
         let written = self.store.insert(&items).await;
         if !self.went("written to", &written) {
             for item in &items {
-                self.state.dropped(item.rank.kind(), "disk", 1);
+                self.state.dropped(item.rank.kind(), DISK, 1);
             }
             return;
         }
@@ -125,6 +125,12 @@ impl Writer {
 
     /// What is done now and then: age, the log's size, the gauges.
     async fn tend(&mut self) {
+        if self.failing {
+            let written = self.store.recover().await;
+            if !self.went("written to", &written) {
+                return;
+            }
+        }
         let oldest = u64::try_from(self.bounds.oldest.as_millis()).unwrap_or(u64::MAX);
         let before = now_ms().saturating_sub(oldest);
         for rank in Rank::ALL {
@@ -166,6 +172,7 @@ impl Writer {
             _ => {}
         }
         self.failing = done.is_err();
+        self.state.unwritable.store(self.failing, Ordering::Relaxed);
         done.is_ok()
     }
 }
