@@ -32,6 +32,7 @@ use tower::ServiceExt as _;
 
 use crate::config::Config;
 use crate::context::{Peer, Proven};
+use crate::descriptors;
 use crate::reader::Read;
 use crate::tls::{Tls, speaks_h2};
 
@@ -82,7 +83,7 @@ impl Bounds {
     pub(crate) fn of(config: &Config) -> Bounds {
         let age = config.max_connection_age_seconds;
         Bounds {
-            connections: config.max_connections,
+            connections: descriptors::connections(config),
             reader: config.reader_timeout_seconds,
             age: (age > Duration::ZERO).then_some((age, config.request_timeout)),
         }

@@ -13,6 +13,7 @@ mod context;
 pub mod credential;
 pub mod db;
 mod deadline;
+pub mod descriptors;
 pub mod dial;
 pub mod health;
 pub mod key_text;

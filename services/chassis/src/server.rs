@@ -327,6 +327,7 @@ impl Server {
         let callers = self.callers.get_or_init(|| known).clone();
         // On a connection of its own: news must not wait behind questions.
         self.spawn(callers.clone().watch(self.auth()?));
+        self.spawn(callers.clone().count_silence());
         self.spawn(callers.clone().expire());
         self.spawn(callers.clone().follow());
         let limiter = Arc::new(Limiter::new(&config.limits, config.redis_url())?);
