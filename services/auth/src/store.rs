@@ -7,6 +7,7 @@
 mod audit;
 mod budgets;
 mod keys;
+mod peppers;
 mod sessions;
 mod users;
 
@@ -34,6 +35,7 @@ pub(crate) use users::{NewUser, UserChanges, Who};
 pub(crate) const MIGRATIONS: &[Step] = &[
     (1, "keys", include_str!("../migrations/0001_keys.sql")),
     (2, "people", include_str!("../migrations/0002_people.sql")),
+    (3, "pepper", include_str!("../migrations/0003_pepper.sql")),
 ];
 
 #[derive(Clone, Debug)]

@@ -20,7 +20,7 @@ pub enum Environment {
     Development,
     /// Like production, for trying things.
     Staging,
-    /// Secrets must be set; reflection is off unless asked for.
+    /// Secrets must be set and hard to guess; reflection is off unless asked for.
     Production,
 }
 
@@ -247,12 +247,13 @@ impl Config {
 
     /// What only the settings together can say.
     pub fn check(&self) -> Result<(), Wrong> {
-        let token = secret::set("MESH_TOKEN", self.mesh_token.as_ref())?;
+        let strength = self.secret_strength();
+        let token = secret::set("MESH_TOKEN", self.mesh_token.as_ref(), strength)?;
         let certificates = self.tls.files()?.is_some();
         if !certificates && token.is_none() && self.environment == Environment::Production {
             return Err(Wrong::new("MESH_TOKEN", "must be set when ENVIRONMENT is production"));
         }
-        secret::set("MESH_TOKEN_ALSO", self.mesh_token_also.as_ref())?;
+        secret::set("MESH_TOKEN_ALSO", self.mesh_token_also.as_ref(), strength)?;
         let addresses = [
             ("AUTH_ADDRESS", &self.auth_address),
             ("ERRORS_ADDRESS", &self.errors_address),
@@ -264,6 +265,14 @@ impl Config {
         self.redis_url().map_or(Ok(()), check_redis_url)
     }
 
+    /// What is asked of secrets that are set.
+    pub fn secret_strength(&self) -> secret::Strength {
+        match self.environment {
+            Environment::Production => secret::Strength::HardToGuess,
+            Environment::Development | Environment::Staging => secret::Strength::Long,
+        }
+    }
+
     /// The Redis that replicas share, if there is one.
     pub fn redis_url(&self) -> Option<&SecretString> {
         self.redis_url.as_ref().filter(|url| !url.expose_secret().is_empty())
@@ -272,6 +281,11 @@ impl Config {
     /// Where a service keeps its data.
     pub fn store_url(&self, service: &str) -> String {
         store_url(self.database_url.as_ref(), &self.data_dir, service)
+    }
+
+    /// Whether each service keeps a file of its own in DATA_DIR.
+    pub fn has_embedded_stores(&self) -> bool {
+        self.database_url.as_ref().is_none_or(|url| url.expose_secret().is_empty())
     }
 
     /// Whether to serve reflection.

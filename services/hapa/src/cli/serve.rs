@@ -71,7 +71,7 @@ impl From<Analytics> for Roles {
 /// Serves until a signal, then drains; a second signal ends at once. SIGHUP opens LOG_FILE anew; where the log
 /// goes to a terminal it says that the terminal was closed, and the process drains.
 pub(super) async fn serve(roles: Roles) -> Result<(), Failure> {
-    roles.server.check()?;
+    roles.check()?;
     let (log, exporter) = telemetry::start(&roles.server.log, &roles.server.trace)?;
     descriptors::raise_limit();
     let listeners = Listeners::bind(&roles.server).await?;
