@@ -4,16 +4,21 @@ use std::path::Path;
 use std::process::Stdio;
 use std::time::Duration;
 
+use base64::Engine as _;
+use hapa_proto::auth::v1::create_session_request::{Password, Proof};
+use hapa_proto::auth::v1::session_service_client::SessionServiceClient;
+use hapa_proto::auth::v1::user_service_client::UserServiceClient;
+use hapa_proto::auth::v1::{CreateSessionRequest, CreateUserRequest};
 use hapa_proto::codegen::v1::codegen_service_client::CodegenServiceClient;
 use hapa_proto::codegen::v1::stream_generate_code_response::Event;
 use hapa_tests::engine::{Engine, Script};
-use hapa_tests::{Client, Metrics, Who, hapa, signal, within};
+use hapa_tests::{Client, Metrics, PASSWORD, Who, Wire, hapa, signal, within};
 use serde_json::Value;
 use tempfile::TempDir;
 use tokio::io::{AsyncBufReadExt as _, BufReader, Lines};
 use tokio::process::{Child, ChildStderr};
 use tokio::time::sleep;
-use tonic::transport::Endpoint;
+use tonic::transport::{Channel, Endpoint};
 
 use super::{TOKEN, asked, lines, message};
 use crate::generate::question;
@@ -24,6 +29,7 @@ const SHORTLY: Duration = Duration::from_millis(20);
 struct Process {
     engine: Engine,
     child: Child,
+    channel: Channel,
     client: Client,
     http: reqwest::Client,
     metrics: String,
@@ -44,10 +50,11 @@ impl Process {
         let mut child = command.stderr(Stdio::piped()).spawn().unwrap();
         let said = BufReader::new(child.stderr.take().unwrap()).lines();
         let channel = Endpoint::from_shared(format!("http://127.0.0.1:{}", ports[0])).unwrap();
-        let client = CodegenServiceClient::new(Who::Mesh.on(channel.connect_lazy()));
+        let channel = channel.connect_lazy();
+        let client = CodegenServiceClient::new(Who::Mesh.on(channel.clone()));
         let http = reqwest::Client::builder().no_proxy().build().unwrap();
         let metrics = format!("http://127.0.0.1:{}", ports[1]);
-        let process = Process { engine, child, client, http, metrics, folder, said };
+        let process = Process { engine, child, channel, client, http, metrics, folder, said };
         within("the process to be ready", async {
             while process.page("/readyz").await.is_none() {
                 sleep(SHORTLY).await;
@@ -185,6 +192,59 @@ async fn a_hangup_opens_the_log_anew_and_breaks_no_stream() {
     process.stop().await;
     assert!(has_line(&old, "serving"), "what was said before is where it was");
     assert_eq!(lines(&file).last().map(message), Some("stopped"), "the last line is written");
+}
+
+/// As `openssl genpkey -algorithm ed25519` writes it: RFC 8410, 10.3.
+fn signing_key(seed: u8) -> String {
+    let begin = b"\x30\x2e\x02\x01\x00\x30\x05\x06\x03\x2b\x65\x70\x04\x22\x04\x20";
+    let text = base64::prelude::BASE64_STANDARD.encode([&begin[..], &[seed; 32]].concat());
+    format!("-----BEGIN PRIVATE KEY-----\n{text}\n-----END PRIVATE KEY-----\n")
+}
+
+/// Logs in; the name of the key that signed the access token.
+async fn signed_by(sessions: &mut SessionServiceClient<Wire>) -> String {
+    let password = Password { email: "ann@example.com".to_owned(), password: PASSWORD.to_owned() };
+    let request = CreateSessionRequest { proof: Some(Proof::Password(password)) };
+    let session = within("a session", sessions.create_session(request)).await.unwrap();
+    let token = session.into_inner().access_token;
+    let header = token.split('.').next().unwrap();
+    let header = base64::prelude::BASE64_URL_SAFE_NO_PAD.decode(header).unwrap();
+    let header: Value = serde_json::from_slice(&header).unwrap();
+    header["kid"].as_str().unwrap().to_owned()
+}
+
+#[tokio::test]
+async fn a_hangup_reads_signing_keys_again_and_keeps_those_from_before_where_it_can_not() {
+    let folder = tempfile::tempdir().unwrap();
+    let (log, key) = (folder.path().join("hapa.log"), folder.path().join("key.pem"));
+    std::fs::write(&key, signing_key(7)).unwrap();
+    let settings =
+        [("LOG_FILE", log.to_str().unwrap()), ("SESSION_KEY_FILE", key.to_str().unwrap())];
+    let process = Process::start(&settings).await;
+    let request = CreateUserRequest {
+        email: "ann@example.com".to_owned(),
+        password: PASSWORD.to_owned(),
+        ..CreateUserRequest::default()
+    };
+    let mut users = UserServiceClient::new(Who::Mesh.on(process.channel.clone()));
+    within("a user", users.create_user(request)).await.unwrap();
+    let mut sessions = SessionServiceClient::new(Who::Stranger.on(process.channel.clone()));
+    let first = signed_by(&mut sessions).await;
+    let after_hangup = async |text: &str, says: &str| {
+        std::fs::write(&key, text).unwrap();
+        signal(&process.child, "-HUP").await;
+        within(says, async {
+            while !has_line(&log, says) {
+                sleep(SHORTLY).await;
+            }
+        })
+        .await;
+    };
+    after_hangup("no key", "the keys that sign access tokens stay as they were").await;
+    assert_eq!(signed_by(&mut sessions).await, first);
+    let read = "the keys that sign access tokens were read again";
+    after_hangup(&signing_key(8), read).await;
+    assert_ne!(signed_by(&mut sessions).await, first);
 }
 
 #[tokio::test]

@@ -13,6 +13,7 @@ mod provider;
 mod receiver;
 mod redis;
 mod seen;
+mod serving;
 mod tools;
 mod world;
 
@@ -28,5 +29,6 @@ pub use provider::Provider;
 pub use receiver::Receiver;
 pub use redis::RedisServer;
 pub use seen::{Seen, Wire};
+pub use serving::Serving;
 pub use tools::{Metrics, hapa, incident, refusal, signal, within};
 pub use world::{Client, Keys, TOKEN, World};

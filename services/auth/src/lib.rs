@@ -201,6 +201,8 @@ pub async fn mount(config: &Config, server: &mut Server) -> anyhow::Result<()> {
     secrets::check(config, server.config())?;
     let pepper = secrets::pepper(config, server.config())?;
     let tokens = Arc::new(secrets::tokens(config, server.config())?);
+    let settings = (config.clone(), server.config().clone());
+    server.spawn(secrets::follow(settings, Arc::clone(&tokens)));
     let identity = Identity::new(&config.identity)?;
     let db = server.open_store(STORE).await?;
     server.check(Check::store("auth", &db, SERVICES));

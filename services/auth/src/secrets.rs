@@ -3,7 +3,9 @@
 //! Each may have another beside it, which counts too while one takes the other's place.
 
 use std::path::Path;
+use std::sync::Arc;
 
+use hapa_chassis::hangup::at_each_hangup;
 use hapa_chassis::{config, secret};
 use secrecy::SecretString;
 
@@ -51,6 +53,25 @@ pub(crate) fn tokens(config: &Config, server: &config::Config) -> anyhow::Result
     let file = named(config.session_key_file_also.as_deref());
     let file = file.map(|file| Pair::of_file("SESSION_KEY_FILE_ALSO", file)).transpose()?;
     Ok(Tokens::new(own, also.map(Pair::of_secret).into_iter().chain(file).collect()))
+}
+
+/// Reads key files anew at each SIGHUP, where any are set. Files that can't be used change nothing.
+pub(crate) async fn follow((config, server): (Config, config::Config), tokens: Arc<Tokens>) {
+    let files = [&config.session_key_file, &config.session_key_file_also];
+    if !files.into_iter().any(|file| named(file.as_deref()).is_some()) {
+        return;
+    }
+    at_each_hangup(|| match self::tokens(&config, &server) {
+        Ok(read) => {
+            tokens.replace(&read);
+            tracing::info!("the keys that sign access tokens were read again");
+        }
+        Err(error) => {
+            let why = format!("{error:#}");
+            tracing::error!(why, "the keys that sign access tokens stay as they were");
+        }
+    })
+    .await;
 }
 
 fn set<'a>(

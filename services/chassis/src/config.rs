@@ -55,7 +55,7 @@ pub struct Config {
     /// HTTP port of /metrics, /livez and /readyz; 0 picks a free one.
     #[arg(long, env = "METRICS_PORT", default_value_t = 9464)]
     pub metrics_port: u16,
-    /// Where embedded stores and made secrets live.
+    /// Where embedded stores and made secrets live. One `hapa all` has it alone; roles may share it.
     #[arg(long, env = "DATA_DIR", default_value = "data")]
     pub data_dir: PathBuf,
     /// How careful to be.
@@ -106,7 +106,8 @@ pub struct Config {
     /// Most calls in progress at once; more are refused with E5005.
     #[arg(long, env = "MAX_IN_FLIGHT", default_value_t = 2048, value_parser = clap::value_parser!(u32).range(1..))]
     pub max_in_flight: u32,
-    /// Most connections at once; more wait to be accepted.
+    /// Most connections at once; more wait to be accepted. Fewer where RLIMIT_NOFILE leaves no room for
+    /// them, which is said at the start.
     #[arg(long, env = "MAX_CONNECTIONS", default_value_t = 4096, value_parser = clap::value_parser!(u32).range(1..))]
     pub max_connections: u32,
     /// How long a client may leave a reply or stream unread before it loses it (E4011), in seconds.
@@ -195,7 +196,7 @@ pub struct LogConfig {
     /// One JSON object a line instead of text.
     #[arg(long, env = "STRUCTURED_LOGGING", action = ArgAction::Set, default_value_t = false)]
     pub structured_logging: bool,
-    /// A file that the log goes to, in place of standard error.
+    /// A file that the log goes to, in place of standard error. SIGHUP opens it anew, for logrotate.
     #[arg(long, env = "LOG_FILE")]
     pub log_file: Option<PathBuf>,
     /// Size at which LOG_FILE is begun anew: 10MB, 500KB, 1GB, or a number of bytes.

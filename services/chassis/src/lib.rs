@@ -15,6 +15,7 @@ pub mod db;
 mod deadline;
 pub mod descriptors;
 pub mod dial;
+pub mod hangup;
 pub mod health;
 pub mod key_text;
 mod layers;

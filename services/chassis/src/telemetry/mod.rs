@@ -22,7 +22,7 @@ use crate::config::{LogConfig, TraceConfig, Wrong};
 use crate::trace::{self, Exporter};
 use fields::{Compact, Json};
 use file::LogFile;
-use writer::LogWriter;
+use writer::{LogWriter, Place};
 
 pub use known::{KNOWN, Kind, Known};
 pub(crate) use lag::watch as watch_lag;
@@ -67,18 +67,20 @@ fn open(log: &LogConfig) -> Result<Log, Wrong> {
     let Some(path) = path else {
         let writer = LogWriter::start(std::io::stderr());
         let writer = writer.map_err(|error| Wrong::new("LOG_FILE", error.to_string()))?;
-        return Ok(Log { writer, is_terminal: std::io::stderr().is_terminal() });
+        let is_terminal = std::io::stderr().is_terminal();
+        let place = if is_terminal { Place::Terminal } else { Place::Stderr };
+        return Ok(Log { writer, place });
     };
     let file = LogFile::open(path, log.log_max_size, log.log_file_rotation);
     let writer = file.and_then(LogWriter::start).map_err(|error| {
         Wrong::new("LOG_FILE", format!("{} can't be written to: {error}", path.display()))
     })?;
-    Ok(Log { writer, is_terminal: false })
+    Ok(Log { writer, place: Place::File })
 }
 
 fn lines(log: &LogConfig, output: &Log) -> Box<dyn Layer<Registry> + Send + Sync> {
     let lines = fmt::layer()
-        .with_ansi(output.is_terminal)
+        .with_ansi(output.is_terminal())
         // It would print to standard error, which may block.
         .log_internal_errors(false)
         .with_writer(output.writer.clone());

@@ -142,19 +142,31 @@ impl<'a> MakeWriter<'a> for LogWriter {
 #[derive(Debug)]
 pub struct Log {
     pub(super) writer: LogWriter,
-    pub(super) is_terminal: bool,
+    pub(super) place: Place,
+}
+
+/// Where the log goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Place {
+    Terminal,
+    /// A pipe, mostly.
+    Stderr,
+    File,
 }
 
 impl Log {
-    /// Opens LOG_FILE anew, so that one which was renamed is left alone. Lines that wait go to the new one.
+    /// Opens LOG_FILE anew, where there is one, so that a file which was renamed is left alone. Lines that wait
+    /// go to the new one.
     pub fn reopen(&self) {
-        self.writer.reopen();
-        tracing::info!("LOG_FILE is opened anew");
+        if self.place == Place::File {
+            self.writer.reopen();
+            tracing::info!("LOG_FILE is opened anew");
+        }
     }
 
     /// Whether lines go to a terminal.
     pub fn is_terminal(&self) -> bool {
-        self.is_terminal
+        self.place == Place::Terminal
     }
 }
 
@@ -285,7 +297,7 @@ mod tests {
     fn a_log_that_is_dropped_has_written_what_was_queued_and_is_opened_anew_when_told() {
         let Parts { writer, allow, lines, reopened } = start();
         drop(allow);
-        let log = Log { writer: writer.clone(), is_terminal: false };
+        let log = Log { writer: writer.clone(), place: Place::File };
         (&writer).write_all(b"before\n").unwrap();
         log.reopen();
         (&writer).write_all(b"last\n").unwrap();
