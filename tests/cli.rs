@@ -31,6 +31,9 @@ type Wrong<'a> = (&'a [&'a str], &'a [(&'a str, &'a str)], &'a str);
 
 const LONG_TOKEN: (&str, &str) = ("MESH_TOKEN", "0123456789abcdefghijklmnopqrstuvwxyz");
 const LONG_PEPPER: (&str, &str) = ("API_KEY_PEPPER", "0123456789abcdefghijklmnopqrstuvwxyz");
+const PRODUCTION: (&str, &str) = ("ENVIRONMENT", "production");
+const ONE_LETTER: &str = "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa";
+const EXAMPLE: &str = "changemechangemechangemechangeme";
 const DEFAULT: (&str, &str) = ("SECRET_KEY", "your-secret-key-here-change-it-in-production");
 
 #[tokio::test]
@@ -46,6 +49,21 @@ async fn a_wrong_setting_is_named_and_the_exit_code_is_78() {
         (
             &["auth"],
             &[("ENVIRONMENT", "production"), LONG_TOKEN, LONG_PEPPER, DEFAULT],
+            "SECRET_KEY",
+        ),
+        (&["codegen"], &[PRODUCTION, ("MESH_TOKEN", ONE_LETTER)], "MESH_TOKEN"),
+        (&["codegen"], &[PRODUCTION, ("MESH_TOKEN", EXAMPLE)], "MESH_TOKEN"),
+        (&["codegen"], &[PRODUCTION, LONG_TOKEN, ("MESH_TOKEN_ALSO", EXAMPLE)], "MESH_TOKEN_ALSO"),
+        (&["auth"], &[PRODUCTION, LONG_TOKEN, ("API_KEY_PEPPER", ONE_LETTER)], "API_KEY_PEPPER"),
+        (&["auth"], &[PRODUCTION, LONG_TOKEN, ("API_KEY_PEPPER", EXAMPLE)], "API_KEY_PEPPER"),
+        (
+            &["auth"],
+            &[PRODUCTION, LONG_TOKEN, LONG_PEPPER, ("API_KEY_PEPPER_ALSO", ONE_LETTER)],
+            "API_KEY_PEPPER_ALSO",
+        ),
+        (
+            &["auth"],
+            &[PRODUCTION, LONG_TOKEN, LONG_PEPPER, ("SECRET_KEY", ONE_LETTER)],
             "SECRET_KEY",
         ),
         (&["all"], &[("SECRET_KEY", "short")], "SECRET_KEY"),

@@ -1,5 +1,6 @@
 //! Health, probes, drains: how a process comes and goes.
 
+mod descriptors;
 mod ending;
 
 use hapa_proto::codegen::v1::stream_generate_code_response::Event;

@@ -1,5 +1,7 @@
 //! The log: what stands in its lines, and that its file stays as small as it was told to.
 
+mod writer;
+
 use std::path::Path;
 use std::time::Duration;
 

@@ -11,6 +11,7 @@ mod cli_auth;
 mod cli_operate;
 mod cli_reports;
 mod complete;
+mod data_folder;
 mod deploy;
 mod engine_words;
 mod disk;

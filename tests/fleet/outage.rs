@@ -182,3 +182,24 @@ async fn who_waits_beside_an_impatient_caller_gets_an_answer() {
     fleet.auth.thaw().await;
     waiting.await.unwrap();
 }
+
+#[tokio::test]
+async fn a_hung_auth_costs_an_unknown_key_little_once_it_is_silent() {
+    const CALLS: u32 = 20;
+    let fleet = Fleet::start().await;
+    fleet.auth.freeze().await;
+    let begun = Instant::now();
+    for _ in 0..CALLS {
+        let (_, made_up) = hapa_chassis::key_text::mint();
+        let mut client = fleet.replicas[0].client(made_up.expose_secret());
+        let status = health(&mut client).await.unwrap_err();
+        assert_eq!(failure(&status), ("E5003".to_owned(), Code::Unavailable));
+    }
+    let each = begun.elapsed() / CALLS;
+    say(&format!("a hung auth: an unknown key waits {each:?} on average"));
+    // Each waited for 2 s before: a machine has to be five times as slow as it should be.
+    assert!(each < Duration::from_secs(1), "{each:?}");
+    fleet.auth.thaw().await;
+    let fresh = fleet.create_key(World::dev_key()).await.key_text;
+    passes_again(fleet.replicas[0].client(&fresh)).await;
+}

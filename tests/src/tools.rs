@@ -121,6 +121,11 @@ fn assert_incident_id(id: &str) {
 pub struct Metrics(pub(crate) String);
 
 impl Metrics {
+    /// The text of a page of metrics.
+    pub fn of(page: String) -> Metrics {
+        Metrics(page)
+    }
+
     /// The sum of a metric's series that have all of these label texts, such as `code="OK"`.
     pub fn sum(&self, name: &str, labels: &[&str]) -> f64 {
         let series = self.0.lines().filter_map(|line| {

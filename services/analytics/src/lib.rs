@@ -13,7 +13,7 @@ mod usage;
 
 use hapa_chassis::db::{Db, Durability, Survey};
 use hapa_chassis::health::Check;
-use hapa_chassis::{Access, Rpc, Server};
+use hapa_chassis::{Access, Rpc, Server, StoreSpec};
 use hapa_proto::analytics::v1::analytics_service_server::AnalyticsServiceServer;
 
 use crate::service::Analytics;
@@ -42,6 +42,13 @@ const RPCS: &[Rpc] = &[
     Rpc::new("/hapa.analytics.v1.AnalyticsService/WatchPerformance", Access::Scope(READ)),
 ];
 
+const STORE: &StoreSpec = &StoreSpec {
+    service: "analytics",
+    steps: store::MIGRATIONS,
+    durability: Durability::Process,
+    may_be_set_aside: true,
+};
+
 /// Migrates the store at `url`, and does no more.
 pub async fn migrate(url: &str) -> anyhow::Result<()> {
     open(url).await.map(drop)
@@ -58,7 +65,7 @@ async fn open(url: &str) -> anyhow::Result<Db> {
 
 /// Opens the store and adds the service.
 pub async fn mount(config: &Config, server: &mut Server) -> anyhow::Result<()> {
-    let db = open(&server.config().store_url("analytics")).await?;
+    let db = server.open_store(STORE).await?;
     server.check(Check::store("analytics", &db, SERVICES));
     server.check(Check::store_write("analytics", &db));
     let store = Store::new(db, config.event_retention_days);

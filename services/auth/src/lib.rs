@@ -17,6 +17,7 @@ mod pepper;
 mod revocation;
 mod secrets;
 mod session;
+mod start;
 mod store;
 mod times;
 mod token;
@@ -25,10 +26,12 @@ mod user;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use hapa_chassis::db::{Db, Survey};
+use hapa_chassis::config::Wrong;
+use hapa_chassis::db::{Db, Durability, Survey};
 use hapa_chassis::health::Check;
+use hapa_chassis::secret::{self, Strength};
 use hapa_chassis::tail::Tail;
-use hapa_chassis::{Access, Rpc, Server, rpc};
+use hapa_chassis::{Access, Rpc, Server, StoreSpec, config, rpc};
 use hapa_proto::auth::v1::audit_service_server::AuditServiceServer;
 use hapa_proto::auth::v1::auth_service_server::AuthServiceServer;
 use hapa_proto::auth::v1::key_service_server::KeyServiceServer;
@@ -42,6 +45,7 @@ use crate::identity::Identity;
 use crate::key::Keys;
 use crate::last_use::Uses;
 use crate::password::Passwords;
+use crate::pepper::Pepper;
 use crate::revocation::News;
 use crate::session::Sessions;
 use crate::store::Store;
@@ -134,9 +138,58 @@ const SERVICES: &[&str] = &[
     "hapa.auth.v1.AuditService",
 ];
 
+/// Never set aside: without it no key is known.
+const STORE: &StoreSpec = &StoreSpec {
+    service: "auth",
+    steps: store::MIGRATIONS,
+    durability: Durability::PowerCut,
+    may_be_set_aside: false,
+};
+
 /// Migrates the store at `url`, and does no more.
 pub async fn migrate(url: &str) -> anyhow::Result<()> {
     open(url).await.map(drop)
+}
+
+/// Refuses settings that can't work together, by name.
+pub fn check(config: &Config, server: &config::Config) -> Result<(), Wrong> {
+    secrets::check(config, server)
+}
+
+/// Whether the pepper that is set, or was made before, is one that the store's credentials were kept under; none
+/// where either is not there. Of a store that [`survey`] has found to be up to date.
+pub async fn pepper_is_known(
+    config: &Config,
+    server: &config::Config,
+) -> anyhow::Result<Option<bool>> {
+    let Some(pepper) = secrets::known_pepper(config, server)? else { return Ok(None) };
+    let store = Store::new(open(&server.store_url("auth")).await?);
+    let (known, own) = (store.pepper_fingerprints().await?, pepper.fingerprints()?);
+    Ok((!known.is_empty()).then(|| own.iter().any(|one| known.contains(one))))
+}
+
+/// Takes the pepper that is set, or was made before, for the store's from now on: what was kept under another
+/// one is given up.
+pub async fn accept_pepper(url: &str, pepper: &PepperConfig) -> anyhow::Result<()> {
+    let own = secret::set("API_KEY_PEPPER", pepper.api_key_pepper.as_ref(), Strength::Long)?;
+    let file = pepper.data_dir.join("key-pepper");
+    if own.is_none() && !file.exists() {
+        let words = "none is set, and none was made before in DATA_DIR";
+        return Err(Wrong::new("API_KEY_PEPPER", words).into());
+    }
+    let pepper = Pepper { own: secret::set_or_kept(own, &file)?, also: None };
+    let store = Store::new(open(url).await?);
+    store.record_pepper_fingerprints(pepper.fingerprints()?).await?;
+    Ok(())
+}
+
+/// Where a pepper is to be found.
+#[derive(Debug)]
+pub struct PepperConfig {
+    /// The one that is set.
+    pub api_key_pepper: Option<SecretString>,
+    /// The folder of one that was made.
+    pub data_dir: PathBuf,
 }
 
 /// Looks at the store at `url`, and changes nothing.
@@ -150,13 +203,17 @@ async fn open(url: &str) -> anyhow::Result<Db> {
 
 /// Opens the store and adds the services.
 pub async fn mount(config: &Config, server: &mut Server) -> anyhow::Result<()> {
+    secrets::check(config, server.config())?;
     let pepper = secrets::pepper(config, server.config())?;
     let tokens = Arc::new(secrets::tokens(config, server.config())?);
+    let settings = (config.clone(), server.config().clone());
+    server.spawn(secrets::follow(settings, Arc::clone(&tokens)));
     let identity = Identity::new(&config.identity)?;
-    let db = open(&server.config().store_url("auth")).await?;
+    let db = server.open_store(STORE).await?;
     server.check(Check::store("auth", &db, SERVICES));
     server.check(Check::store_write("auth", &db));
     let store = Store::new(db);
+    start::look(&store, &pepper, server).await?;
     let (passwords, last_uses) = (Passwords::new(), Uses::default());
     let (tail, looking) = Tail::of(store.clone(), server.closing());
     server.spawn(looking);

@@ -40,6 +40,15 @@ impl Pepper {
         self.hashes(&Sha256::digest(text))
     }
 
+    /// Names of the peppers in force, own first, from which neither can be told. They are kept in the store,
+    /// which so knows whether a pepper is the one that its credentials were hashed with.
+    pub(crate) fn fingerprints(&self) -> Result<Vec<String>, Error> {
+        let mut names = vec![fingerprint(&self.own)?];
+        names.extend(self.also.as_ref().map(fingerprint).transpose()?);
+        names.dedup();
+        Ok(names)
+    }
+
     /// What the store keeps of a new key.
     pub(crate) fn hash_key(&self, text: &SecretString) -> Result<String, Error> {
         let digest = key_text::digest(text.expose_secret());
@@ -53,8 +62,43 @@ impl Pepper {
     }
 }
 
+/// What a pepper is named by, in place of a digest. No credential digests to it: those are 32 bytes.
+const FINGERPRINT: &[u8] = b"hapa fingerprint of an API key pepper, version 1";
+
+fn fingerprint(pepper: &SecretString) -> Result<String, Error> {
+    let key = hash(pepper, FINGERPRINT)?;
+    Ok(hex::encode(Sha256::digest(key)))
+}
+
 fn hash(pepper: &SecretString, digest: &[u8]) -> Result<String, Error> {
     let mac = Hmac::<Sha256>::new_from_slice(pepper.expose_secret().as_bytes());
     let mac = mac.map_err(anyhow::Error::from)?.chain_update(digest);
     Ok(hex::encode(mac.finalize().into_bytes()))
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn pepper(own: &str, also: Option<&str>) -> Pepper {
+        Pepper { own: own.into(), also: also.map(SecretString::from) }
+    }
+
+    proptest! {
+        #[test]
+        fn a_fingerprint_is_one_pepper_s_and_tells_nothing_of_it(own in "\\PC{1,60}", also in "\\PC{1,60}") {
+            let names = pepper(&own, Some(&also)).fingerprints().unwrap();
+            prop_assert_eq!(&names[..1], &pepper(&own, None).fingerprints().unwrap()[..]);
+            prop_assert_eq!(names.len() == 2, own != also);
+            for name in &names {
+                prop_assert_eq!(name.len(), 64);
+                prop_assert!(own.len() < 8 || !name.contains(&own));
+            }
+            // Nor is it what any credential is kept as.
+            let hashes = pepper(&own, None).hashes(&[0; 32]).unwrap();
+            prop_assert!(!names.contains(&hashes.own));
+        }
+    }
 }

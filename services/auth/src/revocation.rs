@@ -13,8 +13,8 @@ use tonic::Status;
 use crate::error::Error;
 use crate::store::Store;
 
-/// A sign of life at least this often.
-const SIGN: Duration = Duration::from_millis(500);
+/// A sign of life at least this often; services take a second without one for silence.
+const SIGN: Duration = Duration::from_millis(250);
 /// Changes in one message.
 const MOST: i64 = 1_000;
 /// Who is further behind asks for everything again: that costs less than telling.

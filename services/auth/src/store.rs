@@ -7,6 +7,7 @@
 mod audit;
 mod budgets;
 mod keys;
+mod peppers;
 mod sessions;
 mod users;
 
@@ -35,6 +36,7 @@ pub(crate) const MIGRATIONS: &[Step] = &[
     (1, "keys", include_str!("../migrations/0001_keys.sql")),
     (2, "people", include_str!("../migrations/0002_people.sql")),
     (3, "reported tokens", include_str!("../migrations/0003_reported_tokens.sql")),
+    (4, "pepper", include_str!("../migrations/0004_pepper.sql")),
 ];
 
 #[derive(Clone, Debug)]

@@ -4,6 +4,7 @@
 //! is refused before its signature is looked at.
 
 use std::path::Path;
+use std::sync::{Arc, PoisonError, RwLock};
 
 use anyhow::Context as _;
 use hapa_chassis::config;
@@ -48,7 +49,10 @@ struct Wire {
 }
 
 /// Issues access tokens and checks them.
-pub(crate) struct Tokens {
+pub(crate) struct Tokens(RwLock<Arc<Pairs>>);
+
+/// What is in force.
+struct Pairs {
     own: Pair,
     /// Others, whose tokens hold too while one takes another's place.
     also: Vec<Pair>,
@@ -98,7 +102,17 @@ impl Pair {
 impl Tokens {
     pub(crate) fn new(own: Pair, also: Vec<Pair>) -> Tokens {
         jws::install();
-        Tokens { own, also }
+        Tokens(RwLock::new(Arc::new(Pairs { own, also })))
+    }
+
+    /// Goes on with the keys of another one.
+    pub(crate) fn replace(&self, other: &Tokens) {
+        let pairs = other.pairs();
+        *self.0.write().unwrap_or_else(PoisonError::into_inner) = pairs;
+    }
+
+    fn pairs(&self) -> Arc<Pairs> {
+        Arc::clone(&self.0.read().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// A token with these claims.
@@ -113,7 +127,8 @@ impl Tokens {
             exp: claims.expire_time,
             jti: claims.token_id.clone(),
         };
-        let text = jws::seal(self.own.algorithm, &self.own.kid, &wire, &self.own.signing);
+        let own = &self.pairs().own;
+        let text = jws::seal(own.algorithm, &own.kid, &wire, &own.signing);
         Ok(SecretString::from(text.context("signing an access token")?))
     }
 
@@ -123,7 +138,8 @@ impl Tokens {
             return None;
         }
         let header = jws::header(text).ok()?;
-        let mut pairs = std::iter::once(&self.own).chain(&self.also);
+        let pairs = self.pairs();
+        let mut pairs = std::iter::once(&pairs.own).chain(&pairs.also);
         let pair = pairs.find(|pair| header.kid.as_ref() == Some(&pair.kid))?;
         let wire: Wire = jws::open(text, pair.algorithm, &pair.verifying).ok()?;
         let is_ours = wire.iss == HAPA && wire.aud == HAPA;

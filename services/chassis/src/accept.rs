@@ -34,6 +34,7 @@ use tower::ServiceExt as _;
 
 use crate::config::Config;
 use crate::context::{Peer, Proven};
+use crate::descriptors;
 use crate::network_limit::NetworkLimit;
 use crate::reader::Read;
 use crate::tls::{Tls, speaks_h2};
@@ -91,7 +92,7 @@ impl Bounds {
     pub(crate) fn of(config: &Config) -> Bounds {
         let age = config.max_connection_age_seconds;
         Bounds {
-            connections: config.max_connections,
+            connections: descriptors::connections(config),
             per_address: config.max_connections_per_address,
             trusted_proxies: config.trusted_proxies.clone(),
             reader: config.reader_timeout_seconds,

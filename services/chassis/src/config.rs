@@ -21,7 +21,7 @@ pub enum Environment {
     Development,
     /// Like production, for trying things.
     Staging,
-    /// Secrets must be set; reflection is off unless asked for.
+    /// Secrets must be set and hard to guess; reflection is off unless asked for.
     Production,
 }
 
@@ -56,7 +56,7 @@ pub struct Config {
     /// HTTP port of /metrics, /livez and /readyz; 0 picks a free one.
     #[arg(long, env = "METRICS_PORT", default_value_t = 9464)]
     pub metrics_port: u16,
-    /// Where embedded stores and made secrets live.
+    /// Where embedded stores and made secrets live. One `hapa all` has it alone; roles may share it.
     #[arg(long, env = "DATA_DIR", default_value = "data")]
     pub data_dir: PathBuf,
     /// How careful to be.
@@ -116,7 +116,8 @@ pub struct Config {
     /// 1MB or more. Requests beyond are refused with E5005.
     #[arg(long, env = "MAX_REQUEST_MEMORY", default_value = "64MB", value_parser = request_memory)]
     pub max_request_memory: u64,
-    /// Maximum number of connections; more wait to be accepted.
+    /// Maximum number of connections; more wait to be accepted. Fewer where RLIMIT_NOFILE leaves no room for
+    /// them, which is said at the start.
     #[arg(long, env = "MAX_CONNECTIONS", default_value_t = 8192, value_parser = clap::value_parser!(u32).range(1..))]
     pub max_connections: u32,
     /// Maximum number of connections from one address (IPv6: one /64) that is not in TRUSTED_PROXIES; more are
@@ -213,7 +214,7 @@ pub struct LogConfig {
     /// One JSON object a line instead of text.
     #[arg(long, env = "STRUCTURED_LOGGING", action = ArgAction::Set, default_value_t = false)]
     pub structured_logging: bool,
-    /// A file that the log goes to, in place of standard error.
+    /// A file that the log goes to, in place of standard error. SIGHUP opens it anew, for logrotate.
     #[arg(long, env = "LOG_FILE")]
     pub log_file: Option<PathBuf>,
     /// Size at which LOG_FILE is begun anew: 10MB, 500KB, 1GB, or a number of bytes.
@@ -265,12 +266,13 @@ impl Config {
 
     /// What only the settings together can say.
     pub fn check(&self) -> Result<(), Wrong> {
-        let token = secret::set("MESH_TOKEN", self.mesh_token.as_ref())?;
+        let strength = self.secret_strength();
+        let token = secret::set("MESH_TOKEN", self.mesh_token.as_ref(), strength)?;
         let certificates = self.tls.files()?.is_some();
         if !certificates && token.is_none() && self.environment == Environment::Production {
             return Err(Wrong::new("MESH_TOKEN", "must be set when ENVIRONMENT is production"));
         }
-        secret::set("MESH_TOKEN_ALSO", self.mesh_token_also.as_ref())?;
+        secret::set("MESH_TOKEN_ALSO", self.mesh_token_also.as_ref(), strength)?;
         let addresses = [
             ("AUTH_ADDRESS", &self.auth_address),
             ("ERRORS_ADDRESS", &self.errors_address),
@@ -287,6 +289,14 @@ impl Config {
         usize::try_from(self.max_request_memory).unwrap_or(Semaphore::MAX_PERMITS)
     }
 
+    /// What is asked of secrets that are set.
+    pub fn secret_strength(&self) -> secret::Strength {
+        match self.environment {
+            Environment::Production => secret::Strength::HardToGuess,
+            Environment::Development | Environment::Staging => secret::Strength::Long,
+        }
+    }
+
     /// The Redis that replicas share, if there is one.
     pub fn redis_url(&self) -> Option<&SecretString> {
         self.redis_url.as_ref().filter(|url| !url.expose_secret().is_empty())
@@ -295,6 +305,11 @@ impl Config {
     /// Where a service keeps its data.
     pub fn store_url(&self, service: &str) -> String {
         store_url(self.database_url.as_ref(), &self.data_dir, service)
+    }
+
+    /// Whether each service keeps a file of its own in DATA_DIR.
+    pub fn has_embedded_stores(&self) -> bool {
+        self.database_url.as_ref().is_none_or(|url| url.expose_secret().is_empty())
     }
 
     /// Whether to serve reflection.

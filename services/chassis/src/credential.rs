@@ -4,6 +4,7 @@
 //! is young and auth has been heard since, or else for 5 s; an answer that left auth before a change
 //! which concerns it is dead on arrival, however late it comes.
 
+mod link;
 mod stats;
 mod truth;
 
@@ -21,6 +22,7 @@ use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tonic::{Code, Status};
 
+use self::link::{Link, PATIENCE};
 use self::stats::Counts;
 pub use self::stats::KnownCallers;
 use self::truth::Truth;
@@ -36,9 +38,7 @@ const TRUSTED: Duration = Duration::from_secs(5);
 const REMEMBERED: Duration = Duration::from_secs(45);
 /// Most credentials remembered.
 const MOST_REMEMBERED: u64 = 100_000;
-/// Auth answers in a millisecond; past this it is as good as down.
-const PATIENCE: Duration = Duration::from_secs(2);
-/// Auth gives a sign of life every second.
+/// Auth gives a sign of life four times a second.
 const SILENCE: Duration = Duration::from_secs(3);
 /// How exactly a credential ends at its time, and how soon after a change calls in progress are
 /// looked at.
@@ -156,6 +156,7 @@ pub struct Callers {
     auth: AuthClient,
     known: Cache<KeyDigest, Known>,
     truth: Arc<Truth>,
+    link: Arc<Link>,
     counts: Arc<Counts>,
 }
 
@@ -163,7 +164,8 @@ impl Callers {
     /// Asks this auth service.
     pub fn new(auth: AuthClient) -> Self {
         let known = Cache::builder().max_capacity(MOST_REMEMBERED).time_to_live(REMEMBERED).build();
-        Callers { auth, known, truth: Arc::new(Truth::new()), counts: Arc::new(Counts::new()) }
+        let (truth, link) = (Arc::new(Truth::new()), Arc::new(Link::new()));
+        Callers { auth, known, truth, link, counts: Arc::new(Counts::new()) }
     }
 
     /// Who presented it, where that is known without asking.
@@ -215,10 +217,13 @@ impl Callers {
 
     async fn ask(&self, presented: &Presented) -> Result<Known, Status> {
         self.counts.miss();
-        let (mut auth, asked) = (self.auth.clone(), Instant::now());
+        let asked = Instant::now();
         // Around the whole call: a lazy channel also queues.
-        let reply = timeout(PATIENCE, auth.authenticate(presented.request())).await;
-        match reply.map_err(|_| Status::deadline_exceeded("auth did not answer"))? {
+        let authenticate = || {
+            let (mut auth, request) = (self.auth.clone(), presented.request());
+            async move { auth.authenticate(request).await }
+        };
+        match self.link.ask(authenticate).await {
             Ok(reply) => {
                 let reply = reply.into_inner();
                 let principal = reply.principal;
@@ -262,10 +267,16 @@ impl Callers {
         let (mut messages, mut heard) = (reply.into_inner(), false);
         while let Ok(Ok(Some(message))) = timeout(SILENCE, messages.message()).await {
             self.truth.apply(message);
+            self.link.heard();
             metrics::gauge!("hapa_revocation_link_up").set(1.0);
             heard = true;
         }
         heard
+    }
+
+    /// Counts how long auth gives no sign of life, for as long as the server runs.
+    pub(crate) async fn count_silence(self) {
+        self.link.count().await;
     }
 
     /// Ends calls whose credential's time is up, for as long as the server runs.

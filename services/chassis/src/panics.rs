@@ -1,36 +1,53 @@
-//! Panics, told without values: a formatted message may quote what a caller sent, as that of a string
-//! that is cut inside of a letter does. The place in the source says as much.
+//! What a panic writes: a line of the log in place of text on standard error, which may block, and no value.
+//! A formatted message may quote what a caller sent, as that of a string that is cut inside a character does.
 
 use std::any::Any;
+use std::backtrace::{Backtrace, BacktraceStatus};
 use std::cell::RefCell;
-use std::panic::{PanicHookInfo, set_hook};
+use std::panic::set_hook;
+use std::thread;
+use std::time::Duration;
+
+use crate::telemetry::LogWriter;
+
+/// Longest wait for the line: the process may end with the panic.
+const FLUSH_TIMEOUT: Duration = Duration::from_millis(100);
 
 thread_local! {
     /// Where this thread panicked last.
-    static PLACE: RefCell<Option<String>> = const { RefCell::new(None) };
+    static LOCATION: RefCell<Option<String>> = const { RefCell::new(None) };
 }
 
-/// Logs panics of this process from now on, in place of writing them to standard error.
-pub fn log() {
-    set_hook(Box::new(|info: &PanicHookInfo<'_>| {
-        let place = info.location().map(ToString::to_string);
-        PLACE.with(|last| last.replace(place.clone()));
-        tracing::error!(place, "a panic: {}", literal(info.payload()));
+/// Logs panics from now on. With RUST_BACKTRACE=1 the line has a backtrace.
+pub(crate) fn log_panics(writer: LogWriter) {
+    set_hook(Box::new(move |info| {
+        let thread = thread::current();
+        let thread = thread.name().unwrap_or("unnamed");
+        let location = info.location().map(ToString::to_string);
+        LOCATION.with(|last| last.replace(location.clone()));
+        let message = literal(info.payload());
+        let backtrace = Backtrace::capture();
+        if backtrace.status() == BacktraceStatus::Captured {
+            tracing::error!(thread, location, message, %backtrace, "panicked");
+        } else {
+            tracing::error!(thread, location, message, "panicked");
+        }
+        writer.flush(FLUSH_TIMEOUT);
     }));
 }
 
 /// The panic that was just caught on this thread.
 pub(crate) fn describe(panic: &(dyn Any + Send)) -> String {
-    let words = literal(panic);
-    match PLACE.with(RefCell::take) {
-        Some(place) => format!("panic at {place}: {words}"),
-        None => format!("panic: {words}"),
+    let message = literal(panic);
+    match LOCATION.with(RefCell::take) {
+        Some(location) => format!("panic at {location}: {message}"),
+        None => format!("panic: {message}"),
     }
 }
 
-/// Words that stand in the source.
-fn literal(panic: &(dyn Any + Send)) -> &'static str {
-    panic.downcast_ref::<&'static str>().copied().unwrap_or("its words are not shown")
+/// The message where it is a literal of the source.
+fn literal(payload: &(dyn Any + Send)) -> &'static str {
+    payload.downcast_ref::<&'static str>().copied().unwrap_or("(formatted; not shown)")
 }
 
 #[cfg(test)]
@@ -40,13 +57,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn words_of_the_source_are_told_and_values_are_not() {
-        let told = |panics: fn()| describe(&*catch_unwind(panics).unwrap_err());
-        assert!(told(|| panic!("words of the source")).ends_with(": words of the source"));
-        let cut = told(|| {
-            let asked = std::hint::black_box("이것은 what was asked");
-            let _ = std::hint::black_box(&asked[..1]);
-        });
-        assert!(!cut.contains("asked") && cut.ends_with("its words are not shown"), "{cut}");
+    fn a_panic_shows_what_the_source_says_and_no_data() {
+        let prompt = String::from("é, a prompt");
+        let payload = |run: &(dyn Fn() + std::panic::RefUnwindSafe)| catch_unwind(run).unwrap_err();
+        let told = payload(&|| panic!("a literal"));
+        assert!(describe(&*told).ends_with(": a literal"));
+        let cut = payload(&|| drop(prompt[1..].to_owned()));
+        assert!(cut.downcast_ref::<String>().is_some_and(|text| text.contains("prompt")));
+        assert!(!describe(&*cut).contains("prompt"));
+        assert!(!describe(&*payload(&|| panic!("about {prompt}"))).contains("prompt"));
     }
 }

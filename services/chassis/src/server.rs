@@ -3,8 +3,10 @@
 //! The drain is bounded by us and not by the slowest peer: not ready, door closed, streams told,
 //! and at the end of DRAIN_TIMEOUT_SECONDS every connection is dropped.
 
+use std::collections::HashMap;
 use std::convert::Infallible;
 use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -28,6 +30,7 @@ use crate::credential::Callers;
 use crate::health::{Check, Checks, Health};
 use crate::layers::{Shared, stack};
 use crate::limit::Limiter;
+use crate::lock::{Lock, lock_file};
 use crate::public_calls::PublicCalls;
 use crate::peer::{AnalyticsClient, AuthClient, ErrorsClient, Proof, Wire};
 use crate::rpc::{BUILT_IN, Rpc, Table};
@@ -102,6 +105,10 @@ pub struct Server {
     spool: Spool,
     callers: Arc<OnceLock<Callers>>,
     exporter: Option<Exporter>,
+    /// As locks call this process.
+    name: String,
+    /// Held until the server is gone.
+    locks: HashMap<PathBuf, Lock>,
 }
 
 impl Server {
@@ -126,6 +133,8 @@ impl Server {
             spool: Spool::default(),
             callers: Arc::default(),
             exporter: None,
+            name: "hapa".to_owned(),
+            locks: HashMap::new(),
         };
         server.table.add(BUILT_IN);
         server.routes.add_service(health_service);
@@ -143,6 +152,21 @@ impl Server {
     /// Takes over what sends the process's spans to a collector.
     pub fn exports(&mut self, exporter: Exporter) {
         self.exporter = Some(exporter);
+    }
+
+    /// Calls this process so in locks, and holds that of its folder until the server is gone.
+    pub fn hold_folder(&mut self, name: &str, lock: Option<Lock>) {
+        name.clone_into(&mut self.name);
+        self.locks.extend(lock.map(|lock| (self.config.data_dir.clone(), lock)));
+    }
+
+    /// Takes a file for this process alone, until the server is gone; its services may share it.
+    pub(crate) async fn lock_store(&mut self, file: &Path) -> anyhow::Result<()> {
+        if !self.locks.contains_key(file) {
+            let lock = lock_file(file, &self.name).await?;
+            self.locks.insert(file.to_owned(), lock);
+        }
+        Ok(())
     }
 
     /// Fires when streams must end within a few seconds.
@@ -328,6 +352,7 @@ impl Server {
         let callers = self.callers.get_or_init(|| known).clone();
         // On a connection of its own: news must not wait behind questions.
         self.spawn(callers.clone().watch(self.auth()?));
+        self.spawn(callers.clone().count_silence());
         self.spawn(callers.clone().expire());
         self.spawn(callers.clone().follow());
         let limiter = Limiter::for_roles(&config.limits, config.redis_url(), &self.roles())?;
@@ -441,7 +466,8 @@ fn proof(config: &Config) -> anyhow::Result<Proof> {
     }
     let file = config.data_dir.join("mesh-token");
     let token = secret::set_or_kept(config.mesh_token.as_ref(), &file)?;
-    let also = secret::set("MESH_TOKEN_ALSO", config.mesh_token_also.as_ref())?;
+    let strength = config.secret_strength();
+    let also = secret::set("MESH_TOKEN_ALSO", config.mesh_token_also.as_ref(), strength)?;
     Ok(Proof::Token(token, also.cloned()))
 }
 

@@ -16,10 +16,10 @@ mod view;
 mod watch;
 
 use clap::ArgAction;
-use hapa_chassis::db::{Db, Survey};
+use hapa_chassis::db::{Db, Durability, Survey};
 use hapa_chassis::health::Check;
 use hapa_chassis::tail::Tail;
-use hapa_chassis::{Access, Rpc, Server, rpc};
+use hapa_chassis::{Access, Rpc, Server, StoreSpec, rpc};
 use hapa_proto::errors::v1::error_tracking_service_server::ErrorTrackingServiceServer;
 
 use crate::calls::Calls;
@@ -63,6 +63,13 @@ const RPCS: &[Rpc] = &[
     Rpc::new("/hapa.errors.v1.ErrorTrackingService/WatchOccurrences", READ),
 ];
 
+const STORE: &StoreSpec = &StoreSpec {
+    service: "errors",
+    steps: store::MIGRATIONS,
+    durability: Durability::PowerCut,
+    may_be_set_aside: true,
+};
+
 /// Migrates the store at `url`, and does no more.
 pub async fn migrate(url: &str) -> anyhow::Result<()> {
     open(url).await.map(drop)
@@ -80,7 +87,7 @@ async fn open(url: &str) -> anyhow::Result<Db> {
 /// Opens the store and adds the service.
 pub async fn mount(config: &Config, server: &mut Server) -> anyhow::Result<()> {
     const ANALYTICS: &str = "hapa.analytics.v1.AnalyticsService";
-    let db = open(&server.config().store_url("errors")).await?;
+    let db = server.open_store(STORE).await?;
     server.check(Check::store("errors", &db, SERVICES));
     server.check(Check::store_write("errors", &db));
     let store = Store::new(db);

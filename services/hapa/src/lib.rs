@@ -7,6 +7,8 @@ mod warnings;
 
 use std::pin::pin;
 
+use hapa_chassis::config::Wrong;
+use hapa_chassis::lock::{self, lock_folder};
 use hapa_chassis::trace::Exporter;
 use hapa_chassis::{Listeners, Server};
 
@@ -49,6 +51,38 @@ impl Roles {
         let settings = Vec::new();
         Roles { server, auth: None, codegen: None, errors: None, analytics: None, settings }
     }
+
+    /// Refuses settings that can't work together, by name.
+    pub fn check(&self) -> Result<(), Wrong> {
+        self.server.check()?;
+        self.auth.as_ref().map_or(Ok(()), |auth| hapa_auth::check(auth, &self.server))
+    }
+
+    /// As others are told who uses a folder.
+    fn name(&self) -> String {
+        let has = [
+            (self.auth.is_some(), "auth"),
+            (self.codegen.is_some(), "codegen"),
+            (self.errors.is_some(), "errors"),
+            (self.analytics.is_some(), "analytics"),
+        ];
+        if self.has_all() {
+            return "hapa all".to_owned();
+        }
+        let names = has.iter().filter(|(has, _)| *has).map(|(_, name)| *name);
+        format!("hapa {}", names.collect::<Vec<_>>().join(" and "))
+    }
+
+    fn has_all(&self) -> bool {
+        let others = self.errors.is_some() && self.analytics.is_some();
+        self.auth.is_some() && self.codegen.is_some() && others
+    }
+
+    /// `hapa all` is a whole mesh, which has its folder alone. Roles are parts of one, and may share one: each
+    /// file in it is still of one process.
+    fn lock_kind(&self) -> lock::Kind {
+        if self.has_all() { lock::Kind::Exclusive } else { lock::Kind::Shared }
+    }
 }
 
 impl From<All> for Roles {
@@ -89,7 +123,11 @@ async fn mounted(
     exporter: Option<Exporter>,
 ) -> anyhow::Result<Server> {
     let setup = system::Setup::of(&roles);
+    // Before anything in the folder is read or made.
+    let name = roles.name();
+    let lock = lock_folder(&roles.server.data_dir, &name, roles.lock_kind()).await?;
     let mut server = Server::new(roles.server, listeners).await?;
+    server.hold_folder(&name, lock);
     if let Some(exporter) = exporter {
         server.exports(exporter);
     }

@@ -1,6 +1,8 @@
 //! `hapa`: see `hapa --help`.
 
 use std::process::ExitCode;
+use std::sync::mpsc::channel;
+use std::thread;
 use std::time::Duration;
 
 use hapa::cli::{Failure, execute, parse};
@@ -12,7 +14,7 @@ const PATIENCE: Duration = Duration::from_secs(1);
 fn main() -> ExitCode {
     let cli = match parse() {
         Ok(cli) => cli,
-        Err(failure) => return report(&failure),
+        Err(failure) => return report(failure),
     };
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
     let done = runtime.map_err(Failure::from).and_then(|runtime| {
@@ -22,11 +24,19 @@ fn main() -> ExitCode {
     });
     match done {
         Ok(()) => ExitCode::SUCCESS,
-        Err(failure) => report(&failure),
+        Err(failure) => report(failure),
     }
 }
 
-fn report(failure: &Failure) -> ExitCode {
-    failure.print();
-    failure.exit_code()
+/// Standard error may be a pipe that nobody reads: the process ends all the same.
+fn report(failure: Failure) -> ExitCode {
+    let code = failure.exit_code();
+    let (printed, is_printed) = channel();
+    thread::spawn(move || {
+        failure.print();
+        printed.send(())
+    });
+    // Late or never: there is nothing left to be done about it.
+    let _ = is_printed.recv_timeout(PATIENCE);
+    code
 }

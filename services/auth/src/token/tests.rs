@@ -69,6 +69,22 @@ fn part(value: &Value) -> String {
 }
 
 #[test]
+fn keys_that_are_replaced_count_no_more_and_the_new_ones_do() {
+    let (tokens, other) = (secret_tokens(), Tokens::new(another(), Vec::new()));
+    let before = tokens.issue(&claims()).unwrap();
+    tokens.replace(&other);
+    assert_eq!(tokens.verify(before.expose_secret(), NOW), None);
+    let after = tokens.issue(&claims()).unwrap();
+    assert_eq!(other.verify(after.expose_secret(), NOW), Some(claims()));
+    // Both count while one takes the other's place.
+    let old = Pair::of_secret(&SecretString::from(SECRET));
+    tokens.replace(&Tokens::new(another(), vec![old]));
+    for text in [before, after] {
+        assert_eq!(tokens.verify(text.expose_secret(), NOW), Some(claims()));
+    }
+}
+
+#[test]
 fn what_was_issued_is_known_again_until_it_expires() {
     for tokens in [secret_tokens(), key_tokens()] {
         let text = tokens.issue(&claims()).unwrap();

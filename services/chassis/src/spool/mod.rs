@@ -111,6 +111,24 @@ pub async fn waiting(file: &std::path::Path) -> anyhow::Result<u64> {
     store::waiting(file).await
 }
 
+/// A spool in this folder in which events wait; it stays as it is.
+pub async fn find_waiting(folder: &std::path::Path) -> Option<PathBuf> {
+    let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
+    for file in entries.map(|entry| entry.path()).filter(|path| is_spool(path)) {
+        // One that can't be read says nothing.
+        if store::waits(&file).await.unwrap_or(false) {
+            return Some(file);
+        }
+    }
+    None
+}
+
+/// Whether a file is called as spools are.
+pub fn is_spool(path: &std::path::Path) -> bool {
+    let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+    name.starts_with("spool-") && path.extension().is_some_and(|ending| ending == "db")
+}
+
 /// How much is kept, and for how long.
 #[derive(Clone, Copy, Debug)]
 pub struct Bounds {

@@ -4,7 +4,6 @@
 //! Rows are numbered by this process and no number comes twice, so a range of them names what was
 //! delivered whatever else is added or dropped meanwhile.
 
-use std::fs::{File, TryLockError};
 use std::path::Path;
 use std::time::Duration;
 
@@ -14,13 +13,11 @@ use sqlx::{
     AssertSqlSafe, ConnectOptions as _, Connection as _, Error, Executor as _, Row as _,
     SqliteConnection,
 };
-use tokio::time::{Instant, sleep};
 
 use super::{Item, Kind, Rank, now_ms};
-use crate::config::Wrong;
+use crate::lock::{self, Lock};
+use crate::store::{damage, is_of_the_file};
 
-/// How long a process that ends may hold the file that the next one wants.
-const HANDOVER: Duration = Duration::from_secs(5);
 /// The most rows of one INSERT.
 pub(super) const TOGETHER: usize = 128;
 /// The most rows and bytes of one delivery. Receivers take 4 MiB.
@@ -41,7 +38,7 @@ pub(super) struct Store {
     /// Rows by rank.
     pub(super) depth: [u64; 3],
     /// Held as long as the file is ours.
-    _lock: File,
+    lock: Option<Lock>,
 }
 
 /// The connection that reads.
@@ -72,25 +69,34 @@ pub(super) async fn waiting(path: &Path) -> anyhow::Result<u64> {
     Ok(u64::try_from(row.try_get::<i64, _>(0)?).unwrap_or_default())
 }
 
+/// Whether any event waits in a file, which stays as it is.
+pub(super) async fn waits(path: &Path) -> anyhow::Result<bool> {
+    let options = SqliteConnectOptions::new().filename(path).read_only(true);
+    let mut connection = options.disable_statement_logging().connect().await?;
+    Ok(connection.fetch_optional("SELECT 1 FROM spool LIMIT 1").await?.is_some())
+}
+
 impl Store {
     /// Opens the file. One that is no database any more is put aside: a service that can't start is
     /// worse than events that are lost.
     pub(super) async fn open(path: &Path) -> anyhow::Result<(Store, Reader)> {
-        let lock = lock(path).await?;
-        match Store::open_locked(path, lock.try_clone()?).await {
-            Err(error) if is_broken(&error) => {
+        let lock = lock_spool(path).await?;
+        let (mut store, reader) = match Store::open_locked(path).await {
+            Err(error) if is_broken(path, &error) => {
                 let (broken, log) = (path.with_extension("broken"), path.with_extension("db-wal"));
                 tracing::error!(%error, "E5010: the event spool is put aside: {}", broken.display());
                 std::fs::rename(path, &broken).context("putting the event spool aside")?;
                 // There may be none.
                 let _ = std::fs::remove_file(log);
-                Store::open_locked(path, lock).await
+                Store::open_locked(path).await?
             }
-            opened => opened,
-        }
+            opened => opened?,
+        };
+        store.lock = Some(lock);
+        Ok((store, reader))
     }
 
-    async fn open_locked(path: &Path, lock: File) -> anyhow::Result<(Store, Reader)> {
+    async fn open_locked(path: &Path) -> anyhow::Result<(Store, Reader)> {
         let options = SqliteConnectOptions::new()
             .filename(path)
             .create_if_missing(true)
@@ -113,7 +119,7 @@ impl Store {
             *place.with_context(opening)? = u64::try_from(count)?;
         }
         let reader = Reader(options.connect().await.with_context(opening)?);
-        Ok((Store { connection, options, next, depth, _lock: lock }, reader))
+        Ok((Store { connection, options, next, depth, lock: None }, reader))
     }
 
     /// After a failure: replaces the connection, and writes something that is no event.
@@ -224,38 +230,15 @@ impl Reader {
     }
 }
 
-/// Whether SQLite says CORRUPT or NOTADB.
-fn is_broken(error: &anyhow::Error) -> bool {
-    let Some(Error::Database(error)) = error.downcast_ref::<Error>() else { return false };
-    let code = error.code().and_then(|code| code.parse::<u32>().ok());
-    code.is_some_and(|code| matches!(code & 0xff, 11 | 26))
+/// SQLite lets two processes share a file; the numbering of rows does not.
+async fn lock_spool(path: &Path) -> anyhow::Result<Lock> {
+    let (beside, what) = (path.with_extension("lock"), path.display().to_string());
+    lock::lock(&beside, "hapa", lock::Kind::Exclusive, &what).await
 }
 
-/// SQLite lets two processes share a file; the numbering of rows does not.
-async fn lock(path: &Path) -> anyhow::Result<File> {
-    let path = path.with_extension("lock");
-    if let Some(folder) = path.parent() {
-        std::fs::create_dir_all(folder)
-            .with_context(|| format!("making the folder {}", folder.display()))?;
-    }
-    let file = File::options().create(true).append(true).open(&path);
-    let file = file.with_context(|| format!("opening {}", path.display()))?;
-    let begin = Instant::now();
-    loop {
-        match file.try_lock() {
-            Ok(()) => return Ok(file),
-            Err(TryLockError::WouldBlock) if begin.elapsed() < HANDOVER => {
-                sleep(Duration::from_millis(50)).await;
-            }
-            Err(TryLockError::WouldBlock) => {
-                let words = format!("another process holds {}", path.display());
-                return Err(Wrong::new("DATA_DIR", words).into());
-            }
-            Err(TryLockError::Error(error)) => {
-                return Err(error).with_context(|| format!("locking {}", path.display()));
-            }
-        }
-    }
+/// Whether it is the file that is wrong.
+fn is_broken(path: &Path, error: &anyhow::Error) -> bool {
+    is_of_the_file(error) || (path.exists() && matches!(damage(path), Ok(Some(_))))
 }
 
 fn millis(number: u64) -> i64 {

@@ -107,6 +107,8 @@ pub const KNOWN: &[Known] = &[
         "Tokens of generations: booked by auth, lost because auth was away for too long, or in excess of the reservation by an engine's claim"),
     known("hapa_limiter_fallbacks_total", Kind::Counter, COUNT, &[],
         "Limits decided by this process because Redis did not answer"),
+    known("hapa_log_lines_dropped_total", Kind::Counter, COUNT, &[],
+        "Log lines that were dropped: their reader or their disk did not take them"),
     known("hapa_overhead_seconds", Kind::Histogram(OVERHEADS), SECONDS, &["rpc"],
         "Time of a call in the mesh, without its wait for a place at the engines and for what they said"),
     known("hapa_redis_up", Kind::Gauge, None, &[],

@@ -5,70 +5,91 @@ mod fields;
 mod file;
 mod known;
 mod lag;
+mod writer;
 
 use std::io::IsTerminal as _;
-use std::sync::{Mutex, OnceLock};
+use std::sync::OnceLock;
 
 use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
 use tracing::Dispatch;
 use tracing_subscriber::filter::FilterExt as _;
-use tracing_subscriber::fmt::writer::BoxMakeWriter;
 use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::util::SubscriberInitExt as _;
 use tracing_subscriber::{EnvFilter, Layer, Registry, fmt};
 
 use crate::config::{LogConfig, TraceConfig, Wrong};
+use crate::panics;
 use crate::trace::{self, Exporter};
 use fields::{Compact, Json};
 use file::LogFile;
+use writer::Place;
+pub(crate) use writer::LogWriter;
 
 pub use known::{KNOWN, Kind, Known};
 pub(crate) use lag::watch as watch_lag;
+pub use writer::Log;
 
 static METRICS: OnceLock<Result<PrometheusHandle, String>> = OnceLock::new();
 
-/// Starts logging, to LOG_FILE or to standard error, and spans, where they are collected: a server must
-/// send them. A second call in one process keeps the first's settings.
-pub fn start(log: &LogConfig, trace: &TraceConfig) -> Result<Option<Exporter>, Wrong> {
-    let (dispatch, exporter) = prepare(log, trace)?;
+/// Starts logging, to LOG_FILE or to standard error, panics included, and spans, where they are collected: a
+/// server must send them. A second call in one process keeps the first's settings.
+pub fn start(log: &LogConfig, trace: &TraceConfig) -> Result<(Log, Option<Exporter>), Wrong> {
+    let (dispatch, exporter, log) = build(log, trace)?;
     // Fails only where it was started already.
     let _ = dispatch.try_init();
-    Ok(exporter)
+    panics::log_panics(log.writer.clone());
+    Ok((log, exporter))
 }
 
-/// The same, in force only where the caller puts it.
+/// The same without panics, in force only where the caller puts it.
 pub fn prepare(
     log: &LogConfig,
     trace: &TraceConfig,
 ) -> Result<(Dispatch, Option<Exporter>), Wrong> {
-    let (lines, level) = (lines(log)?, level(log)?);
+    build(log, trace).map(|(dispatch, exporter, _)| (dispatch, exporter))
+}
+
+fn build(log: &LogConfig, trace: &TraceConfig) -> Result<(Dispatch, Option<Exporter>, Log), Wrong> {
+    let level = level(log)?;
+    let output = open(log)?;
+    let lines = lines(log, &output);
     let Some((tracer, exporter)) = trace::collect(trace)? else {
-        return Ok((tracing_subscriber::registry().with(lines).with(level).into(), None));
+        let subscriber = tracing_subscriber::registry().with(lines).with(level);
+        return Ok((subscriber.into(), None, output));
     };
     // A level is one of lines: it must not decide what is traced.
     let lines = lines.with_filter(level.and(trace::loggable()));
     let subscriber = tracing_subscriber::registry().with(lines).with(trace::layer(tracer));
-    Ok((subscriber.into(), Some(exporter)))
+    Ok((subscriber.into(), Some(exporter), output))
 }
 
-fn lines(log: &LogConfig) -> Result<Box<dyn Layer<Registry> + Send + Sync>, Wrong> {
+fn open(log: &LogConfig) -> Result<Log, Wrong> {
     let path = log.log_file.as_deref().filter(|path| !path.as_os_str().is_empty());
-    let (writer, is_terminal) = match path {
-        None => (BoxMakeWriter::new(std::io::stderr), std::io::stderr().is_terminal()),
-        Some(path) => {
-            let problem = |error| {
-                Wrong::new("LOG_FILE", format!("{} can't be written to: {error}", path.display()))
-            };
-            let file = LogFile::open(path, log.log_max_size, log.log_file_rotation);
-            (BoxMakeWriter::new(Mutex::new(file.map_err(problem)?)), false)
-        }
+    let Some(path) = path else {
+        let writer = LogWriter::start(std::io::stderr());
+        let writer = writer.map_err(|error| Wrong::new("LOG_FILE", error.to_string()))?;
+        let is_terminal = std::io::stderr().is_terminal();
+        let place = if is_terminal { Place::Terminal } else { Place::Stderr };
+        return Ok(Log { writer, place });
     };
-    let lines = fmt::layer().with_ansi(is_terminal).with_writer(writer);
-    Ok(if log.structured_logging {
+    let file = LogFile::open(path, log.log_max_size, log.log_file_rotation);
+    let writer = file.and_then(LogWriter::start).map_err(|error| {
+        Wrong::new("LOG_FILE", format!("{} can't be written to: {error}", path.display()))
+    })?;
+    Ok(Log { writer, place: Place::File })
+}
+
+fn lines(log: &LogConfig, output: &Log) -> Box<dyn Layer<Registry> + Send + Sync> {
+    let lines = fmt::layer()
+        .with_ansi(output.is_terminal())
+        // It would print to standard error, which may block.
+        .log_internal_errors(false)
+        .with_writer(output.writer.clone());
+    if log.structured_logging {
         lines.json().fmt_fields(Json::default()).boxed()
     } else {
         lines.compact().fmt_fields(Compact).boxed()
-    })
+    }
 }
 
 fn level(log: &LogConfig) -> Result<EnvFilter, Wrong> {

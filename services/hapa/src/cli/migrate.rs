@@ -22,6 +22,13 @@ pub(super) struct Args {
     /// Where embedded stores live.
     #[arg(long, env = "DATA_DIR", default_value = "data")]
     data_dir: PathBuf,
+    /// Take API_KEY_PEPPER, or the one in DATA_DIR, for the store's of auth from now on: keys and sessions that were
+    /// made with another one are given up.
+    #[arg(long)]
+    accept_pepper: bool,
+    /// Secret that stored keys are hashed with; read with --accept-pepper alone.
+    #[arg(long, env = "API_KEY_PEPPER", hide_env_values = true)]
+    api_key_pepper: Option<SecretString>,
 }
 
 /// The roles that keep a store.
@@ -44,6 +51,15 @@ pub(super) async fn migrate(args: &Args) -> Result<(), Failure> {
             }
         };
         writeln!(std::io::stdout(), "{}: up to date", name?)?;
+    }
+    if args.accept_pepper {
+        let pepper = hapa_auth::PepperConfig {
+            api_key_pepper: args.api_key_pepper.clone(),
+            data_dir: args.data_dir.clone(),
+        };
+        let url = store_url(args.database_url.as_ref(), &args.data_dir, "auth");
+        hapa_auth::accept_pepper(&url, &pepper).await?;
+        writeln!(std::io::stdout(), "auth: the pepper is accepted")?;
     }
     Ok(())
 }

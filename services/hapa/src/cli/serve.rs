@@ -1,10 +1,12 @@
 //! The roles: from arguments to a running server and its signals.
 
+use std::future::pending;
+
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::cli::{Failure, errors};
 use crate::{Roles, run};
-use hapa_chassis::{Listeners, panics, telemetry};
+use hapa_chassis::{Listeners, descriptors, telemetry};
 
 #[derive(clap::Args, Clone, Debug)]
 pub(super) struct Auth {
@@ -66,40 +68,62 @@ impl From<Analytics> for Roles {
     }
 }
 
-/// Serves until a signal, then drains; a second signal ends at once.
+/// Serves until a signal, then drains; a second signal ends at once. SIGHUP opens LOG_FILE anew; where the log
+/// goes to a terminal it says that the terminal was closed, and the process drains.
 pub(super) async fn serve(roles: Roles) -> Result<(), Failure> {
-    roles.server.check()?;
-    let exporter = telemetry::start(&roles.server.log, &roles.server.trace)?;
-    panics::log();
+    roles.check()?;
+    let (log, exporter) = telemetry::start(&roles.server.log, &roles.server.trace)?;
+    descriptors::raise_limit();
     let listeners = Listeners::bind(&roles.server).await?;
-    let (mut first, mut second) = (Signals::new()?, Signals::new()?);
+    let terminal = log.is_terminal();
+    let (mut first, mut second) = (Signals::new(terminal)?, Signals::new(terminal)?);
+    let mut hangup = signal(SignalKind::hangup())?;
     let twice = async {
         second.next().await;
         second.next().await;
     };
+    let reopening = async {
+        while hangup.recv().await.is_some() {
+            if !terminal {
+                log.reopen();
+            }
+        }
+        pending::<()>().await;
+    };
     tokio::select! {
         done = run(roles, listeners, exporter, first.next()) => Ok(done?),
         () = twice => Err(anyhow::anyhow!("ended by a second signal, before open calls were done").into()),
+        () = reopening => Ok(()),
     }
 }
 
 struct Signals {
     interrupt: Signal,
     terminate: Signal,
+    /// Of a terminal that is closed.
+    hangup: Option<Signal>,
 }
 
 impl Signals {
-    fn new() -> std::io::Result<Self> {
+    fn new(terminal: bool) -> std::io::Result<Self> {
         Ok(Signals {
             interrupt: signal(SignalKind::interrupt())?,
             terminate: signal(SignalKind::terminate())?,
+            hangup: terminal.then(|| signal(SignalKind::hangup())).transpose()?,
         })
     }
 
     async fn next(&mut self) {
+        let closed = async {
+            match &mut self.hangup {
+                Some(hangup) => drop(hangup.recv().await),
+                None => pending().await,
+            }
+        };
         tokio::select! {
             _ = self.interrupt.recv() => {}
             _ = self.terminate.recv() => {}
+            () = closed => {}
         }
     }
 }

@@ -35,7 +35,7 @@ const ROOM: u64 = 1024 * 1024 * 1024;
 
 pub(super) fn settings(roles: &Roles) -> Vec<Finding> {
     let advice = "set it right; docs/settings.md says what it takes";
-    let first = match roles.server.check() {
+    let first = match roles.check() {
         Ok(()) => Finding::well("settings", "they fit together"),
         Err(wrong) => Finding::ill("settings", wrong.to_string(), advice),
     };
@@ -231,7 +231,7 @@ pub(super) async fn spools(roles: &Roles) -> Vec<Finding> {
     let most = roles.server.spool.spool_max_events;
     let mut findings = vec![room(folder)];
     let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
-    for file in entries.map(|entry| entry.path()).filter(|path| is_spool(path)) {
+    for file in entries.map(|entry| entry.path()).filter(|path| spool::is_spool(path)) {
         let what = format!("spool {}", file.display());
         let waiting = timeout(PATIENCE, spool::waiting(&file)).await;
         findings.push(match waiting {
@@ -244,11 +244,6 @@ pub(super) async fn spools(roles: &Roles) -> Vec<Finding> {
         });
     }
     findings
-}
-
-fn is_spool(path: &Path) -> bool {
-    let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
-    name.starts_with("spool-") && path.extension().is_some_and(|ending| ending == "db")
 }
 
 fn room(folder: &Path) -> Finding {

@@ -2,6 +2,7 @@
 //! and what to do. It changes nothing, and every look is bounded.
 
 mod looks;
+mod process;
 
 use std::io::Write as _;
 use std::path::PathBuf;
@@ -89,7 +90,9 @@ impl Finding {
 pub(super) async fn doctor(args: Args) -> Result<(), Failure> {
     let roles = Roles::from(args.settings);
     let mut findings = looks::settings(&roles);
+    findings.extend(process::process(&roles));
     findings.extend(looks::stores(&roles).await);
+    findings.extend(process::pepper(&roles, &findings).await);
     findings.push(looks::redis(&roles).await);
     findings.extend(looks::engines(&roles).await);
     findings.push(looks::certificates(&roles));

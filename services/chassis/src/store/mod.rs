@@ -1,0 +1,153 @@
+//! How a service opens its store: locked against other processes where it is a file, looked at for damage, and
+//! set aside where it is damaged and may be.
+
+mod damage;
+mod quick_check;
+
+use std::path::{Path, PathBuf};
+
+use anyhow::Context as _;
+
+pub(crate) use self::damage::{damage, is_of_the_file};
+use self::damage::{set_aside, set_aside_of};
+use self::quick_check::quick_check;
+use crate::db::{Db, Durability, Engine, Step};
+use crate::health::Check;
+use crate::server::Server;
+
+/// What a service keeps.
+#[derive(Clone, Copy, Debug)]
+pub struct StoreSpec {
+    /// Whose it is; its file is named so.
+    pub service: &'static str,
+    /// How it is migrated.
+    pub steps: &'static [Step],
+    /// What a SQLite file of it must survive.
+    pub durability: Durability,
+    /// Whether a file in DATA_DIR that is damaged may be set aside, so that the process serves with a new one.
+    pub may_be_set_aside: bool,
+}
+
+impl Server {
+    /// Opens the store of a service.
+    pub async fn open_store(&mut self, spec: &StoreSpec) -> anyhow::Result<Db> {
+        let url = self.config().store_url(spec.service);
+        let Some(file) = sqlite_file(&url).map(PathBuf::from) else {
+            return open(spec, &url).await;
+        };
+        self.lock_store(&file).await?;
+        // A file that DATABASE_URL names may hold other services' stores.
+        if !spec.may_be_set_aside || !self.config().has_embedded_stores() {
+            return open_or_explain(spec, &url, &file).await;
+        }
+        let opened = match try_open(spec, &url, &file).await {
+            Err(error) if is_damaged(&error) => {
+                let aside = set_aside(&file)?;
+                tracing::error!(
+                    service = spec.service,
+                    why = format!("{error:#}"),
+                    file = %file.display(),
+                    set_aside = %aside.display(),
+                    "a damaged store was set aside, and a new one is made"
+                );
+                try_open(spec, &url, &file).await
+            }
+            opened => opened,
+        };
+        self.check(set_aside_check(spec.service, file));
+        opened
+    }
+}
+
+/// Tells of what was set aside for as long as it is there.
+fn set_aside_check(service: &str, file: PathBuf) -> Check {
+    let problem = format!("a damaged store of {service} was set aside; what it held is not shown");
+    let run = move || {
+        let found = set_aside_of(&file);
+        async move {
+            let Some(first) = found.first() else { return Ok(()) };
+            Err(format!("{}: recover what it holds, and move it away", first.display()))
+        }
+    };
+    Check::new("store-set-aside", problem, run)
+}
+
+async fn open(spec: &StoreSpec, url: &str) -> anyhow::Result<Db> {
+    Db::open_with(spec.service, url, spec.steps, spec.durability).await
+}
+
+/// A file that is damaged.
+#[derive(Debug, thiserror::Error)]
+#[error("{} is damaged: {problem}", file.display())]
+struct Damaged {
+    file: PathBuf,
+    problem: String,
+}
+
+fn is_damaged(error: &anyhow::Error) -> bool {
+    error.is::<Damaged>() || is_of_the_file(error)
+}
+
+async fn try_open(spec: &StoreSpec, url: &str, file: &Path) -> anyhow::Result<Db> {
+    let damaged = |problem| Damaged { file: file.to_owned(), problem };
+    if let Some(problem) = damage(file).with_context(|| format!("reading {}", file.display()))? {
+        return Err(damaged(problem).into());
+    }
+    if let Some(problem) = quick_check(file).await? {
+        return Err(damaged(problem).into());
+    }
+    open(spec, url).await
+}
+
+async fn open_or_explain(spec: &StoreSpec, url: &str, file: &Path) -> anyhow::Result<Db> {
+    match try_open(spec, url, file).await {
+        Err(error) if is_damaged(&error) => Err(error).with_context(|| {
+            format!(
+                "the store of {} can't be used and is left as it is: stop here, keep a copy of {file} and {file}-wal, and \
+                 restore a backup or what `sqlite3 {file} .recover` can read; see docs/runbook.md",
+                spec.service,
+                file = file.display(),
+            )
+        }),
+        opened => opened,
+    }
+}
+
+/// What is wrong with the file of an embedded store, for `hapa doctor`; nothing is changed.
+pub fn problem_of(url: &str) -> Option<String> {
+    damage(Path::new(sqlite_file(url)?)).unwrap_or_else(|error| Some(error.to_string()))
+}
+
+/// What was set aside of the file of an embedded store.
+pub fn set_aside_at(url: &str) -> Vec<PathBuf> {
+    sqlite_file(url).map(|file| set_aside_of(Path::new(file))).unwrap_or_default()
+}
+
+/// The file of an embedded store; none for a server, and for what is in memory alone.
+pub fn sqlite_file(url: &str) -> Option<&str> {
+    if Engine::of(url) != Ok(Engine::Sqlite) {
+        return None;
+    }
+    let file = url.trim_start_matches("sqlite://");
+    let (file, options) = file.split_once('?').unwrap_or((file, ""));
+    (!file.is_empty() && file != ":memory:" && !options.contains("mode=memory")).then_some(file)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_file_of_a_store_is_read_from_its_url() {
+        for (url, file) in [
+            ("sqlite:///var/lib/hapa/hapa.db", Some("/var/lib/hapa/hapa.db")),
+            ("sqlite://data/auth.db?mode=rwc", Some("data/auth.db")),
+            ("sqlite://:memory:", None),
+            ("sqlite://x?mode=memory&cache=shared", None),
+            ("sqlite://", None),
+            ("postgres://user@host/hapa", None),
+        ] {
+            assert_eq!(sqlite_file(url), file, "{url}");
+        }
+    }
+}
