@@ -18,6 +18,7 @@ mod gateway;
 mod generate;
 mod health;
 mod house;
+mod idempotency;
 mod incidents;
 mod keys;
 mod lifecycle;

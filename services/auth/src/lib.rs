@@ -6,6 +6,7 @@ mod budget;
 mod check;
 mod credential;
 mod error;
+mod idempotency;
 mod identity;
 mod ids;
 mod jws;
@@ -158,6 +159,7 @@ pub async fn mount(config: &Config, server: &mut Server) -> anyhow::Result<()> {
     server.spawn_to_end(|end| writing.write(kept, end));
     server.spawn(budget::release(store.clone()));
     server.spawn(session::forget(store.clone()));
+    server.spawn(idempotency::purge(store.clone()));
     let credentials = Credentials {
         store: store.clone(),
         pepper: pepper.clone(),
@@ -174,8 +176,8 @@ pub async fn mount(config: &Config, server: &mut Server) -> anyhow::Result<()> {
         access_minutes: config.access_token_minutes,
         session_days: config.session_days,
     };
+    let users = Users { store: store.clone(), pepper: pepper.clone(), passwords };
     let keys = Keys { store: store.clone(), pepper, default_days: config.api_key_expiry_days };
-    let users = Users { store: store.clone(), passwords };
     server.add(AuthServiceServer::new(credentials), RPCS).await;
     server.add(KeyServiceServer::new(keys), &[]).await;
     server.add(UserServiceServer::new(users), &[]).await;

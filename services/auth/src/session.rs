@@ -21,7 +21,7 @@ use crate::error::Error;
 use crate::identity::Identity;
 use crate::password::Passwords;
 use crate::pepper::Pepper;
-use crate::store::{By, NewSession, NewUser, Refreshed, Store};
+use crate::store::{Attempt, By, NewSession, NewUser, Refreshed, Store};
 use crate::times::in_days;
 use crate::token::{Claims, Tokens};
 use crate::user::visible;
@@ -192,7 +192,8 @@ impl Sessions {
         let user_id = user.user_id.clone();
         let identity = Some(identity);
         let new = NewUser { user, password_hash: None, identity, profile: UserProfile::default() };
-        self.store.insert_user(by.clone(), new).await?;
+        let attempt = Attempt { by: by.clone(), request: None };
+        self.store.insert_user(attempt, new, |user| user).await?;
         Ok(user_id)
     }
 
@@ -208,7 +209,7 @@ impl Sessions {
     }
 
     async fn existing(&self, user_id: String) -> Result<String, Error> {
-        match self.store.user_by_id(&user_id).await? {
+        match self.store.user_by_id(&user_id, now()).await? {
             Some(_) => Ok(user_id),
             None => Err(Error::NoSuch("user", user_id)),
         }

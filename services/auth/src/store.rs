@@ -6,6 +6,7 @@
 
 mod audit;
 mod budgets;
+mod idempotency;
 mod keys;
 mod sessions;
 mod users;
@@ -27,13 +28,15 @@ use crate::error::Error;
 
 pub(crate) use audit::Entries;
 pub(crate) use budgets::{Lease, Used};
-pub(crate) use keys::{Changes, End, Filter, Known};
+pub(crate) use idempotency::Attempt;
+pub(crate) use keys::{Changes, End, Filter, Known, NewText};
 pub(crate) use sessions::{Live, NewSession, Refreshed};
 pub(crate) use users::{NewUser, UserChanges, Who};
 
 pub(crate) const MIGRATIONS: &[Step] = &[
     (1, "keys", include_str!("../migrations/0001_keys.sql")),
     (2, "people", include_str!("../migrations/0002_people.sql")),
+    (3, "idempotency", include_str!("../migrations/0003_idempotency.sql")),
 ];
 
 #[derive(Clone, Debug)]

@@ -15,6 +15,7 @@ pub mod db;
 mod deadline;
 pub mod dial;
 pub mod health;
+pub mod idempotency;
 pub mod key_text;
 mod layers;
 pub mod limit;
