@@ -105,10 +105,8 @@ async fn another_body_under_a_used_key_is_a_conflict_and_has_no_effect() {
         let wrong = world.keys().create_key(keyed(CreateKeyRequest::default(), "k")).await;
         assert_eq!(incident(&wrong.unwrap_err()).0, "E4009");
 
-        let rotation = |seconds| RotateKeyRequest {
-            key_id: key_id.clone(),
-            overlap_seconds: Some(seconds),
-        };
+        let rotation =
+            |seconds| RotateKeyRequest { key_id: key_id.clone(), overlap_seconds: Some(seconds) };
         world.keys().rotate_key(keyed(rotation(60), "k")).await.unwrap();
         let refused = world.keys().rotate_key(keyed(rotation(61), "k")).await.unwrap_err();
         assert_eq!(incident(&refused).0, "E4009");
@@ -168,8 +166,7 @@ async fn the_store_holds_neither_the_text_of_a_key_nor_the_idempotency_key() {
         let key_id = made.key.unwrap().key_id;
         let rotation = RotateKeyRequest { key_id: key_id.clone(), overlap_seconds: None };
         let rotated = world.keys().rotate_key(keyed(rotation, "a-key-to-be-found")).await.unwrap();
-        let asked =
-            CreateUserRequest { password: password.to_owned(), ..user("mina@example.com") };
+        let asked = CreateUserRequest { password: password.to_owned(), ..user("mina@example.com") };
         users(&world).create_user(keyed(asked, "a-key-to-be-found")).await.unwrap();
         let secrets = [made.key_text, rotated.into_inner().key_text];
         let secrets = secrets.iter().map(|text| &text[key_id.len() + 1..]);
@@ -232,9 +229,8 @@ async fn a_reply_is_forgotten_after_a_day() {
         let first = create(&world, "k").await.unwrap().into_inner();
         let hours = async |hours: i64| {
             let micros = hours * 3_600_000_000;
-            let text = format!(
-                "UPDATE idempotency_records SET expire_time = expire_time - {micros}"
-            );
+            let text =
+                format!("UPDATE idempotency_records SET expire_time = expire_time - {micros}");
             store.execute(&text).await;
         };
         hours(23).await;
@@ -279,7 +275,8 @@ async fn replies_are_known_while_the_pepper_is_replaced() {
         let first = create(&world, "k").await.unwrap().into_inner();
         world.begin_shutdown();
         world.ended().await;
-        let (new, also) = (format!("--api-key-pepper={NEW}"), format!("--api-key-pepper-also={OLD}"));
+        let (new, also) =
+            (format!("--api-key-pepper={NEW}"), format!("--api-key-pepper-also={OLD}"));
         let world = World::on(&store, &[&new, &also]).await;
         assert_eq!(create(&world, "k").await.unwrap().into_inner(), first);
         world.end().await;

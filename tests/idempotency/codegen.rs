@@ -19,7 +19,8 @@ fn cursor(prefix: &str) -> CompleteCodeRequest {
 async fn a_repeated_generation_asks_the_engine_once_and_is_charged_once() {
     let world = World::start().await;
     let budget = Some(TokenBudget { per_day: 1_000_000, per_month: 0 });
-    let made = world.create_key(CreateKeyRequest { token_budget: budget, ..World::dev_key() }).await;
+    let made =
+        world.create_key(CreateKeyRequest { token_budget: budget, ..World::dev_key() }).await;
     let key_id = made.key.unwrap().key_id;
     let mut client = world.client_with(&made.key_text);
     world.engine.script(Script::text("x = 1").usage(70, 40));

@@ -66,7 +66,8 @@ async fn a_command_that_is_repeated_with_its_key_prints_the_first_result() {
     let key_id = made["key"]["key_id"].as_str().unwrap();
     let line = format!("key rotate {key_id} --json --idempotency-key k");
     assert_eq!(run(&line).await, run(&line).await);
-    let other = "key create --name other --owner tester --scope codegen:generate --idempotency-key k";
+    let other =
+        "key create --name other --owner tester --scope codegen:generate --idempotency-key k";
     assert!(!run(other).await.0, "another command");
     world.end().await;
 }

@@ -6,7 +6,6 @@
 
 use std::borrow::Cow;
 use std::path::Path;
-use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
@@ -14,8 +13,8 @@ use futures_util::future::BoxFuture;
 use sqlx::any::{AnyConnectOptions, AnyPoolOptions, install_default_drivers};
 use sqlx::migrate::{MigrateError, Migration, MigrationType, Migrator};
 use sqlx::{
-    AnyConnection, AnyPool, AssertSqlSafe, ConnectOptions as _, Connection as _, Error,
-    Executor as _, Row as _, SqlSafeStr as _,
+    AnyConnection, AnyPool, ConnectOptions as _, Connection as _, Error, Executor as _, Row as _,
+    SqlSafeStr as _,
 };
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep, timeout};
@@ -23,6 +22,7 @@ use tokio_util::task::TaskTracker;
 use tracing::Instrument as _;
 
 use crate::config::Wrong;
+use crate::sql::SqlText;
 
 /// Waiting longer than this for a connection is being overloaded.
 const ACQUIRE: Duration = Duration::from_secs(2);
@@ -138,7 +138,8 @@ impl Db {
             make_folder(url)?;
         }
         let connection = connect(&options).await?;
-        let migrated = timeout(MIGRATING, migrate(connection, engine, migrator(service, steps)));
+        let migrated =
+            timeout(MIGRATING, migrate(connection, engine, service, migrator(service, steps)));
         migrated
             .await
             .context("migrating the store took too long")?
@@ -228,8 +229,8 @@ impl Db {
             connection.execute("SELECT 1").await?;
             let latency = begun.elapsed();
             // Without the table no step was taken yet.
-            let done = format!("SELECT version FROM migrations_{service}");
-            let done = connection.fetch_all(AssertSqlSafe(done)).await.unwrap_or_default();
+            let done = SqlText::new("SELECT version FROM migrations_").with(service);
+            let done = connection.fetch_all(done).await.unwrap_or_default();
             let done: Vec<i64> = done.iter().filter_map(|row| row.try_get(0).ok()).collect();
             let pending = steps.iter().filter(|(version, ..)| !done.contains(version)).count();
             let clock = match engine {
@@ -283,14 +284,15 @@ fn file_pool(most: u32, durability: Durability) -> AnyPoolOptions {
     )
 }
 
-fn server_pool(service: &str) -> AnyPoolOptions {
-    let greeting: Arc<str> = format!("{LIMITS}; SET application_name = 'hapa-{service}'").into();
+fn server_pool(service: &'static str) -> AnyPoolOptions {
+    let greeting = SqlText::new(LIMITS).with("; SET application_name = 'hapa-").with(service);
+    let greeting = greeting.with("'");
     AnyPoolOptions::new()
         .max_connections(CONNECTIONS)
         .acquire_timeout(ACQUIRE)
         .max_lifetime(LIFETIME)
         .after_connect(move |connection, _| {
-            let greeting = AssertSqlSafe(Arc::clone(&greeting));
+            let greeting = greeting.clone();
             Box::pin(async move { connection.execute(greeting).await.map(drop) })
         })
         .after_release(|connection, _| Box::pin(is_idle(connection)))
@@ -350,12 +352,13 @@ fn is_coming_up(error: &Error) -> bool {
 async fn migrate(
     mut connection: AnyConnection,
     engine: Engine,
+    service: &'static str,
     migrator: Migrator,
 ) -> Result<(), MigrateError> {
     match engine {
         Engine::Sqlite => {
             connection.execute(PRAGMAS).await?;
-            adopt(&mut connection, &migrator).await?;
+            adopt(&mut connection, service, &migrator).await?;
         }
         Engine::Postgres => {
             connection.execute(NO_LIMITS).await?;
@@ -369,7 +372,11 @@ async fn migrate(
 
 /// Takes over the table in which sqlx counted the steps of a SQLite store before services counted
 /// their own: where its first step is ours.
-async fn adopt(connection: &mut AnyConnection, migrator: &Migrator) -> Result<(), Error> {
+async fn adopt(
+    connection: &mut AnyConnection,
+    service: &'static str,
+    migrator: &Migrator,
+) -> Result<(), Error> {
     const OLD: &str = "SELECT name FROM sqlite_master WHERE name = '_sqlx_migrations'";
     let Some(first) = migrator.migrations.first() else { return Ok(()) };
     if connection.fetch_optional(OLD).await?.is_none() {
@@ -378,8 +385,8 @@ async fn adopt(connection: &mut AnyConnection, migrator: &Migrator) -> Result<()
     let ours = sqlx::query("SELECT version FROM _sqlx_migrations WHERE checksum = $1");
     let ours = ours.bind(first.checksum.to_vec());
     if ours.fetch_optional(&mut *connection).await?.is_some() {
-        let rename = format!("ALTER TABLE _sqlx_migrations RENAME TO {}", migrator.table_name);
-        connection.execute(AssertSqlSafe(rename)).await?;
+        let rename = SqlText::new("ALTER TABLE _sqlx_migrations RENAME TO migrations_");
+        connection.execute(rename.with(service)).await?;
     }
     Ok(())
 }

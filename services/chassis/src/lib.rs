@@ -33,6 +33,7 @@ pub mod secret;
 mod server;
 mod shed;
 pub mod spool;
+pub mod sql;
 pub mod status;
 pub mod tail;
 pub mod telemetry;

@@ -5,6 +5,7 @@
 
 use std::collections::BTreeMap;
 
+use hapa_chassis::sql::SqlText;
 use hapa_chassis::times::{DAY, day};
 use hapa_proto::auth::v1::{Settlement, TokenUsage};
 use sqlx::any::AnyRow;
@@ -150,15 +151,10 @@ async fn usage(
     if payers.is_empty() {
         return Ok(Vec::new());
     }
-    let places: Vec<_> = (3..payers.len() + 3).map(|place| format!("${place}")).collect();
-    let text = format!(
-        "SELECT * FROM token_usage WHERE period IN ($1, $2) AND payer IN ({})",
-        places.join(", ")
-    );
+    let text = SqlText::new("SELECT * FROM token_usage WHERE period IN ($1, $2) AND payer IN (");
+    let text = text.places(3, payers.len()).with(")");
     let today = day(now);
-    let mut rows = sqlx::query(sqlx::AssertSqlSafe(text))
-        .bind(today.clone())
-        .bind(month_of(&today).to_owned());
+    let mut rows = sqlx::query(text).bind(today.clone()).bind(month_of(&today).to_owned());
     for payer in payers {
         rows = rows.bind(payer.clone());
     }

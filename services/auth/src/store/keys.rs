@@ -1,6 +1,7 @@
 //! Keys and their texts.
 
 use hapa_chassis::page::After;
+use hapa_chassis::sql::SqlText;
 use hapa_chassis::times::{micros, timestamp};
 use hapa_proto::auth::v1::{Key, KeyText, RateLimit, TokenBudget};
 use prost::Message;
@@ -156,9 +157,8 @@ impl Store {
         after: &After,
         size: i64,
     ) -> Result<Vec<Key>, Error> {
-        let rows = sqlx::query(sqlx::AssertSqlSafe(format!(
-            "{SHOWN}
-             WHERE ($1 = '' OR owner = $1)
+        let rows = sqlx::query(SqlText::new(SHOWN).with(
+            " WHERE ($1 = '' OR owner = $1)
                AND ($2 = '' OR scopes LIKE $3)
                AND ($4 = ''
                  OR ($4 = 'revoked' AND revoke_time IS NOT NULL)
@@ -166,8 +166,8 @@ impl Store {
                  OR ($4 = 'active' AND revoke_time IS NULL AND (expire_time IS NULL OR expire_time > $5)))
                AND (create_time < $6 OR (create_time = $6 AND key_id < $7))
              ORDER BY create_time DESC, key_id DESC
-             LIMIT $8"
-        )))
+             LIMIT $8",
+        ))
         .bind(filter.owner.clone())
         .bind(filter.scope.clone())
         .bind(format!("%\"{}\"%", filter.scope))
@@ -347,7 +347,7 @@ async fn key_by_id(
     key_id: &str,
     now: i64,
 ) -> Result<Option<Key>, Error> {
-    let row = sqlx::query(sqlx::AssertSqlSafe(format!("{SHOWN} WHERE key_id = $1")));
+    let row = sqlx::query(SqlText::new(SHOWN).with(" WHERE key_id = $1"));
     let row = row.bind(key_id.to_owned()).fetch_optional(&mut *connection).await?;
     let Some(row) = row else { return Ok(None) };
     let texts = sqlx::query(

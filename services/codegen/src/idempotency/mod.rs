@@ -117,18 +117,20 @@ impl Idempotency {
         }
         let (claim, is_alone) = match &self.shared {
             None => (None, false),
-            Some(shared) => match self.while_wanted(&call, shared.claim(&repeatable)).await? {
-                Lookup::Known(record) => {
-                    let reply = replay(&repeatable, &record, &call, arrived)?;
-                    self.memory.insert(&repeatable, record);
-                    return Ok(reply);
+            Some(shared) => {
+                match self.while_wanted(&call, Box::pin(shared.claim(&repeatable))).await? {
+                    Lookup::Known(record) => {
+                        let reply = replay(&repeatable, &record, &call, arrived)?;
+                        self.memory.insert(&repeatable, record);
+                        return Ok(reply);
+                    }
+                    Lookup::Claimed(claim) => (Some(claim), false),
+                    Lookup::Away(claim) => {
+                        call.report().overcame(&Fault::new(ErrorCode::CacheError, ALONE));
+                        (Some(claim), true)
+                    }
                 }
-                Lookup::Claimed(claim) => (Some(claim), false),
-                Lookup::Away(claim) => {
-                    call.report().overcame(&Fault::new(ErrorCode::CacheError, ALONE));
-                    (Some(claim), true)
-                }
-            },
+            }
         };
         let mut reply = renewing(claim.as_ref(), run(request)).await?;
         if is_alone {
