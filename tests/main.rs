@@ -34,6 +34,7 @@ mod sessions;
 mod spool;
 mod spool_killed;
 mod stores;
+mod supply;
 mod tasks;
 mod tenants;
 mod traces;
