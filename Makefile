@@ -79,7 +79,7 @@ fmt: $(BUF) ## format Rust and protos
 	$(BUF) format --write --path proto/hapa
 
 clean: ## remove what was built and installed, and the development data
-	rm -rf target .tools data $(WEB)/node_modules $(WEB)/dist $(WEB)/src/gen
+	rm -rf target fuzz/target .tools data $(WEB)/node_modules $(WEB)/dist $(WEB)/src/gen
 
 $(BUF): $(WEB)/package-lock.json
 	npm --prefix $(WEB) ci --no-audit --no-fund --silent

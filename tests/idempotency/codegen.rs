@@ -1,6 +1,6 @@
 //! Generations with an idempotency key: one call of the engine, charged once.
 
-use hapa_proto::auth::v1::{CreateKeyRequest, GetKeyRequest, TokenBudget};
+use hapa_proto::auth::v1::{CreateKeyRequest, GetKeyRequest, RevokeKeyRequest, TokenBudget};
 use hapa_proto::codegen::v1::CompleteCodeRequest;
 use hapa_tests::engine::{Fault, Script};
 use hapa_tests::{World, incident, within};
@@ -52,7 +52,7 @@ async fn a_repeated_generation_asks_the_engine_once_and_is_charged_once() {
     .await;
     assert_eq!(used, 220, "one generation and one completion of 110 tokens");
     let metrics = world.metrics().await;
-    let replayed = metrics.sum("hapa_idempotent_requests_total", &[("outcome", "replayed")]);
+    let replayed = metrics.sum("hapa_idempotent_requests_total", &["outcome=\"replayed\""]);
     assert!(replayed >= 2.0, "{replayed}");
     world.end().await;
 }
@@ -136,11 +136,32 @@ async fn a_request_that_waits_for_the_first_ends_with_its_deadline() {
     let first = tokio::spawn(async move { one.generate_code(keyed(question("q"), "k")).await });
     world.engine.wait_until(|counts| counts.held == 1).await;
     let mut request = keyed(question("q"), "k");
-    request.set_timeout(std::time::Duration::from_millis(300));
+    // Set by hand: `set_timeout` would also end the call on this side, before the answer is read.
+    request.metadata_mut().insert("grpc-timeout", "300m".parse().unwrap());
     let refused = within("a deadline", world.client().generate_code(request)).await.unwrap_err();
-    assert_eq!(refused.code(), Code::DeadlineExceeded);
+    assert_eq!((incident(&refused).0.as_str(), refused.code()), ("E5001", Code::DeadlineExceeded));
     world.engine.release();
     assert!(!is_replayed(&within("the first", first).await.unwrap().unwrap()));
+    assert_eq!(world.engine.counts().started, 1);
+    world.end().await;
+}
+
+#[tokio::test]
+async fn a_request_that_waits_for_the_first_ends_with_its_credential() {
+    let world = World::start().await;
+    let made = world.create_key(World::dev_key()).await;
+    world.engine.once(Script::tokens(["a", "b"]).hold(1));
+    let mut asked = JoinSet::new();
+    for _ in 0..3 {
+        let mut client = world.client_with(&made.key_text);
+        asked.spawn(async move { client.generate_code(keyed(question("q"), "k")).await });
+    }
+    world.engine.wait_until(|counts| counts.held == 1).await;
+    let key_id = made.key.unwrap().key_id;
+    world.keys().revoke_key(RevokeKeyRequest { key_id }).await.unwrap();
+    for refused in within("all of them", asked.join_all()).await {
+        assert_eq!(incident(&refused.unwrap_err()).0, "E4007");
+    }
     assert_eq!(world.engine.counts().started, 1);
     world.end().await;
 }

@@ -99,8 +99,8 @@ mod tests {
 
     #[test]
     fn parts_and_placeholders_stand_in_the_order_in_which_they_were_added() {
-        let text = SqlText::new("SELECT ").list(["a", "b"]).with(" FROM t WHERE c IN (");
-        assert_eq!(text.places(3, 2).with(")").0, "SELECT a, b FROM t WHERE c IN ($3, $4)");
+        let text = SqlText::new("KEEP ").list(["a", "b"]).with(" WHERE c IN (");
+        assert_eq!(text.places(3, 2).with(")").0, "KEEP a, b WHERE c IN ($3, $4)");
         let rows = |placeholder| SqlText::new("VALUES ").rows(placeholder, 2, 2, ", 0").0;
         assert_eq!(rows(Placeholder::of("PostgreSQL")), "VALUES ($1, $2, 0), ($3, $4, 0)");
         assert_eq!(rows(Placeholder::of("SQLite")), "VALUES (?, ?, 0), (?, ?, 0)");
