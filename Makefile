@@ -15,8 +15,9 @@ run: ## install what is missing, build, and run model, mesh and gateway in the f
 build: ## build the one binary
 	cargo build
 
-test: lint build client ## run every check and every test, on real parts
+test: lint build client ## run every check and every test, on real parts, and 20 s of fuzzing
 	cargo test --workspace --lib --bins --tests
+	@fuzz/run 20
 
 lint: proto ## check formatting, clippy, dependencies and the protos
 	@infra/tools/install test
@@ -24,6 +25,7 @@ lint: proto ## check formatting, clippy, dependencies and the protos
 	cargo clippy --workspace --all-targets --all-features -- --deny warnings
 	cargo metadata --locked --format-version 1 --manifest-path fuzz/Cargo.toml >/dev/null
 	.tools/bin/cargo-deny check bans licenses sources
+	@infra/advisories/check
 
 proto: $(BUF) ## check the protos: style, format, and compatibility with what was released
 	$(BUF) lint
@@ -56,22 +58,31 @@ test-vllm: ## run the stories that need a real vLLM, which it installs for the C
 	cargo build
 	infra/vllm/run cargo test --package hapa-tests --test stories -- --ignored --test-threads=1 vllm
 
-fuzz: ## feed each fuzz target for a minute; MINUTES=10: longer
-	@infra/tools/install fuzz
-	for target in sse requests validate; do \
-		echo "fuzz: $$target, $(or $(MINUTES),1) min, with stable Rust and no sanitizer; each find is kept in fuzz/artifacts/$$target/"; \
-		.tools/bin/cargo-fuzz run --sanitizer none $$target -- -max_total_time=$$((60 * $(or $(MINUTES),1))) -timeout=10 \
-			-print_final_stats=1 2>&1 | grep --line-buffered -v '^[#"]'; done # without a line for each new input
+fuzz: ## feed the fuzz targets for a minute, all at once; MINUTES=10: longer
+	@infra/tools/install test
+	@fuzz/run $$((60 * $(or $(MINUTES),1)))
+
+advisories: ## check the dependencies against the RustSec advisories, or their snapshot without a network
+	@infra/tools/install test
+	@infra/advisories/check
+
+release: ## build the one binary for production, with the list of its dependencies inside (cargo auditable)
+	@infra/tools/install release
+	.tools/bin/cargo-auditable auditable build --release --locked --package hapa
+
+sbom: ## write the software bill of materials (CycloneDX) to target/hapa.cdx.json
+	@infra/tools/install release
+	@infra/sbom target/hapa.cdx.json
 
 fmt: $(BUF) ## format Rust and protos
 	cargo fmt --all
 	$(BUF) format --write --path proto/hapa
 
 clean: ## remove what was built and installed, and the development data
-	rm -rf target .tools data $(WEB)/node_modules $(WEB)/dist $(WEB)/src/gen
+	rm -rf target fuzz/target .tools data $(WEB)/node_modules $(WEB)/dist $(WEB)/src/gen
 
 $(BUF): $(WEB)/package-lock.json
 	npm --prefix $(WEB) ci --no-audit --no-fund --silent
 	@touch $@
 
-.PHONY: help run build test lint proto release-proto client certs bench bench-store load test-vllm fuzz fmt clean
+.PHONY: help run build test lint proto release-proto client certs bench bench-store load test-vllm fuzz advisories release sbom fmt clean

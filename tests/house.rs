@@ -78,6 +78,22 @@ fn sql_stays_in_stores_and_the_chassis_store() {
     }
 }
 
+/// Only there can a value become part of SQL text: everywhere else text is `&'static str` or a
+/// `SqlText`, which is made of nothing else.
+#[test]
+fn assembled_sql_is_asserted_to_be_safe_in_one_listed_place() {
+    let listed = ["services/chassis/src/sql.rs", "tests/src/postgres.rs"];
+    let words = ["AssertSqlSafe", "QueryBuilder"];
+    let asserting: Vec<_> = ["services", "tests", "proto"]
+        .into_iter()
+        .flat_map(sources)
+        .filter(|(path, _)| !path.ends_with("house.rs"))
+        .filter(|(_, text)| words.iter().any(|word| text.contains(word)))
+        .map(|(path, _)| path.to_str().unwrap().to_owned())
+        .collect();
+    assert_eq!(asserting, listed);
+}
+
 #[test]
 fn files_are_short_and_say_what_they_are() {
     for folder in ["proto", "services", "tests"] {

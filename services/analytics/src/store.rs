@@ -50,19 +50,5 @@ fn portions<T>(mut rows: &[T], most: usize) -> impl Iterator<Item = &[T]> {
     })
 }
 
-/// `($1, $2), ($3, $4)`: so many rows of so many places; `more` ends each row.
-///
-/// To SQLite $1 is a name, and looking each up among all others took longer than all the rest: so
-/// there it is `(?, ?), (?, ?)`.
-fn places(backend: &str, rows: usize, columns: usize, more: &str) -> String {
-    let numbered = backend != "SQLite";
-    let place = |at: usize| if numbered { format!("${at}") } else { "?".to_owned() };
-    let row = |row: usize| {
-        let places: Vec<_> = (1..=columns).map(|at| place(row * columns + at)).collect();
-        format!("({}{more})", places.join(", "))
-    };
-    (0..rows).map(row).collect::<Vec<_>>().join(", ")
-}
-
 #[cfg(test)]
 mod tests;

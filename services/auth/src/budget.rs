@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use hapa_chassis::Violations;
 use hapa_chassis::times::now;
-use hapa_proto::auth::v1::{ReserveTokensRequest, SettleTokensRequest, TokenUsage};
+use hapa_proto::auth::v1::{ReserveTokensRequest, SettleTokensRequest};
 use tokio::time::sleep;
 
 use crate::error::Error;
@@ -68,11 +68,6 @@ fn check_lease(lease_id: &str, found: &mut Violations) {
     if !(1..=LONGEST_ID).contains(&lease_id.len()) {
         found.wrong("lease_id", "must be 1 to 64 characters");
     }
-}
-
-/// What a payer has used.
-pub(crate) async fn usage(store: &Store, payer: String) -> Result<TokenUsage, Error> {
-    Ok(store.usage(&[payer], now()).await?.into_iter().next().unwrap_or_default())
 }
 
 /// Ends leases that were never settled, for as long as the server runs: books what was reported last

@@ -4,6 +4,7 @@
 
 use std::time::Duration;
 
+use hapa_chassis::idempotency;
 use hapa_chassis::status::{INTERNAL, STORE_AWAY};
 use hapa_chassis::tail::Over;
 use hapa_chassis::times::now;
@@ -47,6 +48,10 @@ pub(crate) enum Error {
     Busy,
     #[error(transparent)]
     Over(#[from] Over),
+    #[error(transparent)]
+    Repetition(#[from] idempotency::Error),
+    #[error("{}", .0.message())]
+    Fault(Box<Fault>),
     #[error("{STORE_AWAY}")]
     Store(#[from] sqlx::Error),
     #[error("{INTERNAL}")]
@@ -80,6 +85,8 @@ impl From<Error> for Status {
                 Fault::new(ErrorCode::Overloaded, words).retry_after(Duration::from_secs(1))
             }
             Error::Over(over) => over.into(),
+            Error::Repetition(error) => error.into(),
+            Error::Fault(fault) => *fault,
             Error::Store(cause) => (&cause).into(),
             Error::Internal(cause) => (&cause).into(),
         };

@@ -13,11 +13,12 @@ use hapa_proto::auth::v1::{
 use secrecy::ExposeSecret as _;
 use tonic::{Request, Response, Status};
 
+use crate::check;
 use crate::error::Error;
+use crate::idempotency::Repeatable;
 use crate::pepper::Pepper;
-use crate::store::{By, Changes, End, Filter, Store};
+use crate::store::{Attempt, By, Changes, End, Filter, NewText, Store};
 use crate::times::{in_days, in_seconds};
-use crate::{budget, check};
 
 const LONGEST_LIFE: u32 = 3_650;
 const LONGEST_OVERLAP: u32 = 2_592_000;
@@ -39,40 +40,50 @@ impl KeyService for Keys {
         request: Request<CreateKeyRequest>,
     ) -> Result<Response<CreateKeyResponse>, Status> {
         let call = Call::of(request.extensions())?;
+        let repeatable = Repeatable::of(&request, &self.pepper)?;
+        let attempt = Attempt { by: By::of(&call), request: repeatable };
+        let (now, first) = (attempt.by.time, self.store.first_reply(&attempt).await?);
         let mut request = request.into_inner();
         let session = call.principal.as_ref().filter(|caller| !caller.session_id.is_empty());
         if let Some(session) = session.filter(|_| request.owner.is_empty()) {
             request.owner.clone_from(&session.owner);
         }
-        let by = By::of(&call);
-        check_new(&request, by.time)?;
+        // What was good then may not be now: the key's end may have passed.
+        if first.is_none() {
+            check_new(&request, now)?;
+        }
         may_give(&call, &request.scopes, !request.rate_limits.is_empty())?;
         if !call.may_see(&request.owner) {
             return Err(Error::NotAllowed("a key of another owner").into());
         }
+        if let Some(reply) = first {
+            return Ok(reply);
+        }
         let expire_time = match request.expiry {
             Some(Expiry::ExpireTime(time)) => Some(time),
-            Some(Expiry::TtlDays(days)) => Some(timestamp(in_days(by.time, days))),
+            Some(Expiry::TtlDays(days)) => Some(timestamp(in_days(now, days))),
             Some(Expiry::NeverExpires(_)) => None,
-            None => Some(timestamp(in_days(by.time, self.default_days))),
+            None => Some(timestamp(in_days(now, self.default_days))),
         };
         let (key_id, text) = key_text::mint();
         let key = Key {
-            key_id: key_id.clone(),
+            key_id,
             name: request.name,
             owner: request.owner,
             scopes: request.scopes,
             rate_limits: request.rate_limits,
             allowed_models: request.allowed_models,
-            create_time: Some(timestamp(by.time)),
+            create_time: Some(timestamp(now)),
             expire_time,
             token_budget: request.token_budget,
             ..Key::default()
         };
-        self.store.insert_key(by, key, self.pepper.hash_key(&text)?).await?;
-        let key = Some(self.shown(&key_id).await?);
-        let key_text = text.expose_secret().to_owned();
-        Ok(Response::new(CreateKeyResponse { key, key_text }))
+        let hash = self.pepper.hash_key(&text)?;
+        let reply = move |key| {
+            let key_text = text.expose_secret().to_owned();
+            CreateKeyResponse { key: Some(key), key_text }
+        };
+        Ok(self.store.insert_key(attempt, key, hash, reply).await?)
     }
 
     async fn list_keys(
@@ -115,8 +126,7 @@ impl KeyService for Keys {
     ) -> Result<Response<GetKeyResponse>, Status> {
         let call = Call::of(request.extensions())?;
         let key = self.visible(&call, request.into_inner().key_id).await?;
-        let key = Some(self.with_usage(key).await?);
-        Ok(Response::new(GetKeyResponse { key }))
+        Ok(Response::new(GetKeyResponse { key: Some(key) }))
     }
 
     async fn rotate_key(
@@ -124,6 +134,7 @@ impl KeyService for Keys {
         request: Request<RotateKeyRequest>,
     ) -> Result<Response<RotateKeyResponse>, Status> {
         let call = Call::of(request.extensions())?;
+        let repeatable = Repeatable::of(&request, &self.pepper)?;
         let request = request.into_inner();
         let overlap = request.overlap_seconds.unwrap_or(DEFAULT_OVERLAP);
         if overlap > LONGEST_OVERLAP {
@@ -133,13 +144,14 @@ impl KeyService for Keys {
         let key = self.visible(&call, request.key_id).await?;
         let text = key_text::renew(&key.key_id)
             .ok_or_else(|| Error::from(anyhow::anyhow!("{} is no public id", key.key_id)))?;
-        let by = By::of(&call);
-        let old_end = in_seconds(by.time, overlap);
-        let hash = self.pepper.hash_key(&text)?;
-        self.store.rotate_key(by, key.key_id.clone(), hash, old_end).await?;
-        let key = Some(self.shown(&key.key_id).await?);
-        let key_text = text.expose_secret().to_owned();
-        Ok(Response::new(RotateKeyResponse { key, key_text }))
+        let attempt = Attempt { by: By::of(&call), request: repeatable };
+        let old_end = in_seconds(attempt.by.time, overlap);
+        let new = NewText { hash: self.pepper.hash_key(&text)?, key_id: key.key_id, old_end };
+        let reply = move |key| {
+            let key_text = text.expose_secret().to_owned();
+            RotateKeyResponse { key: Some(key), key_text }
+        };
+        Ok(self.store.rotate_key(attempt, new, reply).await?)
     }
 
     async fn update_key(
@@ -153,7 +165,7 @@ impl KeyService for Keys {
         let scopes = changes.scopes.as_deref().unwrap_or_default();
         may_give(&call, scopes, changes.rate_limits.is_some())?;
         self.store.update_key(By::of(&call), key_id.clone(), changes).await?;
-        let key = Some(self.shown(&key_id).await?);
+        let key = Some(self.key(&key_id).await?);
         Ok(Response::new(UpdateKeyResponse { key }))
     }
 
@@ -164,7 +176,7 @@ impl KeyService for Keys {
         let call = Call::of(request.extensions())?;
         let key = self.visible(&call, request.into_inner().key_id).await?;
         self.store.revoke_key(By::of(&call), key.key_id.clone()).await?;
-        let key = Some(self.shown(&key.key_id).await?);
+        let key = Some(self.key(&key.key_id).await?);
         Ok(Response::new(RevokeKeyResponse { key }))
     }
 }
@@ -182,17 +194,6 @@ impl Keys {
     async fn key(&self, key_id: &str) -> Result<Key, Error> {
         let key = self.store.key_by_id(key_id, now()).await?;
         key.ok_or(Error::NoSuch("key"))
-    }
-
-    /// A key as replies have it.
-    async fn shown(&self, key_id: &str) -> Result<Key, Error> {
-        self.with_usage(self.key(key_id).await?).await
-    }
-
-    async fn with_usage(&self, mut key: Key) -> Result<Key, Error> {
-        let payer = format!("key:{}", key.key_id);
-        key.token_usage = Some(budget::usage(&self.store, payer).await?);
-        Ok(key)
     }
 }
 

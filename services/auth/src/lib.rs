@@ -6,6 +6,7 @@ mod budget;
 mod check;
 mod credential;
 mod error;
+mod idempotency;
 mod identity;
 mod ids;
 mod jws;
@@ -222,6 +223,7 @@ pub async fn mount(config: &Config, server: &mut Server) -> anyhow::Result<()> {
     server.spawn(budget::release(store.clone()));
     let max_session_life = times::in_days(0, config.session_max_days);
     server.spawn(session::forget(store.clone(), max_session_life));
+    server.spawn(idempotency::purge(store.clone()));
     let credentials = Credentials {
         store: store.clone(),
         pepper: pepper.clone(),
@@ -240,8 +242,8 @@ pub async fn mount(config: &Config, server: &mut Server) -> anyhow::Result<()> {
         session_days: config.session_days,
         max_session_life,
     };
+    let users = Users { store: store.clone(), pepper: pepper.clone(), passwords };
     let keys = Keys { store: store.clone(), pepper, default_days: config.api_key_expiry_days };
-    let users = Users { store: store.clone(), passwords };
     server.add(AuthServiceServer::new(credentials), RPCS).await;
     server.add(KeyServiceServer::new(keys), &[]).await;
     server.add(UserServiceServer::new(users), &[]).await;

@@ -21,7 +21,7 @@ use crate::error::Error;
 use crate::identity::Identity;
 use crate::password::Passwords;
 use crate::pepper::Pepper;
-use crate::store::{By, Ends, NewSession, NewUser, Refreshed, Store};
+use crate::store::{Attempt, By, Ends, NewSession, NewUser, Refreshed, Store};
 use crate::times::in_days;
 use crate::token::{Claims, Tokens};
 use crate::user::visible;
@@ -199,8 +199,9 @@ impl Sessions {
             identity: Some(identity.clone()),
             profile: UserProfile::default(),
         };
-        match self.store.insert_user(by.clone(), new).await {
-            Ok(()) => Ok(user_id),
+        let attempt = Attempt { by: by.clone(), request: None };
+        match self.store.insert_user(attempt, new, |user| user).await {
+            Ok(_) => Ok(user_id),
             Err(Error::EmailTaken) => self.known_by(&identity).await,
             Err(error) => Err(error),
         }
@@ -224,7 +225,7 @@ impl Sessions {
     }
 
     async fn existing(&self, user_id: String) -> Result<String, Error> {
-        match self.store.user_by_id(&user_id).await? {
+        match self.store.user_by_id(&user_id, now()).await? {
             Some(_) => Ok(user_id),
             None => Err(Error::NoSuch("user")),
         }

@@ -6,6 +6,7 @@
 
 mod audit;
 mod budgets;
+mod idempotency;
 mod keys;
 mod peppers;
 mod sessions;
@@ -28,7 +29,8 @@ use crate::error::Error;
 
 pub(crate) use audit::Entries;
 pub(crate) use budgets::{Lease, Used};
-pub(crate) use keys::{Changes, End, Filter, Known};
+pub(crate) use idempotency::Attempt;
+pub(crate) use keys::{Changes, End, Filter, Known, NewText};
 pub(crate) use sessions::{Ends, Live, NewSession, Refreshed};
 pub(crate) use users::{NewUser, UserChanges, Who};
 
@@ -37,6 +39,7 @@ pub(crate) const MIGRATIONS: &[Step] = &[
     (2, "people", include_str!("../migrations/0002_people.sql")),
     (3, "reported tokens", include_str!("../migrations/0003_reported_tokens.sql")),
     (4, "pepper", include_str!("../migrations/0004_pepper.sql")),
+    (5, "idempotency", include_str!("../migrations/0005_idempotency.sql")),
 ];
 
 #[derive(Clone, Debug)]

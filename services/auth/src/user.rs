@@ -14,9 +14,11 @@ use secrecy::SecretString;
 use tonic::{Request, Response, Status};
 
 use crate::error::Error;
+use crate::idempotency::Repeatable;
 use crate::password::Passwords;
-use crate::store::{By, NewUser, Store, UserChanges};
-use crate::{budget, check, ids};
+use crate::pepper::Pepper;
+use crate::store::{Attempt, By, NewUser, Store, UserChanges};
+use crate::{check, ids};
 
 const MUTABLE: &[&str] = &["email", "name", "password", "scopes", "token_budget"];
 /// What a user may change about itself.
@@ -24,6 +26,7 @@ const OWN: &[&str] = &["name", "password"];
 
 pub(crate) struct Users {
     pub(crate) store: Store,
+    pub(crate) pepper: Pepper,
     pub(crate) passwords: Passwords,
 }
 
@@ -34,13 +37,18 @@ impl UserService for Users {
         request: Request<CreateUserRequest>,
     ) -> Result<Response<CreateUserResponse>, Status> {
         let call = Call::of(request.extensions())?;
+        let repeatable = Repeatable::of(&request, &self.pepper)?;
+        let attempt = Attempt { by: By::of(&call), request: repeatable };
+        // Before the password is hashed, which is the dear part.
+        if let Some(reply) = self.store.first_reply(&attempt).await? {
+            return Ok(reply);
+        }
         let mut request = request.into_inner();
         let email = check_new(&request)?;
         let password = std::mem::take(&mut request.password);
         let password_hash = self.hash(password).await?;
-        let user_id = ids::user();
         let user = User {
-            user_id: user_id.clone(),
+            user_id: ids::user(),
             name: if request.name.is_empty() { email.clone() } else { request.name },
             email,
             scopes: if request.scopes.is_empty() {
@@ -53,9 +61,8 @@ impl UserService for Users {
         };
         let profile = request.profile.unwrap_or_default();
         let new = NewUser { user, password_hash, identity: None, profile };
-        self.store.insert_user(By::of(&call), new).await?;
-        let user = Some(self.shown(&user_id).await?);
-        Ok(Response::new(CreateUserResponse { user }))
+        let reply = |user| CreateUserResponse { user: Some(user) };
+        Ok(self.store.insert_user(attempt, new, reply).await?)
     }
 
     async fn get_user(
@@ -150,10 +157,7 @@ impl UserService for Users {
 
 impl Users {
     async fn shown(&self, user_id: &str) -> Result<User, Error> {
-        let user = self.store.user_by_id(user_id).await?;
-        let mut user = user.ok_or(Error::NoSuch("user"))?;
-        user.token_usage = Some(budget::usage(&self.store, format!("user:{user_id}")).await?);
-        Ok(user)
+        self.store.user_by_id(user_id, now()).await?.ok_or(Error::NoSuch("user"))
     }
 
     async fn hash(&self, password: String) -> Result<Option<String>, Error> {
@@ -164,7 +168,7 @@ impl Users {
     }
 
     async fn check_password(&self, user_id: &str, password: String) -> Result<(), Error> {
-        let user = self.store.user_by_id(user_id).await?;
+        let user = self.store.user_by_id(user_id, now()).await?;
         let user = user.ok_or(Error::NoSuch("user"))?;
         let (_, hash) = self.store.user_by_email(&user.email).await?.unwrap_or((user, None));
         let password = SecretString::from(password);

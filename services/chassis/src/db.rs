@@ -18,8 +18,8 @@ use sqlx::any::{AnyConnectOptions, AnyPoolOptions, install_default_drivers};
 use sqlx::error::DatabaseError;
 use sqlx::migrate::{MigrateError, Migration, MigrationType, Migrator};
 use sqlx::{
-    AnyConnection, AnyPool, AssertSqlSafe, ConnectOptions as _, Connection as _, Error,
-    Executor as _, Row as _, SqlSafeStr as _,
+    AnyConnection, AnyPool, ConnectOptions as _, Connection as _, Error, Executor as _, Row as _,
+    SqlSafeStr as _,
 };
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep, timeout};
@@ -27,6 +27,7 @@ use tokio_util::task::TaskTracker;
 use tracing::Instrument as _;
 
 use crate::config::Wrong;
+use crate::sql::SqlText;
 
 /// Waiting longer than this for a connection is being overloaded.
 const ACQUIRE: Duration = Duration::from_secs(2);
@@ -123,7 +124,7 @@ pub struct Db {
     tasks: TaskTracker,
     renewal: Renewal,
     /// The statement of [`Db::check_write`].
-    write_check: Arc<str>,
+    write_check: SqlText,
 }
 
 /// When the connections of a pool were last declared outdated; clones share it.
@@ -175,7 +176,8 @@ impl Db {
             make_folder(url)?;
         }
         let connection = connect(&options).await?;
-        let migrated = timeout(MIGRATING, migrate(connection, engine, service, steps));
+        let migrated =
+            timeout(MIGRATING, migrate(connection, engine, service, migrator(service, steps)));
         migrated
             .await
             .context("migrating the store took too long")?
@@ -193,8 +195,9 @@ impl Db {
                 (pool.clone(), pool)
             }
         };
-        let write_check =
-            format!("UPDATE write_check_{service} SET checks = checks + 1 WHERE id = 1").into();
+        let write_check = SqlText::new("UPDATE write_check_")
+            .with(service)
+            .with(" SET checks = checks + 1 WHERE id = 1");
         Ok(Db { writer, reader, engine, tasks: TaskTracker::new(), renewal, write_check })
     }
 
@@ -268,8 +271,8 @@ impl Db {
             connection.execute("SELECT 1").await?;
             let latency = begun.elapsed();
             // Without the table no step was taken yet.
-            let done = format!("SELECT version FROM migrations_{service}");
-            let done = connection.fetch_all(AssertSqlSafe(done)).await.unwrap_or_default();
+            let done = SqlText::new("SELECT version FROM migrations_").with(service);
+            let done = connection.fetch_all(done).await.unwrap_or_default();
             let done: Vec<i64> = done.iter().filter_map(|row| row.try_get(0).ok()).collect();
             let pending = steps.iter().filter(|(version, ..)| !done.contains(version)).count();
             let clock = match engine {
@@ -305,8 +308,7 @@ impl Db {
     /// Connections to a read-only PostgreSQL are replaced: after a failover the primary is another
     /// server, and a session keeps the mode in which it began.
     pub async fn check_write(&self) -> Result<(), Error> {
-        let statement = AssertSqlSafe(Arc::clone(&self.write_check));
-        let written = timeout(ACQUIRE, self.writer.execute(statement)).await;
+        let written = timeout(ACQUIRE, self.writer.execute(self.write_check.clone())).await;
         let written = written.unwrap_or(Err(Error::PoolTimedOut));
         let code = written.as_ref().err().and_then(Error::as_database_error);
         let code = code.and_then(DatabaseError::code);
@@ -360,14 +362,15 @@ async fn has_no_transaction(connection: &mut AnyConnection) -> Result<bool, Erro
     Ok(!connection.is_in_transaction())
 }
 
-fn server_pool(service: &str, renewal: Renewal) -> AnyPoolOptions {
-    let greeting: Arc<str> = format!("{LIMITS}; SET application_name = 'hapa-{service}'").into();
+fn server_pool(service: &'static str, renewal: Renewal) -> AnyPoolOptions {
+    let greeting = SqlText::new(LIMITS).with("; SET application_name = 'hapa-").with(service);
+    let greeting = greeting.with("'");
     AnyPoolOptions::new()
         .max_connections(CONNECTIONS)
         .acquire_timeout(ACQUIRE)
         .max_lifetime(LIFETIME)
         .after_connect(move |connection, _| {
-            let greeting = AssertSqlSafe(Arc::clone(&greeting));
+            let greeting = greeting.clone();
             Box::pin(async move { connection.execute(greeting).await.map(drop) })
         })
         .before_acquire(move |_, about| {
@@ -431,14 +434,13 @@ fn is_coming_up(error: &Error) -> bool {
 async fn migrate(
     mut connection: AnyConnection,
     engine: Engine,
-    service: &str,
-    steps: &[Step],
+    service: &'static str,
+    migrator: Migrator,
 ) -> Result<(), MigrateError> {
-    let migrator = migrator(service, steps);
     match engine {
         Engine::Sqlite => {
             connection.execute(PRAGMAS).await?;
-            adopt(&mut connection, &migrator).await?;
+            adopt(&mut connection, service, &migrator).await?;
         }
         Engine::Postgres => {
             connection.execute(NO_LIMITS).await?;
@@ -455,26 +457,29 @@ async fn migrate(
 async fn make_write_check(
     connection: &mut AnyConnection,
     engine: Engine,
-    service: &str,
+    service: &'static str,
 ) -> Result<(), Error> {
     // Two sessions that create one table at the same time fail in PostgreSQL.
     let begin = match engine {
         Engine::Sqlite => "BEGIN IMMEDIATE",
         Engine::Postgres => "BEGIN; SELECT pg_advisory_xact_lock(hashtext('hapa_write_check'))",
     };
-    let make = format!(
-        "{begin};
-         CREATE TABLE IF NOT EXISTS write_check_{service}
-             (id BIGINT PRIMARY KEY, checks BIGINT NOT NULL);
-         INSERT INTO write_check_{service} (id, checks) VALUES (1, 0) ON CONFLICT DO NOTHING;
-         COMMIT"
-    );
-    connection.execute(AssertSqlSafe(make)).await.map(drop)
+    let make = SqlText::new(begin)
+        .with("; CREATE TABLE IF NOT EXISTS write_check_")
+        .with(service)
+        .with(" (id BIGINT PRIMARY KEY, checks BIGINT NOT NULL); INSERT INTO write_check_")
+        .with(service)
+        .with(" (id, checks) VALUES (1, 0) ON CONFLICT DO NOTHING; COMMIT");
+    connection.execute(make).await.map(drop)
 }
 
 /// Takes over the table in which sqlx counted the steps of a SQLite store before services counted
 /// their own: where its first step is ours.
-async fn adopt(connection: &mut AnyConnection, migrator: &Migrator) -> Result<(), Error> {
+async fn adopt(
+    connection: &mut AnyConnection,
+    service: &'static str,
+    migrator: &Migrator,
+) -> Result<(), Error> {
     const OLD: &str = "SELECT name FROM sqlite_master WHERE name = '_sqlx_migrations'";
     let Some(first) = migrator.migrations.first() else { return Ok(()) };
     if connection.fetch_optional(OLD).await?.is_none() {
@@ -483,8 +488,8 @@ async fn adopt(connection: &mut AnyConnection, migrator: &Migrator) -> Result<()
     let ours = sqlx::query("SELECT version FROM _sqlx_migrations WHERE checksum = $1");
     let ours = ours.bind(first.checksum.to_vec());
     if ours.fetch_optional(&mut *connection).await?.is_some() {
-        let rename = format!("ALTER TABLE _sqlx_migrations RENAME TO {}", migrator.table_name);
-        connection.execute(AssertSqlSafe(rename)).await?;
+        let rename = SqlText::new("ALTER TABLE _sqlx_migrations RENAME TO migrations_");
+        connection.execute(rename.with(service)).await?;
     }
     Ok(())
 }

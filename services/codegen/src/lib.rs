@@ -10,6 +10,7 @@ mod fence;
 #[doc(hidden)]
 pub mod fuzz;
 mod generation;
+mod idempotency;
 mod model;
 mod order;
 mod prompt;
@@ -40,6 +41,7 @@ pub use crate::cache::Config as CacheConfig;
 use crate::cache::{Cache, Caches};
 use crate::completion::{Completions, Running};
 use crate::engine::{Engine, EngineAccess};
+use crate::idempotency::Idempotency;
 use crate::model::Models;
 use crate::route::{Bounds, Fleet, Source};
 use crate::service::Codegen;
@@ -180,6 +182,7 @@ pub async fn mount(config: &Config, server: &mut Server) -> anyhow::Result<()> {
         streams_end: streams_end.clone(),
     });
     let cache = Cache::new(&config.cache, server)?;
+    let idempotency = Idempotency::new(server, config.cache.cache_timeout_seconds)?;
     let caches = Caches { cache: cache.clone(), callers: server.callers() };
     let codegen = Codegen {
         fleet,
@@ -191,6 +194,7 @@ pub async fn mount(config: &Config, server: &mut Server) -> anyhow::Result<()> {
         validators: Validators::default(),
         streams_end,
         completions,
+        idempotency,
     };
     server.add(CodegenServiceServer::new(codegen), RPCS).await;
     server.add(CacheServiceServer::new(caches), CACHE_RPCS).await;

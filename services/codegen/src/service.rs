@@ -23,6 +23,7 @@ use crate::cache::{self, Asked, Cache, Guest, Key, Said, Seat};
 use crate::completion::Completions;
 use crate::error::Error;
 use crate::generation::Generation;
+use crate::idempotency::Idempotency;
 use crate::model::Models;
 use crate::order::Order;
 use crate::question::Question;
@@ -43,6 +44,7 @@ pub(crate) struct Codegen {
     pub(crate) validators: Validators,
     pub(crate) streams_end: CancellationToken,
     pub(crate) completions: Completions,
+    pub(crate) idempotency: Idempotency,
 }
 
 type Frames<T = StreamGenerateCodeResponse> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
@@ -56,14 +58,7 @@ impl CodegenService for Codegen {
         &self,
         request: Request<GenerateCodeRequest>,
     ) -> Result<Response<GenerateCodeResponse>, Status> {
-        let arrived = Call::of(request.extensions())?.arrived;
-        let mut seat = self.begin(request).await?;
-        let mut answer = Answer::default();
-        while let Some(event) = seat.next().await {
-            answer.take(event?);
-        }
-        answer.reply.response_time_ms = millis(arrived.elapsed());
-        Ok(Response::new(answer.whole()))
+        self.idempotency.once(request, |request| Box::pin(self.whole_answer(request))).await
     }
 
     async fn stream_generate_code(
@@ -83,7 +78,7 @@ impl CodegenService for Codegen {
         &self,
         request: Request<CompleteCodeRequest>,
     ) -> Result<Response<CompleteCodeResponse>, Status> {
-        Ok(Response::new(self.completions.whole(request).await?))
+        self.idempotency.once(request, |request| Box::pin(self.completions.whole(request))).await
     }
 
     async fn stream_complete_code(
@@ -122,6 +117,21 @@ impl CodegenService for Codegen {
 }
 
 impl Codegen {
+    /// In one reply.
+    async fn whole_answer(
+        &self,
+        request: Request<GenerateCodeRequest>,
+    ) -> Result<GenerateCodeResponse, Status> {
+        let arrived = Call::of(request.extensions())?.arrived;
+        let mut seat = self.begin(request).await?;
+        let mut answer = Answer::default();
+        while let Some(event) = seat.next().await {
+            answer.take(event?);
+        }
+        answer.reply.response_time_ms = millis(arrived.elapsed());
+        Ok(answer.whole())
+    }
+
     async fn begin(&self, request: Request<GenerateCodeRequest>) -> Result<Seat, Status> {
         let call = Call::of(request.extensions())?;
         let caller = call.principal.as_deref();

@@ -2,13 +2,14 @@
 
 use std::collections::HashSet;
 
+use hapa_chassis::sql::{Placeholder, SqlText};
 use hapa_chassis::times::DAY;
-use sqlx::{AnyConnection, AssertSqlSafe, Row as _};
+use sqlx::{AnyConnection, Row as _};
 
 use crate::error::Error;
 use crate::event::Event;
 use crate::rollup::Sums;
-use crate::store::{Store, places, portions, rollups, usage};
+use crate::store::{Store, portions, rollups, usage};
 
 const COLUMNS: usize = 17;
 /// Rows of one statement: 2,176 places, where SQLite has 32,766 and PostgreSQL 65,535.
@@ -62,14 +63,16 @@ async fn insert(
     events: &[(Event, usize)],
 ) -> Result<HashSet<String>, Error> {
     let mut new = HashSet::with_capacity(events.len());
+    let placeholder = Placeholder::of(connection.backend_name());
     for portion in portions(events, MOST) {
-        let text = format!(
+        let text = SqlText::new(
             "INSERT INTO usage_events (event_id, time, service, method, error_code, grpc_status, key_id, user_id, owner, model,
                     task, prompt_tokens, completion_tokens, duration_us, time_to_first_token_us, inter_token_us, cache)
-             VALUES {} ON CONFLICT DO NOTHING RETURNING event_id",
-            places(connection.backend_name(), portion.len(), COLUMNS, "")
-        );
-        let mut insert = sqlx::query(AssertSqlSafe(text));
+             VALUES ",
+        )
+        .rows(placeholder, portion.len(), COLUMNS, "")
+        .with(" ON CONFLICT DO NOTHING RETURNING event_id");
+        let mut insert = sqlx::query(text);
         for (event, _) in portion {
             insert = insert
                 .bind(&event.id)

@@ -3,12 +3,13 @@
 use std::collections::{BTreeMap, HashMap};
 
 use futures_util::TryStreamExt as _;
+use hapa_chassis::sql::{Placeholder, SqlText};
 use sqlx::any::AnyRow;
-use sqlx::{AnyConnection, AssertSqlSafe, Row as _};
+use sqlx::{AnyConnection, Row as _};
 
 use crate::error::Error;
 use crate::rollup::{Sketches, Tally, TallyKey};
-use crate::store::{Store, places, portions};
+use crate::store::{Store, portions};
 use crate::times::Span;
 
 /// Rows of one statement.
@@ -88,17 +89,21 @@ pub(super) async fn add(
     connection: &mut AnyConnection,
     tallies: &BTreeMap<TallyKey<'_>, Tally>,
 ) -> Result<(), Error> {
+    let placeholder = Placeholder::of(connection.backend_name());
     let tallies: Vec<_> = tallies.iter().map(|(key, tally)| (*key, tally)).collect();
     for portion in portions(&tallies, MOST) {
         let stored = count(connection, portion).await?;
-        let text = format!(
+        let text = SqlText::new(
             "INSERT INTO performance_rollups (seconds, start_time, method, model, sketches,
                     requests, errors, tokens, token_requests, cacheable, cached, duration_us)
-             VALUES {} ON CONFLICT (seconds, start_time, method, model)
+             VALUES ",
+        )
+        .rows(placeholder, portion.len(), 5, ", 0, 0, 0, 0, 0, 0, 0")
+        .with(
+            " ON CONFLICT (seconds, start_time, method, model)
              DO UPDATE SET sketches = excluded.sketches",
-            places(connection.backend_name(), portion.len(), 5, ", 0, 0, 0, 0, 0, 0, 0")
         );
-        let mut update = sqlx::query(AssertSqlSafe(text));
+        let mut update = sqlx::query(text);
         for ((seconds, start, method, model), tally) in portion {
             let mut sketches = tally.sketches.clone();
             let key = (*seconds, *start, (*method).to_owned(), (*model).to_owned());
@@ -118,10 +123,14 @@ async fn count(
     connection: &mut AnyConnection,
     portion: &[(TallyKey<'_>, &Tally)],
 ) -> Result<Stored, Error> {
-    let text = format!(
+    let text = SqlText::new(
         "INSERT INTO performance_rollups (seconds, start_time, method, model,
                 requests, errors, tokens, token_requests, cacheable, cached, duration_us, sketches)
-         VALUES {} ON CONFLICT (seconds, start_time, method, model) DO UPDATE
+         VALUES ",
+    )
+    .rows(Placeholder::of(connection.backend_name()), portion.len(), 11, ", ''")
+    .with(
+        " ON CONFLICT (seconds, start_time, method, model) DO UPDATE
          SET requests = performance_rollups.requests + excluded.requests,
              errors = performance_rollups.errors + excluded.errors,
              tokens = performance_rollups.tokens + excluded.tokens,
@@ -130,9 +139,8 @@ async fn count(
              cached = performance_rollups.cached + excluded.cached,
              duration_us = performance_rollups.duration_us + excluded.duration_us
          RETURNING seconds, start_time, method, model, sketches",
-        places(connection.backend_name(), portion.len(), 11, ", ''")
     );
-    let mut update = sqlx::query(AssertSqlSafe(text));
+    let mut update = sqlx::query(text);
     for ((seconds, start, method, model), tally) in portion {
         update = update
             .bind(seconds)

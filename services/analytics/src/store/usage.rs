@@ -2,13 +2,14 @@
 
 use std::collections::BTreeMap;
 
+use hapa_chassis::sql::{Placeholder, SqlText};
 use sqlx::any::{AnyArguments, AnyRow};
 use sqlx::query::Query;
-use sqlx::{Any, AnyConnection, AssertSqlSafe, Row as _};
+use sqlx::{Any, AnyConnection, Row as _};
 
 use crate::error::Error;
 use crate::rollup::{Use, UseKey};
-use crate::store::{Store, places, portions};
+use crate::store::{Store, portions};
 
 /// Rows of one statement.
 const MOST: usize = 64;
@@ -79,15 +80,14 @@ impl Store {
         size: i64,
         offset: i64,
     ) -> Result<(Vec<Total>, Use), Error> {
-        let columns: Vec<_> = by.iter().map(|by| by.column()).collect();
-        let columns = columns.join(", ");
+        let columns = || by.iter().map(|by| by.column());
         let first = if by.contains(&By::Day) { "day, " } else { "" };
-        let text = format!(
-            "SELECT {columns}, {SUMS}, {WHOLE} {FROM} GROUP BY {columns}
-             ORDER BY {first}SUM(prompt_tokens + completion_tokens) DESC, {columns}
-             LIMIT $6 OFFSET $7"
-        );
-        let rows = bind(sqlx::query(AssertSqlSafe(text)), which).bind(size).bind(offset);
+        let text = SqlText::new("SELECT ").list(columns().chain([SUMS, WHOLE])).with(" ");
+        let text = text.with(FROM).with(" GROUP BY ").list(columns());
+        let text = text.with(" ORDER BY ").with(first);
+        let text = text.with("SUM(prompt_tokens + completion_tokens) DESC, ").list(columns());
+        let text = text.with(" LIMIT $6 OFFSET $7");
+        let rows = bind(sqlx::query(text), which).bind(size).bind(offset);
         let rows = rows.fetch_all(&self.db.reader).await?;
         let whole = match rows.first() {
             Some(row) => used(row, "all_")?,
@@ -99,7 +99,7 @@ impl Store {
     }
 
     async fn whole_usage(&self, which: &Usage) -> Result<Use, Error> {
-        let row = sqlx::query(AssertSqlSafe(format!("SELECT {SUMS} {FROM}")));
+        let row = sqlx::query(SqlText::new("SELECT ").list([SUMS]).with(" ").with(FROM));
         used(&bind(row, which).fetch_one(&self.db.reader).await?, "")
     }
 }
@@ -140,18 +140,22 @@ pub(super) async fn add(
     connection: &mut AnyConnection,
     uses: &BTreeMap<UseKey<'_>, Use>,
 ) -> Result<(), Error> {
+    let placeholder = Placeholder::of(connection.backend_name());
     let uses: Vec<_> = uses.iter().collect();
     for portion in portions(&uses, MOST) {
-        let text = format!(
+        let text = SqlText::new(
             "INSERT INTO usage_days (day, owner, key_id, user_id, model, requests, errors, prompt_tokens, completion_tokens)
-             VALUES {} ON CONFLICT (day, owner, key_id, user_id, model) DO UPDATE
+             VALUES ",
+        )
+        .rows(placeholder, portion.len(), 9, "")
+        .with(
+            " ON CONFLICT (day, owner, key_id, user_id, model) DO UPDATE
              SET requests = usage_days.requests + excluded.requests,
                  errors = usage_days.errors + excluded.errors,
                  prompt_tokens = usage_days.prompt_tokens + excluded.prompt_tokens,
                  completion_tokens = usage_days.completion_tokens + excluded.completion_tokens",
-            places(connection.backend_name(), portion.len(), 9, "")
         );
-        let mut update = sqlx::query(AssertSqlSafe(text));
+        let mut update = sqlx::query(text);
         for ((day, owner, key_id, user_id, model), used) in portion {
             update = update.bind(day).bind(*owner).bind(*key_id).bind(*user_id).bind(*model);
             update = update.bind(used.requests).bind(used.errors);

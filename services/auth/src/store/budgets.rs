@@ -5,6 +5,7 @@
 
 use std::collections::BTreeMap;
 
+use hapa_chassis::sql::SqlText;
 use hapa_chassis::times::{DAY, day};
 use hapa_proto::auth::v1::{Settlement, TokenUsage};
 use sqlx::any::AnyRow;
@@ -146,28 +147,40 @@ impl Store {
         payers: &[String],
         now: i64,
     ) -> Result<Vec<TokenUsage>, Error> {
-        if payers.is_empty() {
-            return Ok(Vec::new());
-        }
-        let places: Vec<_> = (3..payers.len() + 3).map(|place| format!("${place}")).collect();
-        let text = format!(
-            "SELECT * FROM token_usage WHERE period IN ($1, $2) AND payer IN ({})",
-            places.join(", ")
-        );
-        let today = day(now);
-        let mut rows = sqlx::query(sqlx::AssertSqlSafe(text))
-            .bind(today.clone())
-            .bind(month_of(&today).to_owned());
-        for payer in payers {
-            rows = rows.bind(payer.clone());
-        }
-        let rows = rows.fetch_all(&self.db.reader).await?;
-        let mut found: BTreeMap<String, TokenUsage> = BTreeMap::new();
-        for row in &rows {
-            add(row, &today, &mut found)?;
-        }
-        Ok(payers.iter().map(|payer| found.get(payer).copied().unwrap_or_default()).collect())
+        usage(&mut *self.db.reader.acquire().await?, payers, now).await
     }
+}
+
+/// What one payer has used.
+pub(super) async fn usage_of(
+    connection: &mut AnyConnection,
+    payer: String,
+    now: i64,
+) -> Result<TokenUsage, Error> {
+    Ok(usage(connection, &[payer], now).await?.into_iter().next().unwrap_or_default())
+}
+
+async fn usage(
+    connection: &mut AnyConnection,
+    payers: &[String],
+    now: i64,
+) -> Result<Vec<TokenUsage>, Error> {
+    if payers.is_empty() {
+        return Ok(Vec::new());
+    }
+    let text = SqlText::new("SELECT * FROM token_usage WHERE period IN ($1, $2) AND payer IN (");
+    let text = text.places(3, payers.len()).with(")");
+    let today = day(now);
+    let mut rows = sqlx::query(text).bind(today.clone()).bind(month_of(&today).to_owned());
+    for payer in payers {
+        rows = rows.bind(payer.clone());
+    }
+    let rows = rows.fetch_all(connection).await?;
+    let mut found: BTreeMap<String, TokenUsage> = BTreeMap::new();
+    for row in &rows {
+        add(row, &today, &mut found)?;
+    }
+    Ok(payers.iter().map(|payer| found.get(payer).copied().unwrap_or_default()).collect())
 }
 
 fn add(row: &AnyRow, today: &str, found: &mut BTreeMap<String, TokenUsage>) -> Result<(), Error> {

@@ -1,17 +1,21 @@
 //! Keys and their texts.
 
 use hapa_chassis::page::After;
+use hapa_chassis::sql::SqlText;
 use hapa_chassis::times::{micros, timestamp};
 use hapa_proto::auth::v1::{Key, KeyText, RateLimit, TokenBudget};
+use prost::Message;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use sqlx::any::AnyRow;
 use sqlx::{AnyConnection, Row as _};
+use tonic::Response;
 
 use crate::error::Error;
 use crate::pepper::Hashes;
+use crate::store::budgets::usage_of;
 use crate::store::users::{self, Who};
-use crate::store::{By, Effect, Note, Store, budget, from_json, json as to_json};
+use crate::store::{Attempt, By, Effect, Note, Store, budget, from_json, json as to_json};
 
 /// A key, as one of its texts finds it.
 pub(crate) struct Known {
@@ -42,6 +46,15 @@ pub(crate) struct Changes {
     pub(crate) token_budget: Option<TokenBudget>,
 }
 
+/// A text that takes the place of a key's text.
+#[derive(Debug)]
+pub(crate) struct NewText {
+    pub(crate) key_id: String,
+    pub(crate) hash: String,
+    /// When the text before it ends.
+    pub(crate) old_end: i64,
+}
+
 /// A key's new end.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) enum End {
@@ -64,9 +77,16 @@ const SHOWN: &str = "SELECT keys.*,
      FROM keys";
 
 impl Store {
-    pub(crate) async fn insert_key(&self, by: By, key: Key, hash: String) -> Result<(), Error> {
-        let detail = detail(&key);
-        self.change(by, move |connection| {
+    /// The new key goes into the reply as `key_by_id` shows it.
+    pub(crate) async fn insert_key<R: Message + Default + 'static>(
+        &self,
+        attempt: Attempt,
+        key: Key,
+        hash: String,
+        reply: impl FnOnce(Key) -> R + Send + 'static,
+    ) -> Result<Response<R>, Error> {
+        let (detail, key_id, now) = (detail(&key), key.key_id.clone(), attempt.by.time);
+        self.change_once(attempt, move |connection| {
             Box::pin(async move {
                 if key.owner.starts_with("usr_") && !users::exists(connection, &key.owner).await? {
                     return Err(Error::NoSuch("user"));
@@ -91,9 +111,10 @@ impl Store {
                 .bind(key.expire_time.as_ref().map(micros))
                 .execute(&mut *connection)
                 .await?;
-                insert_text(connection, &key.key_id, hash, created).await?;
-                let subject = format!("key:{}", key.key_id);
-                Ok(((), vec![Note::new("key.create", subject, detail, Effect::None)]))
+                insert_text(connection, &key_id, hash, created).await?;
+                let reply = reply(existing(connection, &key_id, now).await?);
+                let subject = format!("key:{key_id}");
+                Ok((reply, vec![Note::new("key.create", subject, detail, Effect::None)]))
             })
         })
         .await
@@ -124,21 +145,9 @@ impl Store {
         }))
     }
 
-    /// With its texts.
+    /// With its texts and what it has used.
     pub(crate) async fn key_by_id(&self, key_id: &str, now: i64) -> Result<Option<Key>, Error> {
-        let row = sqlx::query(sqlx::AssertSqlSafe(format!("{SHOWN} WHERE key_id = $1")));
-        let row = row.bind(key_id.to_owned()).fetch_optional(&self.db.reader).await?;
-        let Some(row) = row else { return Ok(None) };
-        let texts = sqlx::query(
-            "SELECT * FROM key_texts WHERE key_id = $1 AND (expire_time IS NULL OR expire_time > $2)
-             ORDER BY create_time DESC",
-        );
-        let texts = texts.bind(key_id.to_owned()).bind(now).fetch_all(&self.db.reader).await?;
-        let mut key = shown(&row)?;
-        if key.revoke_time.is_none() {
-            key.texts = texts.iter().map(text).collect::<Result<_, _>>()?;
-        }
-        Ok(Some(key))
+        key_by_id(&mut *self.db.reader.acquire().await?, key_id, now).await
     }
 
     /// Newest first, without their texts.
@@ -148,9 +157,8 @@ impl Store {
         after: &After,
         size: i64,
     ) -> Result<Vec<Key>, Error> {
-        let rows = sqlx::query(sqlx::AssertSqlSafe(format!(
-            "{SHOWN}
-             WHERE ($1 = '' OR owner = $1)
+        let rows = sqlx::query(SqlText::new(SHOWN).with(
+            " WHERE ($1 = '' OR owner = $1)
                AND ($2 = '' OR scopes LIKE $3)
                AND ($4 = ''
                  OR ($4 = 'revoked' AND revoke_time IS NOT NULL)
@@ -158,8 +166,8 @@ impl Store {
                  OR ($4 = 'active' AND revoke_time IS NULL AND (expire_time IS NULL OR expire_time > $5)))
                AND (create_time < $6 OR (create_time = $6 AND key_id < $7))
              ORDER BY create_time DESC, key_id DESC
-             LIMIT $8"
-        )))
+             LIMIT $8",
+        ))
         .bind(filter.owner.clone())
         .bind(filter.scope.clone())
         .bind(format!("%\"{}\"%", filter.scope))
@@ -172,15 +180,14 @@ impl Store {
     }
 
     /// A new text; the one before ends at `old_end`, older ones now.
-    pub(crate) async fn rotate_key(
+    pub(crate) async fn rotate_key<R: Message + Default + 'static>(
         &self,
-        by: By,
-        key_id: String,
-        hash: String,
-        old_end: i64,
-    ) -> Result<(), Error> {
-        let now = by.time;
-        self.change(by, move |connection| {
+        attempt: Attempt,
+        NewText { key_id, hash, old_end }: NewText,
+        reply: impl FnOnce(Key) -> R + Send + 'static,
+    ) -> Result<Response<R>, Error> {
+        let now = attempt.by.time;
+        self.change_once(attempt, move |connection| {
             Box::pin(async move {
                 let key = lock(connection, &key_id).await?;
                 if key.revoke_time.is_some()
@@ -208,7 +215,7 @@ impl Store {
                 // Not `Ended`: of the texts that are alive none must lose its calls.
                 let subject = format!("key:{key_id}");
                 let note = Note::new("key.rotate", subject, detail, Effect::Changed);
-                Ok(((), vec![note]))
+                Ok((reply(existing(connection, &key_id, now).await?), vec![note]))
             })
         })
         .await
@@ -333,6 +340,32 @@ async fn lock(connection: &mut AnyConnection, key_id: &str) -> Result<Key, Error
     let row = sqlx::query("SELECT * FROM keys WHERE key_id = $1").bind(key_id.to_owned());
     let row = row.fetch_optional(connection).await?;
     key(&row.ok_or(Error::NoSuch("key"))?)
+}
+
+async fn key_by_id(
+    connection: &mut AnyConnection,
+    key_id: &str,
+    now: i64,
+) -> Result<Option<Key>, Error> {
+    let row = sqlx::query(SqlText::new(SHOWN).with(" WHERE key_id = $1"));
+    let row = row.bind(key_id.to_owned()).fetch_optional(&mut *connection).await?;
+    let Some(row) = row else { return Ok(None) };
+    let texts = sqlx::query(
+        "SELECT * FROM key_texts WHERE key_id = $1 AND (expire_time IS NULL OR expire_time > $2)
+         ORDER BY create_time DESC",
+    );
+    let texts = texts.bind(key_id.to_owned()).bind(now).fetch_all(&mut *connection).await?;
+    let mut key = shown(&row)?;
+    if key.revoke_time.is_none() {
+        key.texts = texts.iter().map(text).collect::<Result<_, _>>()?;
+    }
+    key.token_usage = Some(usage_of(connection, format!("key:{key_id}"), now).await?);
+    Ok(Some(key))
+}
+
+async fn existing(connection: &mut AnyConnection, key_id: &str, now: i64) -> Result<Key, Error> {
+    let key = key_by_id(connection, key_id, now).await?;
+    key.ok_or_else(|| Error::NoSuch("key", key_id.to_owned()))
 }
 
 async fn insert_text(

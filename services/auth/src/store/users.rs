@@ -4,15 +4,18 @@ use hapa_chassis::page::After;
 use hapa_chassis::times::timestamp;
 use hapa_proto::auth::v1::{TokenBudget, User};
 use hapa_proto::codegen::v1::UserProfile;
+use prost::Message;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use sqlx::any::AnyRow;
 use sqlx::{AnyConnection, Row as _};
+use tonic::Response;
 
 use crate::error::Error;
+use crate::store::budgets::usage_of;
 use crate::store::keys::budget_detail;
 use crate::store::sessions;
-use crate::store::{By, Effect, Note, Store, budget, from_json, json as to_json};
+use crate::store::{Attempt, By, Effect, Note, Store, budget, from_json, json as to_json};
 
 /// A user, as far as it concerns who calls.
 #[derive(Clone, Debug)]
@@ -55,9 +58,15 @@ struct StoredProfile {
 }
 
 impl Store {
-    pub(crate) async fn insert_user(&self, by: By, new: NewUser) -> Result<(), Error> {
-        let now = by.time;
-        self.change(by, move |connection| {
+    /// The new user goes into the reply as `user_by_id` shows it.
+    pub(crate) async fn insert_user<R: Message + Default + 'static>(
+        &self,
+        attempt: Attempt,
+        new: NewUser,
+        reply: impl FnOnce(User) -> R + Send + 'static,
+    ) -> Result<Response<R>, Error> {
+        let now = attempt.by.time;
+        self.change_once(attempt, move |connection| {
             Box::pin(async move {
                 let NewUser { user, password_hash, identity, profile } = new;
                 let budget = user.token_budget.unwrap_or_default();
@@ -69,12 +78,13 @@ impl Store {
                     "has_password": password_hash.is_some(),
                     "identity": identity,
                 });
+                let user_id = user.user_id;
                 let insert = sqlx::query(
                     "INSERT INTO users (user_id, email, name, password_hash, identity, scopes, day_budget, month_budget, profile, create_time, update_time)
                      VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $10)
                      ON CONFLICT DO NOTHING",
                 )
-                .bind(user.user_id.clone())
+                .bind(user_id.clone())
                 .bind(user.email)
                 .bind(user.name)
                 .bind(password_hash)
@@ -84,19 +94,21 @@ impl Store {
                 .bind(budget.per_month)
                 .bind(profile_json(profile)?)
                 .bind(now);
-                if insert.execute(connection).await?.rows_affected() == 0 {
+                if insert.execute(&mut *connection).await?.rows_affected() == 0 {
                     return Err(Error::EmailTaken);
                 }
-                let subject = format!("user:{}", user.user_id);
-                Ok(((), vec![Note::new("user.create", subject, detail, Effect::None)]))
+                let user = user_by_id(connection, &user_id, now).await?;
+                let subject = format!("user:{user_id}");
+                let user = user.ok_or(Error::NoSuch("user", user_id))?;
+                Ok((reply(user), vec![Note::new("user.create", subject, detail, Effect::None)]))
             })
         })
         .await
     }
 
-    pub(crate) async fn user_by_id(&self, user_id: &str) -> Result<Option<User>, Error> {
-        let row = sqlx::query("SELECT * FROM users WHERE user_id = $1").bind(user_id.to_owned());
-        row.fetch_optional(&self.db.reader).await?.map(|row| user(&row)).transpose()
+    /// With what it has used.
+    pub(crate) async fn user_by_id(&self, user_id: &str, now: i64) -> Result<Option<User>, Error> {
+        user_by_id(&mut *self.db.reader.acquire().await?, user_id, now).await
     }
 
     /// With the hash of its password.
@@ -280,6 +292,17 @@ impl UserChanges {
         put("token_budget", self.token_budget.as_ref().map(budget_detail));
         Value::Object(set)
     }
+}
+
+async fn user_by_id(
+    connection: &mut AnyConnection,
+    user_id: &str,
+    now: i64,
+) -> Result<Option<User>, Error> {
+    let row = sqlx::query("SELECT * FROM users WHERE user_id = $1").bind(user_id.to_owned());
+    let Some(row) = row.fetch_optional(&mut *connection).await? else { return Ok(None) };
+    let usage = usage_of(connection, format!("user:{user_id}"), now).await?;
+    Ok(Some(User { token_usage: Some(usage), ..user(&row)? }))
 }
 
 pub(super) async fn exists(connection: &mut AnyConnection, user_id: &str) -> Result<bool, Error> {

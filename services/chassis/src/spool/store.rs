@@ -10,12 +10,12 @@ use std::time::Duration;
 use anyhow::Context as _;
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqliteSynchronous};
 use sqlx::{
-    AssertSqlSafe, ConnectOptions as _, Connection as _, Error, Executor as _, Row as _,
-    SqliteConnection,
+    ConnectOptions as _, Connection as _, Error, Executor as _, Row as _, SqliteConnection,
 };
 
 use super::{Item, Kind, Rank, now_ms};
 use crate::lock::{self, Lock};
+use crate::sql::{Placeholder, SqlText};
 use crate::store::{damage, is_of_the_file};
 
 /// The most rows of one INSERT.
@@ -130,9 +130,9 @@ impl Store {
 
     /// Writes at most [`TOGETHER`] events: all or none, in one statement and so in one transaction.
     pub(super) async fn insert(&mut self, items: &[Item]) -> Result<(), Error> {
-        let mut sql = "INSERT INTO spool (id, rank, at, body) VALUES (?, ?, ?, ?)".to_owned();
-        sql.push_str(&", (?, ?, ?, ?)".repeat(items.len().saturating_sub(1)));
-        let (mut query, at) = (sqlx::query(AssertSqlSafe(sql)), millis(now_ms()));
+        let sql = SqlText::new("INSERT INTO spool (id, rank, at, body) VALUES ");
+        let sql = sql.rows(Placeholder::Anonymous, items.len().max(1), 4, "");
+        let (mut query, at) = (sqlx::query(sql), millis(now_ms()));
         let first = self.next;
         for (id, item) in (first..).zip(items) {
             query = query.bind(id).bind(item.rank as i64).bind(at).bind(item.body.as_slice());

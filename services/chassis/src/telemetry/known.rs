@@ -99,6 +99,8 @@ pub const KNOWN: &[Known] = &[
         "Generations that wait for a place at the engines"),
     known("hapa_handshakes_refused_total", Kind::Counter, COUNT, &[],
         "Connections without a good certificate"),
+    known("hapa_idempotent_requests_total", Kind::Counter, COUNT, &["rpc", "outcome"],
+        "Requests under an idempotency key that was used before, by outcome: replayed, conflict, unreadable"),
     known("hapa_inter_token_added_seconds", Kind::Histogram(OVERHEADS), SECONDS, &["rpc"],
         "The longest, of each call, from an engine's words to the caller's connection"),
     known("hapa_ledger_gap_tokens", Kind::Gauge, COUNT, &[],

@@ -53,7 +53,7 @@ pub struct Config {
     /// Most answers that are kept: in REDIS_URL by all replicas together, else by each.
     #[arg(long, env = "MAX_CACHE_SIZE", default_value_t = 1_000, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     pub max_cache_size: u32,
-    /// Longest wait for a cache in Redis before the model is asked, in seconds.
+    /// Longest wait for a cache or an idempotency key in Redis before the model is asked, in seconds.
     #[arg(long, env = "CACHE_TIMEOUT_SECONDS", default_value = "0.1", value_parser = hapa_chassis::config::seconds)]
     pub cache_timeout_seconds: Duration,
 }

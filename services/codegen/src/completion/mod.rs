@@ -41,7 +41,7 @@ use crate::task::Chosen;
 use crate::turn::{self, Turn, Turns};
 use crate::watch::{Patience, Watch, prompt_tokens};
 
-const TASK: &str = "complete";
+pub(crate) const TASK: &str = "complete";
 const PREFIX_ONLY: &str = "how this model is asked to fill in the middle is not known: it has seen \
                            the prefix alone, not the suffix";
 

@@ -1,9 +1,8 @@
 //! Many rows by few statements, within the parameters that both engines take.
 
-use std::fmt::Write as _;
-
+use hapa_chassis::sql::{Placeholder, SqlText};
+use sqlx::AnyConnection;
 use sqlx::any::AnyRow;
-use sqlx::{AnyConnection, AssertSqlSafe};
 
 use crate::error::Error;
 
@@ -27,29 +26,13 @@ pub(super) async fn many(
     columns: usize,
     cells: &[Cell<'_>],
 ) -> Result<Vec<AnyRow>, Error> {
-    // To SQLite $1 is a name, and looking each up among all others took longer than all the rest.
-    let numbered = connection.backend_name() != "SQLite";
+    let placeholder = Placeholder::of(connection.backend_name());
     let mut found = Vec::new();
     for chunk in cells.chunks(MOST / columns * columns) {
-        let mut sql = String::with_capacity(chunk.len() * 8 + before.len() + behind.len());
-        sql.push_str(before);
-        for number in 1..=chunk.len() {
-            let open = match (number - 1) % columns {
-                0 if number == 1 => " (",
-                0 => "), (",
-                _ => ", ",
-            };
-            sql.push_str(open);
-            if numbered {
-                let _ = write!(sql, "${number}");
-            } else {
-                sql.push('?');
-            }
-        }
-        sql.push_str(") ");
-        sql.push_str(behind);
+        let sql = SqlText::new(before).with(" ");
+        let sql = sql.rows(placeholder, chunk.len() / columns, columns, "").with(" ").with(behind);
         // Each number of rows is a statement of its own: kept, they would push out the others.
-        let mut query = sqlx::query(AssertSqlSafe(sql)).persistent(false);
+        let mut query = sqlx::query(sql).persistent(false);
         for cell in chunk {
             query = match *cell {
                 Cell::Text(text) => query.bind(text),

@@ -17,6 +17,7 @@ mod migrate;
 mod models;
 mod moment;
 mod number;
+mod once;
 mod password;
 mod private;
 mod probe;

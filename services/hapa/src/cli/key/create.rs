@@ -8,7 +8,7 @@ use hapa_proto::auth::v1::key_service_client::KeyServiceClient;
 use hapa_proto::auth::v1::{CreateKeyRequest, RateLimit};
 
 use super::{all_scopes, hand_out, keep, keys, limit, no_limits};
-use crate::cli::{Failure, budget, connection, json};
+use crate::cli::{Failure, budget, connection, json, once};
 
 /// Make a key and show its text, once.
 #[derive(clap::Args, Clone, Debug)]
@@ -51,6 +51,8 @@ pub(in crate::cli) struct Args {
     #[arg(long)]
     json: bool,
     #[command(flatten)]
+    once: once::Args,
+    #[command(flatten)]
     connection: connection::Args,
 }
 
@@ -68,7 +70,7 @@ pub(super) async fn create(args: Args) -> Result<(), Failure> {
         token_budget: args.budget.budget(),
     };
     let mut client = KeyServiceClient::new(args.connection.as_operator().await?);
-    let mut reply = client.create_key(request).await?.into_inner();
+    let mut reply = client.create_key(args.once.request(request)?).await?.into_inner();
     let key_id = reply.key.as_ref().map(|key| key.key_id.as_str()).unwrap_or_default();
     keep(&mut reply.key_text, args.out.as_deref(), key_id)?;
     if args.json {

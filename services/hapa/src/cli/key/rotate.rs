@@ -8,7 +8,7 @@ use hapa_proto::auth::v1::{Key, RotateKeyRequest};
 
 use super::{hand_out, keep, keys};
 use crate::cli::table::second;
-use crate::cli::{Failure, connection, json, moment};
+use crate::cli::{Failure, connection, json, moment, once};
 
 /// Give a key a new text and show it, once; the old text works on for a while.
 ///
@@ -29,6 +29,8 @@ pub(in crate::cli) struct Args {
     #[arg(long)]
     json: bool,
     #[command(flatten)]
+    once: once::Args,
+    #[command(flatten)]
     connection: connection::Args,
 }
 
@@ -36,7 +38,7 @@ pub(super) async fn rotate(args: Args) -> Result<(), Failure> {
     let request =
         RotateKeyRequest { key_id: args.key_id.clone(), overlap_seconds: Some(args.overlap) };
     let mut client = KeyServiceClient::new(args.connection.as_operator().await?);
-    let mut reply = client.rotate_key(request).await?.into_inner();
+    let mut reply = client.rotate_key(args.once.request(request)?).await?.into_inner();
     keep(&mut reply.key_text, args.out.as_deref(), &args.key_id)?;
     if args.json {
         writeln!(std::io::stdout(), "{}", json::json(&reply)?)?;

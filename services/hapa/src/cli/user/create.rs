@@ -5,7 +5,7 @@ use hapa_proto::auth::v1::CreateUserRequest;
 use hapa_proto::auth::v1::user_service_client::UserServiceClient;
 
 use super::{required, show};
-use crate::cli::{Failure, budget, connection, password};
+use crate::cli::{Failure, budget, connection, once, password};
 
 /// Make a user, who can log in from then on.
 ///
@@ -40,6 +40,8 @@ pub(in crate::cli) struct Args {
     #[arg(long)]
     json: bool,
     #[command(flatten)]
+    once: once::Args,
+    #[command(flatten)]
     connection: connection::Args,
 }
 
@@ -60,6 +62,6 @@ pub(super) async fn create(args: Args) -> Result<(), Failure> {
         profile: None,
     };
     let mut client = UserServiceClient::new(args.connection.as_operator().await?);
-    let reply = client.create_user(request).await?.into_inner();
+    let reply = client.create_user(args.once.request(request)?).await?.into_inner();
     show::print(&required(reply.user)?, args.json)
 }

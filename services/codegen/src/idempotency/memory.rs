@@ -1,0 +1,166 @@
+//! Replies that this process remembers, with a bound on their number, their bytes, and the number of
+//! one caller. The oldest go first.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use hapa_chassis::idempotency::{IdempotentRequest, LIFETIME};
+use tokio::time::Instant;
+
+use super::{MAX_BYTES, MAX_RECORDS, MAX_RECORDS_PER_CALLER};
+
+/// The replies of this process.
+#[derive(Debug, Default)]
+pub(super) struct Memory(Mutex<Records>);
+
+#[derive(Debug, Default)]
+struct Records {
+    /// By their ids.
+    found: HashMap<Arc<str>, Record>,
+    /// By their age: ids in the order of insertion, which is that of expiry.
+    by_age: BTreeMap<u64, Arc<str>>,
+    by_caller: HashMap<Arc<str>, BTreeSet<u64>>,
+    bytes: usize,
+    next: u64,
+}
+
+#[derive(Debug)]
+struct Record {
+    sealed: Arc<[u8]>,
+    caller: Arc<str>,
+    number: u64,
+    expires: Instant,
+}
+
+impl Memory {
+    pub(super) fn get(&self, record_id: &str) -> Option<Arc<[u8]>> {
+        let mut records = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        records.purge(Instant::now());
+        records.found.get(record_id).map(|record| Arc::clone(&record.sealed))
+    }
+
+    pub(super) fn insert(&self, request: &IdempotentRequest, sealed: Arc<[u8]>) {
+        let mut records = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        records.purge(Instant::now());
+        records.insert(request.record_id(), request.caller(), sealed);
+    }
+}
+
+impl Records {
+    fn insert(&mut self, record_id: &str, caller: &str, sealed: Arc<[u8]>) {
+        self.remove(record_id);
+        let (record_id, caller, number): (Arc<str>, Arc<str>, _) =
+            (record_id.into(), caller.into(), self.next);
+        self.next += 1;
+        self.bytes += sealed.len();
+        self.by_age.insert(number, Arc::clone(&record_id));
+        let own = self.by_caller.entry(Arc::clone(&caller)).or_default();
+        own.insert(number);
+        let oldest_own = own.first().copied().filter(|_| own.len() > MAX_RECORDS_PER_CALLER);
+        let expires = Instant::now() + LIFETIME;
+        self.found.insert(record_id, Record { sealed, caller, number, expires });
+        if let Some(number) = oldest_own {
+            self.remove_number(number);
+        }
+        while self.found.len() > MAX_RECORDS || self.bytes > MAX_BYTES {
+            let Some((&oldest, _)) = self.by_age.first_key_value() else { break };
+            self.remove_number(oldest);
+        }
+    }
+
+    fn purge(&mut self, now: Instant) {
+        while let Some((&oldest, record_id)) = self.by_age.first_key_value() {
+            if self.found.get(record_id).is_some_and(|record| record.expires > now) {
+                break;
+            }
+            self.remove_number(oldest);
+        }
+    }
+
+    fn remove_number(&mut self, number: u64) {
+        if let Some(record_id) = self.by_age.get(&number).cloned() {
+            self.remove(&record_id);
+        }
+    }
+
+    fn remove(&mut self, record_id: &str) {
+        let Some(Record { sealed, caller, number, .. }) = self.found.remove(record_id) else {
+            return;
+        };
+        self.bytes -= sealed.len();
+        self.by_age.remove(&number);
+        if let Some(own) = self.by_caller.get_mut(&caller) {
+            own.remove(&number);
+            if own.is_empty() {
+                self.by_caller.remove(&caller);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    fn put(records: &mut Records, id: usize, caller: &str, bytes: usize) {
+        records.insert(&id.to_string(), caller, vec![0; bytes].into());
+    }
+
+    fn has(records: &Records, id: usize) -> bool {
+        records.found.contains_key(id.to_string().as_str())
+    }
+
+    fn check(records: &Records) {
+        let bytes: usize = records.found.values().map(|record| record.sealed.len()).sum();
+        assert_eq!(records.bytes, bytes);
+        assert_eq!(records.by_age.len(), records.found.len());
+        let own: usize = records.by_caller.values().map(BTreeSet::len).sum();
+        assert_eq!(own, records.found.len());
+        assert!(records.by_caller.values().all(|own| !own.is_empty()));
+    }
+
+    #[tokio::test]
+    async fn one_caller_takes_no_more_than_its_share() {
+        let mut records = Records::default();
+        put(&mut records, 1_000_000, "quiet", 10);
+        for id in 0..=MAX_RECORDS_PER_CALLER {
+            put(&mut records, id, "busy", 10);
+        }
+        assert!(has(&records, 1_000_000) && !has(&records, 0) && has(&records, 1));
+        assert_eq!(records.found.len(), MAX_RECORDS_PER_CALLER + 1);
+        check(&records);
+    }
+
+    #[tokio::test]
+    async fn number_and_bytes_are_bounded_and_the_oldest_go_first() {
+        let mut records = Records::default();
+        for id in 0..=MAX_RECORDS {
+            put(&mut records, id, &(id % 100).to_string(), 10);
+        }
+        assert!(!has(&records, 0) && has(&records, 1) && has(&records, MAX_RECORDS));
+        put(&mut records, 1_000_000, "large", MAX_BYTES - 15);
+        assert_eq!(records.found.len(), 2);
+        check(&records);
+        // The same again takes the place of the first.
+        put(&mut records, 1_000_000, "large", 10);
+        assert_eq!((records.found.len(), records.bytes), (2, 20));
+        check(&records);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_reply_is_forgotten_after_a_day() {
+        let mut records = Records::default();
+        put(&mut records, 1, "a", 10);
+        tokio::time::advance(LIFETIME / 2).await;
+        put(&mut records, 2, "a", 10);
+        tokio::time::advance(LIFETIME / 2 - Duration::from_secs(1)).await;
+        records.purge(Instant::now());
+        assert!(has(&records, 1));
+        tokio::time::advance(Duration::from_secs(1)).await;
+        records.purge(Instant::now());
+        assert!(!has(&records, 1) && has(&records, 2));
+        check(&records);
+    }
+}

@@ -1,0 +1,120 @@
+//! The supply chain: advisories with and without a network, lists of what is in the binary and the
+//! image, and fuzz targets that have something to begin with.
+
+use std::path::{Path, PathBuf};
+use std::process::Output;
+
+use hapa_tests::within;
+use serde_json::Value;
+use tokio::process::Command;
+
+fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap().to_owned()
+}
+
+fn text(path: &str) -> String {
+    std::fs::read_to_string(root().join(path)).unwrap_or_else(|error| panic!("{path}: {error}"))
+}
+
+/// The lines of a target of the Makefile, with its head.
+fn recipe(target: &str) -> String {
+    let makefile = text("Makefile");
+    let head = format!("\n{target}:");
+    let recipe = makefile.split(&head).nth(1).unwrap_or_else(|| panic!("no target {target}"));
+    recipe
+        .lines()
+        .enumerate()
+        .take_while(|(at, line)| *at == 0 || line.starts_with('\t'))
+        .map(|(_, line)| line)
+        .collect::<Vec<_>>()
+        .join("\n")
+}
+
+/// Checks the advisories where there is no way to GitHub.
+async fn check(metadata: &Value) -> Output {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("metadata.json");
+    std::fs::write(&file, metadata.to_string()).unwrap();
+    let mut command = Command::new(root().join("infra/advisories/check"));
+    command.arg("--metadata-path").arg(&file).kill_on_drop(true);
+    command.envs(["HTTPS_PROXY", "https_proxy"].map(|name| (name, "http://127.0.0.1:1")));
+    within("cargo-deny", command.output()).await.unwrap()
+}
+
+#[tokio::test]
+async fn a_crate_with_an_advisory_is_refused_also_without_a_network() {
+    let mut command = Command::new(env!("CARGO"));
+    command.args(["metadata", "--format-version=1", "--locked", "--offline"]);
+    command.arg("--filter-platform=x86_64-unknown-linux-gnu").current_dir(root());
+    let metadata = within("cargo metadata", command.output()).await.unwrap();
+    let metadata = String::from_utf8(metadata.stdout).unwrap();
+    let ours: Value = serde_json::from_str(&metadata).unwrap();
+    let good = check(&ours).await;
+    let said = String::from_utf8_lossy(&good.stdout);
+    assert!(good.status.success(), "{said}{}", String::from_utf8_lossy(&good.stderr));
+    assert!(said.contains("not checked against the current database"), "{said}");
+
+    // The same with an h2 that RUSTSEC-2024-0332 is about.
+    let is_h2 = |package: &&Value| package["name"] == "h2";
+    let version =
+        ours["packages"].as_array().unwrap().iter().find(is_h2).unwrap()["version"].clone();
+    let id = format!("#h2@{}", version.as_str().unwrap());
+    let mut bad: Value = serde_json::from_str(&metadata.replace(&id, "#h2@0.4.1")).unwrap();
+    for package in bad["packages"].as_array_mut().unwrap() {
+        if package["name"] == "h2" {
+            package["version"] = "0.4.1".into();
+        }
+        let needed = package["dependencies"].as_array_mut().unwrap().iter_mut();
+        for needed in needed.filter(|needed| needed["name"] == "h2") {
+            needed["req"] = "*".into();
+        }
+    }
+    let refused = check(&bad).await;
+    let said = String::from_utf8_lossy(&refused.stderr);
+    assert!(!refused.status.success() && said.contains("RUSTSEC-2024-0332"), "{said}");
+}
+
+#[test]
+fn make_test_checks_advisories_and_runs_every_fuzz_target_for_20_seconds() {
+    assert!(recipe("test").contains("fuzz/run 20"));
+    assert!(recipe("test").lines().next().unwrap().contains("lint"));
+    assert!(recipe("lint").contains("infra/advisories/check"));
+    // Without cargo-fuzz's own word for it, a target is what the manifest names.
+    let manifest: toml::Table = text("fuzz/Cargo.toml").parse().unwrap();
+    let targets = manifest["bin"].as_array().unwrap();
+    assert_eq!(targets.len(), 3);
+    for target in targets.iter().map(|target| target["name"].as_str().unwrap()) {
+        let seeds = root().join("fuzz/seeds").join(target);
+        let sizes: Vec<_> = std::fs::read_dir(&seeds)
+            .unwrap_or_else(|error| panic!("{}: {error}", seeds.display()))
+            .map(|seed| seed.unwrap().metadata().unwrap().len())
+            .collect();
+        assert!(sizes.len() >= 10, "{target} has {} seeds", sizes.len());
+        assert!(sizes.iter().all(|size| *size <= 64 * 1024), "{target}: {sizes:?}");
+    }
+    let ignored = text("fuzz/.gitignore");
+    assert!(!ignored.lines().any(|line| line.contains("seeds")));
+}
+
+#[test]
+fn the_release_and_the_image_say_what_is_in_them() {
+    let (file, installs) = (text("infra/Dockerfile"), text("infra/tools/install"));
+    let builds = file.lines().filter(|line| line.contains("--release --locked --package hapa"));
+    let builds: Vec<_> = builds.collect();
+    assert_eq!(builds.len(), 2, "the dependencies, then the sources");
+    assert!(builds.iter().all(|line| line.contains("cargo auditable build")), "{builds:?}");
+    assert!(recipe("release").contains("cargo-auditable auditable build --release --locked"));
+    for tool in ["cargo-auditable@", "cargo-cyclonedx@"] {
+        let version = |text: &str| {
+            let rest = text.split(tool).nth(1).unwrap_or_else(|| panic!("no {tool}"));
+            rest.split([' ', ';', '\n']).next().unwrap().to_owned()
+        };
+        assert_eq!(version(&file), version(&installs), "{tool}");
+    }
+    assert!(recipe("sbom").contains("infra/sbom "));
+    assert!(
+        file.contains("infra/sbom ") && file.contains("$root/usr/local/share/sbom/hapa.cdx.json")
+    );
+    let passed = text(".dockerignore");
+    assert!(passed.lines().any(|line| line == "!infra/sbom"), "the image's build needs it");
+}
