@@ -54,9 +54,8 @@ pub(crate) fn scopes(scopes: &[String], found: &mut Violations) {
     let mut seen = HashSet::new();
     for scope in scopes {
         if !SCOPES.contains(&scope.as_str()) {
-            let (shown, known): (String, _) = (scope.chars().take(40).collect(), SCOPES.join(", "));
-            return found
-                .wrong("scopes", format!("has the unknown scope {shown:?}; known are {known}"));
+            let known = SCOPES.join(", ");
+            return found.wrong("scopes", format!("has an unknown scope; known are {known}"));
         }
         if !seen.insert(scope) {
             return found.wrong("scopes", format!("names {scope} twice"));
@@ -128,9 +127,9 @@ pub(crate) fn mask(
     if paths.is_empty() {
         found.missing("update_mask");
     }
-    if let Some(unknown) = paths.iter().find(|path| !known.contains(&path.as_str())) {
-        let shown: String = unknown.chars().take(40).collect();
-        found.wrong("update_mask", format!("names {shown:?}; known are {}", known.join(", ")));
+    if paths.iter().any(|path| !known.contains(&path.as_str())) {
+        let problem = format!("names an unknown field; known are {}", known.join(", "));
+        found.wrong("update_mask", problem);
     }
     paths
 }

@@ -16,8 +16,8 @@ pub(crate) enum Error {
     #[error(transparent)]
     Invalid(#[from] Violations),
     /// Also what belongs to someone else.
-    #[error("there is no {0} {1}")]
-    NoSuch(&'static str, String),
+    #[error("there is no such {0}")]
+    NoSuch(&'static str),
     #[error("no key or session has this credential")]
     UnknownCredential,
     #[error("the key or session has expired or was revoked")]

@@ -174,14 +174,14 @@ impl Keys {
     async fn visible(&self, call: &Call, key_id: String) -> Result<Key, Error> {
         let key_id = check::required("key_id", key_id)?;
         match self.key(&key_id).await {
-            Ok(key) if !call.may_see(&key.owner) => Err(Error::NoSuch("key", key_id)),
+            Ok(key) if !call.may_see(&key.owner) => Err(Error::NoSuch("key")),
             other => other,
         }
     }
 
     async fn key(&self, key_id: &str) -> Result<Key, Error> {
         let key = self.store.key_by_id(key_id, now()).await?;
-        key.ok_or_else(|| Error::NoSuch("key", key_id.to_owned()))
+        key.ok_or(Error::NoSuch("key"))
     }
 
     /// A key as replies have it.

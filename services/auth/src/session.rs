@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use hapa_chassis::attempts::PasswordAttempts;
 use hapa_chassis::times::{DAY, now};
 use hapa_chassis::{Call, Violations};
 use hapa_proto::auth::v1::create_session_request::{Password, Proof};
@@ -50,8 +51,16 @@ impl SessionService for Sessions {
         request: Request<CreateSessionRequest>,
     ) -> Result<Response<CreateSessionResponse>, Status> {
         let by = By::of(&Call::of(request.extensions())?);
+        let attempts = PasswordAttempts::of(request.extensions());
         let (user_id, method) = match request.into_inner().proof {
-            Some(Proof::Password(proof)) => (self.by_password(proof).await?, "password"),
+            Some(Proof::Password(proof)) => {
+                let attempt = attempts?.begin(&proof.email).await?;
+                let user_id = self.by_password(proof).await;
+                if let Err(Error::BadProof) = &user_id {
+                    attempt.record_wrong_password().await;
+                }
+                (user_id?, "password")
+            }
             Some(Proof::IdToken(token)) => (self.by_token(&by, &token).await?, "identity_provider"),
             None => {
                 let mut found = Violations::default();
@@ -129,7 +138,7 @@ impl SessionService for Sessions {
             (false, true) => {
                 let session = self.store.session_by_id(&session_id).await?;
                 let session = session.filter(|session| call.may_see(&session.user_id));
-                session.ok_or(Error::NoSuch("session", session_id.clone()))?;
+                session.ok_or(Error::NoSuch("session"))?;
                 self.store.revoke_session(By::of(&call), session_id).await?
             }
             (true, false) => {
@@ -210,7 +219,7 @@ impl Sessions {
     async fn existing(&self, user_id: String) -> Result<String, Error> {
         match self.store.user_by_id(&user_id).await? {
             Some(_) => Ok(user_id),
-            None => Err(Error::NoSuch("user", user_id)),
+            None => Err(Error::NoSuch("user")),
         }
     }
 }

@@ -129,7 +129,7 @@ impl UserService for Users {
         let call = Call::of(request.extensions())?;
         let user_id = visible(&call, request.into_inner().user_id)?;
         let profile = self.store.profile(&user_id).await?;
-        let profile = Some(profile.ok_or(Error::NoSuch("user", user_id))?);
+        let profile = Some(profile.ok_or(Error::NoSuch("user"))?);
         Ok(Response::new(GetProfileResponse { profile }))
     }
 
@@ -151,7 +151,7 @@ impl UserService for Users {
 impl Users {
     async fn shown(&self, user_id: &str) -> Result<User, Error> {
         let user = self.store.user_by_id(user_id).await?;
-        let mut user = user.ok_or_else(|| Error::NoSuch("user", user_id.to_owned()))?;
+        let mut user = user.ok_or(Error::NoSuch("user"))?;
         user.token_usage = Some(budget::usage(&self.store, format!("user:{user_id}")).await?);
         Ok(user)
     }
@@ -165,7 +165,7 @@ impl Users {
 
     async fn check_password(&self, user_id: &str, password: String) -> Result<(), Error> {
         let user = self.store.user_by_id(user_id).await?;
-        let user = user.ok_or_else(|| Error::NoSuch("user", user_id.to_owned()))?;
+        let user = user.ok_or(Error::NoSuch("user"))?;
         let (_, hash) = self.store.user_by_email(&user.email).await?.unwrap_or((user, None));
         let password = SecretString::from(password);
         if self.passwords.verify(&password, hash.as_deref()).await? {
@@ -187,7 +187,7 @@ pub(crate) fn visible(call: &Call, user_id: String) -> Result<String, Error> {
     if call.is_admin() || own.as_ref() == Some(&user_id) {
         return Ok(user_id);
     }
-    Err(Error::NoSuch("user", user_id))
+    Err(Error::NoSuch("user"))
 }
 
 fn check_new(request: &CreateUserRequest) -> Result<String, Violations> {

@@ -21,8 +21,8 @@ const BUSY: Duration = Duration::from_secs(1);
 pub(crate) enum Error {
     #[error(transparent)]
     Invalid(#[from] Violations),
-    #[error("this key may not use the model {0}")]
-    ModelNotAllowed(String),
+    #[error("this key may not use this model; ListModels names those that it may use")]
+    ModelNotAllowed,
     /// No engine can be asked; the words say why.
     #[error("{0}")]
     Away(String),
@@ -85,7 +85,7 @@ impl Error {
         let words = self.to_string();
         match self {
             Error::Invalid(violations) => violations.into(),
-            Error::ModelNotAllowed(_) => Fault::new(ErrorCode::NoPermission, words),
+            Error::ModelNotAllowed => Fault::new(ErrorCode::NoPermission, words),
             Error::Away(_) => Fault::new(ErrorCode::ModelUnreachable, words),
             Error::Engine(error) => engine_fault(&error, partial, QUESTION),
             Error::Asking(error) => asking_fault(&error, partial, QUESTION),

@@ -36,7 +36,7 @@ impl Models {
         let allowed = caller.map_or(&[][..], |principal| &principal.allowed_models);
         if let Some(named) = named {
             if !allowed.is_empty() && !allowed.iter().any(|name| name == named) {
-                return Err(Error::ModelNotAllowed(named.to_owned()));
+                return Err(Error::ModelNotAllowed);
             }
             let configured = self.configured.as_deref() == Some(named);
             if !configured && !board.listed().iter().any(|listed| listed.name == named) {

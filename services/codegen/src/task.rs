@@ -155,7 +155,7 @@ impl Specialists {
             return Ok(Chosen { model: model.to_owned(), warning: None });
         }
         if !may(fallback) {
-            return Err(Error::ModelNotAllowed(specialist.unwrap_or(fallback).to_owned()));
+            return Err(Error::ModelNotAllowed);
         }
         let warning = wanted.filter(|wanted| wanted.model != fallback).and_then(|wanted| {
             let why = if specialist.is_some() {

@@ -9,8 +9,8 @@ use tonic::Status;
 pub(crate) enum Error {
     #[error(transparent)]
     Invalid(#[from] Violations),
-    #[error("there is no incident {0}")]
-    NoSuch(String),
+    #[error("there is no such incident")]
+    NoSuch,
     #[error("the incident is {0} by now: read it and decide again")]
     Changed(String),
     #[error(transparent)]
@@ -26,7 +26,7 @@ impl From<Error> for Status {
         let words = error.to_string();
         let fault = match error {
             Error::Invalid(violations) => violations.into(),
-            Error::NoSuch(_) => Fault::new(ErrorCode::NotFound, words),
+            Error::NoSuch => Fault::new(ErrorCode::NotFound, words),
             Error::Changed(_) => Fault::new(ErrorCode::Conflict, words),
             Error::Over(over) => over.into(),
             Error::Store(cause) => (&cause).into(),

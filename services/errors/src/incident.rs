@@ -52,7 +52,7 @@ pub(crate) async fn get(
     let mut found = Violations::default();
     check_id(&id, &mut found);
     found.check()?;
-    let found = store.incident(&id).await?.ok_or_else(|| Error::NoSuch(id.clone()))?;
+    let found = store.incident(&id).await?.ok_or(Error::NoSuch)?;
     let occurrences = store.occurrences_of(&found.fingerprint, &id, SHOWN).await?;
     Ok(GetIncidentResponse { incident: Some(incident(found)), occurrences })
 }
@@ -73,7 +73,7 @@ pub(crate) async fn update(
         time: now(),
     };
     let changed = store.change_incident(id.clone(), change).await?;
-    let incident = Some(incident(changed.ok_or(Error::NoSuch(id))?));
+    let incident = Some(incident(changed.ok_or(Error::NoSuch)?));
     Ok(UpdateIncidentResponse { incident })
 }
 

@@ -5,6 +5,7 @@ mod check;
 mod dashboard;
 mod error;
 mod fingerprint;
+mod gateway;
 mod incident;
 mod occurrence;
 mod pattern;
@@ -19,9 +20,11 @@ use hapa_chassis::db::{Db, Survey};
 use hapa_chassis::health::Check;
 use hapa_chassis::tail::Tail;
 use hapa_chassis::{Access, Rpc, Server, rpc};
+use hapa_proto::errors::v1::gateway_report_service_server::GatewayReportServiceServer;
 use hapa_proto::errors::v1::error_tracking_service_server::ErrorTrackingServiceServer;
 
 use crate::calls::Calls;
+use crate::gateway::GatewayReports;
 use crate::service::Errors;
 use crate::store::Store;
 use crate::watch::News;
@@ -61,6 +64,10 @@ const RPCS: &[Rpc] = &[
     Rpc::new("/hapa.errors.v1.ErrorTrackingService/WatchOccurrences", READ),
 ];
 
+const GATEWAY_RPCS: &[Rpc] =
+    &[Rpc::new("/hapa.errors.v1.GatewayReportService/ReportRefusals", Access::Mesh)
+        .by(&[rpc::GATEWAY])];
+
 /// Migrates the store at `url`, and does no more.
 pub async fn migrate(url: &str) -> anyhow::Result<()> {
     open(url).await.map(drop)
@@ -86,12 +93,15 @@ pub async fn mount(config: &Config, server: &mut Server) -> anyhow::Result<()> {
     server.spawn(retention::purge(store.clone(), config.error_retention_days));
     let address = server.config().analytics_address.as_deref();
     let analytics = server.wire("ANALYTICS_ADDRESS", address, ANALYTICS)?;
+    let tracked = config.incident_tracking_enabled;
+    let reports = GatewayReports { store: store.clone(), tracked };
     let errors = Errors {
         news: News { store: store.clone(), tail },
         calls: Calls::new(analytics),
-        tracked: config.incident_tracking_enabled,
+        tracked,
         store,
     };
     server.add(ErrorTrackingServiceServer::new(errors), RPCS).await;
+    server.add_aside(GatewayReportServiceServer::new(reports), GATEWAY_RPCS).await;
     Ok(())
 }

@@ -69,7 +69,7 @@ impl Store {
         self.change(by, move |connection| {
             Box::pin(async move {
                 if key.owner.starts_with("usr_") && !users::exists(connection, &key.owner).await? {
-                    return Err(Error::NoSuch("user", key.owner));
+                    return Err(Error::NoSuch("user"));
                 }
                 let (budget, created) = (
                     key.token_budget.unwrap_or_default(),
@@ -332,7 +332,7 @@ impl Changes {
 async fn lock(connection: &mut AnyConnection, key_id: &str) -> Result<Key, Error> {
     let row = sqlx::query("SELECT * FROM keys WHERE key_id = $1").bind(key_id.to_owned());
     let row = row.fetch_optional(connection).await?;
-    key(&row.ok_or_else(|| Error::NoSuch("key", key_id.to_owned()))?)
+    key(&row.ok_or(Error::NoSuch("key"))?)
 }
 
 async fn insert_text(

@@ -290,7 +290,7 @@ pub(super) async fn exists(connection: &mut AnyConnection, user_id: &str) -> Res
 async fn lock(connection: &mut AnyConnection, user_id: &str) -> Result<User, Error> {
     let row = sqlx::query("SELECT * FROM users WHERE user_id = $1").bind(user_id.to_owned());
     let row = row.fetch_optional(connection).await?;
-    user(&row.ok_or_else(|| Error::NoSuch("user", user_id.to_owned()))?)
+    user(&row.ok_or(Error::NoSuch("user"))?)
 }
 
 /// The user that a row was joined with, if it was with one.
