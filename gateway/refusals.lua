@@ -160,7 +160,7 @@ local function refuse(handle, headers, mark)
   local at = headers:get("x-hapa-refused-at") or ""
   headers:remove("x-hapa-refused")
   headers:remove("x-hapa-refused-at")
-  handle:streamInfo():dynamicMetadata():set("hapa", "incident_id", incident)
+  headers:replace("x-hapa-incident-id", incident) -- the access log has it from here
   headers:replace("cache-control", "no-store")
   headers:replace("x-content-type-options", "nosniff")
   if refusal.retry_seconds then

@@ -161,7 +161,8 @@ pub struct LimitConfig {
     /// Longest wait for Redis before a replica decides alone, in seconds.
     #[arg(long, env = "REDIS_TIMEOUT_SECONDS", default_value = "0.05", value_parser = seconds)]
     pub redis_timeout_seconds: Duration,
-    /// Failed authentications per address and minute, after which that address has to wait; 0: no limit.
+    /// Failed authentications per address (IPv6: per /64) and minute; beyond it wrong credentials from
+    /// there are refused with E4004, valid ones never; 0: no limit, also for the passwords of an account.
     #[arg(long, env = "AUTH_FAILURE_LIMIT", default_value_t = 60)]
     pub auth_failure_limit: u32,
 }

@@ -20,6 +20,9 @@ pub const INTERNAL: &str = "an internal error; report the incident id";
 /// The words for a store that fails.
 pub const STORE_AWAY: &str = "the store can't be asked at the moment; try again";
 
+/// The header in which the gateway names the incident of a refusal of its own.
+const INCIDENT_ID: &str = "x-hapa-incident-id";
+
 /// How tonic begins what it says, as INTERNAL, of a request that is no message of its method: not
 /// protobuf, a wrong compression flag, no message at all, less than its length says, not compressed as
 /// its header says. `tests/unreadable.rs` sends each.
@@ -259,10 +262,15 @@ pub fn code_name(code: Code) -> &'static str {
     }
 }
 
-/// The published code and incident id that a status carries, none where it is not one of ours.
+/// The published code and incident id that a status carries, none where it is not one of ours. An
+/// overloaded gateway has its incident id in a header alone.
 pub fn read(status: &Status) -> Option<(String, String)> {
     let mut info = status.get_details_error_info().filter(|info| info.domain == DOMAIN)?;
-    Some((info.metadata.remove("error_code")?, info.metadata.remove("incident_id")?))
+    let incident_id = info.metadata.remove("incident_id").or_else(|| {
+        let header = status.metadata().get(INCIDENT_ID)?;
+        Some(header.to_str().ok()?.to_owned())
+    });
+    Some((info.metadata.remove("error_code")?, incident_id?))
 }
 
 /// Gives a status that a library made the code, the words and the details that we publish. A library's
