@@ -1,5 +1,6 @@
 //! Small things of HTTP at the gateway: HEAD, HTTP/1.0, sniffing, request ids.
 
+use hapa_proto::auth::v1::CreateKeyRequest;
 use hapa_tests::{World, within};
 use serde_json::json;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -19,7 +20,8 @@ async fn raw(url: &str, text: &str) -> String {
 async fn head_answers_where_get_does_without_a_body() {
     let world = World::start().await;
     let gateway = world.gateway(&[]).await;
-    let paths = ["/health", "/api/v1/code/models", "/api/v1/keys?page_size=1", "/api/v1/errors/dashboard"];
+    let paths =
+        ["/health", "/api/v1/code/models", "/api/v1/keys?page_size=1", "/api/v1/errors/dashboard"];
     for path in paths {
         for key in [world.key.as_str(), ""] {
             let got = gateway.request("GET", path).header("x-api-key", key).send().await;
@@ -50,8 +52,10 @@ async fn head_answers_where_get_does_without_a_body() {
 async fn head_of_a_stream_ends() {
     let world = World::start().await;
     let gateway = world.gateway(&[]).await;
+    let scopes = vec!["errors:read".to_owned(), "errors:admin".to_owned()];
+    let made = world.create_key(CreateKeyRequest { scopes, ..World::dev_key() }).await;
     let head = gateway.request("HEAD", "/api/v1/errors/occurrences:watch");
-    let head = head.header("x-api-key", &world.key).send_raw().await;
+    let head = head.header("x-api-key", &made.key_text).send_raw().await;
     assert_eq!(head.status(), 200);
     assert_eq!(head.headers()["content-type"], "text/event-stream");
     world.end().await;

@@ -48,7 +48,8 @@ pub(crate) async fn admission(
         return refuse(Fault::internal("admission ran without a call"));
     };
     let Some(rpc) = call.rpc else {
-        let words = "there is no such method; check its name, and that client and mesh are of one version";
+        let words =
+            "there is no such method; check its name, and that client and mesh are of one version";
         return refuse(Fault::new(ErrorCode::Unsupported, words));
     };
     let kind = request.headers().get(CONTENT_TYPE).map(HeaderValue::as_bytes);
@@ -158,8 +159,7 @@ impl Admission {
                 let is_gateways = rpc.access == Access::Mesh && rpc.takes(GATEWAY);
                 presented.is_some_and(|presented| {
                     std::iter::once(token).chain(also).any(|token| {
-                        is(presented, token)
-                            || is_gateways && is(presented, &gateway_token(token))
+                        is(presented, token) || is_gateways && is(presented, &gateway_token(token))
                     })
                 })
             }

@@ -300,10 +300,9 @@ pub(crate) fn publish(status: Status, request_broke_off: bool) -> Status {
         Code::Aborted | Code::AlreadyExists => (ErrorCode::Conflict, "the state has changed"),
         Code::NotFound => (ErrorCode::NotFound, "there is no such thing"),
         Code::Cancelled => (ErrorCode::StreamGivenUp, "the call was cancelled"),
-        Code::Unimplemented => (
-            ErrorCode::Unsupported,
-            "this method, content type or compression is not supported",
-        ),
+        Code::Unimplemented => {
+            (ErrorCode::Unsupported, "this method, content type or compression is not supported")
+        }
         Code::DeadlineExceeded => (ErrorCode::ModelTimeout, "there was no answer in time"),
         Code::Unavailable => (ErrorCode::Overloaded, "the service is not available; try again"),
         Code::Ok | Code::Unknown | Code::Internal | Code::DataLoss => {

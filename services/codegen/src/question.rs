@@ -248,7 +248,9 @@ mod tests {
         let words = found.to_string();
         assert_eq!(found.fields().len(), 3, "{words}");
         assert!(
-            words.contains("has an unknown word; known are advanced, beginner, expert, intermediate"),
+            words.contains(
+                "has an unknown word; known are advanced, beginner, expert, intermediate"
+            ),
             "{words}"
         );
     }

@@ -6,7 +6,7 @@ use std::sync::LazyLock;
 
 use hapa_chassis::scrub::scrub;
 use hapa_chassis::times::{now, timestamp};
-use hapa_chassis::{ErrorCode, Violations, is_request_id};
+use hapa_chassis::{ErrorCode, Spool, Violations, is_request_id};
 use hapa_proto::FILE_DESCRIPTOR_SET;
 use hapa_proto::errors::v1::gateway_report_service_server::GatewayReportService;
 use hapa_proto::errors::v1::report_refusals_request::Refusal;
@@ -17,8 +17,6 @@ use tonic::{Request, Response, Status};
 use uuid::Uuid;
 
 use crate::check::is_incident_id;
-use crate::fingerprint::fingerprint;
-use crate::store::{Batch, New, Store};
 
 const MAX_REFUSALS: usize = 100;
 const MAX_REASON_LEN: usize = 200;
@@ -49,9 +47,8 @@ static METHODS: LazyLock<HashSet<String>> = LazyLock::new(|| {
 });
 
 pub(crate) struct GatewayReports {
-    pub(crate) store: Store,
-    /// Whether incidents are made.
-    pub(crate) tracked: bool,
+    /// Through the spool, so that neither a slow store nor many refusals at once lose any.
+    pub(crate) spool: Spool,
 }
 
 #[tonic::async_trait]
@@ -60,19 +57,27 @@ impl GatewayReportService for GatewayReports {
         &self,
         request: Request<ReportRefusalsRequest>,
     ) -> Result<Response<ReportRefusalsResponse>, Status> {
-        let batch = batch(request.into_inner().refusals, self.tracked)?;
-        let accepted = self.store.report(batch).await?;
+        let occurrences = occurrences(request.into_inner().refusals)?;
+        let receipts = occurrences.iter().map(|one| self.spool.append(None, Some(one)));
+        let receipts: Vec<_> = receipts.collect();
+        let mut accepted = 0;
+        for receipt in receipts.into_iter().flatten() {
+            // Written or not by now: it was taken.
+            receipt.await;
+            accepted += 1;
+        }
         Ok(Response::new(ReportRefusalsResponse { accepted }))
     }
 }
 
-fn batch(refusals: Vec<Refusal>, tracked: bool) -> Result<Batch, Violations> {
+/// All of them, or what is wrong.
+fn occurrences(refusals: Vec<Refusal>) -> Result<Vec<Occurrence>, Violations> {
     let mut found = Violations::default();
     if !(1..=MAX_REFUSALS).contains(&refusals.len()) {
         found.wrong("refusals", format!("takes 1 to {MAX_REFUSALS}"));
     }
     let now = now();
-    let mut news = Vec::with_capacity(refusals.len().min(MAX_REFUSALS));
+    let mut occurrences = Vec::with_capacity(refusals.len().min(MAX_REFUSALS));
     for (index, refusal) in refusals.into_iter().take(MAX_REFUSALS).enumerate() {
         let code = CODES.iter().find(|code| code.entry().name == refusal.error_code);
         if !is_incident_id(&refusal.incident_id) {
@@ -84,15 +89,11 @@ fn batch(refusals: Vec<Refusal>, tracked: bool) -> Result<Batch, Violations> {
                 let field = format!("refusals[{index}].error_code");
                 found.wrong(field, "must be one that the gateway makes");
             }
-            Some(&code) => {
-                let occurrence = occurrence(refusal, code, now);
-                let fingerprint = fingerprint(&occurrence);
-                news.push(New { fingerprint, time: now, occurrence });
-            }
+            Some(&code) => occurrences.push(occurrence(refusal, code, now)),
         }
     }
     found.check()?;
-    Ok(Batch { now, tracked, news })
+    Ok(occurrences)
 }
 
 fn occurrence(refusal: Refusal, code: ErrorCode, now: i64) -> Occurrence {
@@ -128,6 +129,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::fingerprint::fingerprint;
 
     fn refusal() -> Refusal {
         Refusal {
@@ -141,41 +143,44 @@ mod tests {
 
     #[test]
     fn a_refusal_becomes_an_occurrence_of_the_gateway_with_the_id_that_was_shown() {
-        let batch = batch(vec![refusal()], true).unwrap();
-        let kept = &batch.news[0].occurrence;
-        assert_eq!(kept.incident_id, "INC-20260101-0123ABCD");
-        assert_eq!(kept.method, "/hapa.codegen.v1.CodegenService/GenerateCode");
-        assert_eq!((kept.service.as_str(), kept.request_id.as_str()), ("gateway", "r-1"));
-        assert_eq!(kept.causes, ["direct_response"]);
-        assert!(crate::check::batch(std::slice::from_ref(kept), batch.now).is_ok());
+        let kept = occurrences(vec![refusal()]).unwrap();
+        assert_eq!(kept[0].incident_id, "INC-20260101-0123ABCD");
+        assert_eq!(kept[0].method, "/hapa.codegen.v1.CodegenService/GenerateCode");
+        assert_eq!((kept[0].service.as_str(), kept[0].request_id.as_str()), ("gateway", "r-1"));
+        assert_eq!(kept[0].causes, ["direct_response"]);
+        assert!(crate::check::batch(&kept, now()).is_ok());
     }
 
     #[test]
     fn a_batch_with_a_wrong_id_or_code_or_of_the_wrong_size_is_not_taken() {
-        assert!(batch(Vec::new(), true).is_err());
-        assert!(batch(vec![refusal(); 101], true).is_err());
+        assert!(occurrences(Vec::new()).is_err());
+        assert!(occurrences(vec![refusal(); 101]).is_err());
         let wrong_id = Refusal { incident_id: "x".to_owned(), ..refusal() };
-        assert!(batch(vec![wrong_id], true).is_err());
+        assert!(occurrences(vec![wrong_id]).is_err());
         for code in ["", "E4003", "E9999"] {
             let wrong_code = Refusal { error_code: code.to_owned(), ..refusal() };
-            assert!(batch(vec![refusal(), wrong_code], true).is_err(), "{code}");
+            assert!(occurrences(vec![refusal(), wrong_code]).is_err(), "{code}");
         }
     }
 
     proptest! {
-        /// Strangers choose paths, ids and, in part, reasons: neither text of theirs nor a fingerprint
-        /// of their making is kept.
+        /// Strangers choose paths, ids and, in part, reasons: no text of theirs and no fingerprint of
+        /// their making is kept.
         #[test]
-        fn what_strangers_choose_is_not_kept(path in "\\PC{0,300}", id in "\\PC{0,200}", why in "\\PC{0,300}") {
+        fn what_strangers_choose_is_not_kept(
+            path in "\\PC{0,300}",
+            id in "\\PC{0,200}",
+            why in "\\PC{0,300}",
+        ) {
             let refusal = Refusal { path, request_id: id, reason: why, ..refusal() };
             let other = Refusal { path: "/".to_owned(), ..refusal.clone() };
-            let batch = batch(vec![refusal, other], true).unwrap();
-            prop_assert_eq!(&batch.news[0].fingerprint, &batch.news[1].fingerprint);
-            let kept = &batch.news[0].occurrence;
-            prop_assert_eq!(kept.method.as_str(), GATEWAY);
-            prop_assert!(kept.request_id.is_empty() || is_request_id(&kept.request_id));
-            prop_assert!(kept.causes.iter().all(|cause| cause.len() <= MAX_REASON_LEN && cause.is_ascii()));
-            prop_assert!(crate::check::batch(std::slice::from_ref(kept), batch.now).is_ok());
+            let kept = occurrences(vec![refusal, other]).unwrap();
+            prop_assert_eq!(fingerprint(&kept[0]), fingerprint(&kept[1]));
+            prop_assert_eq!(kept[0].method.as_str(), GATEWAY);
+            prop_assert!(kept[0].request_id.is_empty() || is_request_id(&kept[0].request_id));
+            let is_short = |cause: &String| cause.len() <= MAX_REASON_LEN && cause.is_ascii();
+            prop_assert!(kept[0].causes.iter().all(is_short));
+            prop_assert!(crate::check::batch(&kept, now()).is_ok());
         }
     }
 }

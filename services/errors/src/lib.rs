@@ -20,8 +20,8 @@ use hapa_chassis::db::{Db, Survey};
 use hapa_chassis::health::Check;
 use hapa_chassis::tail::Tail;
 use hapa_chassis::{Access, Rpc, Server, rpc};
-use hapa_proto::errors::v1::gateway_report_service_server::GatewayReportServiceServer;
 use hapa_proto::errors::v1::error_tracking_service_server::ErrorTrackingServiceServer;
+use hapa_proto::errors::v1::gateway_report_service_server::GatewayReportServiceServer;
 
 use crate::calls::Calls;
 use crate::gateway::GatewayReports;
@@ -93,12 +93,11 @@ pub async fn mount(config: &Config, server: &mut Server) -> anyhow::Result<()> {
     server.spawn(retention::purge(store.clone(), config.error_retention_days));
     let address = server.config().analytics_address.as_deref();
     let analytics = server.wire("ANALYTICS_ADDRESS", address, ANALYTICS)?;
-    let tracked = config.incident_tracking_enabled;
-    let reports = GatewayReports { store: store.clone(), tracked };
+    let reports = GatewayReports { spool: server.spool() };
     let errors = Errors {
         news: News { store: store.clone(), tail },
         calls: Calls::new(analytics),
-        tracked,
+        tracked: config.incident_tracking_enabled,
         store,
     };
     server.add(ErrorTrackingServiceServer::new(errors), RPCS).await;

@@ -15,9 +15,9 @@ use hapa_proto::auth::v1::ListKeysRequest;
 use hapa_proto::auth::v1::key_service_client::KeyServiceClient;
 use hapa_proto::codegen::v1::ListModelsRequest;
 use hapa_proto::codegen::v1::codegen_service_client::CodegenServiceClient;
+use hapa_proto::errors::v1::error_tracking_service_client::ErrorTrackingServiceClient;
 use hapa_proto::errors::v1::gateway_report_service_client::GatewayReportServiceClient;
 use hapa_proto::errors::v1::{GetDashboardRequest, ReportRefusalsRequest};
-use hapa_proto::errors::v1::error_tracking_service_client::ErrorTrackingServiceClient;
 use prost_types::Timestamp;
 use tokio::time::{Instant, sleep, timeout};
 use tonic::Status;
@@ -213,9 +213,10 @@ pub(super) async fn gateway(address: Option<&str>, authority: Option<&PathBuf>) 
 fn own_refusal(said: Option<Status>) -> Finding {
     let what = "gateway, its own refusals";
     match said.as_ref().and_then(status::read) {
-        Some((code, _)) if code == "E4012" => {
-            Finding::well(what, "carry a code and an incident id; what is for the mesh has no way in")
-        }
+        Some((code, _)) if code == "E4012" => Finding::well(
+            what,
+            "carry a code and an incident id; what is for the mesh has no way in",
+        ),
         Some(_) => {
             let found = "an RPC that is for the mesh alone can be reached from outside";
             Finding::ill(what, found, "write its configuration with `hapa gateway` of this release")
