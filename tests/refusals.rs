@@ -10,7 +10,9 @@ use hapa_proto::codegen::v1::{GenerateCodeRequest, ListModelsRequest};
 use hapa_proto::errors::v1::error_tracking_service_client::ErrorTrackingServiceClient;
 use hapa_proto::errors::v1::gateway_report_service_client::GatewayReportServiceClient;
 use hapa_proto::errors::v1::report_refusals_request::Refusal;
-use hapa_proto::errors::v1::{GetIncidentRequest, Incident, Occurrence, ReportRefusalsRequest};
+use hapa_proto::errors::v1::{
+    GetDashboardRequest, GetIncidentRequest, Incident, Occurrence, ReportRefusalsRequest,
+};
 use hapa_tests::{Gateway, TOKEN, Who, World, hapa, incident, refusal, within};
 use secrecy::ExposeSecret as _;
 use serde_json::{Value, json};
@@ -207,6 +209,36 @@ async fn the_access_log_has_incident_ids_of_the_gateways_own_refusals_alone() {
         let is_own = line["why"] != "via_upstream";
         assert_eq!(line["incident_id"].is_string(), is_own, "{line}");
     }
+    world.end().await;
+}
+
+#[tokio::test]
+async fn a_flood_of_refusals_is_reported_within_its_bound() {
+    const BURST: u64 = 300;
+    const EACH_SECOND: u64 = 5;
+    let world = World::start().await;
+    let port = world.mesh.port().to_string();
+    // What is beyond the bound is in the access log alone: nobody looks the ids up.
+    let gateway = Gateway::with(&[("PORT", port.as_str())]).await;
+    let begun = std::time::Instant::now();
+    for _ in 0..8 {
+        let refusals = (0..50).map(|_| gateway.get("/api/v1/nothing", ""));
+        for reply in futures_util::future::join_all(refusals).await {
+            assert_eq!(refusal(&json_of(reply).await).0, "E4012");
+        }
+    }
+    let bound = BURST + EACH_SECOND * (begun.elapsed().as_secs() + 2);
+    let mut errors = ErrorTrackingServiceClient::new(Who::Mesh.on(world.connect().await));
+    let mut reported = 0;
+    within("the reports", async {
+        while reported < BURST {
+            tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+            let sums = errors.get_dashboard(GetDashboardRequest {}).await.unwrap().into_inner();
+            reported = sums.total_errors.into();
+        }
+    })
+    .await;
+    assert!(reported <= bound, "{reported} of 400 were reported, {bound} may be");
     world.end().await;
 }
 

@@ -158,14 +158,11 @@ impl Lanes {
     async fn enter(&self, name: &str) -> Result<OwnedSemaphorePermit, Fault> {
         let hash = crc32fast::hash(name.as_bytes()) as usize;
         let turn = Arc::clone(&self.0[hash % self.0.len()]).acquire_owned();
-        match timeout(LANE_TIMEOUT, turn).await {
-            Ok(Ok(permit)) => Ok(permit),
-            _ => {
-                let words = "too many attempts to authenticate at the moment; try again shortly";
-                let fault = Fault::new(ErrorCode::Overloaded, words);
-                Err(fault.retry_after(Duration::from_secs(1)))
-            }
+        if let Ok(Ok(permit)) = timeout(LANE_TIMEOUT, turn).await {
+            return Ok(permit);
         }
+        let words = "too many attempts to authenticate at the moment; try again shortly";
+        Err(Fault::new(ErrorCode::Overloaded, words).retry_after(Duration::from_secs(1)))
     }
 }
 
@@ -238,8 +235,8 @@ mod tests {
                 1
             }
         });
-        let tried: u32 = futures_util::future::join_all(tries).await.into_iter().sum();
-        assert_eq!(tried, MAX_WRONG_PASSWORDS);
+        let wrong: u32 = futures_util::future::join_all(tries).await.into_iter().sum();
+        assert_eq!(wrong, MAX_WRONG_PASSWORDS);
         let refused = attempts.begin("kim@example.com").await.unwrap_err();
         assert_eq!(refused.code(), ErrorCode::RateLimited);
         assert!(attempts.begin("lee@example.com").await.is_ok());

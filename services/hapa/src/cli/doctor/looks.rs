@@ -206,13 +206,14 @@ pub(super) async fn gateway(address: Option<&str>, authority: Option<&PathBuf>) 
     );
     let roles = [("codegen", said.0), ("auth", said.1), ("analytics", said.2), ("errors", said.3)];
     let ways = roles.into_iter().map(|(role, said)| route(role, said));
-    ways.chain([own_refusal(refusal(reports.report_refusals(nothing)).await)]).collect()
+    let own = refusal(reports.report_refusals(nothing)).await;
+    ways.chain([own_refusal(own.as_ref())]).collect()
 }
 
 /// What the gateway says of an RPC that is for the mesh alone: its own refusal, in published form.
-fn own_refusal(said: Option<Status>) -> Finding {
+fn own_refusal(said: Option<&Status>) -> Finding {
     let what = "gateway, its own refusals";
-    match said.as_ref().and_then(status::read) {
+    match said.and_then(status::read) {
         Some((code, _)) if code == "E4012" => Finding::well(
             what,
             "carry a code and an incident id; what is for the mesh has no way in",
