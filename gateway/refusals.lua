@@ -5,7 +5,7 @@
 -- `local_reply_config` in envoy.yaml marks a refusal by response headers, which are removed here:
 -- x-hapa-refused: "grpc 503 POST" or "json 503 GET"; x-hapa-refused-at: path, request id, Envoy's reason.
 -- A template like envoy.yaml: `hapa gateway` fills in its placeholders. Each worker thread of Envoy has
--- globals of its own, so every bound below holds for one worker.
+-- globals of its own for each group of client addresses, so every bound below holds for one of those.
 
 -- Sent with each report; empty where a certificate proves the gateway. "-": no reports.
 local REPORT_TOKEN = "${REPORT_TOKEN}"
@@ -14,8 +14,8 @@ local REPORT_TIMEOUT_MS = 5000
 -- Reports at once, and in each second after that. Requests that no service would take have bounds of
 -- their own, so that a flood of them does not hide the gateway's failures.
 local REPORTS = {
-  requests = {burst = 300, rate = 5},
-  failures = {burst = 300, rate = 20},
+  requests = {burst = 200, rate = 2},
+  failures = {burst = 200, rate = 10},
 }
 -- How long a HEAD may keep a stream open that GET would keep open for as long as the client reads.
 local HEAD_TIMEOUT = "5S"

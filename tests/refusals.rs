@@ -214,8 +214,8 @@ async fn the_access_log_has_incident_ids_of_the_gateways_own_refusals_alone() {
 
 #[tokio::test]
 async fn a_flood_of_refusals_is_reported_within_its_bound() {
-    const BURST: u64 = 300;
-    const EACH_SECOND: u64 = 5;
+    const BURST: u64 = 200;
+    const EACH_SECOND: u64 = 2;
     let world = World::start().await;
     let port = world.mesh.port().to_string();
     // What is beyond the bound is in the access log alone: nobody looks the ids up.
