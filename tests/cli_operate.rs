@@ -62,6 +62,7 @@ async fn the_doctor_finds_a_whole_mesh_well() {
     for role in ["codegen", "auth", "analytics", "errors"] {
         assert_eq!(state(&report, &format!("gateway, the way to {role}")), "ok", "{said}");
     }
+    assert_eq!(state(&report, "gateway, its own refusals"), "ok", "{said}");
     let (_, shown) = run(&["doctor"], &settings).await;
     assert!(shown.contains("STATE") && !shown.contains("WRONG"), "{shown}");
 }

@@ -22,7 +22,11 @@ mod generate;
 mod health;
 mod hostile;
 mod house;
+<<<<<<< HEAD
 mod idempotency;
+=======
+mod http_details;
+>>>>>>> h2
 mod incidents;
 mod keys;
 mod lifecycle;
@@ -30,9 +34,14 @@ mod limits;
 mod logs;
 mod memory;
 mod mtls;
+<<<<<<< HEAD
 mod passwords;
 mod quotes;
+=======
+mod neighbours;
+>>>>>>> h2
 mod readers;
+mod refusals;
 mod roles;
 mod route;
 mod run;
@@ -45,6 +54,7 @@ mod tasks;
 mod tenants;
 mod traces;
 mod turns;
+mod unreadable;
 mod usage;
 mod users;
 mod validate;

@@ -101,6 +101,7 @@ const TABLE: &[(&str, &str)] = &[
     ("hapa.auth.v1.SessionService/RefreshSession", "++++++"),
     ("hapa.errors.v1.ErrorTrackingService/GetDashboard", "++++3+"),
     ("hapa.errors.v1.ErrorTrackingService/ReportOccurrences", "++++3+"),
+    ("hapa.errors.v1.GatewayReportService/ReportRefusals", "5555+5"),
     ("hapa.system.v1.SystemService/GetHealth", "++++++"),
 ];
 

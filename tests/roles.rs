@@ -63,14 +63,16 @@ const TABLE: &[(&str, &str)] = &[
     ("hapa.errors.v1.ErrorTrackingService/ReportOccurrences", "3555 +55+"),
     ("hapa.errors.v1.ErrorTrackingService/UpdateIncident", "3555 555+"),
     ("hapa.errors.v1.ErrorTrackingService/WatchOccurrences", "3555 +55+"),
+    ("hapa.errors.v1.GatewayReportService/ReportRefusals", "3333 333+"),
     ("hapa.system.v1.SystemService/GetConfigStatus", "3555 55++"),
     ("hapa.system.v1.SystemService/GetHealth", "++++ ++++"),
 ];
 
 /// What takes events in.
-const INTAKES: [&str; 2] = [
+const INTAKES: [&str; 3] = [
     "hapa.analytics.v1.AnalyticsService/RecordEvents",
     "hapa.errors.v1.ErrorTrackingService/ReportOccurrences",
+    "hapa.errors.v1.GatewayReportService/ReportRefusals",
 ];
 
 #[tokio::test]

@@ -15,7 +15,7 @@ use tonic::transport::Endpoint;
 use crate::people::Who;
 use crate::seen::{AccessLog, Seen, Wire};
 use crate::tools::{hapa, resident_bytes, root, within};
-use crate::world::reqwest_client;
+use crate::world::{TOKEN, reqwest_client};
 
 /// A running Envoy; it ends with this.
 #[derive(Debug)]
@@ -23,6 +23,7 @@ pub struct Gateway {
     /// Where it listens: `http://127.0.0.1:PORT`.
     pub url: String,
     admin: String,
+    log: AccessLog,
     /// None where the mesh remembers no failures.
     seen: Option<Seen>,
     envoy: Child,
@@ -36,17 +37,28 @@ impl Gateway {
         seen: Option<Seen>,
     ) -> Gateway {
         let port = mesh.port().to_string();
-        Gateway::begin(&[&[("PORT", port.as_str())], own].concat(), seen).await
+        Gateway::begin(&[&[("PORT", port.as_str())], own].concat(), seen, str::to_owned).await
     }
 
     /// With these settings of `hapa gateway`.
     pub async fn with(settings: &[(&str, &str)]) -> Gateway {
-        Gateway::begin(settings, None).await
+        Gateway::begin(settings, None, str::to_owned).await
     }
 
-    async fn begin(settings: &[(&str, &str)], seen: Option<Seen>) -> Gateway {
+    /// The same, with a change of the configuration that was written.
+    pub async fn edited(settings: &[(&str, &str)], edit: impl Fn(&str) -> String) -> Gateway {
+        Gateway::begin(settings, None, edit).await
+    }
+
+    async fn begin(
+        settings: &[(&str, &str)],
+        seen: Option<Seen>,
+        edit: impl Fn(&str) -> String,
+    ) -> Gateway {
         let (folder, log) = (tempfile::tempdir().expect("a folder for the test"), AccessLog::new());
         let config = write(folder.path(), settings).await.expect("a configuration");
+        let text = std::fs::read_to_string(&config).expect("a configuration");
+        std::fs::write(&config, edit(&text)).expect("a configuration");
         let admin_file = folder.path().join("admin");
         let envoy = envoy()
             .arg("-c")
@@ -73,7 +85,7 @@ impl Gateway {
         }
         let secure = settings.iter().any(|(name, _)| *name == "GATEWAY_TLS_CERT_FILE");
         let url = if secure { url.replacen("http:", "https:", 1) } else { url };
-        let gateway = Gateway { url, admin, seen, envoy, _folder: folder };
+        let gateway = Gateway { url, admin, log, seen, envoy, _folder: folder };
         gateway.wait_until_healthy().await;
         gateway
     }
@@ -138,6 +150,11 @@ impl Gateway {
         resident_bytes(&self.envoy)
     }
 
+    /// The lines of its access log so far.
+    pub fn access_log(&self) -> Vec<Value> {
+        self.log.lines()
+    }
+
     /// Any other request.
     pub fn request(&self, method: &str, path: &str) -> Ask {
         let method = method.parse().expect("a method");
@@ -185,6 +202,11 @@ impl Ask {
         Ask { request: self.request.body(body.into()), ..self }
     }
 
+    /// Its answer, whose failure nobody reads as JSON here.
+    pub async fn send_raw(self) -> reqwest::Response {
+        within("the gateway", self.request.send()).await.expect("the gateway answers")
+    }
+
     /// Its answer, of which a stream may still be on its way.
     pub async fn send(self) -> reqwest::Response {
         let reply = within("the gateway", self.request.send()).await.expect("the gateway answers");
@@ -205,7 +227,7 @@ pub(crate) fn envoy() -> Command {
 async fn write(folder: &Path, settings: &[(&str, &str)]) -> Result<std::path::PathBuf, String> {
     let mut command = hapa();
     command.args(["gateway", "--out"]).arg(folder);
-    command.envs([("GATEWAY_PORT", "0"), ("ENVOY_ADMIN_PORT", "0")]);
+    command.envs([("GATEWAY_PORT", "0"), ("ENVOY_ADMIN_PORT", "0"), ("MESH_TOKEN", TOKEN)]);
     command.envs(settings.iter().copied());
     let done = within("hapa gateway", command.output()).await.expect("it runs");
     if done.status.success() {

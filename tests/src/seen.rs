@@ -1,6 +1,6 @@
 //! What clients were shown: the incident ids of all failures, read off the wire, so that a story's
-//! end can look each of them up. The rule for those that no service remembers: Envoy made the refusal
-//! itself, which its access log says, under this id and with another reason than `via_upstream`.
+//! end can look each of them up. An id of the gateway may be in its access log alone only where it could
+//! not report it: it refused because it reached no service.
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;
@@ -93,8 +93,8 @@ impl Seen {
         }
     }
 
-    /// Finds each through `GetIncident`, as soon as its occurrence has arrived, or in the log of the
-    /// gateway that made it; says how many.
+    /// Finds each through `GetIncident`, as soon as its occurrence has arrived; says how many. Where the
+    /// gateway reached no service, its access log suffices.
     pub(crate) async fn find(&self, channel: Channel) -> usize {
         let Shown { ids, gateways } = std::mem::take(&mut *self.0.lock().expect("no panic"));
         let mut errors = ErrorTrackingServiceClient::new(Who::Mesh.on(channel));
@@ -103,7 +103,7 @@ impl Seen {
                 loop {
                     let request = GetIncidentRequest { incident_id: id.clone() };
                     if errors.get_incident(request).await.is_ok()
-                        || gateways.iter().any(|log| log.refused(id))
+                        || gateways.iter().any(|log| log.reached_no_service(id))
                     {
                         return;
                     }
@@ -129,12 +129,20 @@ impl AccessLog {
         self.0.path().join("access.log")
     }
 
-    /// Whether the gateway made this id: the line of a call that a service refused has one too, which
-    /// nobody was shown.
-    fn refused(&self, id: &str) -> bool {
+    /// One for each request.
+    pub(crate) fn lines(&self) -> Vec<Value> {
         let log = std::fs::read_to_string(self.path()).expect("the gateway's log");
-        let mut lines = log.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
-        lines.any(|line| line["incident_id"] == id && line["why"] != "via_upstream")
+        log.lines().filter_map(|line| serde_json::from_str(line).ok()).collect()
+    }
+
+    /// Whether the gateway made this id because no service could be reached.
+    fn reached_no_service(&self, id: &str) -> bool {
+        let unreached =
+            ["upstream_reset_before_response_started", "no_healthy_upstream", "response_timeout"];
+        self.lines().iter().any(|line| {
+            let why = line["why"].as_str().unwrap_or_default();
+            line["incident_id"] == id && unreached.iter().any(|begin| why.starts_with(begin))
+        })
     }
 }
 

@@ -128,8 +128,8 @@ pub(crate) fn mask(
         found.missing("update_mask");
     }
     if paths.iter().any(|path| !known.contains(&path.as_str())) {
-        let known = known.join(", ");
-        found.wrong("update_mask", format!("names an unknown field; known are {known}"));
+        let problem = format!("names an unknown field; known are {}", known.join(", "));
+        found.wrong("update_mask", problem);
     }
     paths
 }

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use hapa_chassis::attempts::PasswordAttempts;
 use hapa_chassis::times::{DAY, now};
 use hapa_chassis::{Call, Violations};
 use hapa_proto::auth::v1::create_session_request::{Password, Proof};
@@ -52,8 +53,16 @@ impl SessionService for Sessions {
         request: Request<CreateSessionRequest>,
     ) -> Result<Response<CreateSessionResponse>, Status> {
         let by = By::of(&Call::of(request.extensions())?);
+        let attempts = PasswordAttempts::of(request.extensions());
         let (user_id, method) = match login::proof(request.into_inner())? {
-            Proof::Password(proof) => (self.by_password(proof).await?, "password"),
+            Proof::Password(proof) => {
+                let attempt = attempts?.begin(&proof.email).await?;
+                let user_id = self.by_password(proof).await;
+                if let Err(Error::BadProof) = &user_id {
+                    attempt.record_wrong_password().await;
+                }
+                (user_id?, "password")
+            }
             Proof::IdToken(token) => (self.by_token(&by, &token).await?, "identity_provider"),
         };
         let refresh_token = ids::refresh_token();

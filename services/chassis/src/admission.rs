@@ -6,7 +6,6 @@
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
-use std::time::Duration;
 
 use axum::body::Body;
 use axum::extract::{Request, State};
@@ -18,27 +17,26 @@ use http::{HeaderMap, HeaderValue};
 use http_body::{Body as HttpBody, Frame, SizeHint};
 use secrecy::{ExposeSecret as _, SecretString};
 use subtle::ConstantTimeEq as _;
+use tokio::time::sleep;
 use tokio_util::sync::WaitForCancellationFutureOwned;
 use tonic::Status;
 
+use crate::attempts::{Attempts, PasswordAttempts, WRONG_PASSWORD_PAUSE, network};
 use crate::config::LimitConfig;
 use crate::context::{Call, Proven};
 use crate::credential::{Caller, Callers, Ongoing, Presented, ended, unknown};
 use crate::layers::{Shared, refuse, trailers};
-use crate::limit::{Decision, Limiter, Rate, rate};
-use crate::peer::{MESH_TOKEN, Proof};
-use crate::rpc::{Access, Rpc};
+use crate::limit::{Decision, Limiter, rate};
+use crate::peer::{MESH_TOKEN, Proof, gateway_token};
+use crate::rpc::{Access, GATEWAY, Rpc};
 use crate::status::{ErrorCode, Fault, read};
-
-/// What failed authentications count as.
-const ATTEMPT: &str = "Authentication";
-const ATTEMPT_WINDOW: Duration = Duration::from_mins(1);
 
 pub(crate) struct Admission {
     proof: Proof,
     callers: Callers,
     pub(crate) limiter: Arc<Limiter>,
     limits: LimitConfig,
+    attempts: Attempts,
 }
 
 pub(crate) async fn admission(
@@ -50,7 +48,8 @@ pub(crate) async fn admission(
         return refuse(Fault::internal("admission ran without a call"));
     };
     let Some(rpc) = call.rpc else {
-        let words = format!("there is no method {}", request.uri().path());
+        let words =
+            "there is no such method; check its name, and that client and mesh are of one version";
         return refuse(Fault::new(ErrorCode::Unsupported, words));
     };
     let kind = request.headers().get(CONTENT_TYPE).map(HeaderValue::as_bytes);
@@ -69,10 +68,11 @@ pub(crate) async fn admission(
         return response;
     }
     request.extensions_mut().insert(call.clone());
-    let mut response = next.run(request).await;
-    if rpc.access == Access::Open && was_guess(&response) {
-        shared.admission.count_failure(&call).await;
-    }
+    let mut response = if rpc.access == Access::Open {
+        shared.admission.run_login(&call, request, next).await
+    } else {
+        next.run(request).await
+    };
     if let Some(decision) = decision {
         show(decision, response.headers_mut());
     }
@@ -112,7 +112,8 @@ impl Admission {
         limiter: Arc<Limiter>,
         limits: &LimitConfig,
     ) -> Self {
-        Admission { proof, callers, limiter, limits: limits.clone() }
+        let attempts = Attempts::new(Arc::clone(&limiter), limits.auth_failure_limit);
+        Admission { proof, callers, limiter, limits: limits.clone(), attempts }
     }
 
     async fn admit(
@@ -131,10 +132,7 @@ impl Admission {
         }
         match rpc.access {
             Access::Mesh => return Err(self.not_mesh(rpc)),
-            Access::Open => {
-                self.check_failures(call).await?;
-                return Ok(Admitted::default());
-            }
+            Access::Open => return Ok(Admitted::default()),
             _ => {}
         }
         let caller = Ongoing::begin(self.caller(call, shown.headers).await?);
@@ -158,13 +156,17 @@ impl Admission {
                 let is = |presented: &[u8], token: &SecretString| {
                     bool::from(presented.ct_eq(token.expose_secret().as_bytes()))
                 };
+                let is_gateways = rpc.access == Access::Mesh && rpc.takes(GATEWAY);
                 presented.is_some_and(|presented| {
-                    std::iter::once(token).chain(also).any(|token| is(presented, token))
+                    std::iter::once(token).chain(also).any(|token| {
+                        is(presented, token) || is_gateways && is(presented, &gateway_token(token))
+                    })
                 })
             }
             Proof::Certificates(_) => {
                 let has_other = ["x-api-key", "authorization"];
-                let has_other = has_other.iter().any(|name| headers.contains_key(*name));
+                let has_other =
+                    has_other.iter().any(|name| headers.get_all(*name).iter().any(is_set));
                 let proves = shown
                     .proven
                     .is_some_and(|Proven(roles)| roles.iter().any(|role| rpc.takes(role)));
@@ -188,42 +190,70 @@ impl Admission {
         }
     }
 
-    /// A guess costs the address that made it; a caller who is known is not asked what others of
-    /// its address did.
+    /// A valid credential is let in whatever others of its network did; a wrong one is counted, and
+    /// refused with E4004 where the network is over its limit.
     async fn caller(&self, call: &Call, headers: &HeaderMap) -> Result<Arc<Caller>, Fault> {
+        let network = network(call.address);
         let Some(presented) = presented(headers)? else {
-            self.check_failures(call).await?;
-            self.count_failure(call).await;
-            return Err(unknown());
+            return Err(self.wrong_credential(&network, unknown(), true).await);
         };
         if let Some(caller) = self.callers.known(&presented).await {
             return Ok(caller);
         }
-        self.check_failures(call).await?;
-        let found = self.callers.find(&presented).await;
-        if found.as_ref().is_err_and(|fault| fault.code() == ErrorCode::BadKey) {
-            self.count_failure(call).await;
+        if let Some(fault) = self.callers.refused(&presented).await {
+            return Err(self.wrong_credential(&network, fault, false).await);
         }
-        found
+        let lane = match self.attempts.over_limit(&network).await {
+            Some(_) => Some(self.attempts.lookup_lane(&network).await?),
+            None => None,
+        };
+        let found = self.callers.find(&presented).await;
+        drop(lane);
+        match found {
+            Ok(caller) => Ok(caller),
+            Err(fault) => Err(self.wrong_credential(&network, fault, true).await),
+        }
     }
 
-    fn attempts(&self) -> Rate {
-        Rate::new(self.limits.auth_failure_limit, ATTEMPT_WINDOW)
+    /// What a failed attempt is told, and whether it counts. Only what nobody has is a guess: not a
+    /// credential that was valid once, and not one that can't be checked.
+    async fn wrong_credential(&self, network: &str, fault: Fault, counts: bool) -> Fault {
+        if fault.code() != ErrorCode::BadKey {
+            return fault;
+        }
+        if let Some(over) = self.attempts.over_limit(network).await {
+            return over.refusal(network);
+        }
+        if counts {
+            self.attempts.record_failure(network).await;
+        }
+        fault
     }
 
-    async fn check_failures(&self, call: &Call) -> Result<(), Fault> {
-        let subject = format!("address:{}", call.address);
-        let decision = self.limiter.peek(&subject, ATTEMPT, self.attempts()).await;
-        let wait = decision.and_then(|decision| decision.retry_after);
-        wait.map_or(Ok(()), |wait| {
-            let words = "too many failed attempts to authenticate from this address; wait";
-            Err(Fault::new(ErrorCode::RateLimited, words).retry_after(wait).quota(subject))
-        })
-    }
-
-    async fn count_failure(&self, call: &Call) {
-        let subject = format!("address:{}", call.address);
-        self.limiter.decide(&subject, ATTEMPT, self.attempts()).await;
+    /// Runs a method that is how to get a credential. A network over its limit has one turn at a time,
+    /// and what turns out wrong occupies it for a while.
+    async fn run_login(&self, call: &Call, mut request: Request, next: Next) -> Response {
+        let network: Arc<str> = network(call.address).into();
+        let attempts = PasswordAttempts::new(self.attempts.clone(), Arc::clone(&network));
+        request.extensions_mut().insert(attempts);
+        let Some(over) = self.attempts.over_limit(&network).await else {
+            let response = next.run(request).await;
+            if was_guess(&response) {
+                self.attempts.record_failure(&network).await;
+            }
+            return response;
+        };
+        let lane = match self.attempts.login_lane(&network).await {
+            Ok(lane) => lane,
+            Err(fault) => return refuse(fault),
+        };
+        let response = next.run(request).await;
+        if !was_guess(&response) {
+            return response;
+        }
+        sleep(WRONG_PASSWORD_PAUSE).await;
+        drop(lane);
+        refuse(over.refusal(&network))
     }
 }
 
@@ -248,19 +278,24 @@ fn check_access(rpc: &Rpc, caller: &Caller) -> Result<(), Fault> {
     }
 }
 
-/// What the headers present; none where it can't be a credential.
+/// What the headers present; none where it can't be a credential. An empty header, which a client with
+/// an unset variable sends, is as good as none.
 fn presented(headers: &HeaderMap) -> Result<Option<Presented>, Fault> {
-    if let Some(key) = headers.get("x-api-key") {
-        return Ok(key.to_str().ok().and_then(|key| Presented::read(key, false)));
+    if let Some(key) = headers.get_all("x-api-key").iter().find(|value| is_set(value)) {
+        return Ok(key.to_str().ok().and_then(|key| Presented::read(key.trim(), false)));
     }
-    let bearer = headers.get("authorization").and_then(|value| value.to_str().ok());
-    let bearer = bearer.and_then(|value| {
-        let (scheme, token) = value.split_once(' ')?;
-        scheme.eq_ignore_ascii_case("bearer").then(|| token.trim())
+    let bearers = headers.get_all("authorization").iter().filter_map(|value| {
+        let (scheme, token) = value.to_str().ok()?.trim().split_once(' ')?;
+        let token = token.trim();
+        (scheme.eq_ignore_ascii_case("bearer") && !token.is_empty()).then_some(token)
     });
     let words = "a credential is needed: an API key as x-api-key, or a key or an access token as authorization: Bearer";
-    let token = bearer.ok_or_else(|| Fault::new(ErrorCode::BadKey, words))?;
+    let token = { bearers }.next().ok_or_else(|| Fault::new(ErrorCode::BadKey, words))?;
     Ok(Presented::read(token, true))
+}
+
+fn is_set(value: &HeaderValue) -> bool {
+    !value.as_bytes().trim_ascii().is_empty()
 }
 
 /// A guess, not a credential that was good once.

@@ -180,7 +180,8 @@ pub struct LimitConfig {
     /// registered in Redis for the same role.
     #[arg(long, env = "RATE_LIMIT_REPLICAS", value_parser = clap::value_parser!(u32).range(1..))]
     pub rate_limit_replicas: Option<u32>,
-    /// Failed authentications per address and minute, after which that address has to wait; 0: no limit.
+    /// Failed authentications per address (IPv6: per /64) and minute; beyond it wrong credentials from
+    /// there are refused with E4004, valid ones never; 0: no limit, also for the passwords of an account.
     #[arg(long, env = "AUTH_FAILURE_LIMIT", default_value_t = 60)]
     pub auth_failure_limit: u32,
 }

@@ -179,6 +179,15 @@ impl Callers {
         }
     }
 
+    /// What auth has just said against it: the same credential, shown again and again, costs neither
+    /// a lookup nor another failed attempt.
+    pub(crate) async fn refused(&self, presented: &Presented) -> Option<Fault> {
+        match self.known.get(&presented.name()).await {
+            Some(Known::Refused(code, asked)) if asked.elapsed() < TRUSTED => Some(refusal(code)),
+            _ => None,
+        }
+    }
+
     /// Who presented it. A wrong one is E4003, an ended one E4007, and where auth can't be asked
     /// E5003: never a pass, and never "wrong".
     ///

@@ -5,6 +5,7 @@
 
 mod accept;
 mod admission;
+pub mod attempts;
 pub mod balance;
 mod causes;
 pub mod check;
@@ -34,6 +35,7 @@ mod reader;
 mod receive;
 pub mod redis;
 mod report;
+mod request_body;
 pub mod rpc;
 pub mod scrub;
 pub mod secret;

@@ -24,6 +24,7 @@ use crate::context::{Call, origin};
 use crate::layers::{Shared, refuse, trailers};
 use crate::panics;
 use crate::reader;
+use crate::request_body::BrokenOff;
 use crate::rpc::{Access, Rpc};
 use crate::spool::{Ended, Failure, Receipt, Spool};
 use crate::status::{ErrorCode, Fault, code_name, publish, read};
@@ -45,6 +46,7 @@ pub(crate) async fn observe(
     let (span, path) = (record.span.clone(), record.path);
     metrics::gauge!("hapa_requests_in_flight", "rpc" => path).increment(1.0);
     request.extensions_mut().insert(call.clone());
+    let request = request.map(|body| record.broken_off.watch(body));
 
     let run = AssertUnwindSafe(next.run(request)).catch_unwind().instrument(span.clone());
     let mut response =
@@ -74,6 +76,7 @@ struct Record {
     /// The same span, as a part of the trace.
     part: Part,
     spool: Spool,
+    broken_off: BrokenOff,
     slow: Option<Duration>,
     /// The longest that anything an engine said was here before the caller's connection got it.
     held: Option<Duration>,
@@ -85,7 +88,9 @@ impl Record {
         let path = call.rpc.map_or(UNKNOWN, |rpc| rpc.path);
         let (span, part, trace_id) = arrive(headers, &call, path);
         let (spool, slow) = (shared.spool.clone(), shared.slow);
-        Record { path, call, span, trace_id, part, spool, slow, held: None, ended: false }
+        let broken_off = BrokenOff::default();
+        let (held, ended) = (None, false);
+        Record { path, call, span, trace_id, part, spool, broken_off, slow, held, ended }
     }
 
     /// Reads how the call ended from its headers or trailers, and publishes it there. They may leave
@@ -96,7 +101,8 @@ impl Record {
         if status.code() == Code::Ok {
             return self.close(Code::Ok, None, true);
         }
-        let status = self.span.in_scope(|| publish(status));
+        let broken_off = self.broken_off.is_set();
+        let status = self.span.in_scope(|| publish(status, broken_off));
         if status.add_header(headers).is_err() {
             headers.insert("grpc-status", (status.code() as i32).into());
         }

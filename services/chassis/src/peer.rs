@@ -7,7 +7,9 @@ use std::time::Duration;
 use hapa_proto::analytics::v1::analytics_service_client::AnalyticsServiceClient;
 use hapa_proto::auth::v1::auth_service_client::AuthServiceClient;
 use hapa_proto::errors::v1::error_tracking_service_client::ErrorTrackingServiceClient;
+use hmac::{Hmac, KeyInit as _, Mac as _};
 use secrecy::{ExposeSecret as _, SecretString};
+use sha2::Sha256;
 use tonic::metadata::{Ascii, MetadataValue};
 use tonic::service::Interceptor;
 use tonic::service::interceptor::InterceptedService;
@@ -21,6 +23,15 @@ use crate::trace::Traced;
 
 /// The metadata key by which a service proves that it is one.
 pub const MESH_TOKEN: &str = "x-mesh-token";
+
+/// What the gateway shows as `x-mesh-token` when it reports its refusals. Derived from the mesh token, so
+/// that services know it without a setting; the mesh token can't be computed from it.
+pub fn gateway_token(mesh_token: &SecretString) -> SecretString {
+    // HMAC takes a key of any length.
+    let mac = Hmac::<Sha256>::new_from_slice(mesh_token.expose_secret().as_bytes());
+    let mac = mac.map(|mac| mac.chain_update("hapa gateway").finalize().into_bytes());
+    mac.map(hex::encode).unwrap_or_default().into()
+}
 
 /// How long one replica may take to connect.
 const PATIENCE: Duration = Duration::from_secs(1);

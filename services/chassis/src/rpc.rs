@@ -60,6 +60,9 @@ pub struct Rpc {
 /// The roles that are services.
 pub const SERVICES: &[&str] = &["auth", "codegen", "errors", "analytics"];
 
+/// The role of the gateway.
+pub const GATEWAY: &str = "gateway";
+
 impl Rpc {
     /// A row with the default limit.
     pub const fn new(path: &'static str, access: Access) -> Self {

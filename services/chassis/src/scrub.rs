@@ -229,7 +229,7 @@ mod tests {
             "018f2c9e-7b1a-7c3d-8e4f-0123456789ab: not found",
             "trace_id=4bf92f3577b34da6a3ce929d0e0e4736",
             "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01",
-            "there is no method /hapa.codegen.v1.CodegenService/StreamGenerateCode",
+            "the method failed: /hapa.codegen.v1.CodegenService/StreamGenerateCode",
             "task-force in hapa_requests_total",
             "모델이 답하지 않습니다",
         ] {

@@ -12,6 +12,9 @@ use secrecy::{ExposeSecret as _, SecretString};
 
 use crate::config::Wrong;
 
+/// Where DATA_DIR keeps a mesh token that was made.
+pub const MESH_TOKEN_FILE: &str = "mesh-token";
+
 /// Fewest characters of a secret that an operator sets.
 const SHORTEST: usize = 32;
 /// Fewest different characters of one that is hard to guess.
@@ -93,6 +96,14 @@ pub fn set_or_kept(set: Option<&SecretString>, file: &Path) -> anyhow::Result<Se
         Some(secret) => Ok(secret),
         None => make(file),
     }
+}
+
+/// The secret that was set, else the one in `file`, if there is any.
+pub fn set_or_found(
+    set: Option<&SecretString>,
+    file: &Path,
+) -> anyhow::Result<Option<SecretString>> {
+    set.map_or_else(|| read(file), |secret| Ok(Some(secret.clone())))
 }
 
 fn read(file: &Path) -> anyhow::Result<Option<SecretString>> {

@@ -464,7 +464,7 @@ fn proof(config: &Config) -> anyhow::Result<Proof> {
     if let Some(tls) = Tls::of(&config.tls)? {
         return Ok(Proof::Certificates(tls));
     }
-    let file = config.data_dir.join("mesh-token");
+    let file = config.data_dir.join(secret::MESH_TOKEN_FILE);
     let token = secret::set_or_kept(config.mesh_token.as_ref(), &file)?;
     let strength = config.secret_strength();
     let also = secret::set("MESH_TOKEN_ALSO", config.mesh_token_also.as_ref(), strength)?;

@@ -22,8 +22,19 @@ pub const INTERNAL: &str = "an internal error; report the incident id";
 /// The words for a store that fails.
 pub const STORE_AWAY: &str = "the store can't be asked at the moment; try again";
 
-/// How tonic begins to speak of a message that can't be read.
-const UNREADABLE: [&str; 2] = ["failed to decode Protobuf message", "protocol error"];
+/// The header in which the gateway names the incident of a refusal of its own.
+const INCIDENT_ID: &str = "x-hapa-incident-id";
+
+/// How tonic begins what it says, as INTERNAL, of a request that is no message of its method: not
+/// protobuf, a wrong compression flag, no message at all, less than its length says, not compressed as
+/// its header says. `tests/unreadable.rs` sends each.
+const UNREADABLE: [&str; 5] = [
+    "failed to decode Protobuf message",
+    "protocol error",
+    "Missing request message",
+    "Unexpected EOF decoding stream",
+    "Error decompressing",
+];
 
 /// Whether the same call can work later.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -256,35 +267,49 @@ pub fn code_name(code: Code) -> &'static str {
     }
 }
 
-/// The published code and incident id that a status carries, none where it is not one of ours.
+/// The published code and incident id that a status carries, none where it is not one of ours. An
+/// overloaded gateway has its incident id in a header alone.
 pub fn read(status: &Status) -> Option<(String, String)> {
     let mut info = status.get_details_error_info().filter(|info| info.domain == DOMAIN)?;
-    Some((info.metadata.remove("error_code")?, info.metadata.remove("incident_id")?))
+    let incident_id = info.metadata.remove("incident_id").or_else(|| {
+        let header = status.metadata().get(INCIDENT_ID)?;
+        Some(header.to_str().ok()?.to_owned())
+    });
+    Some((info.metadata.remove("error_code")?, incident_id?))
 }
 
-/// Gives a status that a library made the code, the words and the details that we publish.
-pub(crate) fn publish(status: Status) -> Status {
+/// Gives a status that a library made the code, the words and the details that we publish. A library's
+/// own words are never passed on: they may quote what the caller sent.
+pub(crate) fn publish(status: Status, request_broke_off: bool) -> Status {
     if read(&status).is_some() {
         return status;
     }
-    let words = status.message();
-    let code = match status.code() {
-        // What tonic says of a message that can't be read.
-        Code::Internal if UNREADABLE.iter().any(|begin| words.starts_with(begin)) => {
-            let words = "the message can't be read: it is not valid protobuf of this method";
-            return Fault::new(ErrorCode::InvalidInput, words).into();
+    if request_broke_off && status.code() != Code::DeadlineExceeded {
+        let words = "the client broke off its request";
+        return Fault::new(ErrorCode::StreamGivenUp, words).into();
+    }
+    let (code, words) = match status.code() {
+        Code::Internal if UNREADABLE.iter().any(|begin| status.message().starts_with(begin)) => (
+            ErrorCode::InvalidInput,
+            "the message can't be read: send one whole protobuf message of this method",
+        ),
+        Code::InvalidArgument | Code::FailedPrecondition => {
+            (ErrorCode::InvalidInput, "the request is not valid for this method")
         }
-        Code::InvalidArgument | Code::FailedPrecondition => ErrorCode::InvalidInput,
-        Code::Unauthenticated => ErrorCode::BadKey,
-        Code::PermissionDenied => ErrorCode::NoPermission,
+        Code::Unauthenticated => (ErrorCode::BadKey, "a valid credential is needed"),
+        Code::PermissionDenied => (ErrorCode::NoPermission, "this credential may not do that"),
         // tonic's word for a message over the limit
-        Code::OutOfRange | Code::ResourceExhausted => ErrorCode::TooLarge,
-        Code::Aborted | Code::AlreadyExists => ErrorCode::Conflict,
-        Code::NotFound => ErrorCode::NotFound,
-        Code::Cancelled => ErrorCode::StreamGivenUp,
-        Code::Unimplemented => ErrorCode::Unsupported,
-        Code::DeadlineExceeded => ErrorCode::ModelTimeout,
-        Code::Unavailable => ErrorCode::Overloaded,
+        Code::OutOfRange | Code::ResourceExhausted => {
+            (ErrorCode::TooLarge, "the message is larger than this method takes")
+        }
+        Code::Aborted | Code::AlreadyExists => (ErrorCode::Conflict, "the state has changed"),
+        Code::NotFound => (ErrorCode::NotFound, "there is no such thing"),
+        Code::Cancelled => (ErrorCode::StreamGivenUp, "the call was cancelled"),
+        Code::Unimplemented => {
+            (ErrorCode::Unsupported, "this method, content type or compression is not supported")
+        }
+        Code::DeadlineExceeded => (ErrorCode::ModelTimeout, "there was no answer in time"),
+        Code::Unavailable => (ErrorCode::Overloaded, "the service is not available; try again"),
         Code::Ok | Code::Unknown | Code::Internal | Code::DataLoss => {
             return Fault::new(ErrorCode::Internal, INTERNAL).because(&status).into();
         }
@@ -341,12 +366,39 @@ mod tests {
 
     #[test]
     fn what_a_library_says_becomes_what_is_published() {
-        let code = |status| read(&publish(status)).unwrap().0;
+        let code = |status| read(&publish(status, false)).unwrap().0;
         assert_eq!(code(Status::unimplemented("")), "E4012");
         assert_eq!(code(Status::out_of_range("decoded message length too large")), "E4006");
         assert_eq!(code(Status::internal("failed to decode Protobuf message: x")), "E4001");
         assert_eq!(code(Status::internal("else")), "E5004");
         let ours = Status::from(Fault::new(ErrorCode::Conflict, "taken"));
         assert_eq!(code(ours), "E4009");
+    }
+
+    #[test]
+    fn a_request_that_cannot_be_read_is_no_bug_of_ours() {
+        for words in [
+            "failed to decode Protobuf message: buffer underflow",
+            "protocol error: received message with invalid compression flag: 7",
+            "Missing request message.",
+            "Unexpected EOF decoding stream.",
+            "Error decompressing: invalid gzip header",
+        ] {
+            let status = publish(Status::internal(words), false);
+            assert_eq!(read(&status).unwrap().0, "E4001", "{words}");
+        }
+        let broken = publish(Status::internal("h2 protocol error: stream reset"), true);
+        assert_eq!(read(&broken).unwrap().0, "E4011");
+        let bug = publish(Status::unknown("else"), false);
+        assert_eq!(read(&bug).unwrap().0, "E5004");
+    }
+
+    #[test]
+    fn a_librarys_words_are_not_passed_on() {
+        for code in 1..=16 {
+            let status = publish(Status::new(Code::from(code), "quotes hunter2"), code % 2 == 0);
+            assert!(!status.message().contains("hunter2"), "{code}");
+            assert!(!String::from_utf8_lossy(status.details()).contains("hunter2"), "{code}");
+        }
     }
 }

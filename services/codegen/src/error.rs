@@ -21,7 +21,7 @@ const BUSY: Duration = Duration::from_secs(1);
 pub(crate) enum Error {
     #[error(transparent)]
     Invalid(#[from] Violations),
-    #[error("this key may not use this model; GetKey tells which it may")]
+    #[error("this key may not use this model; ListModels names those that it may use")]
     ModelNotAllowed,
     /// No engine can be asked; the words say why, in published words.
     #[error("{0}")]

@@ -146,7 +146,7 @@ pub(crate) fn code_or_none(text: &str, found: &mut Violations) {
 }
 
 /// Whether this names something that a user was shown.
-fn is_incident_id(text: &str) -> bool {
+pub(crate) fn is_incident_id(text: &str) -> bool {
     let hex = |byte: u8| matches!(byte, b'0'..=b'9' | b'A'..=b'F');
     let rest = text.strip_prefix("INC-").and_then(|rest| rest.split_once('-'));
     rest.is_some_and(|(day, tail)| {

@@ -5,6 +5,7 @@ mod check;
 mod dashboard;
 mod error;
 mod fingerprint;
+mod gateway;
 mod incident;
 mod occurrence;
 mod pattern;
@@ -21,8 +22,10 @@ use hapa_chassis::health::Check;
 use hapa_chassis::tail::Tail;
 use hapa_chassis::{Access, Rpc, Server, StoreSpec, rpc};
 use hapa_proto::errors::v1::error_tracking_service_server::ErrorTrackingServiceServer;
+use hapa_proto::errors::v1::gateway_report_service_server::GatewayReportServiceServer;
 
 use crate::calls::Calls;
+use crate::gateway::GatewayReports;
 use crate::service::Errors;
 use crate::store::Store;
 use crate::watch::News;
@@ -69,6 +72,9 @@ const STORE: &StoreSpec = &StoreSpec {
     durability: Durability::PowerCut,
     may_be_set_aside: true,
 };
+const GATEWAY_RPCS: &[Rpc] =
+    &[Rpc::new("/hapa.errors.v1.GatewayReportService/ReportRefusals", Access::Mesh)
+        .by(&[rpc::GATEWAY])];
 
 /// Migrates the store at `url`, and does no more.
 pub async fn migrate(url: &str) -> anyhow::Result<()> {
@@ -96,6 +102,7 @@ pub async fn mount(config: &Config, server: &mut Server) -> anyhow::Result<()> {
     server.spawn(retention::purge(store.clone(), config.error_retention_days));
     let address = server.config().analytics_address.as_deref();
     let analytics = server.wire("ANALYTICS_ADDRESS", address, ANALYTICS)?;
+    let reports = GatewayReports { spool: server.spool() };
     let errors = Errors {
         news: News { store: store.clone(), tail },
         calls: Calls::new(analytics),
@@ -103,5 +110,6 @@ pub async fn mount(config: &Config, server: &mut Server) -> anyhow::Result<()> {
         store,
     };
     server.add(ErrorTrackingServiceServer::new(errors), RPCS).await;
+    server.add_aside(GatewayReportServiceServer::new(reports), GATEWAY_RPCS).await;
     Ok(())
 }

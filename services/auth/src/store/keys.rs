@@ -365,7 +365,7 @@ async fn key_by_id(
 
 async fn existing(connection: &mut AnyConnection, key_id: &str, now: i64) -> Result<Key, Error> {
     let key = key_by_id(connection, key_id, now).await?;
-    key.ok_or_else(|| Error::NoSuch("key", key_id.to_owned()))
+    key.ok_or(Error::NoSuch("key"))
 }
 
 async fn insert_text(

@@ -55,6 +55,11 @@ impl Rate {
         let window = if window.as_millis() == 0 { shortest } else { window };
         Rate { limit, window }
     }
+
+    /// Whether it bounds anything.
+    pub(crate) const fn is_limited(self) -> bool {
+        self.limit > 0
+    }
 }
 
 /// Where calls are counted.

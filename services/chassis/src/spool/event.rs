@@ -19,9 +19,10 @@ use crate::status::{Fault, code_name};
 
 /// What takes events in: about what a service delivers no event is made, or there would be no end of
 /// them. Others who ask are calls like any other.
-const INTAKES: [&str; 2] = [
+const INTAKES: [&str; 3] = [
     "/hapa.analytics.v1.AnalyticsService/RecordEvents",
     "/hapa.errors.v1.ErrorTrackingService/ReportOccurrences",
+    "/hapa.errors.v1.GatewayReportService/ReportRefusals",
 ];
 /// Where a service asks whose credential it was shown.
 const AUTHENTICATE: &str = "/hapa.auth.v1.AuthService/Authenticate";

@@ -8,8 +8,11 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
 use hapa_chassis::config::Wrong;
+use hapa_chassis::peer::gateway_token;
+use hapa_chassis::secret::{self, MESH_TOKEN_FILE};
 use hapa_chassis::tls::{self, TlsConfig};
 use hapa_proto::FILE_DESCRIPTOR_SET;
+use secrecy::{ExposeSecret as _, SecretString};
 use tonic::transport::Uri;
 
 use crate::cli::Failure;
@@ -20,11 +23,17 @@ mod address_groups;
 mod secrets;
 
 const TEMPLATE: &str = include_str!("../../../../gateway/envoy.yaml");
+/// Envoy's filter that gives the gateway's own refusals their form and reports them.
+const REFUSALS: &str = include_str!("../../../../gateway/refusals.lua");
+/// In place of a report token: the gateway proves itself by its certificate, or has nothing to show and
+/// reports nothing.
+const BY_CERTIFICATE: &str = "";
+const NO_REPORTS: &str = "-";
 
 #[derive(clap::Args, Clone, Debug)]
 #[group(id = "gateway_args")]
 pub(super) struct Args {
-    /// The folder to write envoy.yaml and hapa.binpb to.
+    /// The folder to write envoy.yaml and what it needs to.
     #[arg(long, value_name = "DIR", default_value = "data/gateway")]
     out: PathBuf,
     /// Address to listen on.
@@ -80,6 +89,13 @@ pub(super) struct Args {
     /// What it shows to services where certificates prove who is who, and whom it believes.
     #[command(flatten)]
     tls: TlsConfig,
+    /// The secret of the mesh, 32 characters or more, from which the token is made that the gateway's
+    /// reports of its own refusals show; default: what DATA_DIR holds, else nothing is reported.
+    #[arg(long, env = "MESH_TOKEN", hide_env_values = true)]
+    mesh_token: Option<SecretString>,
+    /// Where a mesh token is kept that was made.
+    #[arg(long, env = "DATA_DIR", default_value = "data")]
+    data_dir: PathBuf,
     /// The mesh port of a process on this machine that has every role.
     #[arg(long, env = "PORT", default_value_t = 50051)]
     port: u16,
@@ -96,6 +112,8 @@ pub(super) fn write(args: &Args) -> Result<(), Failure> {
     for Secret { file, text } in secrets(args)? {
         put(&args.out.join(file), text.as_bytes())?;
     }
+    let refusals = REFUSALS.replace("${REPORT_TOKEN}", report_token(args)?.expose_secret());
+    put(&args.out.join("refusals.lua"), refusals.as_bytes())?;
     put(&args.out.join("envoy.yaml"), config.as_bytes())?;
     writeln!(std::io::stdout(), "envoy -c {}", args.out.join("envoy.yaml").display())?;
     Ok(())
@@ -159,6 +177,18 @@ fn render(args: &Args, descriptors: &Path) -> Result<String, Failure> {
         return Err(anyhow::anyhow!("gateway/envoy.yaml asks for {name}, which nobody sets").into());
     }
     Ok(config)
+}
+
+/// What the gateway's reports show.
+fn report_token(args: &Args) -> Result<SecretString, Failure> {
+    if args.tls.files()?.is_some() {
+        return Ok(BY_CERTIFICATE.into());
+    }
+    let kept = secret::set_or_found(
+        secret::set("MESH_TOKEN", args.mesh_token.as_ref())?,
+        &args.data_dir.join(MESH_TOKEN_FILE),
+    )?;
+    Ok(kept.map_or_else(|| NO_REPORTS.into(), |token| gateway_token(&token)))
 }
 
 fn check_schemes(args: &Args) -> Result<(), Wrong> {

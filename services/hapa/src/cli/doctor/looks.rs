@@ -15,8 +15,9 @@ use hapa_proto::auth::v1::ListKeysRequest;
 use hapa_proto::auth::v1::key_service_client::KeyServiceClient;
 use hapa_proto::codegen::v1::ListModelsRequest;
 use hapa_proto::codegen::v1::codegen_service_client::CodegenServiceClient;
-use hapa_proto::errors::v1::GetDashboardRequest;
 use hapa_proto::errors::v1::error_tracking_service_client::ErrorTrackingServiceClient;
+use hapa_proto::errors::v1::gateway_report_service_client::GatewayReportServiceClient;
+use hapa_proto::errors::v1::{GetDashboardRequest, ReportRefusalsRequest};
 use prost_types::Timestamp;
 use tokio::time::{Instant, sleep, timeout};
 use tonic::Status;
@@ -194,6 +195,8 @@ pub(super) async fn gateway(address: Option<&str>, authority: Option<&PathBuf>) 
     let mut codegen = CodegenServiceClient::new(channel.clone());
     let mut keys = KeyServiceClient::new(channel.clone());
     let mut analytics = AnalyticsServiceClient::new(channel.clone());
+    let mut reports = GatewayReportServiceClient::new(channel.clone());
+    let nothing = ReportRefusalsRequest::default();
     let mut errors = ErrorTrackingServiceClient::new(channel);
     let said = tokio::join!(
         refusal(codegen.list_models(ListModelsRequest::default())),
@@ -202,7 +205,28 @@ pub(super) async fn gateway(address: Option<&str>, authority: Option<&PathBuf>) 
         refusal(errors.get_dashboard(GetDashboardRequest {}))
     );
     let roles = [("codegen", said.0), ("auth", said.1), ("analytics", said.2), ("errors", said.3)];
-    roles.into_iter().map(|(role, said)| route(role, said)).collect()
+    let ways = roles.into_iter().map(|(role, said)| route(role, said));
+    let own = refusal(reports.report_refusals(nothing)).await;
+    ways.chain([own_refusal(own.as_ref())]).collect()
+}
+
+/// What the gateway says of an RPC that is for the mesh alone: its own refusal, in published form.
+fn own_refusal(said: Option<&Status>) -> Finding {
+    let what = "gateway, its own refusals";
+    match said.and_then(status::read) {
+        Some((code, _)) if code == "E4012" => Finding::well(
+            what,
+            "carry a code and an incident id; what is for the mesh has no way in",
+        ),
+        Some(_) => {
+            let found = "an RPC that is for the mesh alone can be reached from outside";
+            Finding::ill(what, found, "write its configuration with `hapa gateway` of this release")
+        }
+        None => {
+            let advice = "write its configuration with `hapa gateway` of this release";
+            Finding::ill(what, "carry no published code and incident id", advice)
+        }
+    }
 }
 
 async fn refusal<T>(call: impl Future<Output = Result<T, Status>>) -> Option<Status> {

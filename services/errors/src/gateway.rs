@@ -1,0 +1,186 @@
+//! Takes in what the gateway refused by itself. What it reports came from strangers, so nothing of it is
+//! kept as it is: codes, paths and reasons are checked against what is known, and words are ours.
+
+use std::collections::HashSet;
+use std::sync::LazyLock;
+
+use hapa_chassis::scrub::scrub;
+use hapa_chassis::times::{now, timestamp};
+use hapa_chassis::{ErrorCode, Spool, Violations, is_request_id};
+use hapa_proto::FILE_DESCRIPTOR_SET;
+use hapa_proto::errors::v1::gateway_report_service_server::GatewayReportService;
+use hapa_proto::errors::v1::report_refusals_request::Refusal;
+use hapa_proto::errors::v1::{Occurrence, ReportRefusalsRequest, ReportRefusalsResponse};
+use prost::Message as _;
+use prost_types::FileDescriptorSet;
+use tonic::{Request, Response, Status};
+use uuid::Uuid;
+
+use crate::check::is_incident_id;
+
+const MAX_REFUSALS: usize = 100;
+const MAX_REASON_LEN: usize = 200;
+/// The service of these occurrences, and their method where it is no RPC of the mesh.
+const GATEWAY: &str = "gateway";
+/// What Envoy can refuse with; `gateway/refusals.lua` has the same.
+const CODES: [ErrorCode; 7] = [
+    ErrorCode::InvalidInput,
+    ErrorCode::RateLimited,
+    ErrorCode::TooLarge,
+    ErrorCode::Unsupported,
+    ErrorCode::ModelTimeout,
+    ErrorCode::Internal,
+    ErrorCode::Overloaded,
+];
+
+/// `/package.Service/Method` of every RPC.
+static METHODS: LazyLock<HashSet<String>> = LazyLock::new(|| {
+    let set = FileDescriptorSet::decode(FILE_DESCRIPTOR_SET).unwrap_or_default();
+    let mut methods = HashSet::new();
+    for file in &set.file {
+        for service in &file.service {
+            let name = format!("/{}.{}", file.package(), service.name());
+            methods.extend(service.method.iter().map(|method| format!("{name}/{}", method.name())));
+        }
+    }
+    methods
+});
+
+pub(crate) struct GatewayReports {
+    /// Through the spool, so that neither a slow store nor many refusals at once lose any.
+    pub(crate) spool: Spool,
+}
+
+#[tonic::async_trait]
+impl GatewayReportService for GatewayReports {
+    async fn report_refusals(
+        &self,
+        request: Request<ReportRefusalsRequest>,
+    ) -> Result<Response<ReportRefusalsResponse>, Status> {
+        let occurrences = occurrences(request.into_inner().refusals)?;
+        let receipts = occurrences.iter().map(|one| self.spool.append(None, Some(one)));
+        let receipts: Vec<_> = receipts.collect();
+        let mut accepted = 0;
+        for receipt in receipts.into_iter().flatten() {
+            // Written or not by now: it was taken.
+            receipt.await;
+            accepted += 1;
+        }
+        Ok(Response::new(ReportRefusalsResponse { accepted }))
+    }
+}
+
+/// All of them, or what is wrong.
+fn occurrences(refusals: Vec<Refusal>) -> Result<Vec<Occurrence>, Violations> {
+    let mut found = Violations::default();
+    if !(1..=MAX_REFUSALS).contains(&refusals.len()) {
+        found.wrong("refusals", format!("takes 1 to {MAX_REFUSALS}"));
+    }
+    let now = now();
+    let mut occurrences = Vec::with_capacity(refusals.len().min(MAX_REFUSALS));
+    for (index, refusal) in refusals.into_iter().take(MAX_REFUSALS).enumerate() {
+        let code = CODES.iter().find(|code| code.entry().name == refusal.error_code);
+        if !is_incident_id(&refusal.incident_id) {
+            let field = format!("refusals[{index}].incident_id");
+            found.wrong(field, "must be INC-YYYYMMDD-XXXXXXXX");
+        }
+        match code {
+            None => {
+                let field = format!("refusals[{index}].error_code");
+                found.wrong(field, "must be one that the gateway makes");
+            }
+            Some(&code) => occurrences.push(occurrence(refusal, code, now)),
+        }
+    }
+    found.check()?;
+    Ok(occurrences)
+}
+
+fn occurrence(refusal: Refusal, code: ErrorCode, now: i64) -> Occurrence {
+    let entry = code.entry();
+    let is_method = METHODS.contains(&refusal.path);
+    let request_id = Some(refusal.request_id).filter(|id| is_request_id(id));
+    let reason = reason(&refusal.reason);
+    Occurrence {
+        event_id: Uuid::now_v7().to_string(),
+        incident_id: refusal.incident_id,
+        time: Some(timestamp(now)),
+        error_code: entry.name.to_owned(),
+        method: if is_method { refusal.path } else { GATEWAY.to_owned() },
+        message: format!("refused by the gateway: {}", entry.meaning),
+        causes: if reason.is_empty() { Vec::new() } else { vec![reason] },
+        service: GATEWAY.to_owned(),
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        request_id: request_id.unwrap_or_default(),
+        actor: "anonymous".to_owned(),
+        ..Occurrence::default()
+    }
+}
+
+/// Envoy's word without anything that is not plain.
+fn reason(text: &str) -> String {
+    let is_plain = |c: &char| c.is_ascii_alphanumeric() || "_-.:|{}()".contains(*c);
+    let plain: String = text.chars().filter(is_plain).take(MAX_REASON_LEN).collect();
+    scrub(&plain, MAX_REASON_LEN)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::fingerprint::fingerprint;
+
+    fn refusal() -> Refusal {
+        Refusal {
+            incident_id: "INC-20260101-0123ABCD".to_owned(),
+            error_code: "E4012".to_owned(),
+            path: "/hapa.codegen.v1.CodegenService/GenerateCode".to_owned(),
+            request_id: "r-1".to_owned(),
+            reason: "direct_response".to_owned(),
+        }
+    }
+
+    #[test]
+    fn a_refusal_becomes_an_occurrence_of_the_gateway_with_the_id_that_was_shown() {
+        let kept = occurrences(vec![refusal()]).unwrap();
+        assert_eq!(kept[0].incident_id, "INC-20260101-0123ABCD");
+        assert_eq!(kept[0].method, "/hapa.codegen.v1.CodegenService/GenerateCode");
+        assert_eq!((kept[0].service.as_str(), kept[0].request_id.as_str()), ("gateway", "r-1"));
+        assert_eq!(kept[0].causes, ["direct_response"]);
+        assert!(crate::check::batch(&kept, now()).is_ok());
+    }
+
+    #[test]
+    fn a_batch_with_a_wrong_id_or_code_or_of_the_wrong_size_is_not_taken() {
+        assert!(occurrences(Vec::new()).is_err());
+        assert!(occurrences(vec![refusal(); 101]).is_err());
+        let wrong_id = Refusal { incident_id: "x".to_owned(), ..refusal() };
+        assert!(occurrences(vec![wrong_id]).is_err());
+        for code in ["", "E4003", "E9999"] {
+            let wrong_code = Refusal { error_code: code.to_owned(), ..refusal() };
+            assert!(occurrences(vec![refusal(), wrong_code]).is_err(), "{code}");
+        }
+    }
+
+    proptest! {
+        /// Strangers choose paths, ids and, in part, reasons: no text of theirs and no fingerprint of
+        /// their making is kept.
+        #[test]
+        fn what_strangers_choose_is_not_kept(
+            path in "\\PC{0,300}",
+            id in "\\PC{0,200}",
+            why in "\\PC{0,300}",
+        ) {
+            let refusal = Refusal { path, request_id: id, reason: why, ..refusal() };
+            let other = Refusal { path: "/".to_owned(), ..refusal.clone() };
+            let kept = occurrences(vec![refusal, other]).unwrap();
+            prop_assert_eq!(fingerprint(&kept[0]), fingerprint(&kept[1]));
+            prop_assert_eq!(kept[0].method.as_str(), GATEWAY);
+            prop_assert!(kept[0].request_id.is_empty() || is_request_id(&kept[0].request_id));
+            let is_short = |cause: &String| cause.len() <= MAX_REASON_LEN && cause.is_ascii();
+            prop_assert!(kept[0].causes.iter().all(is_short));
+            prop_assert!(crate::check::batch(&kept, now()).is_ok());
+        }
+    }
+}
