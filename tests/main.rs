@@ -22,11 +22,8 @@ mod generate;
 mod health;
 mod hostile;
 mod house;
-<<<<<<< HEAD
 mod idempotency;
-=======
 mod http_details;
->>>>>>> h2
 mod incidents;
 mod keys;
 mod lifecycle;
@@ -34,12 +31,9 @@ mod limits;
 mod logs;
 mod memory;
 mod mtls;
-<<<<<<< HEAD
 mod passwords;
 mod quotes;
-=======
 mod neighbours;
->>>>>>> h2
 mod readers;
 mod refusals;
 mod roles;
