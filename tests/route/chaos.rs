@@ -43,4 +43,5 @@ async fn after_a_run_of_chaos_every_gauge_is_back_and_no_answer_was_spoilt() {
     assert!(whole >= 200, "{whole} of 240");
     println!("the slowest recovery took {slowest:?}");
     is_quiet(&world).await;
+    world.end().await;
 }

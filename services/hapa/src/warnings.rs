@@ -13,11 +13,9 @@ pub(crate) fn warnings(roles: &Roles) -> Vec<String> {
     let stores = roles.auth.is_some() || roles.errors.is_some() || roles.analytics.is_some();
     let shares = server.redis_url().is_some();
     let nobody = |address: &Option<String>| address.as_deref().is_none_or(str::is_empty);
-    let local = |text: &str| text.contains("127.0.0.1") || text.contains("localhost");
-    let local_engine =
-        roles.codegen.as_ref().is_some_and(|codegen| local(&codegen.ai_model_endpoint));
-    let logs_engine_errors =
-        roles.codegen.as_ref().is_some_and(|codegen| codegen.log_engine_errors);
+    let engines = |is_so: fn(&hapa_codegen::Config) -> bool| {
+        production && roles.codegen.as_ref().is_some_and(is_so)
+    };
     let only_local = server.trusted_proxies.iter().all(|net| net.addr().is_loopback());
     let rows = [
         (
@@ -33,7 +31,7 @@ pub(crate) fn warnings(roles: &Roles) -> Vec<String> {
             "REDIS_URL is not set: replicas limit calls each on its own",
         ),
         (
-            production && logs_engine_errors,
+            engines(|codegen| codegen.log_engine_errors),
             "LOG_ENGINE_ERRORS is on in production: at debug the log may hold prompts",
         ),
         (production && server.reflects(), "REFLECTION is on in production: it shows every method"),
@@ -42,7 +40,7 @@ pub(crate) fn warnings(roles: &Roles) -> Vec<String> {
             "RATE_LIMIT_ENABLED is off in production",
         ),
         (
-            production && local_engine,
+            engines(|codegen| is_local(&codegen.ai_model_endpoint)),
             "AI_MODEL_ENDPOINT is on this machine in production: is the default meant?",
         ),
         (
@@ -59,6 +57,10 @@ pub(crate) fn warnings(roles: &Roles) -> Vec<String> {
         ),
     ];
     rows.into_iter().filter(|(is_so, _)| *is_so).map(|(_, words)| words.to_owned()).collect()
+}
+
+fn is_local(address: &str) -> bool {
+    address.contains("127.0.0.1") || address.contains("localhost")
 }
 
 #[cfg(test)]
@@ -91,9 +93,19 @@ mod tests {
     #[test]
     fn what_does_not_suit_is_named() {
         assert_eq!(names(&all(&["--redis-url=redis://r"])), ["REDIS_URL"]);
-        let bare =
-            names(&all(&["--environment=production", "--reflection=true", "--host=0.0.0.0"]));
-        let expected = ["DATABASE_URL", "REFLECTION", "AI_MODEL_ENDPOINT", "TRUSTED_PROXIES"];
+        let bare = names(&all(&[
+            "--environment=production",
+            "--reflection=true",
+            "--host=0.0.0.0",
+            "--log-engine-errors=true",
+        ]));
+        let expected = [
+            "DATABASE_URL",
+            "LOG_ENGINE_ERRORS",
+            "REFLECTION",
+            "AI_MODEL_ENDPOINT",
+            "TRUSTED_PROXIES",
+        ];
         assert_eq!(bare, expected);
         let alone = Roles::none(all(&[]).server);
         assert_eq!(names(&alone), ["ERRORS_ADDRESS", "ANALYTICS_ADDRESS"]);

@@ -205,10 +205,10 @@ impl Provider {
     }
 
     async fn get<T: DeserializeOwned>(&self, url: Url) -> anyhow::Result<T> {
-        let mut response = self.http.get(url).send().await.map_err(broken)?;
+        let mut response = self.http.get(url).send().await.map_err(|error| broken(&error))?;
         ensure!(response.status().is_success(), "answered {}", response.status());
         let mut body = Vec::new();
-        while let Some(bytes) = response.chunk().await.map_err(broken)? {
+        while let Some(bytes) = response.chunk().await.map_err(|error| broken(&error))? {
             ensure!(body.len() + bytes.len() <= LARGEST_REPLY, "is over 1 MiB");
             body.extend_from_slice(&bytes);
         }
@@ -220,7 +220,7 @@ impl Provider {
 }
 
 /// A connection that broke, without its URL.
-fn broken(error: reqwest::Error) -> anyhow::Error {
+fn broken(error: &reqwest::Error) -> anyhow::Error {
     let how = match () {
         () if error.is_timeout() => "no answer in time",
         () if error.is_connect() => "it can't be connected to",
