@@ -61,11 +61,12 @@ pub(crate) async fn look(
     Ok(())
 }
 
-/// Whether credentials were kept under a pepper that is in force. If so, or if nothing is known of that, those
-/// in force are recorded.
+/// Whether credentials were kept under a pepper that is in force. If so, or if nothing is known of that, or
+/// nothing was kept yet, those in force are recorded.
 pub(crate) async fn settle_pepper(store: &Store, pepper: &Pepper) -> Result<bool, Error> {
     let (known, own) = (store.pepper_fingerprints().await?, pepper.fingerprints()?);
-    let is_known = known.is_empty() || own.iter().any(|one| known.contains(one));
+    let is_first = known.is_empty() || store.is_new().await?;
+    let is_known = is_first || own.iter().any(|one| known.contains(one));
     let is_new = own.iter().any(|one| !known.contains(one)) || known.len() != own.len();
     if is_known && is_new {
         store.record_pepper_fingerprints(own).await?;
@@ -78,6 +79,6 @@ async fn lost_store(store: &Store, server: &Server) -> Result<Option<String>, Er
     if !store.is_new().await? {
         return Ok(None);
     }
-    let found = timeout(SPOOL_TIMEOUT, spool::find_waiting(&server.config().data_dir)).await;
+    let found = timeout(SPOOL_TIMEOUT, spool::find_of_callers(&server.config().data_dir)).await;
     Ok(found.ok().flatten().map(|file| file.display().to_string()))
 }

@@ -160,13 +160,15 @@ impl Server {
         self.locks.extend(lock.map(|lock| (self.config.data_dir.clone(), lock)));
     }
 
-    /// Takes a file for this process alone, until the server is gone; its services may share it.
-    pub(crate) async fn lock_store(&mut self, file: &Path) -> anyhow::Result<()> {
-        if !self.locks.contains_key(file) {
-            let lock = lock_file(file, &self.name).await?;
-            self.locks.insert(file.to_owned(), lock);
+    /// Takes a file for this process alone, until the server is gone; false where another service of it has
+    /// done so already.
+    pub(crate) async fn lock_store(&mut self, file: &Path) -> anyhow::Result<bool> {
+        if self.locks.contains_key(file) {
+            return Ok(false);
         }
-        Ok(())
+        let lock = lock_file(file, &self.name).await?;
+        self.locks.insert(file.to_owned(), lock);
+        Ok(true)
     }
 
     /// Fires when streams must end within a few seconds.

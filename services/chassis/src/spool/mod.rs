@@ -111,16 +111,25 @@ pub async fn waiting(file: &std::path::Path) -> anyhow::Result<u64> {
     store::waiting(file).await
 }
 
-/// A spool in this folder in which events wait; it stays as it is.
-pub async fn find_waiting(folder: &std::path::Path) -> Option<PathBuf> {
+/// A spool in this folder in which an event waits of a call that was made with a credential; it stays as it is.
+/// What services do among themselves leaves events too, also in a mesh that was never used.
+pub async fn find_of_callers(folder: &std::path::Path) -> Option<PathBuf> {
     let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
     for file in entries.map(|entry| entry.path()).filter(|path| is_spool(path)) {
         // One that can't be read says nothing.
-        if store::waits(&file).await.unwrap_or(false) {
+        let bodies = store::oldest(&file).await.unwrap_or_default();
+        if bodies.iter().any(|(kind, body)| is_of_a_caller(*kind, body)) {
             return Some(file);
         }
     }
     None
+}
+
+fn is_of_a_caller(kind: Kind, body: &[u8]) -> bool {
+    match kind {
+        Kind::Usage => UsageEvent::decode(body).is_ok_and(|event| !event.owner.is_empty()),
+        Kind::Occurrence => Occurrence::decode(body).is_ok_and(|event| !event.owner.is_empty()),
+    }
 }
 
 /// Whether a file is called as spools are.

@@ -69,11 +69,16 @@ pub(super) async fn waiting(path: &Path) -> anyhow::Result<u64> {
     Ok(u64::try_from(row.try_get::<i64, _>(0)?).unwrap_or_default())
 }
 
-/// Whether any event waits in a file, which stays as it is.
-pub(super) async fn waits(path: &Path) -> anyhow::Result<bool> {
+/// The oldest events of each kind in a file, which stays as it is; as many as one delivery has.
+pub(super) async fn oldest(path: &Path) -> anyhow::Result<Vec<(Kind, Vec<u8>)>> {
     let options = SqliteConnectOptions::new().filename(path).read_only(true);
-    let mut connection = options.disable_statement_logging().connect().await?;
-    Ok(connection.fetch_optional("SELECT 1 FROM spool LIMIT 1").await?.is_some())
+    let mut reader = Reader(options.disable_statement_logging().connect().await?);
+    let mut oldest = Vec::new();
+    for kind in Kind::ALL {
+        let rows = reader.next(kind, BATCH).await?;
+        oldest.extend(rows.into_iter().map(|row| (kind, row.body)));
+    }
+    Ok(oldest)
 }
 
 impl Store {

@@ -23,7 +23,8 @@ const MARK: &str = ".damaged-";
 const BESIDE: [&str; 2] = ["-wal", "-shm"];
 
 /// What is wrong with a file, as far as that shows without SQLite; none where nothing is, or there is no file.
-/// Fails where it is not the file that is wrong: no descriptor is left, or the disk can't be read.
+/// Fails where it is not the file that is wrong: no descriptor is left, or the disk can't be read. Nothing of
+/// this process may have the file open: closing it here would end SQLite's locks.
 pub(crate) fn damage(path: &Path) -> io::Result<Option<String>> {
     for ending in BESIDE {
         let beside = beside(path, ending);

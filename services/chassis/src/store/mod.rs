@@ -35,7 +35,11 @@ impl Server {
         let Some(file) = sqlite_file(&url).map(PathBuf::from) else {
             return open(spec, &url).await;
         };
-        self.lock_store(&file).await?;
+        // A file that another service of this process has open must not be opened past SQLite: closing it would
+        // end SQLite's own locks. <https://www.sqlite.org/howtocorrupt.html#_posix_advisory_locks_canceled_by_a_separate_thread_doing_close_>
+        if !self.lock_store(&file).await? {
+            return open(spec, &url).await;
+        }
         // A file that DATABASE_URL names may hold other services' stores.
         if !spec.may_be_set_aside || !self.config().has_embedded_stores() {
             return open_or_explain(spec, &url, &file).await;

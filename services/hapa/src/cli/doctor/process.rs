@@ -38,7 +38,8 @@ fn descriptors(roles: &Roles) -> Finding {
         Some(limit) if limit < needed => {
             let found =
                 format!("{limit} at most, and MAX_CONNECTIONS and MAX_IN_FLIGHT need {needed}");
-            Finding::ill(what, found, "raise the limit (ulimit -Hn, LimitNOFILE), or lower these")
+            // Nothing is broken: the process takes fewer.
+            Finding::note(what, found, "raise the limit (ulimit -Hn, LimitNOFILE), or lower these")
         }
         Some(limit) => Finding::well(what, format!("{limit} at most, {needed} are needed")),
         None => Finding::well(what, format!("no limit, {needed} are needed")),
