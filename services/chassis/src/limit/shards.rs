@@ -60,7 +60,7 @@ impl<T: Entry> Shards<T> {
     /// Subject and method of the entries that are wanted.
     pub(super) fn select(&self, is_wanted: impl Fn(&T) -> bool) -> Vec<(Box<str>, &'static str)> {
         let mut selected = Vec::new();
-        for shard in self.0.iter() {
+        for shard in &*self.0 {
             let shard = shard.lock().unwrap_or_else(PoisonError::into_inner);
             for (subject, methods) in &shard.subjects {
                 let wanted = methods.iter().filter(|(_, entry)| is_wanted(entry));
