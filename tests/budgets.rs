@@ -119,73 +119,69 @@ async fn an_engine_that_claims_too_much_is_booked_for_the_reservation_alone() {
     }
 }
 
+/// Tokens of a lease of this key.
+fn report(key_id: &str, lease: &str, tokens: i64) -> Settlement {
+    let (lease_id, key_id) = (lease.to_owned(), key_id.to_owned());
+    Settlement { lease_id, key_id, user_id: String::new(), tokens }
+}
+
+/// A lease of 1,000 tokens.
+fn reservation(key_id: &str, lease: &str, used_tokens: i64) -> ReserveTokensRequest {
+    ReserveTokensRequest {
+        lease_id: lease.to_owned(),
+        key_id: key_id.to_owned(),
+        user_id: String::new(),
+        tokens: 1_000,
+        lease_seconds: 86_400,
+        used_tokens,
+    }
+}
+
+/// Used today, used this month, held.
+async fn state(world: &World, key_id: &str) -> (i64, i64, i64) {
+    let usage = usage(world, key_id).await;
+    (usage.day_tokens, usage.month_tokens, usage.reserved_tokens)
+}
+
 #[tokio::test]
 async fn a_lease_that_ends_unsettled_books_what_was_reported_last() {
+    const LEASES: [&str; 4] = ["silent", "told", "lies", "late"];
     for store in Store::both().await {
         let world = World::on(&store, &[]).await;
         let mut auth = AuthServiceClient::new(world.wire(Who::Mesh));
         let (key_id, _) = budgeted(&world, 1_000_000).await;
-        let report = |lease: &str, tokens: i64| Settlement {
-            lease_id: lease.to_owned(),
-            key_id: key_id.clone(),
-            user_id: String::new(),
-            tokens,
-        };
-        for (lease_id, used_tokens) in [("silent", 70), ("told", 70), ("lies", 70), ("late", 70)] {
-            let request = ReserveTokensRequest {
-                lease_id: lease_id.to_owned(),
-                key_id: key_id.clone(),
-                user_id: String::new(),
-                tokens: 1_000,
-                lease_seconds: if lease_id == "late" { 86_400 } else { 1 },
-                used_tokens,
-            };
-            auth.reserve_tokens(request).await.unwrap();
+        for lease in LEASES {
+            auth.reserve_tokens(reservation(&key_id, lease, 70)).await.unwrap();
         }
-        let running = vec![
-            report("told", 300),
-            report("lies", 4_000_000),
-            report("late", 500),
-            report("unknown", 500),
-        ];
+        let report = |lease: &str, tokens: i64| report(&key_id, lease, tokens);
+        let first = [("told", 300), ("lies", 4_000_000), ("late", 500), ("unknown", 500)];
+        let first = first.map(|(lease, tokens)| report(lease, tokens)).to_vec();
         // A smaller number than before is an older one.
-        let older = vec![report("told", 200)];
-        for running in [running, older] {
+        for running in [first, vec![report("told", 200)]] {
             let request = SettleTokensRequest { settlements: Vec::new(), running };
             auth.settle_tokens(request).await.unwrap();
         }
-        let state = async || {
-            let usage = usage(&world, &key_id).await;
-            (usage.day_tokens, usage.month_tokens, usage.reserved_tokens)
-        };
+        store.execute("UPDATE token_leases SET expire_time = 1 WHERE lease_id <> 'late'").await;
         let booked = 70 + 300 + 1_000;
-        within("the leases to end", async { while state().await.2 > 1_000 {} }).await;
-        assert_eq!(state().await, (booked, booked, 1_000));
+        within("the leases to end", async { while state(&world, &key_id).await.2 > 1_000 {} })
+            .await;
+        assert_eq!(state(&world, &key_id).await, (booked, booked, 1_000));
 
-        // A report after the end changes nothing, a settlement takes its place, once.
-        let request =
-            SettleTokensRequest { settlements: Vec::new(), running: vec![report("told", 900)] };
+        // A report after the end changes nothing; a settlement takes its place, once.
+        let running = vec![report("told", 900)];
+        let request = SettleTokensRequest { settlements: Vec::new(), running };
         auth.settle_tokens(request).await.unwrap();
-        assert_eq!(state().await, (booked, booked, 1_000));
-        let settlements =
-            vec![report("told", 250), report("lies", 4_000_000), report("late", 4_000_000)];
+        assert_eq!(state(&world, &key_id).await, (booked, booked, 1_000));
         for _ in 0..2 {
-            let settlements = settlements.clone();
+            let settlements = [("told", 250), ("lies", 4_000_000), ("late", 4_000_000)];
+            let settlements = settlements.map(|(lease, tokens)| report(lease, tokens)).to_vec();
             let request = SettleTokensRequest { settlements, running: Vec::new() };
             auth.settle_tokens(request).await.unwrap();
             let booked = 70 + 250 + 1_000 + 1_000;
-            assert_eq!(state().await, (booked, booked, 0));
+            assert_eq!(state(&world, &key_id).await, (booked, booked, 0));
         }
-        let too_much = ReserveTokensRequest {
-            lease_id: "much".to_owned(),
-            key_id: key_id.clone(),
-            tokens: 10,
-            lease_seconds: 1,
-            used_tokens: 11,
-            ..ReserveTokensRequest::default()
-        };
-        let status = auth.reserve_tokens(too_much).await.unwrap_err();
-        assert_eq!(incident(&status).0, "E4001");
+        let too_much = auth.reserve_tokens(reservation(&key_id, "much", 1_001)).await.unwrap_err();
+        assert_eq!(incident(&too_much).0, "E4001");
         world.end().await;
     }
 }

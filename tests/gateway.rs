@@ -79,9 +79,34 @@ async fn users_log_in_and_manage_what_is_theirs_over_json() {
     world.end().await;
 }
 
+/// In every text of a login that is refused.
+const MARKER: &str = "marker-of-a-secret";
+
+/// Bodies of logins that are refused, with status and code.
+fn refused_logins() -> Vec<(u16, &'static str, String)> {
+    let flat = |email: &str, password: Value| json!({ "email": email, "password": password });
+    let nested = json!({ "email": MARKER, "password": MARKER });
+    vec![
+        (401, "E4003", flat("kim@example.com", json!(MARKER)).to_string()),
+        (401, "E4003", flat(&format!("{MARKER}@example.com"), json!(MARKER)).to_string()),
+        (400, "E4001", flat(MARKER, json!(MARKER)).to_string()),
+        (400, "E4001", flat("kim@example.com", json!([MARKER])).to_string()),
+        (400, "E4001", flat("kim@example.com", nested).to_string()),
+        (400, "E4001", json!({ "email": { MARKER: 1 }, "password": MARKER }).to_string()),
+        (400, "E4001", json!({ "password": MARKER, "id_token": MARKER }).to_string()),
+        (400, "E4001", format!(r#"{{"email":"kim@example.com","password":"{MARKER}""#)),
+        (400, "E4001", format!(r#"{{"password":{MARKER}}}"#)),
+        (400, "E4001", format!("email=kim@example.com&password={MARKER}")),
+        (400, "E4001", format!(r#"["{MARKER}"]"#)),
+        (400, "E4002", json!({ "email": "kim@example.com" }).to_string()),
+        (400, "E4002", "{}".to_owned()),
+        (400, "E4002", String::new()),
+        (501, "E4012", json!({ "id_token": MARKER }).to_string()),
+    ]
+}
+
 #[tokio::test]
 async fn a_login_is_flat_or_nested_and_no_refusal_of_one_repeats_what_was_sent() {
-    const MARKER: &str = "marker-of-a-secret";
     let world = World::with(&["--auth-failure-limit=0"]).await;
     let gateway = world.gateway(&[]).await;
     let kim = world.person("kim@example.com", &[]).await.user.user_id;
@@ -100,26 +125,7 @@ async fn a_login_is_flat_or_nested_and_no_refusal_of_one_repeats_what_was_sent()
         assert_eq!(session["session"]["user_id"], kim, "{good}");
         assert!(session["access_token"].is_string() && session["expires_in"].is_u64());
     }
-    let flat = |email: &str, password: Value| json!({ "email": email, "password": password });
-    let nested = json!({ "email": MARKER, "password": MARKER });
-    let refused = [
-        (401, "E4003", flat("kim@example.com", json!(MARKER)).to_string()),
-        (401, "E4003", flat(&format!("{MARKER}@example.com"), json!(MARKER)).to_string()),
-        (400, "E4001", flat(MARKER, json!(MARKER)).to_string()),
-        (400, "E4001", flat("kim@example.com", json!([MARKER])).to_string()),
-        (400, "E4001", flat("kim@example.com", nested).to_string()),
-        (400, "E4001", json!({ "email": { MARKER: 1 }, "password": MARKER }).to_string()),
-        (400, "E4001", json!({ "password": MARKER, "id_token": MARKER }).to_string()),
-        (400, "E4001", format!(r#"{{"email":"kim@example.com","password":"{MARKER}""#)),
-        (400, "E4001", format!(r#"{{"password":{MARKER}}}"#)),
-        (400, "E4001", format!("email=kim@example.com&password={MARKER}")),
-        (400, "E4001", format!(r#"["{MARKER}"]"#)),
-        (400, "E4002", json!({ "email": "kim@example.com" }).to_string()),
-        (400, "E4002", "{}".to_owned()),
-        (400, "E4002", String::new()),
-        (501, "E4012", json!({ "id_token": MARKER }).to_string()),
-    ];
-    for (status, code, sent) in refused {
+    for (status, code, sent) in refused_logins() {
         let reply = send(&sent).await;
         assert_eq!(reply.status().as_u16(), status, "{sent}");
         let text = within("the refusal", reply.text()).await.unwrap();
