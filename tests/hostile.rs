@@ -5,8 +5,8 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use futures_util::future::join_all;
-use hapa_proto::codegen::v1::codegen_service_client::CodegenServiceClient;
 use hapa_proto::codegen::v1::ListModelsRequest;
+use hapa_proto::codegen::v1::codegen_service_client::CodegenServiceClient;
 use hapa_tests::engine::{Engine, Script};
 use hapa_tests::stranger::{Kind, Stranger, headers, literal, prefix};
 use hapa_tests::{Client, Gateway, Role, TOKEN, Who, World, incident, within};
@@ -80,7 +80,8 @@ impl Doors {
         door: Door,
         attack: impl Fn(u8, SocketAddr) -> F,
     ) {
-        let texts: Vec<_> = (0..8).map(|one| format!("stream {one} says this. ").repeat(20)).collect();
+        let texts: Vec<_> =
+            (0..8).map(|one| format!("stream {one} says this. ").repeat(20)).collect();
         let mut client = self.client(door);
         let mut streams = Vec::new();
         for (number, text) in texts.iter().enumerate() {
