@@ -204,7 +204,7 @@ fn signing_key(seed: u8) -> String {
 /// Logs in; the name of the key that signed the access token.
 async fn signed_by(sessions: &mut SessionServiceClient<Wire>) -> String {
     let password = Password { email: "ann@example.com".to_owned(), password: PASSWORD.to_owned() };
-    let request = CreateSessionRequest { proof: Some(Proof::Password(password)) };
+    let request = CreateSessionRequest { proof: Some(Proof::Password(password)), http_body: None };
     let session = within("a session", sessions.create_session(request)).await.unwrap();
     let token = session.into_inner().access_token;
     let header = token.split('.').next().unwrap();

@@ -34,11 +34,15 @@ fn pem(label: &str, der: &[u8]) -> String {
     format!("-----BEGIN {label}-----\n{}\n-----END {label}-----\n", BASE64_STANDARD.encode(der))
 }
 
-fn tokens_with(text: &str) -> Result<Tokens, config::Wrong> {
+fn pair_with(text: &str) -> Result<Pair, config::Wrong> {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("key.pem");
     std::fs::write(&file, text).unwrap();
-    Ok(Tokens::new(Pair::of_file("SESSION_KEY_FILE", &file)?, Vec::new()))
+    Pair::of_file("SESSION_KEY_FILE", &file)
+}
+
+fn tokens_with(text: &str) -> Result<Tokens, config::Wrong> {
+    Ok(Tokens::new(pair_with(text)?, Vec::new()))
 }
 
 /// As `openssl genpkey -algorithm ed25519` writes it: RFC 8410, 10.3.
@@ -61,7 +65,13 @@ fn payload() -> Value {
 }
 
 fn sealed(tokens: &Tokens, payload: &Value) -> String {
-    jws::seal(tokens.own.algorithm, &tokens.own.kid, payload, &tokens.own.signing).unwrap()
+    jws::seal(
+        tokens.pairs().own.algorithm,
+        &tokens.pairs().own.kid,
+        payload,
+        &tokens.pairs().own.signing,
+    )
+    .unwrap()
 }
 
 fn part(value: &Value) -> String {
@@ -95,7 +105,7 @@ fn what_was_issued_is_known_again_until_it_expires() {
         // A replica's clock may be behind that of the issuer.
         assert_eq!(tokens.verify(text, NOW - 60), Some(claims()));
         assert_eq!(tokens.verify(text, NOW - 61), None);
-        assert_eq!(tokens.own.kid.len(), 8);
+        assert_eq!(tokens.pairs().own.kid.len(), 8);
     }
 }
 
@@ -146,7 +156,7 @@ fn no_algorithm_but_the_configured_one_is_taken() {
     let (by_secret, by_key) = (secret_tokens(), key_tokens());
     for tokens in [&by_secret, &by_key] {
         for alg in ["none", "None", "HS384", "HS512", "RS256", "PS256", "ES256", ""] {
-            let header = part(&json!({ "alg": alg, "typ": "JWT", "kid": tokens.own.kid }));
+            let header = part(&json!({ "alg": alg, "typ": "JWT", "kid": tokens.pairs().own.kid }));
             let message = format!("{header}.{}", part(&payload()));
             for signature in ["", "AAAA"] {
                 assert_eq!(tokens.verify(&format!("{message}.{signature}"), NOW), None, "{alg}");
@@ -154,13 +164,20 @@ fn no_algorithm_but_the_configured_one_is_taken() {
         }
     }
     // The public key, which anyone may know, taken for a shared secret.
-    let public = by_key.own.verifying.try_get_as_bytes().unwrap();
+    let keys = by_key.pairs();
+    let public = keys.own.verifying.try_get_as_bytes().unwrap();
     for secret in [public.to_vec(), pem("PUBLIC KEY", public).into_bytes()] {
         let key = EncodingKey::from_secret(&secret);
-        let forged = jws::seal(Algorithm::HS256, &by_key.own.kid, &payload(), &key).unwrap();
+        let forged =
+            jws::seal(Algorithm::HS256, &by_key.pairs().own.kid, &payload(), &key).unwrap();
         assert_eq!(by_key.verify(&forged, NOW), None);
     }
-    let foreign = jws::seal(Algorithm::EdDSA, &by_secret.own.kid, &payload(), &by_key.own.signing);
+    let foreign = jws::seal(
+        Algorithm::EdDSA,
+        &by_secret.pairs().own.kid,
+        &payload(),
+        &by_key.pairs().own.signing,
+    );
     assert_eq!(by_secret.verify(&foreign.unwrap(), NOW), None);
 }
 
@@ -168,26 +185,28 @@ fn no_algorithm_but_the_configured_one_is_taken() {
 fn neither_the_bare_secret_nor_another_key_signs_tokens() {
     let tokens = secret_tokens();
     let bare = EncodingKey::from_secret(SECRET.as_bytes());
-    let forged = jws::seal(Algorithm::HS256, &tokens.own.kid, &payload(), &bare).unwrap();
+    let forged = jws::seal(Algorithm::HS256, &tokens.pairs().own.kid, &payload(), &bare).unwrap();
     assert_eq!(tokens.verify(&forged, NOW), None);
     let other = Tokens::new(another(), Vec::new());
-    assert_ne!(other.own.kid, tokens.own.kid);
+    assert_ne!(other.pairs().own.kid, tokens.pairs().own.kid);
     assert_eq!(tokens.verify(&sealed(&other, &payload()), NOW), None);
-    let renamed = jws::seal(Algorithm::HS256, "00000000", &payload(), &tokens.own.signing).unwrap();
+    let renamed =
+        jws::seal(Algorithm::HS256, "00000000", &payload(), &tokens.pairs().own.signing).unwrap();
     assert_eq!(tokens.verify(&renamed, NOW), None, "the kid is unknown");
 }
 
 #[test]
 fn headers_that_ask_for_more_are_refused() {
     let tokens = secret_tokens();
-    let derived = tokens.own.verifying.try_get_as_bytes().unwrap();
+    let keys = tokens.pairs();
+    let derived = keys.own.verifying.try_get_as_bytes().unwrap();
     let signed = |header: Value| {
         let message = format!("{}.{}", part(&header), part(&payload()));
         let key = hmac::Key::new(hmac::HMAC_SHA256, derived);
         let signature = hmac::sign(&key, message.as_bytes());
         format!("{message}.{}", BASE64_URL_SAFE_NO_PAD.encode(signature))
     };
-    let kid = &tokens.own.kid;
+    let kid = &keys.own.kid;
     assert!(tokens.verify(&signed(json!({ "alg": "HS256", "kid": kid })), NOW).is_some());
     for header in [
         json!({ "alg": "HS256" }),
@@ -230,9 +249,9 @@ fn a_key_file_holds_an_ed25519_key_and_nothing_else() {
 
 #[test]
 fn while_one_key_takes_anothers_place_tokens_of_both_hold_and_new_ones_are_of_its_own() {
-    let file = key_tokens().own;
+    let file = pair_with(&openssl_key()).unwrap();
     let (old, new) = (Tokens::new(another(), Vec::new()), secret_tokens());
-    let both = Tokens::new(secret_tokens().own, vec![another(), file]);
+    let both = Tokens::new(Pair::of_secret(&SecretString::from(SECRET)), vec![another(), file]);
     let issued = |tokens: &Tokens| tokens.issue(&claims()).unwrap().expose_secret().to_owned();
     for tokens in [&old, &new, &key_tokens()] {
         assert_eq!(both.verify(&issued(tokens), NOW), Some(claims()));
@@ -240,7 +259,9 @@ fn while_one_key_takes_anothers_place_tokens_of_both_hold_and_new_ones_are_of_it
     assert_eq!(new.verify(&issued(&both), NOW), Some(claims()));
     assert_eq!(old.verify(&issued(&both), NOW), None);
     // A name of one key does not make another one's signature count.
-    let renamed = jws::seal(Algorithm::HS256, &old.own.kid, &payload(), &new.own.signing).unwrap();
+    let renamed =
+        jws::seal(Algorithm::HS256, &old.pairs().own.kid, &payload(), &new.pairs().own.signing)
+            .unwrap();
     assert_eq!(both.verify(&renamed, NOW), None);
 }
 
