@@ -26,8 +26,8 @@ use crate::postgres::{Database, Postgres};
 use crate::redis::RedisServer;
 use crate::seen::Wire;
 use crate::tools::{
-    Metrics, SHORTLY, freeze, hapa, hapa_with_file_limits, limit_files, resident_bytes, signal, thaw,
-    within,
+    Metrics, SHORTLY, freeze, hapa, hapa_with_file_limits, limit_files, resident_bytes, signal,
+    thaw, within,
 };
 use crate::world::{Client, Keys, TOKEN, reqwest_client};
 

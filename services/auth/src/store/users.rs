@@ -99,7 +99,7 @@ impl Store {
                 }
                 let user = user_by_id(connection, &user_id, now).await?;
                 let subject = format!("user:{user_id}");
-                let user = user.ok_or(Error::NoSuch("user", user_id))?;
+                let user = user.ok_or(Error::NoSuch("user"))?;
                 Ok((reply(user), vec![Note::new("user.create", subject, detail, Effect::None)]))
             })
         })

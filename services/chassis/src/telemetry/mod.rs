@@ -22,8 +22,8 @@ use crate::panics;
 use crate::trace::{self, Exporter};
 use fields::{Compact, Json};
 use file::LogFile;
-use writer::Place;
 pub(crate) use writer::LogWriter;
+use writer::Place;
 
 pub use known::{KNOWN, Kind, Known};
 pub(crate) use lag::watch as watch_lag;

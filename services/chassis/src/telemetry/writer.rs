@@ -76,7 +76,7 @@ impl Shared {
 
 /// Queues lines for the thread that writes them. Clones are one.
 #[derive(Clone, Debug)]
-pub(super) struct LogWriter {
+pub(crate) struct LogWriter {
     messages: Sender<Message>,
     shared: Arc<Shared>,
 }
@@ -101,7 +101,7 @@ impl LogWriter {
     }
 
     /// Waits until what is queued is written, for a bounded time; false where it is not.
-    pub(super) fn flush(&self, timeout: Duration) -> bool {
+    pub(crate) fn flush(&self, timeout: Duration) -> bool {
         let (written, is_written) = channel();
         let sent = self.messages.send(Message::Flush(written));
         sent.is_ok() && is_written.recv_timeout(timeout).is_ok()

@@ -185,7 +185,7 @@ fn report_token(args: &Args) -> Result<SecretString, Failure> {
         return Ok(BY_CERTIFICATE.into());
     }
     let kept = secret::set_or_found(
-        secret::set("MESH_TOKEN", args.mesh_token.as_ref())?,
+        secret::set("MESH_TOKEN", args.mesh_token.as_ref(), secret::Strength::Long)?,
         &args.data_dir.join(MESH_TOKEN_FILE),
     )?;
     Ok(kept.map_or_else(|| NO_REPORTS.into(), |token| gateway_token(&token)))
