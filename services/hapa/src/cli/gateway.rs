@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use anyhow::Context as _;
 use hapa_chassis::config::Wrong;
 use hapa_chassis::peer::gateway_token;
-use hapa_chassis::secret::{self, MESH_TOKEN_FILE};
+use hapa_chassis::secret::{self, MESH_TOKEN_FILE, Strength};
 use hapa_chassis::tls::{self, TlsConfig};
 use hapa_proto::FILE_DESCRIPTOR_SET;
 use secrecy::{ExposeSecret as _, SecretString};
@@ -185,7 +185,7 @@ fn report_token(args: &Args) -> Result<SecretString, Failure> {
         return Ok(BY_CERTIFICATE.into());
     }
     let kept = secret::set_or_found(
-        secret::set("MESH_TOKEN", args.mesh_token.as_ref())?,
+        secret::set("MESH_TOKEN", args.mesh_token.as_ref(), Strength::Long)?,
         &args.data_dir.join(MESH_TOKEN_FILE),
     )?;
     Ok(kept.map_or_else(|| NO_REPORTS.into(), |token| gateway_token(&token)))
