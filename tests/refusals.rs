@@ -298,7 +298,7 @@ async fn no_refusal_of_the_gateway_repeats_what_was_sent() {
         let headers = format!("{:?}", reply.headers());
         let told = json_of(reply).await;
         let (code, id) = refusal(&told);
-        assert_eq!(code, "E4001", "{what}");
+        assert!(["E4001", "E4002"].contains(&code.as_str()), "{what}: {code}");
         assert!(!told.to_string().contains(SECRET) && !headers.contains(SECRET), "{what}: {told}");
         let kept = format!("{:?}", found(&world, &id).await);
         assert!(!kept.contains(SECRET), "{what}: {kept}");

@@ -130,7 +130,7 @@ async fn malformed_json_is_refused_once_and_reaches_no_service() {
         ("/api/v1/generate-code", "[1, 2"),
         ("/api/v1/generate-code", "{\"user_question\": {\"x\": 1}}"),
         ("/api/v1/enhanced-stream-generate", "{\"user_question\": \"a}"),
-        ("/api/v1/sessions", "{\"password\": \"hunter2hunter2\"}"),
+        ("/api/v1/keys", "{\"name\": [\"hunter2hunter2\"]}"),
         ("/api/v1/complete", "\u{0}"),
     ] {
         for key in [None, Some(world.key.as_str())] {
