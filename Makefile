@@ -25,7 +25,7 @@ lint: proto ## check formatting, clippy, dependencies and the protos
 	cargo clippy --workspace --all-targets --all-features -- --deny warnings
 	cargo metadata --locked --format-version 1 --manifest-path fuzz/Cargo.toml >/dev/null
 	.tools/bin/cargo-deny check bans licenses sources
-	@infra/advisories/check
+	@infra/advisories
 
 proto: $(BUF) ## check the protos: style, format, and compatibility with what was released
 	$(BUF) lint
@@ -64,7 +64,7 @@ fuzz: ## feed the fuzz targets for a minute, all at once; MINUTES=10: longer
 
 advisories: ## check the dependencies against the RustSec advisories, or their snapshot without a network
 	@infra/tools/install test
-	@infra/advisories/check
+	@infra/advisories
 
 release: ## build the one binary for production, with the list of its dependencies inside (cargo auditable)
 	@infra/tools/install release

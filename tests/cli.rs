@@ -36,54 +36,48 @@ const ONE_LETTER: &str = "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa";
 const EXAMPLE: &str = "changemechangemechangemechangeme";
 const DEFAULT: (&str, &str) = ("SECRET_KEY", "your-secret-key-here-change-it-in-production");
 
+/// Commands, their settings, and the one that is wrong.
+const WRONG: &[Wrong<'_>] = &[
+    (&["all"], &[("PORT", "abc")], "PORT"),
+    (&["all"], &[("ENVIRONMENT", "moon")], "ENVIRONMENT"),
+    (&["all"], &[("REQUEST_TIMEOUT", "0")], "REQUEST_TIMEOUT"),
+    (&["all"], &[("MESH_TOKEN", "short")], "MESH_TOKEN"),
+    (&["all"], &[("MESH_TOKEN_ALSO", "short")], "MESH_TOKEN_ALSO"),
+    (&["all"], &[("ENVIRONMENT", "production")], "MESH_TOKEN"),
+    (&["auth"], &[("ENVIRONMENT", "production"), LONG_TOKEN, LONG_PEPPER], "SECRET_KEY"),
+    (&["auth"], &[("ENVIRONMENT", "production"), LONG_TOKEN, LONG_PEPPER, DEFAULT], "SECRET_KEY"),
+    (&["codegen"], &[PRODUCTION, ("MESH_TOKEN", ONE_LETTER)], "MESH_TOKEN"),
+    (&["codegen"], &[PRODUCTION, ("MESH_TOKEN", EXAMPLE)], "MESH_TOKEN"),
+    (&["codegen"], &[PRODUCTION, LONG_TOKEN, ("MESH_TOKEN_ALSO", EXAMPLE)], "MESH_TOKEN_ALSO"),
+    (&["auth"], &[PRODUCTION, LONG_TOKEN, ("API_KEY_PEPPER", ONE_LETTER)], "API_KEY_PEPPER"),
+    (&["auth"], &[PRODUCTION, LONG_TOKEN, ("API_KEY_PEPPER", EXAMPLE)], "API_KEY_PEPPER"),
+    (
+        &["auth"],
+        &[PRODUCTION, LONG_TOKEN, LONG_PEPPER, ("API_KEY_PEPPER_ALSO", ONE_LETTER)],
+        "API_KEY_PEPPER_ALSO",
+    ),
+    (&["auth"], &[PRODUCTION, LONG_TOKEN, LONG_PEPPER, ("SECRET_KEY", ONE_LETTER)], "SECRET_KEY"),
+    (&["all"], &[("SECRET_KEY", "short")], "SECRET_KEY"),
+    (&["all"], &[("SECRET_KEY_ALSO", "short")], "SECRET_KEY_ALSO"),
+    (&["all"], &[("SESSION_KEY_FILE_ALSO", "/nowhere")], "SESSION_KEY_FILE_ALSO"),
+    (&["all"], &[("API_KEY_PEPPER_ALSO", "short")], "API_KEY_PEPPER_ALSO"),
+    (&["all"], &[("REDIS_URL", "http://x")], "REDIS_URL"),
+    (&["all"], &[("OIDC_ISSUER", "https://login.example.com")], "OIDC_AUDIENCE"),
+    (&["all"], &[("TRUSTED_PROXIES", "everyone")], "TRUSTED_PROXIES"),
+    (&["all"], &[("LOG_LEVEL", "loud=very=")], "LOG_LEVEL"),
+    (&["all"], &[("DATABASE_URL", "mysql://x")], "DATABASE_URL"),
+    (&["all"], &[("REDIS_URL", "http://redis")], "REDIS_URL"),
+    (&["all"], &[("REDIS_URL", "redis://redis/many")], "REDIS_URL"),
+    (&["all"], &[("AI_MODEL_ENDPOINT", "nowhere")], "AI_MODEL_ENDPOINT"),
+    (&["codegen"], &[], "AUTH_ADDRESS"),
+    (&["gateway", "--out", "/nonexistent"], &[("CORS_ORIGINS", "*")], "CORS_ORIGINS"),
+];
+
 #[tokio::test]
 async fn a_wrong_setting_is_named_and_the_exit_code_is_78() {
-    let cases: &[Wrong<'_>] = &[
-        (&["all"], &[("PORT", "abc")], "PORT"),
-        (&["all"], &[("ENVIRONMENT", "moon")], "ENVIRONMENT"),
-        (&["all"], &[("REQUEST_TIMEOUT", "0")], "REQUEST_TIMEOUT"),
-        (&["all"], &[("MESH_TOKEN", "short")], "MESH_TOKEN"),
-        (&["all"], &[("MESH_TOKEN_ALSO", "short")], "MESH_TOKEN_ALSO"),
-        (&["all"], &[("ENVIRONMENT", "production")], "MESH_TOKEN"),
-        (&["auth"], &[("ENVIRONMENT", "production"), LONG_TOKEN, LONG_PEPPER], "SECRET_KEY"),
-        (
-            &["auth"],
-            &[("ENVIRONMENT", "production"), LONG_TOKEN, LONG_PEPPER, DEFAULT],
-            "SECRET_KEY",
-        ),
-        (&["codegen"], &[PRODUCTION, ("MESH_TOKEN", ONE_LETTER)], "MESH_TOKEN"),
-        (&["codegen"], &[PRODUCTION, ("MESH_TOKEN", EXAMPLE)], "MESH_TOKEN"),
-        (&["codegen"], &[PRODUCTION, LONG_TOKEN, ("MESH_TOKEN_ALSO", EXAMPLE)], "MESH_TOKEN_ALSO"),
-        (&["auth"], &[PRODUCTION, LONG_TOKEN, ("API_KEY_PEPPER", ONE_LETTER)], "API_KEY_PEPPER"),
-        (&["auth"], &[PRODUCTION, LONG_TOKEN, ("API_KEY_PEPPER", EXAMPLE)], "API_KEY_PEPPER"),
-        (
-            &["auth"],
-            &[PRODUCTION, LONG_TOKEN, LONG_PEPPER, ("API_KEY_PEPPER_ALSO", ONE_LETTER)],
-            "API_KEY_PEPPER_ALSO",
-        ),
-        (
-            &["auth"],
-            &[PRODUCTION, LONG_TOKEN, LONG_PEPPER, ("SECRET_KEY", ONE_LETTER)],
-            "SECRET_KEY",
-        ),
-        (&["all"], &[("SECRET_KEY", "short")], "SECRET_KEY"),
-        (&["all"], &[("SECRET_KEY_ALSO", "short")], "SECRET_KEY_ALSO"),
-        (&["all"], &[("SESSION_KEY_FILE_ALSO", "/nowhere")], "SESSION_KEY_FILE_ALSO"),
-        (&["all"], &[("API_KEY_PEPPER_ALSO", "short")], "API_KEY_PEPPER_ALSO"),
-        (&["all"], &[("REDIS_URL", "http://x")], "REDIS_URL"),
-        (&["all"], &[("OIDC_ISSUER", "https://login.example.com")], "OIDC_AUDIENCE"),
-        (&["all"], &[("TRUSTED_PROXIES", "everyone")], "TRUSTED_PROXIES"),
-        (&["all"], &[("LOG_LEVEL", "loud=very=")], "LOG_LEVEL"),
-        (&["all"], &[("DATABASE_URL", "mysql://x")], "DATABASE_URL"),
-        (&["all"], &[("REDIS_URL", "http://redis")], "REDIS_URL"),
-        (&["all"], &[("REDIS_URL", "redis://redis/many")], "REDIS_URL"),
-        (&["all"], &[("AI_MODEL_ENDPOINT", "nowhere")], "AI_MODEL_ENDPOINT"),
-        (&["codegen"], &[], "AUTH_ADDRESS"),
-        (&["gateway", "--out", "/nonexistent"], &[("CORS_ORIGINS", "*")], "CORS_ORIGINS"),
-    ];
     let folder = tempfile::tempdir().unwrap();
     let data = folder.path().to_str().unwrap();
-    for (arguments, settings, name) in cases {
+    for (arguments, settings, name) in WRONG {
         let free = [("DATA_DIR", data), ("METRICS_PORT", "0"), ("PORT", "0")];
         let settings: Vec<_> = free.iter().chain(*settings).copied().collect();
         let done = run(None, arguments, &settings).await;

@@ -211,8 +211,8 @@ async fn an_operator_who_asks_for_it_reads_the_engines_words_without_the_key() {
     let log = mesh.log();
     assert!(log.contains(PROMPT) && log.contains(PARROT_HOST), "{log}");
     assert!(!log.contains(KEY), "{log}");
-    let long = lines(&mesh.folder.path().join("hapa.log"));
-    let texts = long.iter().filter_map(|line| line["fields"]["text"].as_str());
+    let logged = lines(&mesh.folder.path().join("hapa.log"));
+    let texts = logged.iter().filter_map(|line| line["fields"]["text"].as_str());
     let texts: Vec<_> = texts.collect();
     // Quoted, so a text may be twice as long.
     assert!(texts.len() >= 3 && texts.iter().all(|text| text.chars().count() <= 4_100));

@@ -238,12 +238,12 @@ async fn headers_that_grow_when_they_are_read_end_no_other_call() {
     for door in [Door::Gateway, Door::Direct] {
         let attack = async |from, to| {
             let mut stranger = Stranger::connect(from, to).await?;
-            // A header of 3,900 bytes, remembered (RFC 7541, 6.2.1), and then named by one byte each (6.1).
+            // A header of 3,900 bytes, remembered (RFC 7541, 6.2.1), and then named by one byte each: index 62 (6.1).
             let mut block = headers(CHECK, &[]);
             let mut remembered = literal("x-bomb", &"b".repeat(3_900));
             remembered[0] = 0x40;
             block.extend(remembered);
-            block.extend(std::iter::repeat_n(0x80 | 62, 4_000));
+            block.extend(std::iter::repeat_n(0xBE, 4_000));
             for _ in 0..50 {
                 let stream = stranger.next_stream();
                 stranger.frame(Kind::Headers, 4, stream, &block);

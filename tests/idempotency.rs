@@ -84,8 +84,8 @@ async fn the_same_request_again_changes_nothing_and_gives_the_first_reply() {
             password: "correct horse battery".to_owned(),
             ..user("mina@example.com")
         };
-        let make = async || users(&world).create_user(keyed(asked.clone(), "k")).await.unwrap();
-        let (made, again) = (make().await, make().await);
+        let create = async || users(&world).create_user(keyed(asked.clone(), "k")).await.unwrap();
+        let (made, again) = (create().await, create().await);
         assert!(!is_replayed(&made) && is_replayed(&again));
         assert_eq!(made.into_inner(), again.into_inner());
         assert_eq!(count_entries(&world, "user.create").await, 1);
@@ -172,7 +172,7 @@ async fn the_store_holds_neither_the_text_of_a_key_nor_the_idempotency_key() {
         let secrets = secrets.iter().map(|text| &text[key_id.len() + 1..]);
         assert!(store.holds(&key_id).await && store.holds("mina@example.com").await);
         for hidden in secrets.chain([password, "a-key-to-be-found"]) {
-            let in_hex: String = hidden.bytes().map(|byte| format!("{byte:02x}")).collect();
+            let in_hex = hex::encode(hidden);
             assert!(!store.holds(hidden).await && !store.holds(&in_hex).await, "{hidden}");
         }
         world.end().await;

@@ -163,8 +163,8 @@ async fn a_transaction_that_the_store_ended_by_itself_spoils_no_later_one() {
     let fill = db.transaction(|connection| {
         Box::pin(async move { connection.execute(FILL).await.map(drop) })
     });
-    let full = within("a full file", fill).await.unwrap_err();
-    assert_eq!(full.as_database_error().unwrap().code().unwrap(), "13");
+    let refused = within("a full file", fill).await.unwrap_err();
+    assert_eq!(refused.as_database_error().unwrap().code().unwrap(), "13");
     for later in 2..5 {
         within("a transaction", db.transaction(write(later, false))).await.unwrap();
     }

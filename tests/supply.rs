@@ -30,31 +30,51 @@ fn recipe(target: &str) -> String {
         .join("\n")
 }
 
-/// Checks the advisories where there is no way to GitHub.
-async fn check(metadata: &Value) -> Output {
+/// Checks the advisories of a database against packages as `cargo metadata` lists them.
+async fn check(database: &str, metadata: &Value) -> Output {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("metadata.json");
     std::fs::write(&file, metadata.to_string()).unwrap();
-    let mut command = Command::new(root().join("infra/advisories/check"));
-    command.arg("--metadata-path").arg(&file).kill_on_drop(true);
-    command.envs(["HTTPS_PROXY", "https_proxy"].map(|name| (name, "http://127.0.0.1:1")));
+    let mut command = Command::new(root().join("infra/advisories"));
+    command.arg("--metadata-path").arg(&file).kill_on_drop(true).env("ADVISORY_DB", database);
     within("cargo-deny", command.output()).await.unwrap()
 }
 
+/// A database with one advisory, about versions of h2 below 0.4.4.
+async fn database() -> tempfile::TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    let advisory = "```toml\n[advisory]\nid = \"RUSTSEC-2024-9999\"\npackage = \"h2\"\ndate = \"2024-04-03\"\n\
+                    [versions]\npatched = [\">= 0.4.4\"]\n```\n\n# An advisory of a test\n\nIt concerns nothing.\n";
+    let crates = folder.path().join("crates/h2");
+    std::fs::create_dir_all(&crates).unwrap();
+    std::fs::write(crates.join("RUSTSEC-2024-9999.md"), advisory).unwrap();
+    let identity = ["-c", "user.name=test", "-c", "user.email=test@localhost"];
+    for step in [
+        &["init", "--quiet", "--initial-branch=main"][..],
+        &["add", "--all"],
+        &["commit", "--quiet", "-m", "x"],
+    ] {
+        let mut git = Command::new("git");
+        git.arg("-C").arg(folder.path()).args(identity).args(step);
+        assert!(within("git", git.status()).await.unwrap().success(), "{step:?}");
+    }
+    folder
+}
+
 #[tokio::test]
-async fn a_crate_with_an_advisory_is_refused_also_without_a_network() {
+async fn a_crate_with_an_advisory_is_refused_and_a_database_that_is_away_is_said() {
     let mut command = Command::new(env!("CARGO"));
     command.args(["metadata", "--format-version=1", "--locked", "--offline"]);
     command.arg("--filter-platform=x86_64-unknown-linux-gnu").current_dir(root());
     let metadata = within("cargo metadata", command.output()).await.unwrap();
     let metadata = String::from_utf8(metadata.stdout).unwrap();
     let ours: Value = serde_json::from_str(&metadata).unwrap();
-    let good = check(&ours).await;
-    let said = String::from_utf8_lossy(&good.stdout);
-    assert!(good.status.success(), "{said}{}", String::from_utf8_lossy(&good.stderr));
-    assert!(said.contains("not checked against the current database"), "{said}");
+    let database = database().await;
+    let url = format!("file://{}", database.path().display());
+    let good = check(&url, &ours).await;
+    assert!(good.status.success(), "{}", String::from_utf8_lossy(&good.stderr));
 
-    // The same with an h2 that RUSTSEC-2024-0332 is about.
+    // The same with an h2 that the advisory is about.
     let is_h2 = |package: &&Value| package["name"] == "h2";
     let version =
         ours["packages"].as_array().unwrap().iter().find(is_h2).unwrap()["version"].clone();
@@ -69,16 +89,20 @@ async fn a_crate_with_an_advisory_is_refused_also_without_a_network() {
             needed["req"] = "*".into();
         }
     }
-    let refused = check(&bad).await;
+    let refused = check(&url, &bad).await;
     let said = String::from_utf8_lossy(&refused.stderr);
-    assert!(!refused.status.success() && said.contains("RUSTSEC-2024-0332"), "{said}");
+    assert!(!refused.status.success() && said.contains("RUSTSEC-2024-9999"), "{said}");
+
+    let away = check("file:///nothing/here", &ours).await;
+    let said = String::from_utf8_lossy(&away.stdout);
+    assert!(away.status.success() && said.contains("NOT checked"), "{said}");
 }
 
 #[test]
 fn make_test_checks_advisories_and_runs_every_fuzz_target_for_20_seconds() {
     assert!(recipe("test").contains("fuzz/run 20"));
     assert!(recipe("test").lines().next().unwrap().contains("lint"));
-    assert!(recipe("lint").contains("infra/advisories/check"));
+    assert!(recipe("lint").contains("infra/advisories"));
     // Without cargo-fuzz's own word for it, a target is what the manifest names.
     let manifest: toml::Table = text("fuzz/Cargo.toml").parse().unwrap();
     let targets = manifest["bin"].as_array().unwrap();

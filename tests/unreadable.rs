@@ -51,7 +51,10 @@ async fn kept(world: &World) -> BTreeMap<String, u32> {
     codes.filter(|(code, _)| code != "E4010").collect()
 }
 
-fn cases() -> Vec<(&'static str, Vec<(&'static str, &'static str)>, Vec<u8>, &'static str)> {
+/// What is sent, with which further headers and body, and the code that it gets.
+type Case = (&'static str, Vec<(&'static str, &'static str)>, Vec<u8>, &'static str);
+
+fn cases() -> Vec<Case> {
     let framed = |flag: u8, length: u32, message: &[u8]| {
         [&[flag], &length.to_be_bytes()[..], message].concat()
     };

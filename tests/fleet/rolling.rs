@@ -33,7 +33,7 @@ const RELEASED: usize = 50;
 async fn a_rolling_restart_of_every_role_loses_no_call_and_ends_every_stream_with_a_status() {
     // The gateway looks every 2 s, for 1 s at most.
     let drain = [("DRAIN_DELAY_SECONDS", "3"), ("DRAIN_TIMEOUT_SECONDS", "6")];
-    let mut mesh = Pairs::start_with(&drain).await;
+    let mut mesh = Box::pin(Pairs::start_with(&drain)).await;
     let mut wanted = World::dev_key();
     wanted.scopes.extend(["errors:read", "analytics:read"].map(str::to_owned));
     let made = mesh.create_key(wanted).await;

@@ -97,13 +97,7 @@ async fn who_may_read_errors_sees_its_own_and_nothing_of_another_owner() {
         let mut ann = errors_of(&world, "ann", &["errors:read"]).await;
         let listed = list(&mut ann, ListIncidentsRequest::default()).await;
         let [own] = &listed[..] else { panic!("{listed:?}") };
-        assert_eq!((own.count, own.recovered_count, own.affected_users), (62, 1, 1));
-        assert_eq!(
-            (own.status.as_str(), own.last_seen_version.as_str()),
-            ("acknowledged", "1.2.0")
-        );
-        assert_eq!((own.first_seen, own.message.as_str()), (anns.time, anns.message.as_str()));
-        assert_eq!((own.note.as_str(), own.status_actor.as_str()), ("", ""));
+        assert_is_her_own(own, &anns);
         // By what she was shown, and by the incident's own id; not by what he was shown.
         let found = get(&mut ann, &anns.incident_id).await.unwrap();
         assert_eq!(found.incident.as_ref(), Some(own));
@@ -112,24 +106,9 @@ async fn who_may_read_errors_sees_its_own_and_nothing_of_another_owner() {
         assert!(get(&mut ann, &own.incident_id).await.is_ok());
         let second = of_bob();
         report(&mut mesh, vec![second.clone()]).await.unwrap();
-        for id in [&second.incident_id, &only_bobs.incident_id, &nobodys.incident_id] {
-            let status = get(&mut ann, id).await.unwrap_err();
-            assert_eq!(incident(&status).0, "E4010");
-            assert!(!status.message().contains(id.as_str()), "{status:?}");
-        }
-        let by_code = ListIncidentsRequest { error_code: "E5001".into(), ..Default::default() };
-        assert_eq!(list(&mut ann, by_code).await, []);
-        let told = dashboard(&mut ann).await;
-        assert_eq!((told.total_errors, told.errors_last_24h), (62, 62));
-        assert_eq!((told.top_error_codes.len(), told.top_error_codes[0].count), (1, 62));
-        assert_eq!((told.recent_incidents.len(), told.recent_incidents[0].count), (1, 62));
-        assert_eq!(told.error_rate.to_bits(), 0, "her calls are not known here");
-        let ranked = patterns(&mut ann, "1h").await;
-        assert_eq!((ranked.len(), ranked[0].count, ranked[0].affected_users), (1, 62, 1));
-        let live = watched(&mut ann).await;
-        let told: Vec<_> = live.iter().flat_map(|message| &message.occurrences).collect();
-        assert_eq!(told.len(), 62);
-        assert!(told.iter().all(|one| one.owner == "ann" && one.causes.is_empty()));
+        assert_not_found(&mut ann, [&second, &only_bobs, &nobodys]).await;
+        let ranked = assert_sums_are_her_own(&mut ann).await;
+        let live = assert_watches_her_own(&mut ann).await;
         let all =
             format!("{listed:?} {found:?} {:?} {ranked:?} {live:?}", dashboard(&mut ann).await);
         let more = ["connection refused", &*second.incident_id, "9.9.9"];
@@ -140,6 +119,42 @@ async fn who_may_read_errors_sees_its_own_and_nothing_of_another_owner() {
         assert_eq!(incident(&status).0, "E4005");
         assert_admin_sees_all(&world, &only_bobs).await;
     }
+}
+
+fn assert_is_her_own(own: &Incident, anns: &Occurrence) {
+    assert_eq!((own.count, own.recovered_count, own.affected_users), (62, 1, 1));
+    assert_eq!((own.status.as_str(), own.last_seen_version.as_str()), ("acknowledged", "1.2.0"));
+    assert_eq!((own.first_seen, own.message.as_str()), (anns.time, anns.message.as_str()));
+    assert_eq!((own.note.as_str(), own.status_actor.as_str()), ("", ""));
+}
+
+async fn assert_not_found(client: &mut Errors, others: [&Occurrence; 3]) {
+    for id in others.map(|other| &other.incident_id) {
+        let status = get(client, id).await.unwrap_err();
+        assert_eq!(incident(&status).0, "E4010");
+        assert!(!status.message().contains(id.as_str()), "{status:?}");
+    }
+}
+
+async fn assert_watches_her_own(ann: &mut Errors) -> Vec<WatchOccurrencesResponse> {
+    let by_code = ListIncidentsRequest { error_code: "E5001".into(), ..Default::default() };
+    assert_eq!(list(ann, by_code).await, []);
+    let live = watched(ann).await;
+    let told: Vec<_> = live.iter().flat_map(|message| &message.occurrences).collect();
+    assert_eq!(told.len(), 62);
+    assert!(told.iter().all(|one| one.owner == "ann" && one.causes.is_empty()));
+    live
+}
+
+async fn assert_sums_are_her_own(ann: &mut Errors) -> Vec<Pattern> {
+    let told = dashboard(ann).await;
+    assert_eq!((told.total_errors, told.errors_last_24h), (62, 62));
+    assert_eq!((told.top_error_codes.len(), told.top_error_codes[0].count), (1, 62));
+    assert_eq!((told.recent_incidents.len(), told.recent_incidents[0].count), (1, 62));
+    assert_eq!(told.error_rate.to_bits(), 0, "her calls are not known here");
+    let ranked = patterns(ann, "1h").await;
+    assert_eq!((ranked.len(), ranked[0].count, ranked[0].affected_users), (1, 62, 1));
+    ranked
 }
 
 async fn assert_admin_sees_all(world: &World, only_bobs: &Occurrence) {
@@ -181,27 +196,32 @@ fn rows(incidents: &[Incident]) -> BTreeSet<(String, u32, u32, String)> {
     incidents.iter().map(row).collect()
 }
 
+fn random_occurrences() -> Vec<Occurrence> {
+    let mut state = 7_u64;
+    let mut random = |below: u64| {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+        (state >> 33) % below
+    };
+    let mut all = Vec::new();
+    for _ in 0..400 {
+        let minutes = random(4_000);
+        all.push(Occurrence {
+            owner: ["ann", "bob", "eve", ""][usize::try_from(random(4)).unwrap()].to_owned(),
+            method: format!("/a.B/{}", char::from(b'a' + u8::try_from(random(6)).unwrap())),
+            recovered: random(3) == 0,
+            time: ago(Duration::from_mins(minutes)),
+            ..if random(2) == 0 { failure() } else { unseen() }
+        });
+    }
+    all
+}
+
 #[tokio::test]
 async fn what_an_owner_sees_is_what_a_store_of_its_own_would_say() {
     for store in Store::both().await {
         let world = World::aside(&store, &[]).await;
         let mut mesh = errors(&world);
-        let mut state = 7_u64;
-        let mut random = |below: u64| {
-            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
-            (state >> 33) % below
-        };
-        let mut all = Vec::new();
-        for _ in 0..400 {
-            let minutes = random(4_000);
-            all.push(Occurrence {
-                owner: ["ann", "bob", "eve", ""][usize::try_from(random(4)).unwrap()].to_owned(),
-                method: format!("/a.B/{}", char::from(b'a' + u8::try_from(random(6)).unwrap())),
-                recovered: random(3) == 0,
-                time: ago(Duration::from_mins(minutes)),
-                ..if random(2) == 0 { failure() } else { unseen() }
-            });
-        }
+        let all = random_occurrences();
         for batch in all.chunks(37) {
             report(&mut mesh, batch.to_vec()).await.unwrap();
         }

@@ -144,7 +144,7 @@ fn fill(writer: &std::io::PipeWriter) {
     use std::io::Write as _;
     let mut writer = writer.try_clone().unwrap();
     // A pipe holds 64 KiB unless somebody has changed that.
-    writer.write_all(&[b' '; 64 * 1024]).unwrap();
+    writer.write_all(&vec![b' '; 64 * 1024]).unwrap();
 }
 
 #[tokio::test]

@@ -199,7 +199,7 @@ fn refusal(status: u16, reason: &str, asked: &Asked, headers: &[(&str, &str)]) -
     let body = json!({ "error": { "message": words, "type": words, "param": words } }).to_string();
     let mut more = format!("x-key: {}\r\n", asked.key);
     for (name, value) in headers {
-        more.push_str(&format!("{name}: {value}\r\n"));
+        more.extend([name, ": ", value, "\r\n"]);
     }
     let length = body.len();
     format!(

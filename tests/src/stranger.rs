@@ -110,7 +110,7 @@ impl Stranger {
 
     /// Reads something; `false` at the end.
     pub async fn read_some(&mut self) -> bool {
-        let mut buffer = [0; 16 * 1024];
+        let mut buffer = vec![0; 16 * 1024];
         matches!(self.stream.read(&mut buffer).await, Ok(1..))
     }
 }
@@ -135,17 +135,17 @@ pub fn literal(name: &str, value: &str) -> Vec<u8> {
 
 fn string(text: &str) -> Vec<u8> {
     let mut bytes = Vec::new();
-    match u8::try_from(text.len()) {
-        Ok(len @ ..127) => bytes.push(len),
-        _ => {
-            bytes.push(127);
-            let mut rest = text.len() - 127;
-            while rest >= 128 {
-                bytes.push(u8::try_from(rest % 128).expect("below 128") | 128);
-                rest /= 128;
-            }
-            bytes.push(u8::try_from(rest).expect("below 128"));
+    // RFC 7541, 5.1.
+    if let Ok(len @ ..127) = u8::try_from(text.len()) {
+        bytes.push(len);
+    } else {
+        bytes.push(127);
+        let mut rest = text.len() - 127;
+        while rest >= 128 {
+            bytes.push(u8::try_from(rest % 128).expect("below 128") | 128);
+            rest /= 128;
         }
+        bytes.push(u8::try_from(rest).expect("below 128"));
     }
     bytes.extend_from_slice(text.as_bytes());
     bytes

@@ -252,6 +252,36 @@ where
     let io = TokioIo::new(io);
     let served = builder(calls).serve_connection(io, TowerToHyperService::new(service));
     let mut served = pin!(served);
+    let ended = tokio::select! {
+        ended = &mut served => ended,
+        // None: until the server drops what is left.
+        bound = asked_to_go(age, &door, &has_called, &*is_crowded) => {
+            served.as_mut().graceful_shutdown();
+            let late = async {
+                match bound {
+                    Some(more) => sleep(more).await,
+                    None => pending().await,
+                }
+            };
+            tokio::select! {
+                ended = served => ended,
+                () = door.closed.cancelled() => Ok(()),
+                () = late => Ok(()),
+            }
+        }
+    };
+    if let Err(error) = ended {
+        tracing::debug!(%error, "a connection broke");
+    }
+}
+
+/// Returns when a connection has to go, with how much longer its calls may take.
+async fn asked_to_go(
+    age: Option<(Duration, Duration)>,
+    door: &Door,
+    has_called: &AtomicBool,
+    is_crowded: &(dyn Fn() -> bool + Send + Sync),
+) -> Option<Duration> {
     let aged = async {
         match age {
             // Not all at once that came at once.
@@ -271,32 +301,10 @@ where
             }
         }
     };
-    let ended = tokio::select! {
-        ended = &mut served => ended,
-        bound = async {
-            tokio::select! {
-                () = aged => age.map(|(_, more)| more),
-                () = silent => Some(Duration::ZERO),
-                () = door.closing.cancelled() => None,
-            }
-        } => {
-            served.as_mut().graceful_shutdown();
-            let bound = bound.filter(|_| !door.closing.is_cancelled());
-            let late = async {
-                match bound {
-                    Some(more) => sleep(more).await,
-                    None => pending().await,
-                }
-            };
-            tokio::select! {
-                ended = served => ended,
-                () = door.closed.cancelled() => Ok(()),
-                () = late => Ok(()),
-            }
-        }
-    };
-    if let Err(error) = ended {
-        tracing::debug!(%error, "a connection broke");
+    tokio::select! {
+        () = aged => age.map(|(_, more)| more),
+        () = silent => Some(Duration::ZERO),
+        () = door.closing.cancelled() => None,
     }
 }
 

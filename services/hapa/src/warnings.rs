@@ -17,6 +17,7 @@ pub(crate) fn warnings(roles: &Roles) -> Vec<String> {
         production && roles.codegen.as_ref().is_some_and(is_so)
     };
     let only_local = server.trusted_proxies.iter().all(|net| net.addr().is_loopback());
+    let limits = production && !server.limits.rate_limit_enabled;
     let rows = [
         (
             stores && file && shares,
@@ -35,10 +36,7 @@ pub(crate) fn warnings(roles: &Roles) -> Vec<String> {
             "LOG_ENGINE_ERRORS is on in production: at debug the log may hold prompts",
         ),
         (production && server.reflects(), "REFLECTION is on in production: it shows every method"),
-        (
-            production && !server.limits.rate_limit_enabled,
-            "RATE_LIMIT_ENABLED is off in production",
-        ),
+        (limits, "RATE_LIMIT_ENABLED is off in production"),
         (
             engines(|codegen| is_local(&codegen.ai_model_endpoint)),
             "AI_MODEL_ENDPOINT is on this machine in production: is the default meant?",

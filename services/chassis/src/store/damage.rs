@@ -198,7 +198,7 @@ mod tests {
         assert_eq!(found(), "it is a directory");
         let aside = set_aside(&path).unwrap();
         assert!(aside.is_dir() && beside(&aside, "-wal").is_file() && !path.exists());
-        assert_eq!(set_aside_of(&path), [aside.clone()]);
+        assert_eq!(set_aside_of(&path), std::slice::from_ref(&aside));
         fs::write(&path, "again").unwrap();
         fs::create_dir(beside(&path, "-shm")).unwrap();
         assert_eq!(damage(&path).unwrap().unwrap(), "its -shm file is a directory");

@@ -155,7 +155,7 @@ mod tests {
         put(&mut records, 1, "a", 10);
         tokio::time::advance(LIFETIME / 2).await;
         put(&mut records, 2, "a", 10);
-        tokio::time::advance(LIFETIME / 2 - Duration::from_secs(1)).await;
+        tokio::time::advance((LIFETIME / 2).saturating_sub(Duration::from_secs(1))).await;
         records.purge(Instant::now());
         assert!(has(&records, 1));
         tokio::time::advance(Duration::from_secs(1)).await;

@@ -139,18 +139,7 @@ fn render(args: &Args, descriptors: &Path) -> Result<String, Failure> {
     }
     let matchers: Vec<_> =
         origins.iter().map(|origin| format!("{{exact: \"{origin}\"}}")).collect();
-    let groups = AddressGroups {
-        connections: args.gateway_connections_per_address,
-        has_tls: args.gateway_tls_cert_file.is_some(),
-        seed: rand::random(),
-    };
     let values = [
-        ("MAX_CONNECTIONS", args.gateway_max_connections.to_string()),
-        ("MAX_HEAP_BYTES", (u64::from(args.gateway_max_heap_mb) << 20).to_string()),
-        ("CONNECTIONS_PER_ADDRESS", args.gateway_connections_per_address.to_string()),
-        ("CONNECTION_RATE", groups.rate().to_string()),
-        ("ADDRESS_MATCHERS", groups.matchers()),
-        ("ADDRESS_CHAINS", groups.further_chains()),
         ("GATEWAY_HOST", args.gateway_host.to_string()),
         ("GATEWAY_PORT", args.gateway_port.to_string()),
         ("ADMIN_PORT", args.envoy_admin_port.to_string()),
@@ -171,12 +160,31 @@ fn render(args: &Args, descriptors: &Path) -> Result<String, Failure> {
     ];
     let fill =
         |text: String, (name, value): &(&str, String)| text.replace(&format!("${{{name}}}"), value);
-    let config = values.iter().fold(without(TEMPLATE, &sections(args)?), fill);
+    let bounds = bounds(args);
+    let values = bounds.iter().chain(&values);
+    let config = values.fold(without(TEMPLATE, &sections(args)?), fill);
     if let Some((_, rest)) = config.split_once("${") {
         let name = rest.split('}').next().unwrap_or(rest);
         return Err(anyhow::anyhow!("gateway/envoy.yaml asks for {name}, which nobody sets").into());
     }
     Ok(config)
+}
+
+/// What strangers may hold.
+fn bounds(args: &Args) -> [(&'static str, String); 6] {
+    let groups = AddressGroups {
+        connections: args.gateway_connections_per_address,
+        has_tls: args.gateway_tls_cert_file.is_some(),
+        seed: rand::random(),
+    };
+    [
+        ("MAX_CONNECTIONS", args.gateway_max_connections.to_string()),
+        ("MAX_HEAP_BYTES", (u64::from(args.gateway_max_heap_mb) << 20).to_string()),
+        ("CONNECTIONS_PER_ADDRESS", args.gateway_connections_per_address.to_string()),
+        ("CONNECTION_RATE", groups.rate().to_string()),
+        ("ADDRESS_MATCHERS", groups.matchers()),
+        ("ADDRESS_CHAINS", groups.further_chains()),
+    ]
 }
 
 /// What the gateway's reports show.
