@@ -62,7 +62,7 @@ fuzz: ## feed the fuzz targets for a minute, all at once; MINUTES=10: longer
 	@infra/tools/install test
 	@fuzz/run $$((60 * $(or $(MINUTES),1)))
 
-advisories: ## check the dependencies against the RustSec advisories, or their snapshot without a network
+advisories: ## check the dependencies against the RustSec advisories, where their database can be reached
 	@infra/tools/install test
 	@infra/advisories
 

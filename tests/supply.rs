@@ -142,3 +142,35 @@ fn the_release_and_the_image_say_what_is_in_them() {
     let passed = text(".dockerignore");
     assert!(passed.lines().any(|line| line == "!infra/sbom"), "the image's build needs it");
 }
+
+/// A file outside of the crates that a source includes, by its path from the root.
+fn included(text: &str) -> impl Iterator<Item = &str> {
+    let includes =
+        text.split("include_str!(\"").skip(1).chain(text.split("include_bytes!(\"").skip(1));
+    includes.filter_map(|rest| {
+        let path = rest.split('"').next()?.trim_start_matches("../");
+        (path.contains('/') && path.starts_with("gateway/")).then_some(path)
+    })
+}
+
+#[test]
+fn the_image_is_built_from_every_file_that_the_sources_include() {
+    let (image, context) = (text("infra/Dockerfile"), text(".dockerignore"));
+    let mut folders = vec![root().join("services")];
+    let mut found = Vec::new();
+    while let Some(folder) = folders.pop() {
+        for entry in std::fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                folders.push(path);
+            } else if path.extension().is_some_and(|ending| ending == "rs") {
+                found.extend(included(&std::fs::read_to_string(path).unwrap()).map(str::to_owned));
+            }
+        }
+    }
+    assert!(found.len() >= 2, "{found:?}");
+    for file in found {
+        assert!(image.contains(&file), "infra/Dockerfile does not copy {file}");
+        assert!(context.lines().any(|line| line == format!("!{file}")), ".dockerignore: {file}");
+    }
+}
