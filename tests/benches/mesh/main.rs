@@ -23,6 +23,7 @@ mod share;
 mod shared_limit;
 mod spool;
 mod stage;
+mod strangers;
 mod streams;
 mod traces;
 
@@ -77,6 +78,7 @@ enum Part {
     Cache,
     Completion,
     Readers,
+    Strangers,
     Open,
 }
 
@@ -206,6 +208,10 @@ async fn answers(
     if wanted(Part::Readers) {
         say(from, "readers who stand still");
         add(readers::measure(stage, extent.sections, extent.rounds).await?);
+    }
+    if wanted(Part::Strangers) {
+        say(from, "strangers at the door");
+        add(strangers::measure(stage, extent.sections, extent.rounds).await?);
     }
     Ok(())
 }
