@@ -40,6 +40,8 @@ pub(crate) use self::event::{Ended, Failure, trace_id};
 const PATIENCE: Duration = Duration::from_millis(50);
 /// Calls whose events wait to be written.
 const WAITING: usize = 1_024;
+/// Of those, calls of owners alone: a flood of refused strangers must not push out the events of others.
+const RESERVED: usize = WAITING / 2;
 /// For how long health speaks of an event that was dropped.
 const LATELY: Duration = Duration::from_mins(1);
 
@@ -307,6 +309,8 @@ impl Spool {
         written: Option<oneshot::Sender<()>>,
     ) -> bool {
         let Some(open) = self.open.get() else { return false };
+        let has_owner = usage.is_some_and(|event| !event.owner.is_empty())
+            || occurrences.iter().any(|event| !event.owner.is_empty());
         let usage = usage.filter(|_| self.takes(Kind::Usage)).map(|event| {
             let failed = !event.error_code.is_empty();
             let rank = if failed { Rank::FailedUsage } else { Rank::Usage };
@@ -319,10 +323,15 @@ impl Spool {
         if items.is_empty() {
             return false;
         }
-        let Err(refused) = open.appends.try_send(Append { items, written }) else { return true };
-        let (append, reason) = match refused {
-            mpsc::error::TrySendError::Full(append) => (append, "busy"),
-            mpsc::error::TrySendError::Closed(append) => (append, "ended"),
+        let append = Append { items, written };
+        let (append, reason) = if !has_owner && open.appends.capacity() <= RESERVED {
+            (append, "busy")
+        } else {
+            match open.appends.try_send(append) {
+                Ok(()) => return true,
+                Err(mpsc::error::TrySendError::Full(append)) => (append, "busy"),
+                Err(mpsc::error::TrySendError::Closed(append)) => (append, "ended"),
+            }
         };
         for item in append.items {
             self.state.dropped(item.rank.kind(), reason, 1);

@@ -172,6 +172,22 @@ async fn beyond_its_size_the_least_worth_keeping_goes_first_and_health_says_so()
 }
 
 #[tokio::test]
+async fn calls_without_an_owner_leave_half_of_the_queue_to_the_others() {
+    let folder = tempfile::tempdir().unwrap();
+    let spool = Spool::default();
+    // Nothing is written while this work does not run.
+    let _work = spool.open(folder.path().join("s.db"), LARGE, receivers(NOBODY)).await.unwrap();
+    let append = |owner: &str| {
+        let event = UsageEvent { owner: owner.to_owned(), ..usage(1, "E4003") };
+        spool.append(Some(&event), None).is_some()
+    };
+    let strangers = (0..WAITING).filter(|_| append("")).count();
+    assert_eq!(strangers, WAITING - RESERVED);
+    let owners = (0..WAITING).filter(|_| append("ann")).count();
+    assert_eq!(owners, RESERVED);
+}
+
+#[tokio::test]
 async fn what_is_too_old_goes() {
     let folder = tempfile::tempdir().unwrap();
     let bounds = Bounds { oldest: Duration::from_millis(1), ..LARGE };

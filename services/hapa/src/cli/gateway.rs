@@ -80,7 +80,7 @@ pub(super) struct Args {
     gateway_max_connections: u32,
     /// Maximum number of connections that one of 16 groups of client addresses may hold, and with it any one
     /// address; an eighth of it may be opened each second. 0: no bound, for a proxy in front that hides addresses.
-    #[arg(long, env = "GATEWAY_CONNECTIONS_PER_ADDRESS", default_value_t = 256)]
+    #[arg(long, env = "GATEWAY_CONNECTIONS_PER_ADDRESS", default_value_t = 128)]
     gateway_connections_per_address: u32,
     /// Envoy's heap in MiB, at most three quarters of its container's memory: requests are refused at 90 % of it,
     /// connections at 95 %.
