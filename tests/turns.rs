@@ -4,12 +4,17 @@
 use hapa_proto::codegen::v1::{GenerateCodeRequest, GenerateCodeResponse};
 use hapa_tests::engine::Script;
 use hapa_tests::{Client, World, incident, within};
+use tokio::sync::Mutex;
 use tokio::task::JoinSet;
 use tonic::{Code, Response, Status};
 
 use crate::generate::question;
 
 type Reply = Result<Response<GenerateCodeResponse>, Status>;
+
+/// The gauge of waiting generations is the sum over all meshes of the process: tests that read it run one
+/// after the other.
+static QUEUE: Mutex<()> = Mutex::const_new(());
 
 async fn tenant(world: &World, owner: &str) -> Client {
     let mut key = World::dev_key();
@@ -33,6 +38,7 @@ async fn waiting(world: &World, wanted: f64) {
 
 #[tokio::test]
 async fn what_is_beyond_the_queue_is_refused_at_once_and_told_when_to_come_back() {
+    let _alone = QUEUE.lock().await;
     let flags = ["--max-generations=1", "--max-waiting=1", "--waiting-timeout-seconds=60"];
     let world = World::with(&flags).await;
     world.engine.script(Script::text("answer").hold(0));
@@ -60,6 +66,7 @@ async fn what_is_beyond_the_queue_is_refused_at_once_and_told_when_to_come_back(
 
 #[tokio::test]
 async fn who_leaves_the_queue_costs_the_engine_nothing() {
+    let _alone = QUEUE.lock().await;
     let flags = ["--max-generations=1", "--waiting-timeout-seconds=60"];
     let world = World::with(&flags).await;
     world.engine.script(Script::text("answer").hold(0));
@@ -80,6 +87,7 @@ async fn who_leaves_the_queue_costs_the_engine_nothing() {
 
 #[tokio::test]
 async fn a_tenant_who_asks_for_much_waits_for_itself_and_not_others_for_it() {
+    let _alone = QUEUE.lock().await;
     let flags = ["--max-generations=4", "--max-waiting=100", "--waiting-timeout-seconds=60"];
     let world = World::with(&flags).await;
     world.engine.script(Script::text("answer").hold(0));

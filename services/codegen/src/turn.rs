@@ -77,6 +77,15 @@ struct State {
     /// Those with anything here.
     tenants: HashMap<Arc<str>, Tenant>,
     next: u64,
+    shown: Shown,
+}
+
+/// What the gauges hold of one queue. A gauge is the sum over all queues of the process, so a queue
+/// adds differences to it and takes back its share when it is dropped.
+#[derive(Default)]
+struct Shown {
+    active: usize,
+    waiting: usize,
 }
 
 #[derive(Default)]
@@ -258,10 +267,24 @@ impl State {
         }
     }
 
+    fn show(&mut self) {
+        self.shown.set(self.active, self.waiting);
+    }
+}
+
+impl Shown {
     #[expect(clippy::cast_precision_loss, reason = "counts of things at hand")]
-    fn show(&self) {
-        metrics::gauge!("hapa_generations_active").set(self.active as f64);
-        metrics::gauge!("hapa_generations_waiting").set(self.waiting as f64);
+    fn set(&mut self, active: usize, waiting: usize) {
+        let difference = |to: usize, from: usize| to as f64 - from as f64;
+        metrics::gauge!("hapa_generations_active").increment(difference(active, self.active));
+        metrics::gauge!("hapa_generations_waiting").increment(difference(waiting, self.waiting));
+        *self = Shown { active, waiting };
+    }
+}
+
+impl Drop for State {
+    fn drop(&mut self) {
+        self.shown.set(0, 0);
     }
 }
 
