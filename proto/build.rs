@@ -1,7 +1,8 @@
 //! Compiles `hapa/**/*.proto` into Rust and into ONE descriptor set, which reflection serves and
 //! Envoy reads. The set is written as bytes: the struct form loses the google.api.http options.
+use std::error::Error;
 use std::path::{Path, PathBuf};
-use std::{env, error::Error, fs};
+use std::{env, fs};
 
 use prost::Message;
 

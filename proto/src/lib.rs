@@ -4,6 +4,8 @@
 /// Every package of the mesh and every google.rpc error detail, as a binary `FileDescriptorSet`.
 pub const FILE_DESCRIPTOR_SET: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/hapa.binpb"));
 
+pub mod user_profile;
+
 pub use hapa::{analytics, auth, codegen, errors, system};
 
 // The modules nest as the packages do: generated code names other packages by relative paths.

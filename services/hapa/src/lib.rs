@@ -1,22 +1,24 @@
 //! The one binary: every role of the mesh, and the commands for its users and operators.
 
 pub mod cli;
+mod services;
 pub mod setting;
 mod system;
 mod warnings;
 
 use std::pin::pin;
 
-use hapa_chassis::config::Wrong;
-use hapa_chassis::lock::{self, lock_folder};
-use hapa_chassis::trace::Exporter;
-use hapa_chassis::{Listeners, Server};
+use hapa_core::config::Wrong;
+use hapa_server::{Listeners, Server};
+use hapa_store::file_lock::{self, Lock, lock_folder};
+use hapa_store::open::Stores;
+use hapa_transport::otlp_exporter::Exporter;
 
 /// Which services a process runs, and their settings.
 #[derive(Clone, Debug)]
 pub struct Roles {
     /// What all of them share.
-    pub server: hapa_chassis::Config,
+    pub server: hapa_server::Config,
     /// Keys, users, sessions.
     pub auth: Option<hapa_auth::Config>,
     /// Code generation.
@@ -34,7 +36,7 @@ pub struct Roles {
 pub struct All {
     /// What all of them share.
     #[command(flatten)]
-    pub server: hapa_chassis::Config,
+    pub server: hapa_server::Config,
     #[command(flatten)]
     auth: hapa_auth::Config,
     #[command(flatten)]
@@ -47,7 +49,7 @@ pub struct All {
 
 impl Roles {
     /// None yet.
-    pub fn none(server: hapa_chassis::Config) -> Roles {
+    pub fn none(server: hapa_server::Config) -> Roles {
         let settings = Vec::new();
         Roles { server, auth: None, codegen: None, errors: None, analytics: None, settings }
     }
@@ -55,7 +57,7 @@ impl Roles {
     /// Refuses settings that can't work together, by name.
     pub fn check(&self) -> Result<(), Wrong> {
         self.server.check()?;
-        self.auth.as_ref().map_or(Ok(()), |auth| hapa_auth::check(auth, &self.server))
+        self.auth.as_ref().map_or(Ok(()), |auth| hapa_auth::check(auth, &self.server.common))
     }
 
     /// As others are told who uses a folder.
@@ -80,8 +82,8 @@ impl Roles {
 
     /// `hapa all` is a whole mesh, which has its folder alone. Roles are parts of one, and may share one: each
     /// file in it is still of one process.
-    fn lock_kind(&self) -> lock::Kind {
-        if self.has_all() { lock::Kind::Exclusive } else { lock::Kind::Shared }
+    fn lock_kind(&self) -> file_lock::Kind {
+        if self.has_all() { file_lock::Kind::Exclusive } else { file_lock::Kind::Shared }
     }
 }
 
@@ -110,40 +112,43 @@ pub async fn run(
     shutdown: impl Future<Output = ()>,
 ) -> anyhow::Result<()> {
     let mut shutdown = pin!(shutdown);
-    let server = tokio::select! {
-        server = mounted(roles, listeners, exporter) => server?,
+    // The locks are held until the server is gone.
+    let (server, _stores, _lock) = tokio::select! {
+        mounted = mounted(roles, listeners, exporter) => mounted?,
         () = &mut shutdown => return Ok(()),
     };
     server.serve(shutdown).await
 }
 
+/// A server with every service of these roles, and the stores that they hold open.
 async fn mounted(
     roles: Roles,
     listeners: Listeners,
     exporter: Option<Exporter>,
-) -> anyhow::Result<Server> {
+) -> anyhow::Result<(Server, Stores, Option<Lock>)> {
     let setup = system::Setup::of(&roles);
+    let common = roles.server.common.clone();
     // Before anything in the folder is read or made.
     let name = roles.name();
-    let lock = lock_folder(&roles.server.data_dir, &name, roles.lock_kind()).await?;
+    let lock = lock_folder(&common.data_dir, &name, roles.lock_kind()).await?;
+    let mut stores = Stores::new(common.clone(), &name);
     let mut server = Server::new(roles.server, listeners).await?;
-    server.hold_folder(&name, lock);
     if let Some(exporter) = exporter {
         server.exports(exporter);
     }
     if let Some(config) = &roles.auth {
-        hapa_auth::mount(config, &mut server).await?;
+        server.mount(services::auth(config, &common, &server, &mut stores).await?).await;
     }
     if let Some(config) = &roles.codegen {
-        hapa_codegen::mount(config, &mut server).await?;
+        server.mount(services::codegen(config, &common, &server)?).await;
     }
     if let Some(config) = &roles.analytics {
-        hapa_analytics::mount(config, &mut server).await?;
+        server.mount(services::analytics(config, &server, &mut stores).await?).await;
     }
     // After analytics, which it asks for the number of calls.
     if let Some(config) = &roles.errors {
-        hapa_errors::mount(config, &mut server).await?;
+        server.mount(services::errors(config, &server, &mut stores).await?).await;
     }
     system::mount(setup, &mut server).await?;
-    Ok(server)
+    Ok((server, stores, lock))
 }

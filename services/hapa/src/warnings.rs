@@ -1,17 +1,17 @@
 //! What an operator should look at: settings that work and don't suit what they are used for.
 
-use hapa_chassis::config::Environment;
-use hapa_chassis::db::Engine;
+use hapa_core::config::Environment;
+use hapa_store::database::Engine;
 
 use crate::Roles;
 
 /// In a sentence each.
 pub(crate) fn warnings(roles: &Roles) -> Vec<String> {
     let server = &roles.server;
-    let production = server.environment == Environment::Production;
-    let file = Engine::of(&server.store_url("")) == Ok(Engine::Sqlite);
+    let production = server.common.environment == Environment::Production;
+    let file = Engine::of(&server.common.store_url("")) == Ok(Engine::Sqlite);
     let stores = roles.auth.is_some() || roles.errors.is_some() || roles.analytics.is_some();
-    let shares = server.redis_url().is_some();
+    let shares = server.common.redis_url().is_some();
     let nobody = |address: &Option<String>| address.as_deref().is_none_or(str::is_empty);
     let engines = |is_so: fn(&hapa_codegen::Config) -> bool| {
         production && roles.codegen.as_ref().is_some_and(is_so)

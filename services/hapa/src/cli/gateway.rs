@@ -7,11 +7,11 @@ use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
-use hapa_chassis::config::Wrong;
-use hapa_chassis::peer::gateway_token;
-use hapa_chassis::secret::{self, MESH_TOKEN_FILE, Strength};
-use hapa_chassis::tls::{self, TlsConfig};
+use hapa_core::config::Wrong;
+use hapa_core::secret::{self, MESH_TOKEN_FILE, Strength};
 use hapa_proto::FILE_DESCRIPTOR_SET;
+use hapa_transport::peer::gateway_token;
+use hapa_transport::tls::{self, TlsConfig};
 use secrecy::{ExposeSecret as _, SecretString};
 use tonic::transport::Uri;
 

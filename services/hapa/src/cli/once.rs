@@ -1,6 +1,6 @@
 //! The idempotency key of a command that can be repeated.
 
-use hapa_chassis::idempotency::HEADER;
+use hapa_core::idempotency::HEADER;
 use tonic::Request;
 use tonic::metadata::{Ascii, MetadataValue};
 

@@ -2,16 +2,18 @@
 
 use std::future::pending;
 
+use hapa_server::{Listeners, file_descriptors};
+use hapa_telemetry::logging;
+use hapa_transport::otlp_exporter;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::cli::{Failure, errors};
 use crate::{Roles, run};
-use hapa_chassis::{Listeners, descriptors, telemetry};
 
 #[derive(clap::Args, Clone, Debug)]
 pub(super) struct Auth {
     #[command(flatten)]
-    server: hapa_chassis::Config,
+    server: hapa_server::Config,
     #[command(flatten)]
     auth: hapa_auth::Config,
 }
@@ -19,7 +21,7 @@ pub(super) struct Auth {
 #[derive(clap::Args, Clone, Debug)]
 pub(super) struct Codegen {
     #[command(flatten)]
-    server: hapa_chassis::Config,
+    server: hapa_server::Config,
     #[command(flatten)]
     codegen: hapa_codegen::Config,
 }
@@ -31,7 +33,7 @@ pub(super) struct Errors {
     #[command(subcommand)]
     pub(super) client: Option<errors::Command>,
     #[command(flatten)]
-    server: hapa_chassis::Config,
+    server: hapa_server::Config,
     #[command(flatten)]
     service: hapa_errors::Config,
 }
@@ -39,7 +41,7 @@ pub(super) struct Errors {
 #[derive(clap::Args, Clone, Debug)]
 pub(super) struct Analytics {
     #[command(flatten)]
-    server: hapa_chassis::Config,
+    server: hapa_server::Config,
     #[command(flatten)]
     analytics: hapa_analytics::Config,
 }
@@ -72,8 +74,9 @@ impl From<Analytics> for Roles {
 /// goes to a terminal it says that the terminal was closed, and the process drains.
 pub(super) async fn serve(roles: Roles) -> Result<(), Failure> {
     roles.check()?;
-    let (log, exporter) = telemetry::start(&roles.server.log, &roles.server.trace)?;
-    descriptors::raise_limit();
+    let (tracer, exporter) = otlp_exporter::collect(&roles.server.trace)?.unzip();
+    let log = logging::start(&roles.server.log, tracer)?;
+    file_descriptors::raise_limit();
     let listeners = Listeners::bind(&roles.server).await?;
     let terminal = log.is_terminal();
     let (mut first, mut second) = (Signals::new(terminal)?, Signals::new(terminal)?);

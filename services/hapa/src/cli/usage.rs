@@ -9,10 +9,10 @@ use hapa_proto::analytics::v1::get_usage_response::Row;
 use hapa_proto::analytics::v1::{GetUsageRequest, GetUsageResponse};
 use prost_types::Timestamp;
 
-use crate::cli::connection::Connection;
+use crate::cli::connection::{self, Connection};
 use crate::cli::number::count;
 use crate::cli::table::table_of;
-use crate::cli::{Failure, connection, json, moment};
+use crate::cli::{Failure, json, moment};
 
 const LARGEST_PAGE: i32 = 1_000;
 const SUMS: [&str; 5] =

@@ -4,7 +4,8 @@
 use std::fs::OpenOptions;
 use std::path::Path;
 
-use hapa_chassis::{descriptors, lock, store};
+use hapa_server::file_descriptors;
+use hapa_store::{file_lock, open};
 
 use super::{Finding, State};
 use crate::Roles;
@@ -13,16 +14,16 @@ use crate::Roles;
 const STORES: [&str; 3] = ["auth", "errors", "analytics"];
 
 pub(super) fn process(roles: &Roles) -> Vec<Finding> {
-    let mut findings = vec![descriptors(roles), folder(&roles.server.data_dir)];
+    let mut findings = vec![descriptors(roles), folder(&roles.server.common.data_dir)];
     findings.extend(roles.server.log.log_file.as_deref().and_then(log_file));
     for service in STORES {
-        let url = roles.server.store_url(service);
+        let url = roles.server.common.store_url(service);
         let what = format!("file of the store of {service}");
-        if let Some(problem) = store::problem_of(&url) {
+        if let Some(problem) = open::problem_of(&url) {
             let advice = "keep a copy, and restore a backup. Runbook, damaged stores";
             findings.push(Finding::ill(what.as_str(), problem, advice));
         }
-        for aside in store::set_aside_at(&url) {
+        for aside in open::set_aside_at(&url) {
             let advice = "recover what it holds, and move it away. Runbook, damaged stores";
             let found = format!("{} was damaged and set aside", aside.display());
             findings.push(Finding::ill(what.as_str(), found, advice));
@@ -32,7 +33,7 @@ pub(super) fn process(roles: &Roles) -> Vec<Finding> {
 }
 
 fn descriptors(roles: &Roles) -> Finding {
-    let (needed, limit) = (descriptors::needed(&roles.server), descriptors::hard_limit());
+    let (needed, limit) = (file_descriptors::needed(&roles.server), file_descriptors::hard_limit());
     let what = "descriptors";
     match limit {
         Some(limit) if limit < needed => {
@@ -48,7 +49,7 @@ fn descriptors(roles: &Roles) -> Finding {
 
 fn folder(folder: &Path) -> Finding {
     let what = format!("use of {}", folder.display());
-    match lock::holders_of(folder) {
+    match file_lock::holders_of(folder) {
         Some(holders) => Finding::well(what, format!("by {holders}")),
         None => Finding::absent(what, "by no process"),
     }
@@ -83,7 +84,7 @@ pub(super) async fn pepper(roles: &Roles, found: &[Finding]) -> Option<Finding> 
         return None;
     }
     let advice = "set the one before, or accept the loss. Runbook, E4003";
-    Some(match hapa_auth::pepper_is_known(auth, &roles.server).await {
+    Some(match hapa_auth::pepper_is_known(auth, &roles.server.common).await {
         Ok(Some(true)) => Finding::well("pepper", "the one that stored keys were made with"),
         Ok(Some(false)) => {
             Finding::ill("pepper", "not the one that stored keys were made with", advice)

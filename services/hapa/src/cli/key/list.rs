@@ -3,13 +3,13 @@
 use std::io::Write as _;
 
 use clap::builder::PossibleValuesParser;
-use hapa_chassis::rpc::SCOPES;
+use hapa_core::access::SCOPES;
 use hapa_proto::auth::v1::key_service_client::KeyServiceClient;
 use hapa_proto::auth::v1::{Key, ListKeysRequest};
 
 use super::keys;
-use crate::cli::connection::Connection;
-use crate::cli::{Failure, connection, json};
+use crate::cli::connection::{self, Connection};
+use crate::cli::{Failure, json};
 
 const LARGEST_PAGE: i32 = 1_000;
 

@@ -13,8 +13,9 @@ use std::io::Write as _;
 use std::path::Path;
 
 use comfy_table::Table;
-use hapa_chassis::rpc::SCOPES;
-use hapa_proto::auth::v1::{GetKeyRequest, Key, RateLimit, key_service_client::KeyServiceClient};
+use hapa_core::access::SCOPES;
+use hapa_proto::auth::v1::key_service_client::KeyServiceClient;
+use hapa_proto::auth::v1::{GetKeyRequest, Key, RateLimit};
 
 use crate::cli::connection::Connection;
 use crate::cli::table::{table, time};

@@ -19,8 +19,8 @@ use tokio::time::{sleep, timeout};
 use self::draw::draw;
 use self::feed::Feed;
 use self::terminal::Terminal;
-use crate::cli::connection::Connection;
-use crate::cli::{Failure, connection, json};
+use crate::cli::connection::{self, Connection};
+use crate::cli::{Failure, json};
 
 /// Incidents are asked for less often than performance comes, and nothing waits for them.
 const INCIDENTS_EVERY: Duration = Duration::from_secs(5);
