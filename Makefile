@@ -24,8 +24,8 @@ test: lint build client ## run every check, every test, and 20 s of fuzzing
 lint: proto ## check the formatting of Rust and YAML, clippy, dependencies and the protos
 	@infra/tools/install test
 	cargo fmt --all --check
-	$(PRETTIER) --log-level warn --check $(YAML)
-	.tools/python/bin/python -m yamllint --strict $(YAML)
+	@$(PRETTIER) --log-level warn --check $(YAML)
+	@.tools/python/bin/python -m yamllint --strict $(YAML)
 	cargo clippy --workspace --all-targets --all-features -- --deny warnings
 	cargo metadata --locked --format-version 1 --manifest-path fuzz/Cargo.toml >/dev/null
 	.tools/bin/cargo-deny check bans licenses sources
@@ -80,7 +80,7 @@ sbom: ## write the software bill of materials (CycloneDX) to target/hapa.cdx.jso
 
 fmt: $(BUF) ## format Rust, YAML and protos
 	cargo fmt --all
-	$(PRETTIER) --log-level warn --write $(YAML)
+	@$(PRETTIER) --log-level warn --write $(YAML)
 	$(BUF) format --write --path proto/hapa
 
 clean: ## remove build results, installed tools and the development data
