@@ -20,6 +20,7 @@ use crate::cli::gateway::address_groups::AddressGroups;
 use crate::cli::gateway::secrets::{Secret, secrets};
 
 mod address_groups;
+mod overloaded;
 mod secrets;
 
 const TEMPLATE: &str = include_str!("../../../../gateway/envoy.yaml");
@@ -112,7 +113,8 @@ pub(super) fn write(args: &Args) -> Result<(), Failure> {
     for Secret { file, text } in secrets(args)? {
         put(&args.out.join(file), text.as_bytes())?;
     }
-    let refusals = REFUSALS.replace("${REPORT_TOKEN}", report_token(args)?.expose_secret());
+    let refusals = REFUSALS.replace("${OVERLOADED_MESSAGE}", overloaded::MESSAGE);
+    let refusals = refusals.replace("${REPORT_TOKEN}", report_token(args)?.expose_secret());
     put(&args.out.join("refusals.lua"), refusals.as_bytes())?;
     put(&args.out.join("envoy.yaml"), config.as_bytes())?;
     writeln!(std::io::stdout(), "envoy -c {}", args.out.join("envoy.yaml").display())?;
@@ -152,6 +154,8 @@ fn render(args: &Args, descriptors: &Path) -> Result<String, Failure> {
         ("DESCRIPTOR_SET", descriptors.display().to_string()),
         ("SECRETS_DIR", args.out.display().to_string()),
         ("SPIFFE_PREFIX", literal(&args.tls.tls_spiffe_prefix)),
+        ("OVERLOADED_MESSAGE", overloaded::MESSAGE.to_owned()),
+        ("OVERLOADED_STATUS", overloaded::status_details()),
         ("CORS_ORIGINS", format!("[{}]", matchers.join(", "))),
         ("CODEGEN_ENDPOINTS", replicas("CODEGEN_ADDRESS", &args.codegen_address)?),
         ("AUTH_ENDPOINTS", replicas("AUTH_ADDRESS", &args.auth_address)?),
@@ -165,7 +169,9 @@ fn render(args: &Args, descriptors: &Path) -> Result<String, Failure> {
     let config = values.fold(without(TEMPLATE, &sections(args)?), fill);
     if let Some((_, rest)) = config.split_once("${") {
         let name = rest.split('}').next().unwrap_or(rest);
-        return Err(anyhow::anyhow!("gateway/envoy.yaml asks for {name}, which nobody sets").into());
+        return Err(
+            anyhow::anyhow!("gateway/envoy.yaml asks for {name}, which has no value").into()
+        );
     }
     Ok(config)
 }

@@ -3,8 +3,6 @@
 //! Envoy bounds connections for each filter chain and not for each address. The listener therefore has
 //! [`GROUPS`] equal filter chains, and a hash of the client's address chooses one of them.
 
-use std::fmt::Write as _;
-
 /// Number of filter chains. Each costs Envoy about 1 MiB.
 const GROUPS: u32 = 16;
 /// The connections of a group may be opened anew in so many seconds.
@@ -42,19 +40,19 @@ impl AddressGroups {
                  {{\"@type\": type.googleapis.com/google.protobuf.StringValue, value: addresses-{group}}}}}}}}}"
             )
         };
-        (0..GROUPS).map(matcher).collect::<Vec<_>>().join(", ")
+        format!("[{}]", (0..GROUPS).map(matcher).collect::<Vec<_>>().join(", "))
     }
 
-    /// The filter chains of all groups but the first, which the template spells out.
+    /// The filter chains of all groups but the first, which the template spells out: items of a YAML list
+    /// whose first dash stands in the template.
     pub(super) fn further_chains(&self) -> String {
         let tls = if self.has_tls { ", transport_socket: *public_tls" } else { "" };
-        (1..GROUPS).fold(String::new(), |mut chains, group| {
-            let _ = writeln!(
-                chains,
-                "        - {{name: addresses-{group}, transport_socket_connect_timeout: 10s, \
+        let chain = |group: u32| {
+            format!(
+                "{{name: addresses-{group}, transport_socket_connect_timeout: 10s, \
                  filters: [*connections, *connection_rate, *http]{tls}}}"
-            );
-            chains
-        })
+            )
+        };
+        (1..GROUPS).map(chain).collect::<Vec<_>>().join("\n        - ")
     }
 }
