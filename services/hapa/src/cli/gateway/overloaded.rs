@@ -2,8 +2,7 @@
 
 use std::time::Duration;
 
-use hapa_chassis::ErrorCode;
-use hapa_chassis::status::DOMAIN;
+use hapa_core::rpc_error::{DOMAIN, ErrorCode};
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetail, ErrorInfo, RetryInfo, StatusExt as _};
 
