@@ -1,28 +1,28 @@
-//! Keys, users and sessions, what they may do and spend, and who changed it: the truth that every
-//! service's admission asks for.
+//! The auth service: API keys, users, sessions, token budgets and the audit log. Every service
+//! authenticates its callers against it.
 
+mod access_token;
 mod audit;
+mod authentication;
 mod budget;
-mod check;
-mod credential;
+mod calendar;
 mod error;
 mod idempotency;
-mod identity;
 mod ids;
 mod jws;
 mod key;
-mod last_use;
+mod last_used;
 mod login;
+mod oidc;
 mod password;
 mod pepper;
-mod revocation;
+mod revocation_feed;
 mod secrets;
 mod session;
-mod start;
+mod startup;
 mod store;
-mod times;
-mod token;
 mod user;
+mod validation;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -40,73 +40,80 @@ use hapa_proto::auth::v1::session_service_server::SessionServiceServer;
 use hapa_proto::auth::v1::user_service_server::UserServiceServer;
 use secrecy::SecretString;
 
-use crate::audit::Audit;
-use crate::credential::Credentials;
-use crate::identity::Identity;
-use crate::key::Keys;
-use crate::last_use::Uses;
-use crate::password::Passwords;
+use crate::audit::AuditApi;
+use crate::authentication::AuthApi;
+use crate::key::KeyApi;
+use crate::last_used::LastUsedTracker;
+use crate::oidc::OidcVerifier;
+use crate::password::PasswordHasher;
 use crate::pepper::Pepper;
-use crate::revocation::News;
-use crate::session::Sessions;
+use crate::revocation_feed::RevocationFeed;
+use crate::session::SessionApi;
 use crate::store::Store;
-use crate::user::Users;
+use crate::user::UserApi;
 
-pub use crate::identity::IdentityConfig;
+pub use crate::oidc::OidcConfig;
 
-/// Settings of this service.
+/// Settings of the auth service.
 #[derive(clap::Args, Clone, Debug)]
 #[command(next_help_heading = "Auth")]
 #[group(id = "auth")]
 pub struct Config {
-    /// Life of a key that is made without an end of its own, in days.
+    /// Lifetime of a key that is created without an expiry, in days: 1 to 3650.
     #[arg(long, env = "API_KEY_EXPIRY_DAYS", default_value_t = 90, value_parser = clap::value_parser!(u32).range(1..=3650))]
     pub api_key_expiry_days: u32,
-    /// Secret that stored keys are hashed with, 32 characters or more; without one it is made and
-    /// kept in DATA_DIR/key-pepper. What is kept under one pepper is unknown under another.
+    /// Secret with which stored keys and sessions are hashed, 32 characters or more. If unset, one is
+    /// generated and stored in DATA_DIR/key-pepper. Credentials stored under another pepper are invalid.
     #[arg(long, env = "API_KEY_PEPPER", hide_env_values = true)]
     pub api_key_pepper: Option<SecretString>,
-    /// Another such secret, under which credentials may be kept too, while API_KEY_PEPPER is being
-    /// replaced. What is used is kept under API_KEY_PEPPER from then on.
-    #[arg(long, env = "API_KEY_PEPPER_ALSO", hide_env_values = true)]
-    pub api_key_pepper_also: Option<SecretString>,
-    /// Secret that access tokens of sessions are signed with, 32 characters or more; without one it
-    /// is made and kept in DATA_DIR/secret-key. Another secret ends all access tokens.
+    /// Previous API_KEY_PEPPER, while it is being replaced: credentials stored under it stay valid, and
+    /// are stored under API_KEY_PEPPER once they are used.
+    #[arg(
+        long,
+        alias = "api-key-pepper-also",
+        env = "API_KEY_PEPPER_PREVIOUS",
+        hide_env_values = true
+    )]
+    pub api_key_pepper_previous: Option<SecretString>,
+    /// Secret that signs the access tokens of sessions, 32 characters or more. If unset, one is
+    /// generated and stored in DATA_DIR/secret-key. A change invalidates all access tokens.
     #[arg(long, env = "SECRET_KEY", hide_env_values = true)]
     pub secret_key: Option<SecretString>,
-    /// Another such secret, whose tokens are accepted and never issued, while SECRET_KEY is being
-    /// replaced.
-    #[arg(long, env = "SECRET_KEY_ALSO", hide_env_values = true)]
-    pub secret_key_also: Option<SecretString>,
-    /// A file with an Ed25519 key (PKCS#8 PEM) that signs access tokens in place of SECRET_KEY.
+    /// Previous SECRET_KEY, while it is being replaced: access tokens signed with it are accepted, and
+    /// new ones are signed with SECRET_KEY.
+    #[arg(long, alias = "secret-key-also", env = "SECRET_KEY_PREVIOUS", hide_env_values = true)]
+    pub secret_key_previous: Option<SecretString>,
+    /// File with an Ed25519 private key (PKCS#8 PEM) that signs access tokens in place of SECRET_KEY.
+    /// Reloaded at SIGHUP.
     #[arg(long, env = "SESSION_KEY_FILE")]
     pub session_key_file: Option<PathBuf>,
-    /// Another such file, whose tokens are accepted and never issued.
-    #[arg(long, env = "SESSION_KEY_FILE_ALSO")]
-    pub session_key_file_also: Option<PathBuf>,
-    /// Life of an access token, in minutes.
+    /// Previous SESSION_KEY_FILE, while it is being replaced: access tokens signed with its key are
+    /// accepted, and new ones are signed with SESSION_KEY_FILE. Reloaded at SIGHUP.
+    #[arg(long, alias = "session-key-file-also", env = "SESSION_KEY_FILE_PREVIOUS")]
+    pub session_key_file_previous: Option<PathBuf>,
+    /// Lifetime of an access token, in minutes: 1 to 1440.
     #[arg(long, env = "ACCESS_TOKEN_MINUTES", default_value_t = 15, value_parser = clap::value_parser!(u32).range(1..=1440))]
     pub access_token_minutes: u32,
-    /// Life of a session that is not refreshed, in days.
+    /// Lifetime of a session that is not refreshed, in days: 1 to 365.
     #[arg(long, env = "SESSION_DAYS", default_value_t = 30, value_parser = clap::value_parser!(u32).range(1..=365))]
     pub session_days: u32,
-    /// Longest life of a session, however often it is refreshed, in days: 1 to 3650. Then its user
-    /// must log in again.
+    /// Maximum lifetime of a session, refreshed or not, in days: 1 to 3650. The user must then log in
+    /// again.
     #[arg(long, env = "SESSION_MAX_DAYS", default_value_t = 90, value_parser = clap::value_parser!(u32).range(1..=3650))]
     pub session_max_days: u32,
-    /// Who else may log users in.
+    /// The OpenID Connect provider whose ID tokens log users in.
     #[command(flatten)]
-    pub identity: IdentityConfig,
+    pub oidc: OidcConfig,
 }
 
 const ADMIN: &str = "auth:admin";
 
-/// Who has to know callers: every service, auth itself among them, and never the gateway.
-const FRONT: &[&str] = rpc::SERVICES;
+/// The services that authenticate callers: all of them, auth included; the gateway is not one.
+const ALL_SERVICES: &[&str] = rpc::SERVICES;
 
 const RPCS: &[Rpc] = &[
-    Rpc::new("/hapa.auth.v1.AuthService/Authenticate", Access::Mesh).by(FRONT),
-    Rpc::new("/hapa.auth.v1.AuthService/WatchRevocations", Access::Mesh).by(FRONT),
+    Rpc::new("/hapa.auth.v1.AuthService/Authenticate", Access::Mesh).by(ALL_SERVICES),
+    Rpc::new("/hapa.auth.v1.AuthService/WatchRevocations", Access::Mesh).by(ALL_SERVICES),
     Rpc::new("/hapa.auth.v1.AuthService/ReserveTokens", Access::Mesh).by(&["codegen"]),
     Rpc::new("/hapa.auth.v1.AuthService/SettleTokens", Access::Mesh).by(&["codegen"]),
     Rpc::new("/hapa.auth.v1.KeyService/CreateKey", Access::Own(ADMIN)),
@@ -130,8 +137,8 @@ const RPCS: &[Rpc] = &[
     Rpc::new("/hapa.auth.v1.AuditService/VerifyAuditLog", Access::Scope(ADMIN)),
 ];
 
-/// None of them can work without the store.
-const SERVICES: &[&str] = &[
+/// The gRPC services that report NOT_SERVING while the store is unavailable.
+const GRPC_SERVICES: &[&str] = &[
     "hapa.auth.v1.AuthService",
     "hapa.auth.v1.KeyService",
     "hapa.auth.v1.UserService",
@@ -139,7 +146,7 @@ const SERVICES: &[&str] = &[
     "hapa.auth.v1.AuditService",
 ];
 
-/// Never set aside: without it no key is known.
+/// A damaged store is never set aside: without it every key is unknown.
 const STORE: &StoreSpec = &StoreSpec {
     service: "auth",
     steps: store::MIGRATIONS,
@@ -147,107 +154,109 @@ const STORE: &StoreSpec = &StoreSpec {
     may_be_set_aside: false,
 };
 
-/// Migrates the store at `url`, and does no more.
+/// Migrates the store at `url`.
 pub async fn migrate(url: &str) -> anyhow::Result<()> {
-    open(url).await.map(drop)
+    open_db(url).await.map(drop)
 }
 
-/// Refuses settings that can't work together, by name.
+/// Rejects missing and weak secrets by the name of their setting.
 pub fn check(config: &Config, server: &config::Config) -> Result<(), Wrong> {
     secrets::check(config, server)
 }
 
-/// Whether the pepper that is set, or was made before, is one that the store's credentials were kept under; none
-/// where either is not there. Of a store that [`survey`] has found to be up to date.
+/// Whether the pepper that is set or was generated matches the store's credentials. `None` if there is no
+/// pepper, or if the store has no record of one. Call it only for a store that [`survey`] found up to date.
 pub async fn pepper_is_known(
     config: &Config,
     server: &config::Config,
 ) -> anyhow::Result<Option<bool>> {
-    let Some(pepper) = secrets::known_pepper(config, server)? else { return Ok(None) };
-    let store = Store::new(open(&server.store_url("auth")).await?);
-    let (known, own) = (store.pepper_fingerprints().await?, pepper.fingerprints()?);
-    Ok((!known.is_empty()).then(|| own.iter().any(|one| known.contains(one))))
+    let Some(pepper) = secrets::existing_pepper(config, server)? else { return Ok(None) };
+    let store = Store::new(open_db(&server.store_url("auth")).await?);
+    let (recorded, configured) = (store.pepper_fingerprints().await?, pepper.fingerprints()?);
+    Ok((!recorded.is_empty())
+        .then(|| configured.iter().any(|fingerprint| recorded.contains(fingerprint))))
 }
 
-/// Takes the pepper that is set, or was made before, for the store's from now on: what was kept under another
-/// one is given up.
+/// Records the pepper that is set or was generated as the store's. Credentials stored under another pepper
+/// stay invalid.
 pub async fn accept_pepper(url: &str, pepper: &PepperConfig) -> anyhow::Result<()> {
-    let own = secret::set("API_KEY_PEPPER", pepper.api_key_pepper.as_ref(), Strength::Long)?;
+    let set = secret::set("API_KEY_PEPPER", pepper.api_key_pepper.as_ref(), Strength::Long)?;
     let file = pepper.data_dir.join("key-pepper");
-    if own.is_none() && !file.exists() {
-        let words = "none is set, and none was made before in DATA_DIR";
-        return Err(Wrong::new("API_KEY_PEPPER", words).into());
+    if set.is_none() && !file.exists() {
+        let problem = "is not set, and DATA_DIR holds no generated pepper";
+        return Err(Wrong::new("API_KEY_PEPPER", problem).into());
     }
-    let pepper = Pepper { own: secret::set_or_kept(own, &file)?, also: None };
-    let store = Store::new(open(url).await?);
+    let pepper = Pepper { current: secret::set_or_kept(set, &file)?, previous: None };
+    let store = Store::new(open_db(url).await?);
     store.record_pepper_fingerprints(pepper.fingerprints()?).await?;
     Ok(())
 }
 
-/// Where a pepper is to be found.
+/// Where [`accept_pepper`] finds the pepper.
 #[derive(Debug)]
 pub struct PepperConfig {
-    /// The one that is set.
+    /// The pepper that is set; wins over a generated one.
     pub api_key_pepper: Option<SecretString>,
-    /// The folder of one that was made.
+    /// The folder that may hold a generated pepper (`key-pepper`).
     pub data_dir: PathBuf,
 }
 
-/// Looks at the store at `url`, and changes nothing.
+/// Reads the migration state of the store at `url`. Changes nothing.
 pub async fn survey(url: &str) -> anyhow::Result<Option<Survey>> {
     Db::survey("auth", url, store::MIGRATIONS).await
 }
 
-async fn open(url: &str) -> anyhow::Result<Db> {
+async fn open_db(url: &str) -> anyhow::Result<Db> {
     Db::open("auth", url, store::MIGRATIONS).await
 }
 
-/// Opens the store and adds the services.
+/// Opens the store, starts the background tasks, and registers the gRPC services.
 pub async fn mount(config: &Config, server: &mut Server) -> anyhow::Result<()> {
     secrets::check(config, server.config())?;
     let pepper = secrets::pepper(config, server.config())?;
     let tokens = Arc::new(secrets::tokens(config, server.config())?);
     let settings = (config.clone(), server.config().clone());
-    server.spawn(secrets::follow(settings, Arc::clone(&tokens)));
-    let identity = Identity::new(&config.identity)?;
+    server.spawn(secrets::reload_on_sighup(settings, Arc::clone(&tokens)));
+    let oidc = OidcVerifier::new(&config.oidc)?;
     let db = server.open_store(STORE).await?;
-    server.check(Check::store("auth", &db, SERVICES));
+    server.check(Check::store("auth", &db, GRPC_SERVICES));
     server.check(Check::store_write("auth", &db));
     let store = Store::new(db);
-    start::look(&store, &pepper, server).await?;
-    let (passwords, last_uses) = (Passwords::new(), Uses::default());
-    let (tail, looking) = Tail::of(store.clone(), server.closing());
-    server.spawn(looking);
-    let (writing, kept) = (last_uses.clone(), store.clone());
-    server.spawn_to_end(|end| writing.write(kept, end));
-    server.spawn(budget::release(store.clone()));
-    let max_session_life = times::in_days(0, config.session_max_days);
-    server.spawn(session::forget(store.clone(), max_session_life));
-    server.spawn(idempotency::purge(store.clone()));
-    let credentials = Credentials {
+    startup::check_store(&store, &pepper, server).await?;
+    let (password_hasher, last_used) = (PasswordHasher::new(), LastUsedTracker::default());
+    let (feed, poller) = Tail::of(store.clone(), server.closing());
+    server.spawn(poller);
+    let (tracker, tracker_store) = (last_used.clone(), store.clone());
+    server.spawn_to_end(|shutdown| tracker.run(tracker_store, shutdown));
+    server.spawn(budget::release_expired_leases(store.clone()));
+    let max_session_age_micros = calendar::add_days(0, config.session_max_days);
+    server.spawn(session::purge_ended_sessions(store.clone(), max_session_age_micros));
+    server.spawn(idempotency::purge_expired_records(store.clone()));
+    let credentials = AuthApi {
         store: store.clone(),
         pepper: pepper.clone(),
         tokens: Arc::clone(&tokens),
-        max_session_life,
-        uses: last_uses,
-        news: News { store: store.clone(), tail },
+        max_session_age_micros,
+        last_used,
+        revocation_feed: RevocationFeed { store: store.clone(), feed },
     };
-    let sessions = Sessions {
+    let sessions = SessionApi {
         store: store.clone(),
         pepper: pepper.clone(),
-        passwords: passwords.clone(),
+        password_hasher: password_hasher.clone(),
         tokens,
-        identity,
-        access_minutes: config.access_token_minutes,
+        oidc,
+        access_token_minutes: config.access_token_minutes,
         session_days: config.session_days,
-        max_session_life,
+        max_session_age_micros,
     };
-    let users = Users { store: store.clone(), pepper: pepper.clone(), passwords };
-    let keys = Keys { store: store.clone(), pepper, default_days: config.api_key_expiry_days };
+    let users = UserApi { store: store.clone(), pepper: pepper.clone(), password_hasher };
+    let keys =
+        KeyApi { store: store.clone(), pepper, default_expiry_days: config.api_key_expiry_days };
     server.add(AuthServiceServer::new(credentials), RPCS).await;
     server.add(KeyServiceServer::new(keys), &[]).await;
     server.add(UserServiceServer::new(users), &[]).await;
     server.add(SessionServiceServer::new(sessions), &[]).await;
-    server.add(AuditServiceServer::new(Audit { store }), &[]).await;
+    server.add(AuditServiceServer::new(AuditApi { store }), &[]).await;
     Ok(())
 }

@@ -1,4 +1,5 @@
-//! The RPCs of the mesh: who presented a credential, what has changed since, and what may be spent.
+//! `AuthService`: the RPCs that other services call to authenticate credentials, to follow revocations,
+//! and to reserve and settle tokens.
 
 use std::pin::Pin;
 
@@ -13,54 +14,55 @@ use hapa_proto::auth::v1::{
 };
 use tonic::{Request, Response, Status};
 
+use crate::access_token::AccessTokens;
 use crate::budget;
 use crate::error::Error;
-use crate::last_use::Uses;
+use crate::last_used::LastUsedTracker;
 use crate::pepper::Pepper;
-use crate::revocation::News;
-use crate::store::{Known, Live, Store, Who};
-use crate::token::Tokens;
+use crate::revocation_feed::RevocationFeed;
+use crate::store::{ActiveSession, KeyWithOwner, Store, UserRef};
 
 use std::sync::Arc;
 
-pub(crate) struct Credentials {
+pub(crate) struct AuthApi {
     pub(crate) store: Store,
     pub(crate) pepper: Pepper,
-    pub(crate) tokens: Arc<Tokens>,
-    /// Longest life of a session, in microseconds.
-    pub(crate) max_session_life: i64,
-    pub(crate) uses: Uses,
-    pub(crate) news: News,
+    pub(crate) tokens: Arc<AccessTokens>,
+    /// Maximum lifetime of a session, refreshed or not.
+    pub(crate) max_session_age_micros: i64,
+    pub(crate) last_used: LastUsedTracker,
+    pub(crate) revocation_feed: RevocationFeed,
 }
 
-type Revocations = Pin<Box<dyn Stream<Item = Result<WatchRevocationsResponse, Status>> + Send>>;
+type RevocationStream =
+    Pin<Box<dyn Stream<Item = Result<WatchRevocationsResponse, Status>> + Send>>;
 
 #[tonic::async_trait]
-impl AuthService for Credentials {
-    type WatchRevocationsStream = Revocations;
+impl AuthService for AuthApi {
+    type WatchRevocationsStream = RevocationStream;
 
     async fn authenticate(
         &self,
         request: Request<AuthenticateRequest>,
     ) -> Result<Response<AuthenticateResponse>, Status> {
         let AuthenticateRequest { credential_digest, session_token } = request.into_inner();
-        let answer = match (credential_digest.len(), session_token.is_empty()) {
-            (32, true) => self.key(&credential_digest).await?,
-            (0, false) => self.session(&session_token).await?,
+        let response = match (credential_digest.len(), session_token.is_empty()) {
+            (32, true) => self.authenticate_key(&credential_digest).await?,
+            (0, false) => self.authenticate_session(&session_token).await?,
             _ => {
                 let problem = "must be a SHA-256 digest, 32 bytes, unless session_token is set";
                 return Err(Violations::one("credential_digest", problem).into());
             }
         };
-        Ok(Response::new(answer))
+        Ok(Response::new(response))
     }
 
     async fn watch_revocations(
         &self,
         request: Request<WatchRevocationsRequest>,
-    ) -> Result<Response<Revocations>, Status> {
+    ) -> Result<Response<RevocationStream>, Status> {
         let after = request.into_inner().after_generation;
-        Ok(Response::new(Box::pin(self.news.clone().since(after))))
+        Ok(Response::new(Box::pin(self.revocation_feed.clone().subscribe(after))))
     }
 
     async fn reserve_tokens(
@@ -80,40 +82,45 @@ impl AuthService for Credentials {
     }
 }
 
-impl Credentials {
-    async fn key(&self, digest: &[u8]) -> Result<AuthenticateResponse, Error> {
+impl AuthApi {
+    async fn authenticate_key(&self, digest: &[u8]) -> Result<AuthenticateResponse, Error> {
         let hashes = self.pepper.hashes(digest)?;
         let found = self.store.key_by_hash(&hashes).await?.ok_or(Error::UnknownCredential)?;
-        let expired = found.expire_time.is_some_and(|end| end <= now());
-        if expired || found.key.revoke_time.is_some() {
-            return Err(Error::Ended);
+        let has_expired = found.expire_time.is_some_and(|end| end <= now());
+        if has_expired || found.key.revoke_time.is_some() {
+            return Err(Error::ExpiredOrRevoked);
         }
-        self.uses.note(hashes);
+        self.last_used.record(hashes);
         let generation = found.generation;
         Ok(AuthenticateResponse { principal: Some(key_principal(found)), generation })
     }
 
-    async fn session(&self, token: &str) -> Result<AuthenticateResponse, Error> {
+    async fn authenticate_session(&self, token: &str) -> Result<AuthenticateResponse, Error> {
         let now = now();
         let claims = self.tokens.verify(token, now / 1_000_000).ok_or(Error::UnknownCredential)?;
-        // A session that is forgotten ended long ago.
-        let live = self.store.live_session(&claims.session_id).await?.ok_or(Error::Ended)?;
-        let session_end =
-            live.expire_time.min(live.create_time.saturating_add(self.max_session_life));
-        if live.revoked || session_end <= now || live.who.user_id != claims.user_id {
-            return Err(Error::Ended);
+        // A session that is not in the store ended long ago and was purged.
+        let session =
+            self.store.active_session(&claims.session_id).await?.ok_or(Error::ExpiredOrRevoked)?;
+        let session_expire_time = session
+            .expire_time
+            .min(session.create_time.saturating_add(self.max_session_age_micros));
+        if session.is_revoked
+            || session_expire_time <= now
+            || session.user.user_id != claims.user_id
+        {
+            return Err(Error::ExpiredOrRevoked);
         }
-        let expire_time = session_end.min(claims.expire_time.saturating_mul(1_000_000));
-        let generation = live.generation;
-        let principal = session_principal(live, claims.session_id, expire_time);
+        let expire_time = session_expire_time.min(claims.expire_time.saturating_mul(1_000_000));
+        let generation = session.generation;
+        let principal = session_principal(session, claims.session_id, expire_time);
         Ok(AuthenticateResponse { principal: Some(principal), generation })
     }
 }
 
-fn key_principal(found: Known) -> Principal {
-    let Known { key, expire_time, user, .. } = found;
+fn key_principal(found: KeyWithOwner) -> Principal {
+    let KeyWithOwner { key, expire_time, user, .. } = found;
     let mut scopes = key.scopes;
-    // A key of a user may at most what the user may.
+    // The key of a user never has a scope that the user lacks.
     if let Some(user) = &user {
         scopes.retain(|scope| user.scopes.contains(scope));
     }
@@ -132,8 +139,8 @@ fn key_principal(found: Known) -> Principal {
     }
 }
 
-fn session_principal(live: Live, session_id: String, expire_time: i64) -> Principal {
-    let Who { user_id, scopes, profile, has_budget } = live.who;
+fn session_principal(session: ActiveSession, session_id: String, expire_time: i64) -> Principal {
+    let UserRef { user_id, scopes, profile, has_budget } = session.user;
     Principal {
         owner: user_id.clone(),
         user_id,
