@@ -66,8 +66,8 @@ pub struct Config {
     /// generated and stored in DATA_DIR/key-pepper. Credentials stored under another pepper are invalid.
     #[arg(long, env = "API_KEY_PEPPER", hide_env_values = true)]
     pub api_key_pepper: Option<SecretString>,
-    /// Previous API_KEY_PEPPER, while it is being replaced: credentials stored under it stay valid, and
-    /// are stored under API_KEY_PEPPER once they are used.
+    /// Second pepper that stays valid while API_KEY_PEPPER is being replaced. A credential stored under
+    /// it is stored under API_KEY_PEPPER once it is used.
     #[arg(
         long,
         alias = "api-key-pepper-also",
@@ -79,16 +79,16 @@ pub struct Config {
     /// generated and stored in DATA_DIR/secret-key. A change invalidates all access tokens.
     #[arg(long, env = "SECRET_KEY", hide_env_values = true)]
     pub secret_key: Option<SecretString>,
-    /// Previous SECRET_KEY, while it is being replaced: access tokens signed with it are accepted, and
-    /// new ones are signed with SECRET_KEY.
+    /// Second secret whose access tokens are accepted while SECRET_KEY is being replaced; new tokens are
+    /// never signed with it.
     #[arg(long, alias = "secret-key-also", env = "SECRET_KEY_PREVIOUS", hide_env_values = true)]
     pub secret_key_previous: Option<SecretString>,
     /// File with an Ed25519 private key (PKCS#8 PEM) that signs access tokens in place of SECRET_KEY.
     /// Reloaded at SIGHUP.
     #[arg(long, env = "SESSION_KEY_FILE")]
     pub session_key_file: Option<PathBuf>,
-    /// Previous SESSION_KEY_FILE, while it is being replaced: access tokens signed with its key are
-    /// accepted, and new ones are signed with SESSION_KEY_FILE. Reloaded at SIGHUP.
+    /// Second key file whose access tokens are accepted while SESSION_KEY_FILE is being replaced; new
+    /// tokens are never signed with it. Reloaded at SIGHUP.
     #[arg(long, alias = "session-key-file-also", env = "SESSION_KEY_FILE_PREVIOUS")]
     pub session_key_file_previous: Option<PathBuf>,
     /// Lifetime of an access token, in minutes: 1 to 1440.
@@ -259,4 +259,29 @@ pub async fn mount(config: &Config, server: &mut Server) -> anyhow::Result<()> {
     server.add(SessionServiceServer::new(sessions), &[]).await;
     server.add(AuditServiceServer::new(AuditApi { store }), &[]).await;
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+    use secrecy::ExposeSecret as _;
+
+    use super::*;
+
+    #[derive(Parser)]
+    struct TestCli {
+        #[command(flatten)]
+        auth: Config,
+    }
+
+    #[test]
+    fn flags_with_the_suffix_also_are_accepted_as_aliases() {
+        let flags = ["test", "--api-key-pepper-also=a", "--secret-key-also=b"];
+        let files = ["--session-key-file-also=c"];
+        let config = TestCli::try_parse_from(flags.into_iter().chain(files)).unwrap().auth;
+        let secrets = [config.api_key_pepper_previous, config.secret_key_previous];
+        let secrets = secrets.map(|secret| secret.unwrap().expose_secret().to_owned());
+        assert_eq!(secrets, ["a", "b"]);
+        assert_eq!(config.session_key_file_previous, Some(PathBuf::from("c")));
+    }
 }
