@@ -77,7 +77,8 @@ impl RevocationWatcher {
             Some(_) => self.source.feed.last(),
             None => self.source.store.generation().await?,
         };
-        let is_due = self.sent_at.is_none_or(|sent_at| sent_at.elapsed() >= HEARTBEAT_INTERVAL);
+        let is_heartbeat_due =
+            self.sent_at.is_none_or(|sent_at| sent_at.elapsed() >= HEARTBEAT_INTERVAL);
         if self.sent_generation == 0 || head - self.sent_generation > MAX_LAG {
             self.sent_generation = head;
             return Ok(Some(WatchRevocationsResponse {
@@ -86,13 +87,15 @@ impl RevocationWatcher {
                 ..WatchRevocationsResponse::default()
             }));
         }
-        if head > self.sent_generation || is_due {
+        if head > self.sent_generation || is_heartbeat_due {
             let (generation, revocations) =
                 self.source.store.revocations_after(self.sent_generation, BATCH_SIZE).await?;
             self.sent_generation = generation;
             self.has_more = generation < head && !revocations.is_empty();
             let message = WatchRevocationsResponse { generation, revocations, reset: false };
-            return Ok(Some(message).filter(|message| is_due || !message.revocations.is_empty()));
+            return Ok(
+                Some(message).filter(|message| is_heartbeat_due || !message.revocations.is_empty())
+            );
         }
         Ok(None)
     }

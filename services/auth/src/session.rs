@@ -194,7 +194,7 @@ impl SessionApi {
         // An unverified address may belong to somebody else. It must not give access to the account
         // with that address, and must not create one: that would take the address from its owner.
         if !verified.email_verified {
-            let reason = "its email address is not verified, and its subject has no account";
+            let reason = "email address is not verified, and the subject has no account";
             tracing::info!(reason, "rejected an ID token");
             return Err(Error::InvalidLogin);
         }

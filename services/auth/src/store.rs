@@ -7,6 +7,7 @@
 mod audit;
 mod budgets;
 mod idempotency;
+mod key_secrets;
 mod keys;
 mod pepper_fingerprints;
 mod sessions;
@@ -30,7 +31,8 @@ use crate::error::Error;
 pub(crate) use audit::AuditFilter;
 pub(crate) use budgets::{ExhaustedBudget, TokenLease};
 pub(crate) use idempotency::ChangeRequest;
-pub(crate) use keys::{ExpiryChange, KeyChanges, KeyFilter, KeyWithOwner, NewSecret};
+pub(crate) use key_secrets::NewSecret;
+pub(crate) use keys::{ExpiryChange, KeyChanges, KeyFilter, KeyWithOwner};
 pub(crate) use sessions::{ActiveSession, NewSession, RefreshExpiry, RefreshOutcome};
 pub(crate) use users::{NewUser, UserChanges, UserRef};
 

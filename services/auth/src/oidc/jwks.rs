@@ -97,7 +97,7 @@ impl JwksCache {
 
     fn spawn_fetch(&self, now: i64) -> JoinHandle<()> {
         let fetcher = Arc::clone(&self.fetcher);
-        self.tasks.spawn(async move { fetcher.fetch_once(now).await })
+        self.tasks.spawn(async move { fetcher.fetch_if_due(now).await })
     }
 }
 
@@ -166,7 +166,7 @@ impl JwksFetcher {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    async fn fetch_once(&self, now: i64) {
+    async fn fetch_if_due(&self, now: i64) {
         let attempt_count = self.state().attempt_count;
         let _guard = self.fetch_lock.lock().await;
         {
