@@ -85,14 +85,15 @@ impl AuthService for AuthApi {
 impl AuthApi {
     async fn authenticate_key(&self, digest: &[u8]) -> Result<AuthenticateResponse, Error> {
         let hashes = self.pepper.hashes(digest)?;
-        let found = self.store.key_by_hash(&hashes).await?.ok_or(Error::UnknownCredential)?;
-        let has_expired = found.expire_time.is_some_and(|end| end <= now());
-        if has_expired || found.key.revoke_time.is_some() {
+        let key_with_owner =
+            self.store.key_by_hash(&hashes).await?.ok_or(Error::UnknownCredential)?;
+        let has_expired = key_with_owner.expire_time.is_some_and(|end| end <= now());
+        if has_expired || key_with_owner.key.revoke_time.is_some() {
             return Err(Error::ExpiredOrRevoked);
         }
         self.last_used.record(hashes);
-        let generation = found.generation;
-        Ok(AuthenticateResponse { principal: Some(key_principal(found)), generation })
+        let generation = key_with_owner.generation;
+        Ok(AuthenticateResponse { principal: Some(key_principal(key_with_owner)), generation })
     }
 
     async fn authenticate_session(&self, token: &str) -> Result<AuthenticateResponse, Error> {
@@ -117,8 +118,8 @@ impl AuthApi {
     }
 }
 
-fn key_principal(found: KeyWithOwner) -> Principal {
-    let KeyWithOwner { key, expire_time, user, .. } = found;
+fn key_principal(key_with_owner: KeyWithOwner) -> Principal {
+    let KeyWithOwner { key, expire_time, user, .. } = key_with_owner;
     let mut scopes = key.scopes;
     // The key of a user never has a scope that the user lacks.
     if let Some(user) = &user {

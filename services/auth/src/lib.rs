@@ -269,7 +269,7 @@ mod tests {
     use super::*;
 
     #[derive(Parser)]
-    struct TestCli {
+    struct AuthCli {
         #[command(flatten)]
         auth: Config,
     }
@@ -278,7 +278,7 @@ mod tests {
     fn flags_with_the_suffix_also_are_accepted_as_aliases() {
         let flags = ["test", "--api-key-pepper-also=a", "--secret-key-also=b"];
         let files = ["--session-key-file-also=c"];
-        let config = TestCli::try_parse_from(flags.into_iter().chain(files)).unwrap().auth;
+        let config = AuthCli::try_parse_from(flags.into_iter().chain(files)).unwrap().auth;
         let secrets = [config.api_key_pepper_previous, config.secret_key_previous];
         let secrets = secrets.map(|secret| secret.unwrap().expose_secret().to_owned());
         assert_eq!(secrets, ["a", "b"]);

@@ -184,13 +184,13 @@ impl UserApi {
 /// The requested user id, if the caller may see that user; `me` is the caller itself.
 pub(crate) fn visible_user_id(call: &Call, user_id: String) -> Result<String, Error> {
     let user_id = validation::required("user_id", user_id)?;
-    let own = call.principal.as_ref().map(|caller| caller.user_id.clone());
-    let own = own.filter(|own| !own.is_empty());
+    let own_user_id = call.principal.as_ref().map(|caller| caller.user_id.clone());
+    let own_user_id = own_user_id.filter(|own_user_id| !own_user_id.is_empty());
     if user_id == "me" {
         let problem = "must be a user id: this credential belongs to no user";
-        return own.ok_or_else(|| Error::from(Violations::one("user_id", problem)));
+        return own_user_id.ok_or_else(|| Error::from(Violations::one("user_id", problem)));
     }
-    if call.is_admin() || own.as_ref() == Some(&user_id) {
+    if call.is_admin() || own_user_id.as_ref() == Some(&user_id) {
         return Ok(user_id);
     }
     Err(Error::NotFound("user"))

@@ -175,7 +175,7 @@ fn no_algorithm_but_the_configured_one_is_accepted() {
             }
         }
     }
-    // The public key, which anyone may know, taken for a shared secret.
+    // The public key is not secret, so it must not be accepted as an HS256 secret.
     let keys = by_key.keys();
     let public = keys.current.decoding_key.try_get_as_bytes().unwrap();
     for secret in [public.to_vec(), pem("PUBLIC KEY", public).into_bytes()] {

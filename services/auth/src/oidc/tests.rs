@@ -34,13 +34,13 @@ const RSA_TOKEN: &str = "\
     yuhBWYZsHJCssn31pyNkkkrmQ";
 
 #[derive(Parser)]
-struct TestCli {
+struct OidcCli {
     #[command(flatten)]
     oidc: OidcConfig,
 }
 
 fn config(arguments: &[&str]) -> OidcConfig {
-    TestCli::try_parse_from([&["test"], arguments].concat()).unwrap().oidc
+    OidcCli::try_parse_from([&["test"], arguments].concat()).unwrap().oidc
 }
 
 fn oidc_verifier(arguments: &[&str]) -> OidcVerifier {
@@ -255,8 +255,8 @@ async fn a_new_key_is_fetched_and_an_unknown_one_causes_one_fetch_a_minute() {
     }
     assert_eq!(idp.key_fetch_count(), 1);
     assert!(verifier.verify(&token, NOW + 60).await.is_ok());
-    let gone = verifier.verify(&old.sign("old", &claims()), NOW + 61).await;
-    assert!(matches!(gone, Err(Error::InvalidLogin)));
+    let removed_key = verifier.verify(&old.sign("old", &claims()), NOW + 61).await;
+    assert!(matches!(removed_key, Err(Error::InvalidLogin)));
     assert_eq!(idp.key_fetch_count(), 2);
 }
 
@@ -336,9 +336,9 @@ fn a_rejection_is_one_fixed_sentence() {
     let status = tonic::Status::from(Error::InvalidLogin);
     assert_eq!(status.code(), tonic::Code::Unauthenticated);
     assert_eq!(hapa_chassis::status::read(&status).unwrap().0, "E4003");
-    let words =
+    let message =
         "the login is invalid: check the email address and the password, or request a new ID token";
-    assert_eq!(status.message(), words);
+    assert_eq!(status.message(), message);
 }
 
 #[tokio::test]

@@ -72,7 +72,8 @@ pub(super) async fn append_events(
         };
         head = LogHead { sequence: entry.sequence, hash: entry.hash(&head.hash)? };
         let mut insert = sqlx::query(
-            "INSERT INTO audit (sequence, time, effect, hash, actor, owner, address, action, subject, request_id, detail)
+            "INSERT INTO audit (sequence, time, effect, hash, actor, owner, address, action, subject,
+                                request_id, detail)
              VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)",
         )
         .bind(entry.sequence)

@@ -66,8 +66,10 @@ impl Store {
                 for ((payer, period), limit) in limits {
                     let is_monthly = period.len() == 7;
                     let update = sqlx::query(
-                        "INSERT INTO token_usage (payer, period, used, reserved) VALUES ($1, $2, 0, $3)
-                         ON CONFLICT (payer, period) DO UPDATE SET reserved = token_usage.reserved + $3
+                        "INSERT INTO token_usage (payer, period, used, reserved)
+                         VALUES ($1, $2, 0, $3)
+                         ON CONFLICT (payer, period)
+                         DO UPDATE SET reserved = token_usage.reserved + $3
                          WHERE $4 = 0 OR token_usage.used + token_usage.reserved < $4",
                     )
                     .bind(payer.clone())
@@ -135,18 +137,25 @@ impl Store {
                 Box::pin(async move {
                     let rows = sqlx::query(
                         "UPDATE token_leases SET state = 1
-                         WHERE lease_id IN (SELECT lease_id FROM token_leases
-                                            WHERE state = 0 AND expire_time <= $1 ORDER BY lease_id LIMIT $2)
+                         WHERE lease_id IN
+                           (SELECT lease_id FROM token_leases
+                            WHERE state = 0 AND expire_time <= $1 ORDER BY lease_id LIMIT $2)
                          RETURNING key_id, user_id, tokens, used, day",
                     );
-                    let rows = rows.bind(now).bind(RELEASE_BATCH_SIZE).fetch_all(&mut *connection).await?;
+                    let rows =
+                        rows.bind(now).bind(RELEASE_BATCH_SIZE).fetch_all(&mut *connection).await?;
                     let mut deltas = UsageDeltas::new();
                     for row in &rows {
                         let (key_id, user_id): (&str, &str) =
                             (row.try_get("key_id")?, row.try_get("user_id")?);
                         let (tokens, used, day): (i64, i64, &str) =
                             (row.try_get("tokens")?, row.try_get("used")?, row.try_get("day")?);
-                        add_delta(&mut deltas, payers(key_id, user_id), day, UsageDelta { used, reserved: -tokens });
+                        add_delta(
+                            &mut deltas,
+                            payers(key_id, user_id),
+                            day,
+                            UsageDelta { used, reserved: -tokens },
+                        );
                     }
                     apply_deltas(connection, deltas).await?;
                     // A settlement may arrive late, but not by days.
@@ -154,7 +163,10 @@ impl Store {
                         "DELETE FROM token_leases WHERE state <> 0 AND expire_time < $1",
                     );
                     delete.bind(now - SETTLED_LEASE_RETENTION_PERIOD).execute(connection).await?;
-                    Ok::<_, Error>(i64::try_from(rows.len()).is_ok_and(|found| found == RELEASE_BATCH_SIZE))
+                    Ok::<_, Error>(
+                        i64::try_from(rows.len())
+                            .is_ok_and(|released| released == RELEASE_BATCH_SIZE),
+                    )
                 })
             })
             .await
@@ -195,19 +207,19 @@ async fn token_usage(
         rows = rows.bind(payer.clone());
     }
     let rows = rows.fetch_all(connection).await?;
-    let mut found: BTreeMap<String, TokenUsage> = BTreeMap::new();
+    let mut usage_by_payer: BTreeMap<String, TokenUsage> = BTreeMap::new();
     for row in &rows {
-        add_usage_row(row, &today, &mut found)?;
+        add_usage_row(row, &today, &mut usage_by_payer)?;
     }
-    Ok(payers.iter().map(|payer| found.get(payer).copied().unwrap_or_default()).collect())
+    Ok(payers.iter().map(|payer| usage_by_payer.get(payer).copied().unwrap_or_default()).collect())
 }
 
 fn add_usage_row(
     row: &AnyRow,
     today: &str,
-    found: &mut BTreeMap<String, TokenUsage>,
+    usage_by_payer: &mut BTreeMap<String, TokenUsage>,
 ) -> Result<(), Error> {
-    let usage = found.entry(row.try_get("payer")?).or_default();
+    let usage = usage_by_payer.entry(row.try_get("payer")?).or_default();
     let (period, used): (&str, i64) = (row.try_get("period")?, row.try_get("used")?);
     if period == today {
         usage.day_tokens = used;

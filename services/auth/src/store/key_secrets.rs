@@ -43,17 +43,26 @@ impl Store {
                 let older_secrets = sqlx::query(
                     "UPDATE key_texts SET expire_time = $2
                      WHERE key_id = $1 AND (expire_time IS NULL OR expire_time > $2)
-                       AND hash <> (SELECT hash FROM key_texts WHERE key_id = $1 ORDER BY create_time DESC, hash LIMIT 1)",
+                       AND hash <> (SELECT hash FROM key_texts WHERE key_id = $1
+                                    ORDER BY create_time DESC, hash LIMIT 1)",
                 );
                 older_secrets.bind(key_id.clone()).bind(now).execute(&mut *connection).await?;
                 let old_secrets = sqlx::query(
                     "UPDATE key_texts SET expire_time = $2
                      WHERE key_id = $1 AND (expire_time IS NULL OR expire_time > $2)",
                 );
-                old_secrets.bind(key_id.clone()).bind(old_expire_time).execute(&mut *connection).await?;
+                old_secrets
+                    .bind(key_id.clone())
+                    .bind(old_expire_time)
+                    .execute(&mut *connection)
+                    .await?;
                 // The key keeps the latest use: apart from it, rows of expired secrets are not needed.
-                let keep_last_use = "UPDATE keys SET last_use_time = (SELECT MAX(last_use_time) FROM key_texts WHERE key_id = $1) WHERE key_id = $1";
-                sqlx::query(keep_last_use).bind(key_id.clone()).execute(&mut *connection).await?;
+                let keep_last_use = sqlx::query(
+                    "UPDATE keys SET last_use_time =
+                         (SELECT MAX(last_use_time) FROM key_texts WHERE key_id = $1)
+                     WHERE key_id = $1",
+                );
+                keep_last_use.bind(key_id.clone()).execute(&mut *connection).await?;
                 insert_secret(connection, &key_id, hash, now).await?;
                 let detail = json!({ "old_text_ends": timestamp(old_expire_time).to_string() });
                 // Not `EndCalls`: calls made with a secret that is still valid must continue.
@@ -77,7 +86,8 @@ impl Store {
                     for (hashes, time) in uses {
                         let update = sqlx::query(
                             "UPDATE key_texts SET hash = $1,
-                                    last_use_time = CASE WHEN last_use_time > $3 THEN last_use_time ELSE $3 END
+                                    last_use_time = CASE WHEN last_use_time > $3
+                                                         THEN last_use_time ELSE $3 END
                              WHERE hash IN ($1, $2)
                                AND (last_use_time IS NULL OR last_use_time < $3 OR hash <> $1)",
                         );

@@ -84,7 +84,9 @@ impl Store {
         let (detail, key_id, now) = (audit_detail(&key), key.key_id.clone(), change.context.time);
         self.change_once(change, move |connection| {
             Box::pin(async move {
-                if key.owner.starts_with("usr_") && !users::user_exists(connection, &key.owner).await? {
+                if key.owner.starts_with("usr_")
+                    && !users::user_exists(connection, &key.owner).await?
+                {
                     return Err(Error::NotFound("user"));
                 }
                 let (budget, create_time) = (
@@ -92,7 +94,8 @@ impl Store {
                     key.create_time.as_ref().map(micros).unwrap_or_default(),
                 );
                 sqlx::query(
-                    "INSERT INTO keys (key_id, name, owner, scopes, rate_limits, allowed_models, day_budget, month_budget, create_time, expire_time)
+                    "INSERT INTO keys (key_id, name, owner, scopes, rate_limits, allowed_models,
+                                       day_budget, month_budget, create_time, expire_time)
                      VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)",
                 )
                 .bind(key.key_id.clone())
@@ -344,9 +347,9 @@ fn limits_json(limits: &[RateLimit]) -> Result<String, Error> {
 }
 
 fn key_with_last_use(row: &AnyRow) -> Result<Key, Error> {
-    let (own, secrets): (Option<i64>, Option<i64>) =
+    let (key_use, secrets_use): (Option<i64>, Option<i64>) =
         (row.try_get("last_use_time")?, row.try_get("secrets_use_time")?);
-    Ok(Key { last_use_time: own.max(secrets).map(timestamp), ..key_from_row(row)? })
+    Ok(Key { last_use_time: key_use.max(secrets_use).map(timestamp), ..key_from_row(row)? })
 }
 
 fn key_from_row(row: &AnyRow) -> Result<Key, Error> {

@@ -71,7 +71,8 @@ impl Store {
                     return Err(Error::InvalidLogin);
                 }
                 let insert = sqlx::query(
-                    "INSERT INTO sessions (session_id, user_id, method, address, create_time, refresh_time, expire_time)
+                    "INSERT INTO sessions
+                       (session_id, user_id, method, address, create_time, refresh_time, expire_time)
                      VALUES ($1, $2, $3, $4, $5, $5, $6)",
                 )
                 .bind(new.session_id.clone())
@@ -129,7 +130,8 @@ impl Store {
             Box::pin(async move {
                 let row = sqlx::query(
                     "SELECT sessions.*, refresh_tokens.use_time
-                     FROM refresh_tokens JOIN sessions ON sessions.session_id = refresh_tokens.session_id
+                     FROM refresh_tokens
+                     JOIN sessions ON sessions.session_id = refresh_tokens.session_id
                      WHERE refresh_tokens.hash IN ($1, $2)",
                 );
                 let row = row.bind(hashes.current.clone()).bind(hashes.previous.clone());
@@ -138,20 +140,24 @@ impl Store {
                 let mut session = session_from_row(&row)?;
                 let subject = format!("session:{}", session.session_id);
                 let is_revoked = row.try_get::<Option<i64>, _>("revoke_time")?.is_some();
-                let last_expire_time = row.try_get::<i64, _>("create_time")?.saturating_add(expiry.max_age_micros);
-                if is_revoked || row.try_get::<i64, _>("expire_time")?.min(last_expire_time) <= now {
+                let (created, expires): (i64, i64) =
+                    (row.try_get("create_time")?, row.try_get("expire_time")?);
+                let last_expire_time = created.saturating_add(expiry.max_age_micros);
+                if is_revoked || expires.min(last_expire_time) <= now {
                     return Ok((RefreshOutcome::SessionEnded, Vec::new()));
                 }
                 let expire_time = expiry.idle_expire_time.min(last_expire_time);
                 if row.try_get::<Option<i64>, _>("use_time")?.is_some() {
                     revoke_one(connection, &session.session_id, now).await?;
-                    let event = AuditEvent::new("session.reuse", subject, json!({}), CacheEffect::EndCalls);
+                    let effect = CacheEffect::EndCalls;
+                    let event = AuditEvent::new("session.reuse", subject, json!({}), effect);
                     return Ok((RefreshOutcome::SessionEnded, vec![event]));
                 }
                 // Stored under the current pepper, so that a second use is recognised after the
                 // previous pepper is removed.
-                let mark_used = "UPDATE refresh_tokens SET hash = $1, use_time = $3 WHERE hash IN ($1, $2)";
-                let mark_used = sqlx::query(mark_used);
+                let mark_used = sqlx::query(
+                    "UPDATE refresh_tokens SET hash = $1, use_time = $3 WHERE hash IN ($1, $2)",
+                );
                 let mark_used = mark_used.bind(hashes.current).bind(hashes.previous).bind(now);
                 mark_used.execute(&mut *connection).await?;
                 insert_refresh_token(connection, &session.session_id, next_hash, now).await?;
@@ -162,7 +168,8 @@ impl Store {
                 update.execute(connection).await?;
                 session.refresh_time = Some(timestamp(now));
                 session.expire_time = Some(timestamp(expire_time));
-                let event = AuditEvent::new("session.refresh", subject, json!({}), CacheEffect::None);
+                let event =
+                    AuditEvent::new("session.refresh", subject, json!({}), CacheEffect::None);
                 Ok((RefreshOutcome::Session(session), vec![event]))
             })
         })
@@ -245,7 +252,8 @@ impl Store {
             .transaction(move |connection| {
                 Box::pin(async move {
                     for delete in [
-                        "DELETE FROM refresh_tokens WHERE session_id IN (SELECT session_id FROM sessions WHERE expire_time < $1)",
+                        "DELETE FROM refresh_tokens WHERE session_id IN
+                           (SELECT session_id FROM sessions WHERE expire_time < $1)",
                         "DELETE FROM sessions WHERE expire_time < $1",
                     ] {
                         sqlx::query(delete).bind(before).execute(&mut *connection).await?;

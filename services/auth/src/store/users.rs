@@ -83,7 +83,8 @@ impl Store {
                 });
                 let user_id = user.user_id;
                 let insert = sqlx::query(
-                    "INSERT INTO users (user_id, email, name, password_hash, identity, scopes, day_budget, month_budget, profile, create_time, update_time)
+                    "INSERT INTO users (user_id, email, name, password_hash, identity, scopes,
+                                        day_budget, month_budget, profile, create_time, update_time)
                      VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $10)
                      ON CONFLICT DO NOTHING",
                 )
@@ -103,7 +104,10 @@ impl Store {
                 let user = user_by_id(connection, &user_id, now).await?;
                 let subject = format!("user:{user_id}");
                 let user = user.ok_or(Error::NotFound("user"))?;
-                Ok((reply(user), vec![AuditEvent::new("user.create", subject, detail, CacheEffect::None)]))
+                Ok((
+                    reply(user),
+                    vec![AuditEvent::new("user.create", subject, detail, CacheEffect::None)],
+                ))
             })
         })
         .await
@@ -201,8 +205,9 @@ impl Store {
                 let budget = changes.token_budget.or(old.token_budget).unwrap_or_default();
                 let sets_password = changes.password_hash.is_some();
                 let update = sqlx::query(
-                    "UPDATE users SET email = $2, name = $3, scopes = $4, day_budget = $5, month_budget = $6,
-                            password_hash = COALESCE($7, password_hash), update_time = $8
+                    "UPDATE users SET email = $2, name = $3, scopes = $4, day_budget = $5,
+                            month_budget = $6, password_hash = COALESCE($7, password_hash),
+                            update_time = $8
                      WHERE user_id = $1",
                 )
                 .bind(user_id.clone())
@@ -214,7 +219,8 @@ impl Store {
                 .bind(changes.password_hash)
                 .bind(now);
                 update.execute(&mut *connection).await?;
-                let effect = if drops_scopes { CacheEffect::EndCalls } else { CacheEffect::Invalidate };
+                let effect =
+                    if drops_scopes { CacheEffect::EndCalls } else { CacheEffect::Invalidate };
                 let subject = format!("user:{user_id}");
                 let mut events = vec![AuditEvent::new("user.update", subject, detail, effect)];
                 if sets_password {
@@ -238,15 +244,22 @@ impl Store {
                 lock_user(connection, &user_id).await?;
                 let keys = sqlx::query(
                     "UPDATE keys SET revoke_time = $2
-                     WHERE owner = $1 AND revoke_time IS NULL AND (expire_time IS NULL OR expire_time > $2)",
+                     WHERE owner = $1 AND revoke_time IS NULL
+                       AND (expire_time IS NULL OR expire_time > $2)",
                 );
                 let keys = keys.bind(user_id.clone()).bind(now).execute(&mut *connection).await?;
-                let revoked_sessions = sessions::revoke_all_of_user(connection, &user_id, now).await?;
+                let revoked_sessions =
+                    sessions::revoke_all_of_user(connection, &user_id, now).await?;
                 let delete = sqlx::query("DELETE FROM users WHERE user_id = $1");
                 delete.bind(user_id.clone()).execute(connection).await?;
                 let counts = (keys.rows_affected(), revoked_sessions.len() as u64);
                 let detail = json!({ "revoked_keys": counts.0, "revoked_sessions": counts.1 });
-                let event = AuditEvent::new("user.delete", format!("user:{user_id}"), detail, CacheEffect::EndCalls);
+                let event = AuditEvent::new(
+                    "user.delete",
+                    format!("user:{user_id}"),
+                    detail,
+                    CacheEffect::EndCalls,
+                );
                 let mut events = revoked_sessions;
                 events.push(event);
                 Ok((counts, events))
