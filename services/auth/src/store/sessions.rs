@@ -72,7 +72,8 @@ impl Store {
                 }
                 let insert = sqlx::query(
                     "INSERT INTO sessions
-                       (session_id, user_id, method, address, create_time, refresh_time, expire_time)
+                       (session_id, user_id, method, address, create_time, refresh_time,
+                        expire_time)
                      VALUES ($1, $2, $3, $4, $5, $5, $6)",
                 )
                 .bind(new.session_id.clone())
@@ -85,7 +86,10 @@ impl Store {
                 insert_refresh_token(connection, &new.session_id, new.refresh_hash, now).await?;
                 let subject = format!("session:{}", new.session_id);
                 let detail = json!({ "user": new.user_id, "method": new.method });
-                Ok(((), vec![AuditEvent::new("session.create", subject, detail, CacheEffect::None)]))
+                Ok((
+                    (),
+                    vec![AuditEvent::new("session.create", subject, detail, CacheEffect::None)],
+                ))
             })
         })
         .await?;
