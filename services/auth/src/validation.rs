@@ -184,7 +184,7 @@ mod tests {
         let paths = |paths: &[&str]| {
             let paths = paths.iter().map(|&path| path.to_owned()).collect();
             invalid_fields(|violations| {
-                drop(update_mask(Some(FieldMask { paths }), &["name"], violations))
+                drop(update_mask(Some(FieldMask { paths }), &["name"], violations));
             })
         };
         assert!(paths(&["name"]).is_empty());

@@ -129,8 +129,8 @@ async fn every_wrong_claim_is_rejected() {
         ("email_verified", json!("false")),
     ];
     for (name, value) in wrong {
-        let verified = verifier.verify(&ed.sign("1", &claims_with(name, value.clone())), NOW).await;
-        assert!(matches!(verified, Err(Error::InvalidLogin)), "{name} is {value}");
+        let result = verifier.verify(&ed.sign("1", &claims_with(name, value.clone())), NOW).await;
+        assert!(matches!(result, Err(Error::InvalidLogin)), "{name} is {value}");
     }
 }
 
@@ -228,8 +228,8 @@ async fn only_verified_addresses_of_the_listed_domains_are_accepted() {
     for unverified in [json!(false), json!(null), json!("yes"), json!(1), json!({}), json!("True")]
     {
         let claims = claims_with("email_verified", unverified.clone());
-        let verified = verifier.verify(&ed.sign("1", &claims), NOW).await;
-        assert!(matches!(verified, Err(Error::InvalidLogin)), "{unverified}");
+        let result = verifier.verify(&ed.sign("1", &claims), NOW).await;
+        assert!(matches!(result, Err(Error::InvalidLogin)), "{unverified}");
     }
     let refused = verifier.verify(&ed.sign("1", &claims()), NOW).await;
     assert!(

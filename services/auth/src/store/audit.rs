@@ -59,7 +59,7 @@ pub(super) async fn append_events(
         let entry = HashedEntry {
             sequence: head.sequence + 1,
             time: context.time,
-            texts: [
+            text_columns: [
                 &context.actor,
                 &context.owner,
                 &context.address,
@@ -80,7 +80,7 @@ pub(super) async fn append_events(
         .bind(entry.time)
         .bind(entry.effect)
         .bind(head.hash.clone());
-        for text in entry.texts {
+        for text in entry.text_columns {
             insert = insert.bind(text.to_owned());
         }
         insert.execute(&mut *connection).await?;
@@ -96,14 +96,14 @@ pub(super) async fn append_events(
 struct HashedEntry<'a> {
     sequence: i64,
     time: i64,
-    texts: [&'a str; 7],
+    text_columns: [&'a str; 7],
     effect: i64,
 }
 
 impl HashedEntry<'_> {
     /// Hashes the fields as a JSON array, so that text cannot move from one field to the next.
     fn hash(&self, previous_hash: &str) -> Result<String, Error> {
-        let fields = (previous_hash, self.sequence, self.time, self.texts, self.effect);
+        let fields = (previous_hash, self.sequence, self.time, self.text_columns, self.effect);
         let json = serde_json::to_vec(&fields).map_err(anyhow::Error::from)?;
         Ok(hex::encode(Sha256::digest(json)))
     }
@@ -221,7 +221,7 @@ fn verify_entry(
     let hashed = HashedEntry {
         sequence: entry.sequence,
         time: row.try_get("time")?,
-        texts: [
+        text_columns: [
             &entry.actor,
             &entry.owner,
             &entry.address,
