@@ -1,4 +1,4 @@
-//! The RPCs of the audit log.
+//! `AuditService`: lists and verifies the audit log.
 
 use hapa_chassis::times::micros;
 use hapa_chassis::{Violations, page};

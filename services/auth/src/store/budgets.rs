@@ -17,8 +17,9 @@ use crate::store::Store;
 
 /// Expired leases that one transaction releases.
 const RELEASE_BATCH_SIZE: i64 = 500;
-/// How long settled leases are kept, in microseconds, to recognise a late settlement.
-const SETTLED_LEASE_RETENTION_PERIOD: i64 = 2 * DAY;
+/// How long a settled or released lease is kept after its expiry, in microseconds, to recognise a late
+/// settlement.
+const CLOSED_LEASE_RETENTION_PERIOD: i64 = 2 * DAY;
 
 /// A reservation of tokens for one generation.
 #[derive(Clone, Debug)]
@@ -162,7 +163,7 @@ impl Store {
                     let delete = sqlx::query(
                         "DELETE FROM token_leases WHERE state <> 0 AND expire_time < $1",
                     );
-                    delete.bind(now - SETTLED_LEASE_RETENTION_PERIOD).execute(connection).await?;
+                    delete.bind(now - CLOSED_LEASE_RETENTION_PERIOD).execute(connection).await?;
                     Ok::<_, Error>(
                         i64::try_from(rows.len())
                             .is_ok_and(|released| released == RELEASE_BATCH_SIZE),
