@@ -240,7 +240,8 @@ async fn a_hangup_reads_signing_keys_again_and_keeps_those_from_before_where_it_
         })
         .await;
     };
-    after_hangup("no key", "the current keys stay in use").await;
+    let kept = "cannot reload the signing keys of access tokens; the current keys stay in use";
+    after_hangup("no key", kept).await;
     assert_eq!(signed_by(&mut sessions).await, first);
     let read = "reloaded the signing keys of access tokens";
     after_hangup(&signing_key(8), read).await;
