@@ -279,7 +279,7 @@ async fn another_pepper_is_said_until_the_one_before_is_back_or_given_up() {
         world.ended().await;
         // Both count while one takes the other's place, and later the new one alone.
         let before = fs::read_to_string(folder.path().join("key-pepper")).unwrap();
-        let also = format!("--api-key-pepper-also={before}");
+        let also = format!("--api-key-pepper-previous={before}");
         let mut world = World::on(&store, &[&keep, PEPPER, &also]).await;
         assert_eq!(world.page("/readyz").await, (200, "ready\n".to_owned()));
         within("a call", world.client_with(&key).generate_code(question("q"))).await.unwrap();

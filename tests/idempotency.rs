@@ -276,7 +276,7 @@ async fn replies_are_known_while_the_pepper_is_replaced() {
         world.begin_shutdown();
         world.ended().await;
         let (new, also) =
-            (format!("--api-key-pepper={NEW}"), format!("--api-key-pepper-also={OLD}"));
+            (format!("--api-key-pepper={NEW}"), format!("--api-key-pepper-previous={OLD}"));
         let world = World::on(&store, &[&new, &also]).await;
         assert_eq!(create(&world, "k").await.unwrap().into_inner(), first);
         world.end().await;

@@ -1,4 +1,4 @@
-//! The provider's side: keys that sign, and a server that publishes them.
+//! A fake OpenID Connect provider: signing keys, and an HTTP server that publishes them.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
@@ -15,34 +15,34 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 
-use super::identity;
-use crate::identity::Identity;
+use super::oidc_verifier;
+use crate::oidc::OidcVerifier;
 
-/// Signs as a provider does.
-pub(super) enum Signer {
-    Ed(Ed25519KeyPair),
-    Ec(EcdsaKeyPair),
+/// A signing key of the provider.
+pub(super) enum TestSigner {
+    Ed25519(Ed25519KeyPair),
+    P256(EcdsaKeyPair),
 }
 
-impl Signer {
-    pub(super) fn ed() -> Self {
+impl TestSigner {
+    pub(super) fn ed25519() -> Self {
         let key = Ed25519KeyPair::generate_pkcs8(&SystemRandom::new()).unwrap();
-        Signer::Ed(Ed25519KeyPair::from_pkcs8(key.as_ref()).unwrap())
+        TestSigner::Ed25519(Ed25519KeyPair::from_pkcs8(key.as_ref()).unwrap())
     }
 
-    pub(super) fn ec() -> Self {
+    pub(super) fn p256() -> Self {
         let (algorithm, random) = (&ECDSA_P256_SHA256_FIXED_SIGNING, SystemRandom::new());
         let key = EcdsaKeyPair::generate_pkcs8(algorithm, &random).unwrap();
-        Signer::Ec(EcdsaKeyPair::from_pkcs8(algorithm, key.as_ref(), &random).unwrap())
+        TestSigner::P256(EcdsaKeyPair::from_pkcs8(algorithm, key.as_ref(), &random).unwrap())
     }
 
     pub(super) fn jwk(&self, kid: &str) -> Value {
         match self {
-            Signer::Ed(key) => json!({
+            TestSigner::Ed25519(key) => json!({
                 "kty": "OKP", "crv": "Ed25519", "kid": kid, "use": "sig",
                 "x": BASE64.encode(key.public_key()),
             }),
-            Signer::Ec(key) => {
+            TestSigner::P256(key) => {
                 let point = key.public_key().as_ref();
                 json!({
                     "kty": "EC", "crv": "P-256", "kid": kid, "alg": "ES256",
@@ -53,16 +53,16 @@ impl Signer {
     }
 
     pub(super) fn sign(&self, kid: &str, claims: &Value) -> String {
-        let alg = if matches!(self, Signer::Ed(_)) { "EdDSA" } else { "ES256" };
+        let alg = if matches!(self, TestSigner::Ed25519(_)) { "EdDSA" } else { "ES256" };
         self.sign_with(&json!({ "alg": alg, "kid": kid, "typ": "JWT" }), claims)
     }
 
     pub(super) fn sign_with(&self, header: &Value, claims: &Value) -> String {
-        let part = |value: &Value| BASE64.encode(value.to_string());
-        let message = format!("{}.{}", part(header), part(claims));
+        let encode = |value: &Value| BASE64.encode(value.to_string());
+        let message = format!("{}.{}", encode(header), encode(claims));
         let signature = match self {
-            Signer::Ed(key) => BASE64.encode(key.sign(message.as_bytes())),
-            Signer::Ec(key) => {
+            TestSigner::Ed25519(key) => BASE64.encode(key.sign(message.as_bytes())),
+            TestSigner::P256(key) => {
                 BASE64.encode(key.sign(&SystemRandom::new(), message.as_bytes()).unwrap())
             }
         };
@@ -70,32 +70,33 @@ impl Signer {
     }
 }
 
-/// Answers every GET by its path, in HTTP/1.1 by hand.
-pub(super) struct Provider {
+/// A minimal HTTP/1.1 server with a discovery document and a key set.
+pub(super) struct FakeIdp {
     pub(super) url: String,
-    pub(super) pages: Arc<Mutex<Pages>>,
+    pub(super) responses: Arc<Mutex<CannedResponses>>,
     key_fetches: Arc<AtomicUsize>,
     _task: JoinSet<()>,
 }
 
 #[derive(Default)]
-pub(super) struct Pages {
+pub(super) struct CannedResponses {
     pub(super) discovery: Value,
     pub(super) keys: Value,
     pub(super) status: u16,
     pub(super) delay: Duration,
 }
 
-impl Provider {
-    pub(super) async fn start(keys: Vec<Value>) -> Provider {
+impl FakeIdp {
+    pub(super) async fn start(keys: Vec<Value>) -> FakeIdp {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());
         let discovery = json!({ "issuer": url, "jwks_uri": format!("{url}/keys") });
         let keys = json!({ "keys": keys });
-        let pages = Pages { discovery, keys, status: 200, delay: Duration::ZERO };
-        let (pages, key_fetches) = (Arc::new(Mutex::new(pages)), Arc::new(AtomicUsize::new(0)));
+        let responses = CannedResponses { discovery, keys, status: 200, delay: Duration::ZERO };
+        let (responses, key_fetches) =
+            (Arc::new(Mutex::new(responses)), Arc::new(AtomicUsize::new(0)));
         let mut task = JoinSet::new();
-        let (served, counted) = (pages.clone(), key_fetches.clone());
+        let (served, counted) = (responses.clone(), key_fetches.clone());
         task.spawn(async move {
             loop {
                 let (mut socket, _) = listener.accept().await.unwrap();
@@ -106,30 +107,31 @@ impl Provider {
                 let is_keys = request.starts_with(b"GET /keys ");
                 counted.fetch_add(usize::from(is_keys), Ordering::Relaxed);
                 let (reply, delay) = {
-                    let pages = served.lock().unwrap();
-                    let body = if is_keys { &pages.keys } else { &pages.discovery }.to_string();
-                    let (status, length) = (pages.status, body.len());
+                    let responses = served.lock().unwrap();
+                    let body =
+                        if is_keys { &responses.keys } else { &responses.discovery }.to_string();
+                    let (status, length) = (responses.status, body.len());
                     let head = "location: /keys\r\nconnection: close\r\ncontent-length";
                     let reply = format!("HTTP/1.1 {status} X\r\n{head}: {length}\r\n\r\n{body}");
-                    (reply, pages.delay)
+                    (reply, responses.delay)
                 };
                 tokio::time::sleep(delay).await;
                 let _ = socket.write_all(reply.as_bytes()).await;
             }
         });
-        Provider { url, pages, key_fetches, _task: task }
+        FakeIdp { url, responses, key_fetches, _task: task }
     }
 
-    pub(super) fn set(&self, change: impl FnOnce(&mut Pages)) {
-        change(&mut self.pages.lock().unwrap());
+    pub(super) fn set(&self, change: impl FnOnce(&mut CannedResponses)) {
+        change(&mut self.responses.lock().unwrap());
     }
 
-    pub(super) fn fetches(&self) -> usize {
+    pub(super) fn key_fetch_count(&self) -> usize {
         self.key_fetches.load(Ordering::Relaxed)
     }
 
-    /// An identity that knows where the keys are, and whose issuer is elsewhere.
-    pub(super) fn identity(&self) -> Identity {
-        identity(&["--oidc-jwks-url", &format!("{}/keys", self.url)])
+    /// A verifier that fetches keys from this provider, and whose issuer is another URL.
+    pub(super) fn verifier(&self) -> OidcVerifier {
+        oidc_verifier(&["--oidc-jwks-url", &format!("{}/keys", self.url)])
     }
 }
