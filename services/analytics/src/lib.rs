@@ -1,14 +1,14 @@
-//! How much is used, and how well it goes: events of every call, summed up as they come. An event
-//! and what it adds to every sum are one transaction, so sums are exact whoever sends an event twice.
+//! Usage and performance analytics: stores an event per call and aggregates it on arrival. An event and its
+//! share of every aggregate are written in one transaction, so that repeated events are counted once.
 
 mod error;
 mod event;
+mod latency_histogram;
 mod performance;
 mod rollup;
+mod rollup_period;
 mod service;
-mod sketch;
 mod store;
-mod times;
 mod usage;
 
 use hapa_chassis::db::{Db, Durability, Survey};
@@ -16,22 +16,22 @@ use hapa_chassis::health::Check;
 use hapa_chassis::{Access, Rpc, Server, StoreSpec};
 use hapa_proto::analytics::v1::analytics_service_server::AnalyticsServiceServer;
 
-use crate::service::Analytics;
+use crate::service::AnalyticsHandler;
 use crate::store::Store;
 
-/// Settings of this service.
+/// Settings of the analytics service.
 #[derive(clap::Args, Clone, Debug)]
-#[command(next_help_heading = "Analytics")]
+#[command(next_help_heading = "AnalyticsHandler")]
 #[group(id = "analytics")]
 pub struct Config {
-    /// How long single events are kept, in days; what was summed up of them stays.
+    /// Retention of usage events, in days. Aggregates by day are kept forever. Older events are not counted on arrival.
     #[arg(long, env = "EVENT_RETENTION_DAYS", default_value_t = 30, value_parser = clap::value_parser!(u32).range(1..=3650))]
     pub event_retention_days: u32,
 }
 
 const READ: &str = "analytics:read";
 
-/// What can't work without the store.
+/// The gRPC services that depend on the store.
 const SERVICES: &[&str] = &["hapa.analytics.v1.AnalyticsService"];
 
 const RPCS: &[Rpc] = &[
@@ -49,12 +49,12 @@ const STORE: &StoreSpec = &StoreSpec {
     may_be_set_aside: true,
 };
 
-/// Migrates the store at `url`, and does no more.
+/// Applies the schema migrations to the store at `url`.
 pub async fn migrate(url: &str) -> anyhow::Result<()> {
     open(url).await.map(drop)
 }
 
-/// Looks at the store at `url`, and changes nothing.
+/// Reports the schema version of the store at `url` without changing it.
 pub async fn survey(url: &str) -> anyhow::Result<Option<Survey>> {
     Db::survey("analytics", url, store::MIGRATIONS).await
 }
@@ -63,14 +63,14 @@ async fn open(url: &str) -> anyhow::Result<Db> {
     Db::open_with("analytics", url, store::MIGRATIONS, Durability::Process).await
 }
 
-/// Opens the store and adds the service.
+/// Opens the store and registers the gRPC service and its background task.
 pub async fn mount(config: &Config, server: &mut Server) -> anyhow::Result<()> {
     let db = server.open_store(STORE).await?;
     server.check(Check::store("analytics", &db, SERVICES));
     server.check(Check::store_write("analytics", &db));
     let store = Store::new(db, config.event_retention_days);
-    server.spawn(store::purge(store.clone()));
-    let analytics = Analytics { store, closing: server.closing() };
+    server.spawn(store::run_purge(store.clone()));
+    let analytics = AnalyticsHandler { store, shutdown: server.closing() };
     server.add(AnalyticsServiceServer::new(analytics), RPCS).await;
     Ok(())
 }
