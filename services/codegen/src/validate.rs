@@ -1,18 +1,18 @@
-//! What is wrong or dangerous in a piece of code, told by its syntax tree and never by its text: a
-//! comment, a string or a method that is merely called like something dangerous is nothing.
+//! Static analysis of a piece of code: syntax errors, dangerous calls, invisible characters and style. It reads
+//! the syntax tree, so comments, strings and methods that share a dangerous name cause no findings.
 //!
-//! Kept true: nothing is executed; parsing and looking end at the time that was given; depth costs no
-//! stack. What can't be told from one piece of code (what a variable holds) is not claimed.
+//! Invariants: no code is executed; analysis ends at its deadline; nesting depth costs no stack. It reports
+//! nothing that one piece of code cannot show, such as the value of a variable.
 
-mod calls;
-mod clock;
+mod call_site;
+mod deadline;
 mod grammar;
 mod imports;
 mod inspector;
-mod names;
 mod request;
 mod rules;
 mod style;
+mod symbols;
 mod syntax;
 mod tree;
 
@@ -22,12 +22,12 @@ use std::time::Duration;
 use tree_sitter::Node;
 
 use crate::unicode;
-use crate::validate::clock::Clock;
+use crate::validate::deadline::Deadline;
 pub(crate) use crate::validate::grammar::Language;
 pub(crate) use crate::validate::inspector::Inspector;
 pub(crate) use crate::validate::request::{Validators, check};
 
-/// How bad it is.
+/// The severity of a finding, lowest first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, serde::Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub(crate) enum Severity {
@@ -38,7 +38,7 @@ pub(crate) enum Severity {
 }
 
 impl Severity {
-    fn word(self) -> &'static str {
+    fn as_str(self) -> &'static str {
         match self {
             Severity::Info => "info",
             Severity::Warning => "warning",
@@ -48,11 +48,11 @@ impl Severity {
     }
 }
 
-/// One thing that was found; lines and columns count from 0.
+/// A problem in the code. Lines and columns count from 0.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Finding {
     pub(crate) line: usize,
-    /// In bytes.
+    /// In bytes from the start of the line.
     column: usize,
     pub(crate) severity: Severity,
     pub(crate) issue: &'static str,
@@ -62,17 +62,24 @@ pub(crate) struct Finding {
 
 impl Finding {
     fn at(node: Node<'_>, severity: Severity, issue: &'static str) -> Finding {
-        let at = node.start_position();
+        let position = node.start_position();
         let (message, suggestion) = (String::new(), "");
-        Finding { line: at.row, column: at.column, severity, issue, message, suggestion }
+        Finding {
+            line: position.row,
+            column: position.column,
+            severity,
+            issue,
+            message,
+            suggestion,
+        }
     }
 
-    fn says(self, message: impl Into<String>, suggestion: &'static str) -> Finding {
+    fn with_message(self, message: impl Into<String>, suggestion: &'static str) -> Finding {
         Finding { message: message.into(), suggestion, ..self }
     }
 }
 
-/// All that was found, in the order of the text.
+/// The findings in the order of the text, and the metrics of the code.
 #[derive(Debug, Default)]
 pub(crate) struct Report {
     pub(crate) findings: Vec<Finding>,
@@ -82,51 +89,52 @@ pub(crate) struct Report {
     complexity: u32,
 }
 
-/// Issue types that the rest of this crate asks for.
+/// The issue type of syntax errors.
 pub(crate) const SYNTAX_ERROR: &str = "syntax_error";
+/// The issue type of code that could not be analysed in time.
 const NOT_CHECKED: &str = "not_checked";
 
-/// Looks at code; None where the time did not suffice.
+/// Analyses code. `None`: the timeout expired.
 pub(crate) fn examine(
     code: &str,
     language: Language,
-    within: Duration,
+    timeout: Duration,
     with_style: bool,
 ) -> Option<Report> {
-    let clock = Clock::new(within);
-    let tree = tree::parse(code, language, &clock)?;
+    let deadline = Deadline::new(timeout);
+    let tree = tree::parse(code, language, &deadline)?;
     let grammar = language.grammar();
     let mut report = Report { complexity: 1, ..Report::default() };
     let mut lines = BTreeSet::new();
-    let mut names = names::Names::default();
-    tree::walk(tree.root_node(), grammar, &clock, &mut |node, scope| {
+    let mut symbols = symbols::SymbolTable::default();
+    tree::walk(tree.root_node(), grammar, &deadline, &mut |node, scope| {
         syntax::check(node, language, code, &mut report.findings);
-        names.read(node, scope, language, code);
+        symbols.record(node, scope, language, code);
         if with_style {
             report.findings.extend(style::check(node, language, code));
         }
-        report.count(node, grammar);
+        report.count_node(node, grammar);
         if node.child_count() == 0 && !grammar.comments.contains(&node.kind()) {
             lines.extend(node.start_position().row..=node.end_position().row);
         }
     })?;
-    // Names are known now, also those of functions that stand below their use.
-    tree::walk(tree.root_node(), grammar, &clock, &mut |node, scope| {
-        if let Some(call) = calls::Call::read(node, scope, &names, language, code) {
-            report.findings.extend(rules::apply(&call, language));
-        }
+    // The second pass resolves calls: all symbols are bound, including functions defined below their use.
+    tree::walk(tree.root_node(), grammar, &deadline, &mut |node, scope| {
+        let call = call_site::CallSite::from_node(node, scope, &symbols, language, code);
+        report.findings.extend(call.and_then(|call| rules::check(&call, language)));
     })?;
     report.lines_of_code = lines.len();
     if with_style {
-        report.findings.extend(style::lines(code));
+        report.findings.extend(style::check_lines(code));
     }
-    hidden(code, &mut report.findings);
+    find_invisible(code, &mut report.findings);
     report.findings.sort_by_key(|finding| (finding.line, finding.column));
     Some(report)
 }
 
 impl Report {
-    fn count(&mut self, node: Node<'_>, grammar: &grammar::Grammar) {
+    /// Adds a node to the metrics.
+    fn count_node(&mut self, node: Node<'_>, grammar: &grammar::Grammar) {
         let kind = node.kind();
         self.functions += u32::from(grammar.functions.contains(&kind));
         self.classes += u32::from(grammar.classes.contains(&kind) && node.is_named());
@@ -134,23 +142,24 @@ impl Report {
     }
 }
 
-/// What a reader of the code does not see.
-fn hidden(code: &str, findings: &mut Vec<Finding>) {
+/// Adds a finding for every line with invisible characters.
+fn find_invisible(code: &str, findings: &mut Vec<Finding>) {
     if code.is_ascii() && !code.bytes().any(|byte| unicode::is_invisible(byte.into())) {
         return;
     }
     for (line, text) in code.lines().enumerate() {
-        // One finding a line: which of them it is makes no difference to who must look at it.
-        let mut sieve = unicode::Sieve::default();
-        let mut letter = [0; 4];
+        // One finding per line is enough: the line needs a review in any case.
+        let mut filter = unicode::Sieve::default();
+        let mut buffer = [0; 4];
         let first = text
             .char_indices()
-            .find(|(_, one)| sieve.strip(one.encode_utf8(&mut letter)).is_empty());
+            .find(|(_, character)| filter.strip(character.encode_utf8(&mut buffer)).is_empty());
         let Some((column, first)) = first else { continue };
-        let is_worse = text.chars().any(unicode::is_bidi);
-        let severity = if is_worse { Severity::Error } else { Severity::Warning };
-        let message = format!("U+{:04X} is in the code and can't be seen", u32::from(first));
-        let suggestion = "Remove it: the code may be read otherwise than it looks.";
+        let has_bidi = text.chars().any(unicode::is_bidi);
+        let severity = if has_bidi { Severity::Error } else { Severity::Warning };
+        let message =
+            format!("the code contains the invisible character U+{:04X}", u32::from(first));
+        let suggestion = "Remove it: the interpreter may read other code than a person sees.";
         findings.push(Finding {
             line,
             column,
