@@ -58,8 +58,8 @@ impl CallEvent {
     }
 }
 
-/// Validates a batch. Returns its events sorted by id and without duplicates, so that all writers lock rows
-/// in one order.
+/// Validates a batch. Returns its events sorted by id and without duplicates, so that all writers
+/// lock rows in one order.
 pub(crate) fn validate_batch(
     batch: Vec<UsageEvent>,
     now: i64,

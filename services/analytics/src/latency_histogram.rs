@@ -1,8 +1,8 @@
-//! A latency histogram with two significant digits: quantiles are exact to 1 % of their value, and merged
-//! histograms equal the histogram of all values.
+//! A latency histogram with two significant digits: quantiles are exact to 1 % of their value, and
+//! merged histograms equal the histogram of all values.
 //!
-//! Encoded histograms are stored for years, in the published V2 format of HdrHistogram and in base64. The
-//! database schema calls them sketches.
+//! Encoded histograms are stored for years, in the published V2 format of HdrHistogram and in
+//! base64. The database schema calls them sketches.
 
 use anyhow::{Context as _, ensure};
 use base64::Engine as _;
@@ -14,8 +14,8 @@ use hdrhistogram::serialization::{Serializer as _, V2Serializer};
 pub(crate) const MAX_DURATION_US: i64 = 30 * 86_400_000_000;
 /// With two digits a bucket's width is at most 1/128 of its values.
 const SIGNIFICANT_DIGITS: u8 = 2;
-/// The encoded header: cookie, payload length, normalising offset 0, significant digits, lowest discernible
-/// value, highest trackable value, conversion ratio 1.0.
+/// The encoded header: cookie, payload length, normalising offset 0, significant digits, lowest
+/// discernible value, highest trackable value, conversion ratio 1.0.
 const HEADER_LEN: usize = 40;
 /// The cookie of the V2 format.
 const V2_COOKIE: u32 = 0x1C84_9313;
@@ -62,8 +62,8 @@ impl LatencyHistogram {
         Ok(())
     }
 
-    /// Adds the values of an encoded histogram. A report spends half its time here, so the counts are added
-    /// directly and not through a second histogram, which would be mostly zeros.
+    /// Adds the values of an encoded histogram. A report spends half its time here, so the counts
+    /// are added directly and not through a second histogram, which would be mostly zeros.
     pub(crate) fn add_encoded(&mut self, text: &str) -> anyhow::Result<()> {
         if text.is_empty() {
             return Ok(());

@@ -1,5 +1,6 @@
-//! Usage and performance analytics: stores an event per call and aggregates it on arrival. An event and its
-//! share of every aggregate are written in one transaction, so that repeated events are counted once.
+//! Usage and performance analytics: stores an event per call and aggregates it on arrival. An event
+//! and its share of every aggregate are written in one transaction, so that repeated events are
+//! counted once.
 
 mod error;
 mod event;
@@ -24,7 +25,8 @@ use crate::store::Store;
 #[command(next_help_heading = "AnalyticsHandler")]
 #[group(id = "analytics")]
 pub struct Config {
-    /// Retention of usage events, in days. Aggregates by day are kept forever. Older events are not counted on arrival.
+    /// Retention of usage events, in days. Aggregates by day are kept forever. Older events are not
+    /// counted on arrival.
     #[arg(long, env = "EVENT_RETENTION_DAYS", default_value_t = 30, value_parser = clap::value_parser!(u32).range(1..=3650))]
     pub event_retention_days: u32,
 }

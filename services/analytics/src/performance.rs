@@ -18,8 +18,8 @@ use crate::store::{RollupFilter, Store};
 const MAX_GROUP_COUNT: usize = 50;
 /// The name of the group that sums up all others.
 const OTHER_GROUP: &str = "other";
-/// Longest windows that are read from minute and from hour rollups. The extra minute and hour allow for
-/// rounding, so that a client that asks for the last 2 hours by its own clock gets minutes.
+/// Longest windows that are read from minute and from hour rollups. The extra minute and hour allow
+/// for rounding, so that a client that asks for the last 2 hours by its own clock gets minutes.
 const MAX_MINUTE_WINDOW: i64 = 2 * HOUR + MINUTE;
 const MAX_HOUR_WINDOW: i64 = 7 * DAY + HOUR;
 const MAX_FILTER_LEN: usize = 200;

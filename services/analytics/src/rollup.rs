@@ -1,5 +1,5 @@
-//! Aggregates of events. A batch is aggregated in memory first, so that it updates each row of the store
-//! once. Totals of parts add up exactly to the total of the whole.
+//! Aggregates of events. A batch is aggregated in memory first, so that it updates each row of the
+//! store once. Totals of parts add up exactly to the total of the whole.
 
 use std::collections::BTreeMap;
 
@@ -44,7 +44,8 @@ pub(crate) struct UsageTotals {
     pub(crate) completion_tokens: i64,
 }
 
-/// A rollup's length in seconds, its start, method and model. Rows are locked in the order of this key.
+/// A rollup's length in seconds, its start, method and model. Rows are locked in the order of this
+/// key.
 pub(crate) type RollupKey<'e> = (i64, i64, &'e str, &'e str);
 /// A day, owner, key, user and model.
 pub(crate) type UsageKey<'e> = (i64, &'e str, &'e str, &'e str, &'e str);
@@ -57,7 +58,8 @@ pub(crate) struct BatchTotals<'e> {
 }
 
 impl<'e> BatchTotals<'e> {
-    /// Aggregates events. Late events count in the periods of their own time, as far as these are stored.
+    /// Aggregates events. Late events count in the periods of their own time, as far as these are
+    /// stored.
     pub(crate) fn from_events(events: impl Iterator<Item = &'e CallEvent>, now: i64) -> Self {
         let mut totals = BatchTotals::default();
         for event in events {

@@ -30,7 +30,8 @@ impl RollupPeriod {
         match self {
             RollupPeriod::Minute => Some(RollupPeriod::Hour),
             RollupPeriod::Hour => Some(RollupPeriod::Day),
-            // Second rollups serve the last minute only, which contains no full minute. Days are the coarsest.
+            // Second rollups serve the last minute only, which contains no full minute. Days are
+            // the coarsest.
             RollupPeriod::Second | RollupPeriod::Day => None,
         }
     }

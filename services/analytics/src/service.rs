@@ -87,7 +87,8 @@ impl AnalyticsService for AnalyticsHandler {
     }
 }
 
-/// The state of one WatchPerformance stream. It is pulled: without reads by the client there are no queries.
+/// The state of one WatchPerformance stream. It is pulled: without reads by the client there are no
+/// queries.
 struct PerformanceWatcher {
     store: Store,
     shutdown: CancellationToken,

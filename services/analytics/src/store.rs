@@ -1,8 +1,8 @@
-//! The only SQL of this service, in this file and its submodules. One method is one statement or one
-//! transaction.
+//! The only SQL of this service, in this file and its submodules. One method is one statement or
+//! one transaction.
 //!
-//! One transaction writes events and their aggregates. All writers lock rows in one order: events, then days
-//! of usage, then rollups, each by key. Writers therefore cannot deadlock.
+//! One transaction writes events and their aggregates. All writers lock rows in one order: events,
+//! then days of usage, then rollups, each by key. Writers therefore cannot deadlock.
 
 mod events;
 mod group_commit;
@@ -37,8 +37,8 @@ impl Store {
     }
 }
 
-/// Splits rows into chunks whose sizes are powers of two, at most `max`. Few different sizes mean few
-/// statement texts, so that all of them stay prepared.
+/// Splits rows into chunks whose sizes are powers of two, at most `max`. Few different sizes mean
+/// few statement texts, so that all of them stay prepared.
 fn power_of_two_chunks<T>(mut rows: &[T], max: usize) -> impl Iterator<Item = &[T]> {
     std::iter::from_fn(move || {
         let size = (0..=max.ilog2()).rev().map(|power| 1 << power);

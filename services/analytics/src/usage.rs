@@ -16,8 +16,8 @@ const DEFAULT_PAGE_SIZE: i32 = 50;
 const MAX_PAGE_SIZE: i32 = 1_000;
 const DEFAULT_WINDOW_PERIOD: i64 = 30 * DAY;
 
-/// The start of a page and the window of all pages. The window is part of it, so that pages stay consistent
-/// across midnight.
+/// The start of a page and the window of all pages. The window is part of it, so that pages stay
+/// consistent across midnight.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct PageCursor {
     offset: i64,
@@ -70,7 +70,8 @@ pub(crate) async fn report(
     })
 }
 
-/// The owner to report on; "" is all owners. `None`: the caller may see nothing of the requested owner.
+/// The owner to report on; "" is all owners. `None`: the caller may see nothing of the requested
+/// owner.
 fn visible_owner(call: &Call, requested: String) -> Option<String> {
     if call.is_admin() {
         return Some(requested);

@@ -1,8 +1,9 @@
-//! Static analysis of a piece of code: syntax errors, dangerous calls, invisible characters and style. It reads
-//! the syntax tree, so comments, strings and methods that share a dangerous name cause no findings.
+//! Static analysis of a piece of code: syntax errors, dangerous calls, invisible characters and
+//! style. It reads the syntax tree, so comments, strings and methods that share a dangerous name
+//! cause no findings.
 //!
-//! Invariants: no code is executed; analysis ends at its deadline; nesting depth costs no stack. It reports
-//! nothing that one piece of code cannot show, such as the value of a variable.
+//! Invariants: no code is executed; analysis ends at its deadline; nesting depth costs no stack. It
+//! reports nothing that one piece of code cannot show, such as the value of a variable.
 
 mod call_site;
 mod deadline;
@@ -118,7 +119,8 @@ pub(crate) fn examine(
             lines.extend(node.start_position().row..=node.end_position().row);
         }
     })?;
-    // The second pass resolves calls: all symbols are bound, including functions defined below their use.
+    // The second pass resolves calls: all symbols are bound, including functions defined below
+    // their use.
     tree::walk(tree.root_node(), grammar, &deadline, &mut |node, scope| {
         let call = call_site::CallSite::from_node(node, scope, &symbols, language, code);
         report.findings.extend(call.and_then(|call| rules::check(&call, language)));

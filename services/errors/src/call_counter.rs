@@ -1,5 +1,5 @@
-//! The number of calls, read from AnalyticsService with a short timeout and cached. Without an answer in
-//! time the number is unknown.
+//! The number of calls, read from AnalyticsService with a short timeout and cached. Without an
+//! answer in time the number is unknown.
 
 use std::sync::Arc;
 use std::time::Duration;

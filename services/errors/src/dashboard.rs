@@ -64,7 +64,8 @@ async fn codes(
     }
 }
 
-/// The number of calls since `start`. `None` for one owner: AnalyticsService counts all owners together.
+/// The number of calls since `start`. `None` for one owner: AnalyticsService counts all owners
+/// together.
 async fn requests(visibility: &Visibility, call_counter: &CallCounter, start: i64) -> Option<u32> {
     match visibility {
         Visibility::All => call_counter.since(start).await,

@@ -1,8 +1,8 @@
-//! Computes the fingerprint of a failure's cause: equal for all failures with one cause, whatever numbers
-//! and ids their texts contain.
+//! Computes the fingerprint of a failure's cause: equal for all failures with one cause, whatever
+//! numbers and ids their texts contain.
 //!
-//! Every word with a digit, and every id, address, path and quoted text, becomes the same `#`. The border
-//! between these kinds therefore never separates two failures of one cause.
+//! Every word with a digit, and every id, address, path and quoted text, becomes the same `#`. The
+//! border between these kinds therefore never separates two failures of one cause.
 
 use hapa_proto::errors::v1::Occurrence;
 use sha2::{Digest as _, Sha256};
@@ -15,7 +15,8 @@ const QUOTES: [char; 3] = ['"', '\'', '`'];
 /// One pass may uncover another quoted text, so passes repeat until the text stays the same.
 const MAX_PASSES: usize = 16;
 
-/// The fingerprint: 16 hexadecimal digits of a SHA-256 over code, method and normalised first cause.
+/// The fingerprint: 16 hexadecimal digits of a SHA-256 over code, method and normalised first
+/// cause.
 pub(crate) fn fingerprint(occurrence: &Occurrence) -> String {
     let cause = occurrence.causes.first().unwrap_or(&occurrence.message);
     let mut hash = Sha256::new();
@@ -72,7 +73,8 @@ fn is_delimiter(letter: char) -> bool {
     letter.is_whitespace() || "=,;()[]{}<>|".contains(letter)
 }
 
-/// The length in bytes of the quoted text at the start of `text`. `None`: it does not start with one.
+/// The length in bytes of the quoted text at the start of `text`. `None`: it does not start with
+/// one.
 fn quoted_len(text: &str) -> Option<usize> {
     let quote = text.chars().next().filter(|first| QUOTES.contains(first))?;
     let ends = text.match_indices(quote).skip(1).map(|(index, found)| index + found.len());
@@ -83,7 +85,8 @@ fn quoted_len(text: &str) -> Option<usize> {
     ends.next()
 }
 
-/// The length in bytes of the word at the start of `text`. An address extends to the next white space.
+/// The length in bytes of the word at the start of `text`. An address extends to the next white
+/// space.
 fn word_len(text: &str) -> usize {
     let end = |is_end: &dyn Fn(char) -> bool| text.find(is_end).unwrap_or(text.len());
     let address_end = end(&|letter| letter.is_whitespace() || QUOTES.contains(&letter));

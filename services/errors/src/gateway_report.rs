@@ -1,5 +1,6 @@
-//! Records the requests that the gateway refused by itself. Anonymous clients choose parts of these reports,
-//! so no text of theirs is stored: codes, paths and reasons are checked against known values.
+//! Records the requests that the gateway refused by itself. Anonymous clients choose parts of these
+//! reports, so no text of theirs is stored: codes, paths and reasons are checked against known
+//! values.
 
 use std::collections::HashSet;
 use std::sync::LazyLock;
@@ -47,7 +48,8 @@ static RPC_PATHS: LazyLock<HashSet<String>> = LazyLock::new(|| {
 });
 
 pub(crate) struct GatewayReports {
-    /// Reports go through the spool, so that neither a slow store nor a burst of refusals loses any.
+    /// Reports go through the spool, so that neither a slow store nor a burst of refusals loses
+    /// any.
     pub(crate) spool: Spool,
 }
 
@@ -164,8 +166,8 @@ mod tests {
     }
 
     proptest! {
-        /// Anonymous clients choose paths, ids and, in part, reasons. These texts must not be stored and
-        /// must not create fingerprints.
+        /// Anonymous clients choose paths, ids and, in part, reasons. These texts must not be
+        /// stored and must not create fingerprints.
         #[test]
         fn texts_chosen_by_anonymous_clients_are_not_stored(
             path in "\\PC{0,300}",

@@ -1,5 +1,5 @@
-//! Error tracking: stores every failure that a user was shown and groups failures with one cause into
-//! incidents.
+//! Error tracking: stores every failure that a user was shown and groups failures with one cause
+//! into incidents.
 
 mod call_counter;
 mod dashboard;
@@ -36,10 +36,12 @@ use crate::store::Store;
 #[command(next_help_heading = "Errors")]
 #[group(id = "errors")]
 pub struct Config {
-    /// Retention of error occurrences, in days. Hourly and daily counts and incidents are kept twice as long.
+    /// Retention of error occurrences, in days. Hourly and daily counts and incidents are kept
+    /// twice as long.
     #[arg(long, env = "ERROR_RETENTION_DAYS", default_value_t = 30, value_parser = clap::value_parser!(u32).range(1..=3650))]
     pub error_retention_days: u32,
-    /// Whether the service creates and reopens incidents. `false`: it only stores and counts occurrences.
+    /// Whether the service creates and reopens incidents. `false`: it only stores and counts
+    /// occurrences.
     #[arg(long, env = "INCIDENT_TRACKING_ENABLED", action = ArgAction::Set, default_value_t = true)]
     pub incident_tracking_enabled: bool,
 }

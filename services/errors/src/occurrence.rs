@@ -1,5 +1,5 @@
-//! Prepares reported occurrences for storage: validates the batch, redacts secrets and sets the reporting
-//! identity.
+//! Prepares reported occurrences for storage: validates the batch, redacts secrets and sets the
+//! reporting identity.
 
 use hapa_chassis::scrub::scrub;
 use hapa_chassis::times::{micros, now};
@@ -22,7 +22,8 @@ pub(crate) fn prepare(
     let now = now();
     validation::validate_batch(&occurrences, now)?;
     let prepare = |mut occurrence: Occurrence| {
-        // Services report the identity of their caller. Other callers report under their own identity only.
+        // Services report the identity of their caller. Other callers report under their own
+        // identity only.
         if !call.is_mesh {
             occurrence.actor = call.actor();
             let owner = call.principal.as_ref().map(|caller| caller.owner.clone());

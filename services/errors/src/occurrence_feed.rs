@@ -1,7 +1,8 @@
-//! WatchOccurrences: streams occurrences as any replica stores them, in the order of their sequence numbers.
+//! WatchOccurrences: streams occurrences as any replica stores them, in the order of their sequence
+//! numbers.
 //!
-//! A subscriber receives at most 1,000 occurrences a second. One that lags catches up; one that lags by more
-//! than `MAX_LAG` receives the number of skipped occurrences instead.
+//! A subscriber receives at most 1,000 occurrences a second. One that lags catches up; one that
+//! lags by more than `MAX_LAG` receives the number of skipped occurrences instead.
 
 use std::time::Duration;
 
@@ -22,7 +23,8 @@ use crate::visibility::Visibility;
 const HEARTBEAT_INTERVAL: Duration = Duration::from_secs(1);
 /// Most occurrences per subscriber and `HEARTBEAT_INTERVAL`.
 const MAX_OCCURRENCES_PER_SECOND: i64 = 1_000;
-/// Most occurrences in one message: with texts of maximum length it stays below a client's message limit.
+/// Most occurrences in one message: with texts of maximum length it stays below a client's message
+/// limit.
 const MESSAGE_BATCH_SIZE: i64 = 50;
 /// A subscriber that lags by more sequence numbers skips occurrences.
 const MAX_LAG: i64 = 10_000;

@@ -35,7 +35,8 @@ pub(crate) async fn run_purge(store: Store, days: u32) {
     }
 }
 
-/// Fills in the owner of occurrences that replicas of the previous release stored since the last purge.
+/// Fills in the owner of occurrences that replicas of the previous release stored since the last
+/// purge.
 async fn copy_owners(store: &Store, copied_until: &mut i64) -> Result<(), Error> {
     // Sequence numbers follow the commit order: occurrences stored later have larger ones.
     let head = store.head().await?.sequence;

@@ -1,8 +1,8 @@
-//! The only SQL of this service, in this file and its submodules. One method is one statement or one
-//! transaction.
+//! The only SQL of this service, in this file and its submodules. One method is one statement or
+//! one transaction.
 //!
-//! Every writing transaction locks the head row first. Sequence numbers therefore follow the commit order,
-//! readers that page by sequence number miss no occurrence, and all counts are exact.
+//! Every writing transaction locks the head row first. Sequence numbers therefore follow the commit
+//! order, readers that page by sequence number miss no occurrence, and all counts are exact.
 
 mod bulk_sql;
 mod error_groups;

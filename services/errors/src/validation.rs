@@ -1,5 +1,5 @@
-//! Validates a batch of occurrences. A batch is accepted or rejected as a whole. The reply names the first
-//! invalid fields, such as `occurrences[3].time`.
+//! Validates a batch of occurrences. A batch is accepted or rejected as a whole. The reply names
+//! the first invalid fields, such as `occurrences[3].time`.
 
 use hapa_chassis::times::{MINUTE, micros};
 use hapa_chassis::{ErrorCode, Violations, is_request_id};

@@ -23,7 +23,8 @@ pub(crate) fn compare(left: &str, right: &str) -> Option<Ordering> {
     Some(components(left)?.cmp(&components(right)?))
 }
 
-/// Whether `seen` is `version` or a later one. Versions without numbers match only if they are equal.
+/// Whether `seen` is `version` or a later one. Versions without numbers match only if they are
+/// equal.
 pub(crate) fn is_at_least(seen: &str, version: &str) -> bool {
     compare(seen, version).map_or(seen == version, Ordering::is_ge)
 }

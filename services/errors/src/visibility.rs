@@ -1,5 +1,5 @@
-//! The failures that a caller may see. Services and callers with `errors:admin` see all of them. A caller
-//! with `errors:read` sees the occurrences and counts of its own owner, without causes.
+//! The failures that a caller may see. Services and callers with `errors:admin` see all of them. A
+//! caller with `errors:read` sees the occurrences and counts of its own owner, without causes.
 
 use hapa_chassis::Call;
 

@@ -16,18 +16,20 @@ const COLUMN_COUNT: usize = 17;
 const MAX_ROWS_PER_STATEMENT: usize = 128;
 
 impl Store {
-    /// Stores and aggregates the events that are not stored yet, and returns their number. `events` must be
-    /// sorted by id.
+    /// Stores and aggregates the events that are not stored yet, and returns their number. `events`
+    /// must be sorted by id.
     ///
-    /// Events older than the retention are dropped: the store cannot tell whether they were counted before.
+    /// Events older than the retention are dropped: the store cannot tell whether they were counted
+    /// before.
     pub(crate) async fn record(&self, mut events: Vec<CallEvent>, now: i64) -> Result<u32, Error> {
         let oldest = now.saturating_sub(i64::from(self.retention_days) * DAY);
         events.retain(|event| event.time >= oldest);
         self.enqueue(events, now).await
     }
 
-    /// Stores and aggregates the new events of several batches. Each event has the index of its batch.
-    /// Returns the number of new events per batch. An event in several batches counts for the first one.
+    /// Stores and aggregates the new events of several batches. Each event has the index of its
+    /// batch. Returns the number of new events per batch. An event in several batches counts for
+    /// the first one.
     pub(super) async fn insert_batches(
         &self,
         mut events: Vec<(CallEvent, usize)>,

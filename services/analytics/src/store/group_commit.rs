@@ -1,6 +1,6 @@
-//! Group commit: one transaction writes all queued batches. It updates aggregates that they share once, and
-//! no batch waits for a row lock of another batch in this process. A batch is acknowledged after the commit
-//! of its transaction.
+//! Group commit: one transaction writes all queued batches. It updates aggregates that they share
+//! once, and no batch waits for a row lock of another batch in this process. A batch is
+//! acknowledged after the commit of its transaction.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -71,8 +71,8 @@ impl Store {
     pub(super) async fn enqueue(&self, events: Vec<CallEvent>, now: i64) -> Result<u32, Error> {
         let (reply_sender, reply) = oneshot::channel();
         self.group_commit.push(QueuedBatch { events, now, reply_sender })?;
-        // Each batch starts a task, and each task commits at least one batch while any is queued. So no batch
-        // is left over, even if its caller has disconnected.
+        // Each batch starts a task, and each task commits at least one batch while any is queued.
+        // So no batch is left over, even if its caller has disconnected.
         let store = self.clone();
         drop(self.db.detach(async move { store.flush_next().await }));
         // The sender is dropped only when the process shuts down.

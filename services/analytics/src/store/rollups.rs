@@ -39,8 +39,8 @@ impl RollupFilter {
 }
 
 impl Store {
-    /// The totals of a window by method and model. Full periods of the next coarser length are read from
-    /// there, so that few rows are read: 7 days are 6 days and 24 hours.
+    /// The totals of a window by method and model. Full periods of the next coarser length are read
+    /// from there, so that few rows are read: 7 days are 6 days and 24 hours.
     pub(crate) async fn rollup_totals(
         &self,
         filter: &RollupFilter,
@@ -83,8 +83,8 @@ fn read_counters(row: &AnyRow) -> Result<RollupTotals, sqlx::Error> {
     })
 }
 
-/// Adds to the rollups. The counters go first: this locks each row and returns its stored histograms. The
-/// merged histograms follow under that lock.
+/// Adds to the rollups. The counters go first: this locks each row and returns its stored
+/// histograms. The merged histograms follow under that lock.
 pub(super) async fn upsert_rollups(
     connection: &mut AnyConnection,
     rollups: &BTreeMap<RollupKey<'_>, RollupTotals>,

@@ -193,7 +193,8 @@ proptest! {
 async fn concurrent_batches_count_shared_events_once() {
     let folder = tempfile::tempdir().unwrap();
     let store = open(&folder, 30).await;
-    // Batch n has the events from 10 n to 10 n + 20. Two batches have each event, except the first and last 10.
+    // Batch n has the events from 10 n to 10 n + 20. Two batches have each event, except the first
+    // and last 10.
     let batch = |first: usize| (first..first + 20).map(|at| event(at, NOW)).collect();
     let all = (0..40).map(|number| store.record(batch(number * 10), NOW));
     let counts: Result<Vec<_>, _> = futures_util::future::join_all(all).await.into_iter().collect();

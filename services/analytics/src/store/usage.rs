@@ -71,8 +71,8 @@ const FROM_CLAUSE: &str = "FROM usage_days WHERE day >= $1 AND day < $2
      AND ($3 = '' OR owner = $3) AND ($4 = '' OR key_id = $4) AND ($5 = '' OR model = $5)";
 
 impl Store {
-    /// A page of groups and the totals over all pages. Groups are sorted by day (if grouped by day), oldest
-    /// first, then by tokens, most first.
+    /// A page of groups and the totals over all pages. Groups are sorted by day (if grouped by
+    /// day), oldest first, then by tokens, most first.
     pub(crate) async fn usage(
         &self,
         filter: &UsageFilter,

@@ -1,4 +1,5 @@
-//! A call or object creation as the rules see it: the resolved path of the function, and its arguments.
+//! A call or object creation as the rules see it: the resolved path of the function, and its
+//! arguments.
 
 use tree_sitter::Node;
 
@@ -84,7 +85,8 @@ impl<'t> CallSite<'t> {
             .is_some_and(|argument| !is_literal(*argument, self.code, MAX_LITERAL_DEPTH))
     }
 
-    /// Whether any argument is computed. In `new Function('a', 'return a')` the last one is the code.
+    /// Whether any argument is computed. In `new Function('a', 'return a')` the last one is the
+    /// code.
     pub(super) fn has_computed_argument(&self) -> bool {
         self.positional()
             .iter()
@@ -136,7 +138,8 @@ impl<'t> CallSite<'t> {
         self.positional().iter().take(count).any(|path| is_outside_path(*path, self.code))
     }
 
-    /// Whether the receiver's path is outside of the working folder, as in `Path("/etc/x").write_text(…)`.
+    /// Whether the receiver's path is outside of the working folder, as in
+    /// `Path("/etc/x").write_text(…)`.
     pub(super) fn has_outside_receiver(&self) -> bool {
         let callee = self.node.child_by_field_name("function");
         let receiver = callee.and_then(|callee| callee.child_by_field_name("object"));
@@ -177,8 +180,8 @@ fn is_literal(node: Node<'_>, code: &str, remaining_depth: usize) -> bool {
     }
 }
 
-/// Whether a string literal, or the literal start of an interpolated string, is a path outside of the
-/// working folder.
+/// Whether a string literal, or the literal start of an interpolated string, is a path outside of
+/// the working folder.
 fn is_outside_path(node: Node<'_>, code: &str) -> bool {
     let path = match string_literal(node, code) {
         Some(path) => path,

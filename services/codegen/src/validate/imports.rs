@@ -1,4 +1,5 @@
-//! Binds the names of imports and parameters, in the languages where grammar.rs cannot describe them.
+//! Binds the names of imports and parameters, in the languages where grammar.rs cannot describe
+//! them.
 
 use tree_sitter::Node;
 

@@ -1,5 +1,5 @@
-//! Warnings about the code in an answer. The inspector collects the code blocks while the answer streams, and
-//! analyses them once, at its end.
+//! Warnings about the code in an answer. The inspector collects the code blocks while the answer
+//! streams, and analyses them once, at its end.
 //!
 //! Invariant: the time per answer is bounded, and blocks that do not fit into it cause no warnings.
 
@@ -38,7 +38,8 @@ impl Inspector {
         Inspector { default_language: Language::from_name(language), ..Inspector::default() }
     }
 
-    /// Adds code of a block. `number` counts from 1, `info_word` is the first word after its opening fence.
+    /// Adds code of a block. `number` counts from 1, `info_word` is the first word after its
+    /// opening fence.
     pub(crate) fn take(&mut self, number: usize, info_word: &str, code: &str) {
         self.code_len += code.len();
         if self.code_len > MAX_CODE_BYTES {

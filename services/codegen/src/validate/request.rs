@@ -1,4 +1,5 @@
-//! ValidateCode: validates the request, analyses the code on a blocking thread and builds the response.
+//! ValidateCode: validates the request, analyses the code on a blocking thread and builds the
+//! response.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -38,7 +39,8 @@ impl Default for Validators {
 }
 
 impl Validators {
-    /// Analyses code. The permit is released when the analysis ends, even if the caller has disconnected.
+    /// Analyses code. The permit is released when the analysis ends, even if the caller has
+    /// disconnected.
     pub(crate) async fn validate(
         &self,
         request: ValidateCodeRequest,

@@ -1,5 +1,5 @@
-//! The symbol table: resolves names by scope through imports, assignments and calls to the path of their
-//! origin. After `import os as o`, `o.system` resolves to `os.system`.
+//! The symbol table: resolves names by scope through imports, assignments and calls to the path of
+//! their origin. After `import os as o`, `o.system` resolves to `os.system`.
 
 use std::collections::HashMap;
 
@@ -79,7 +79,8 @@ impl SymbolTable {
                     self.bind(scope, node_text(part, code), None);
                 }
             }
-            // C++: a definition hides the library function. A prototype declares it and hides nothing.
+            // C++: a definition hides the library function. A prototype declares it and hides
+            // nothing.
             "function_declarator" => {
                 let name = left.child_by_field_name("declarator");
                 if let Some(name) = name.filter(|name| name.kind() == "identifier") {
@@ -110,8 +111,8 @@ impl SymbolTable {
         }
     }
 
-    /// Binds a name. A binding with a path wins over one without, in any order: a variable of the same name
-    /// must not hide an import.
+    /// Binds a name. A binding with a path wins over one without, in any order: a variable of the
+    /// same name must not hide an import.
     pub(super) fn bind(&mut self, scope: usize, name: &str, path: Option<String>) {
         let Some(scope) = self.scopes.get_mut(scope) else { return };
         if name.len() > MAX_NAME_LEN || path.as_deref() == Some(name) {
@@ -137,7 +138,8 @@ impl SymbolTable {
         }
     }
 
-    /// Looks up a name from a scope outwards. `Some(None)`: the code defines it itself. `None`: it is unbound.
+    /// Looks up a name from a scope outwards. `Some(None)`: the code defines it itself. `None`: it
+    /// is unbound.
     fn lookup(&self, name: &str, from: usize) -> Option<&Option<String>> {
         let mut id = from;
         loop {
@@ -154,7 +156,8 @@ impl SymbolTable {
         }
     }
 
-    /// The path of an expression, which starts with a module or a built-in name. `None`: it is unknown.
+    /// The path of an expression, which starts with a module or a built-in name. `None`: it is
+    /// unknown.
     pub(super) fn resolve_path(
         &self,
         node: Node<'_>,

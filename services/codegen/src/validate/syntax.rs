@@ -1,5 +1,5 @@
-//! Syntax errors: places where the parser skipped or inserted a token, and invalid Python that the grammar
-//! accepts.
+//! Syntax errors: places where the parser skipped or inserted a token, and invalid Python that the
+//! grammar accepts.
 
 use tree_sitter::Node;
 
@@ -60,8 +60,8 @@ fn python_error(node: Node<'_>, code: &str) -> Option<&'static str> {
     }
 }
 
-/// The first misindented child. The Python grammar accepts statements of one block at different columns, and
-/// an `else` at another column than its `if`.
+/// The first misindented child. The Python grammar accepts statements of one block at different
+/// columns, and an `else` at another column than its `if`.
 fn misindented<'t>(node: Node<'t>, code: &str) -> Option<Node<'t>> {
     let is_clause = |child: &Node<'_>| child.kind().ends_with("_clause");
     let mut cursor = node.walk();

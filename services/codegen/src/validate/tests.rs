@@ -4,7 +4,7 @@ use hapa_proto::codegen::v1::{ValidateCodeRequest, ValidateCodeResponse};
 
 use super::*;
 
-const LONG: Duration = Duration::from_secs(20);
+const TEST_TIMEOUT: Duration = Duration::from_secs(20);
 
 fn validate_code(language: &str, code: &str) -> ValidateCodeResponse {
     let request = ValidateCodeRequest {
@@ -13,7 +13,7 @@ fn validate_code(language: &str, code: &str) -> ValidateCodeResponse {
         ..ValidateCodeRequest::default()
     };
     let language = check(&request).unwrap();
-    request::respond(&request, language, LONG)
+    request::respond(&request, language, TEST_TIMEOUT)
 }
 
 /// `line severity issue_type` of each issue.
@@ -303,7 +303,7 @@ fn typescript_with_and_without_jsx_is_parsed() {
         file_name: "a.tsx".to_owned(),
         ..ValidateCodeRequest::default()
     };
-    assert!(request::respond(&request, check(&request).unwrap(), LONG).is_valid);
+    assert!(request::respond(&request, check(&request).unwrap(), TEST_TIMEOUT).is_valid);
 }
 
 #[test]
@@ -499,9 +499,9 @@ fn style_is_checked_on_request_only() {
     let code = "from os import *\ndef f(x=[]):\n    try:\n        return x == None\n    except:\n        pass\n";
     let code = format!("{code}y = '{long}'\n");
     let mut request = ValidateCodeRequest { code, ..ValidateCodeRequest::default() };
-    assert_eq!(request::respond(&request, Language::Python, LONG).info_count, 0);
+    assert_eq!(request::respond(&request, Language::Python, TEST_TIMEOUT).info_count, 0);
     request.check_style = Some(true);
-    let reply = request::respond(&request, Language::Python, LONG);
+    let reply = request::respond(&request, Language::Python, TEST_TIMEOUT);
     let lines: Vec<_> = reply.issues.iter().map(|one| one.line_number).collect();
     assert_eq!((lines, reply.status.as_str()), (vec![1, 2, 4, 5, 7], "valid"));
 }
@@ -572,7 +572,7 @@ fn deeply_nested_code_costs_no_stack_and_analysis_ends() {
     });
     assert_eq!(analysed.unwrap().join().unwrap(), adversarial_inputs().len());
     let deep = format!("x = {}1{}", "(".repeat(5_000), ")".repeat(5_000));
-    assert_eq!(examine(&deep, Language::Python, LONG, false).unwrap().findings, []);
+    assert_eq!(examine(&deep, Language::Python, TEST_TIMEOUT, false).unwrap().findings, []);
 }
 
 #[test]

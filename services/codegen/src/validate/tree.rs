@@ -1,5 +1,5 @@
-//! Parses code and walks its syntax tree, with a deadline and without recursion: nesting can be as deep as
-//! the code is long.
+//! Parses code and walks its syntax tree, with a deadline and without recursion: nesting can be as
+//! deep as the code is long.
 
 use std::ops::ControlFlow;
 
@@ -24,8 +24,9 @@ pub(super) fn parse(code: &str, language: Language, deadline: &Deadline) -> Opti
     parser.parse_with_options(read_at, None, Some(options))
 }
 
-/// Visits every node before its children, with its scope. Scope 0 is the whole text. Each function, class or
-/// block with names of its own is a further scope, in the order of the text. `None`: the deadline expired.
+/// Visits every node before its children, with its scope. Scope 0 is the whole text. Each function,
+/// class or block with names of its own is a further scope, in the order of the text. `None`: the
+/// deadline expired.
 pub(super) fn walk<'t>(
     root: Node<'t>,
     grammar: &Grammar,

@@ -31,7 +31,8 @@ pub(super) async fn execute_rows(
     for chunk in values.chunks(MAX_PARAMETERS / columns * columns) {
         let sql = SqlText::new(prefix).with(" ");
         let sql = sql.rows(placeholder, chunk.len() / columns, columns, "").with(" ").with(suffix);
-        // Every row count is a different statement. Caching them would evict the other prepared statements.
+        // Every row count is a different statement. Caching them would evict the other prepared
+        // statements.
         let mut query = sqlx::query(sql).persistent(false);
         for value in chunk {
             query = match *value {

@@ -1,4 +1,5 @@
-//! Error groups, one per fingerprint, and their incidents: upsert, lookup, listing and changes of status.
+//! Error groups, one per fingerprint, and their incidents: upsert, lookup, listing and changes of
+//! status.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
@@ -85,8 +86,8 @@ impl ErrorGroup {
         self.last_seen_version = later(&self.last_seen_version, version).to_owned();
     }
 
-    /// Whether this occurrence shows that the resolved incident is back. Occurrences from before the
-    /// resolution do not count, and neither do those of replicas older than the fixed version.
+    /// Whether this occurrence shows that the resolved incident is back. Occurrences from before
+    /// the resolution do not count, and neither do those of replicas older than the fixed version.
     fn is_regression(&self, new: &NewOccurrence) -> bool {
         let fixed_in = self.resolved_in_version.as_str();
         self.status == RESOLVED

@@ -7,8 +7,8 @@ use crate::error::Error;
 use crate::store::Store;
 use crate::store::error_groups::{ErrorGroup, read_group};
 
-/// The end of a range that has none. PostgreSQL's planner estimates an open range at a third of the table
-/// and then reads all of it.
+/// The end of a range that has none. PostgreSQL's planner estimates an open range at a third of the
+/// table and then reads all of it.
 pub(super) const NO_END: i64 = i64::MAX;
 
 /// A period that ends now and the previous one, in full minutes, hours or days.
@@ -36,7 +36,8 @@ impl Store {
         limit: i64,
     ) -> Result<Vec<GroupFrequency>, Error> {
         let rows = sqlx::query(
-            // Periods end now, so an owner met a group in the period if its last_time is after the start.
+            // Periods end now, so an owner met a group in the period if its last_time is after the
+            // start.
             "SELECT r.*, (SELECT COUNT(*) FROM error_owners o
                           WHERE o.fingerprint = r.fingerprint AND o.start = 0
                             AND o.last_time >= $1) AS owners

@@ -1,4 +1,5 @@
-//! Ingests a batch of occurrences: the rows, all counts and the incidents change in one transaction.
+//! Ingests a batch of occurrences: the rows, all counts and the incidents change in one
+//! transaction.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
@@ -217,7 +218,8 @@ async fn upsert_texts(
     let hashes: Vec<_> = detailed
         .iter()
         .map(|(_, new, causes)| {
-            // The end of the hour, so that a burst of occurrences updates a text's row once an hour.
+            // The end of the hour, so that a burst of occurrences updates a text's row once an
+            // hour.
             let last_time = floor(new.time, HOUR) + HOUR;
             [new.occurrence.message.as_str(), causes].map(|text| {
                 let mut hash = hex::encode(Sha256::digest(text));
@@ -291,8 +293,8 @@ const UPSERT_OWNER_TOTALS: SqlAffixes = (
      RETURNING fingerprint, owner, total",
 );
 
-/// Adds to the totals of each group and owner. Returns, per fingerprint, the number of owners that met it
-/// for the first time.
+/// Adds to the totals of each group and owner. Returns, per fingerprint, the number of owners that
+/// met it for the first time.
 async fn upsert_owner_totals(
     connection: &mut AnyConnection,
     sequenced: &[Sequenced],

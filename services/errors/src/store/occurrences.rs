@@ -8,7 +8,8 @@ use sqlx::any::AnyRow;
 use crate::error::Error;
 use crate::store::Store;
 
-/// SELECT of occurrences with their stored details. Without details the message is that of the group.
+/// SELECT of occurrences with their stored details. Without details the message is that of the
+/// group.
 macro_rules! occurrences {
     ($rest:literal) => {
         occurrences!(
@@ -41,8 +42,8 @@ macro_rules! occurrences {
     };
 }
 
-/// SELECT of the occurrences of the owner `$1`, without causes. Without details the message is the one
-/// stored for this owner and group.
+/// SELECT of the occurrences of the owner `$1`, without causes. Without details the message is the
+/// one stored for this owner and group.
 macro_rules! owner_occurrences {
     ($rest:literal) => {
         occurrences!(
@@ -57,7 +58,8 @@ macro_rules! owner_occurrences {
 }
 
 impl Store {
-    /// The group's occurrence that was shown with this id, then its newest; at most `limit` in total.
+    /// The group's occurrence that was shown with this id, then its newest; at most `limit` in
+    /// total.
     pub(crate) async fn occurrences_of(
         &self,
         fingerprint: &str,
@@ -107,8 +109,8 @@ impl Store {
         Ok(u32::try_from(row.try_get::<i64, _>(0)?).unwrap_or(u32::MAX))
     }
 
-    /// The group's occurrence that this owner was shown with this id, then the owner's newest; at most
-    /// `limit` in total.
+    /// The group's occurrence that this owner was shown with this id, then the owner's newest; at
+    /// most `limit` in total.
     pub(crate) async fn owner_occurrences_of(
         &self,
         owner: &str,
@@ -133,7 +135,8 @@ impl Store {
         merge_shown_and_newest(shown.as_ref(), &newest, limit)
     }
 
-    /// The owner's occurrences with sequence numbers in (`after`, `end`], oldest first, with these numbers.
+    /// The owner's occurrences with sequence numbers in (`after`, `end`], oldest first, with these
+    /// numbers.
     pub(crate) async fn owner_occurrences_between(
         &self,
         owner: &str,
@@ -142,7 +145,8 @@ impl Store {
         limit: i64,
     ) -> Result<Vec<(i64, Occurrence)>, Error> {
         let rows = sqlx::query(owner_occurrences!(
-            // COALESCE keeps the planner from the owner index: the range of sequence numbers is smaller.
+            // COALESCE keeps the planner from the owner index: the range of sequence numbers is
+            // smaller.
             "WHERE COALESCE(o.owner, '') = $1 AND $1 <> '' AND o.sequence > $2 AND o.sequence <= $3
                AND ($4 = '' OR p.error_code = $4)
              ORDER BY o.sequence LIMIT $5"

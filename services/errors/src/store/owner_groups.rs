@@ -1,5 +1,6 @@
-//! Queries for one owner: error groups and counts of this owner's occurrences only. Results do not depend on
-//! the occurrences of other owners, except for the status of an incident that both owners met.
+//! Queries for one owner: error groups and counts of this owner's occurrences only. Results do not
+//! depend on the occurrences of other owners, except for the status of an incident that both owners
+//! met.
 
 use hapa_chassis::page::After;
 use hapa_chassis::times::HOUR;

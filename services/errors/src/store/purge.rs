@@ -1,5 +1,5 @@
-//! Deletes expired rows in small transactions, so that other writers do not wait long. Several replicas may
-//! purge at once.
+//! Deletes expired rows in small transactions, so that other writers do not wait long. Several
+//! replicas may purge at once.
 
 use sqlx::{AnyConnection, Row as _};
 
@@ -64,7 +64,8 @@ pub(crate) struct RetentionCutoffs {
 }
 
 impl Store {
-    /// Deletes up to `CHUNK_SIZE` occurrences from before a time. Returns their number; 0: none is left.
+    /// Deletes up to `CHUNK_SIZE` occurrences from before a time. Returns their number; 0: none is
+    /// left.
     pub(crate) async fn purge_occurrences(&self, before: i64) -> Result<i64, Error> {
         let purged = self.db.transaction(move |connection| {
             Box::pin(async move {
@@ -108,8 +109,9 @@ impl Store {
         Ok(())
     }
 
-    /// Copies the owner from the details to up to `CHUNK_SIZE` occurrences that lack it. Replicas of the
-    /// previous release store them so. Returns the last sequence number done; `None`: none is left.
+    /// Copies the owner from the details to up to `CHUNK_SIZE` occurrences that lack it. Replicas
+    /// of the previous release store them so. Returns the last sequence number done; `None`: none
+    /// is left.
     pub(crate) async fn copy_owners(&self, after: i64) -> Result<Option<i64>, Error> {
         let rows = sqlx::query(
             "SELECT o.sequence FROM error_occurrences o
