@@ -13,21 +13,21 @@ const MAX_INFO_WORD_LEN: usize = 40;
 
 /// The position of a piece of text in the answer.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Spot<'s> {
+pub(crate) struct Segment<'s> {
     pub(crate) kind: Kind,
     /// The number of the code block, from 1. For explanation, the number of the previous block.
     pub(crate) block: usize,
     /// The first word after the block's opening fence, usually its language. "": there is none.
-    pub(crate) word: &'s str,
+    pub(crate) info_word: &'s str,
 }
 
 /// The state of the splitter between two pieces of the answer.
 #[derive(Debug, Default)]
-pub(crate) struct Splitter {
+pub(crate) struct FenceSplitter {
     /// The number of opened blocks.
     block_count: usize,
     /// The first word after the last opening fence.
-    word: String,
+    info_word: String,
     /// The current line while it may be a fence, or else "".
     pending_line: String,
     /// The current line is no fence, so its rest passes through.
@@ -50,15 +50,15 @@ enum LineKind {
     Undecided,
 }
 
-impl Splitter {
+impl FenceSplitter {
     /// Adds a piece of the answer and emits all text whose kind is certain.
-    pub(crate) fn push(&mut self, mut text: &str, emit: &mut impl FnMut(Spot<'_>, &str)) {
+    pub(crate) fn push(&mut self, mut text: &str, emit: &mut impl FnMut(Segment<'_>, &str)) {
         while !text.is_empty() {
             let end = memchr::memchr(b'\n', text.as_bytes());
             let (line, rest) = text.split_at(end.map_or(text.len(), |at| at + 1));
             text = rest;
             if self.is_mid_line {
-                emit(self.spot(), line);
+                emit(self.segment(), line);
             } else {
                 self.pending_line.push_str(line);
                 self.resolve_pending(end.is_some(), emit);
@@ -70,13 +70,13 @@ impl Splitter {
     }
 
     /// Emits the held-back text at the end of the answer.
-    pub(crate) fn end(&mut self, emit: &mut impl FnMut(Spot<'_>, &str)) {
+    pub(crate) fn end(&mut self, emit: &mut impl FnMut(Segment<'_>, &str)) {
         if !self.pending_line.is_empty() {
             self.resolve_pending(true, emit);
         }
     }
 
-    fn resolve_pending(&mut self, is_complete: bool, emit: &mut impl FnMut(Spot<'_>, &str)) {
+    fn resolve_pending(&mut self, is_complete: bool, emit: &mut impl FnMut(Segment<'_>, &str)) {
         match self.classify(is_complete) {
             LineKind::Fence(open_fence) => {
                 self.open_fence = open_fence;
@@ -86,7 +86,7 @@ impl Splitter {
                 self.pending_line.clear();
             }
             LineKind::Text => {
-                emit(self.spot(), &self.pending_line);
+                emit(self.segment(), &self.pending_line);
                 self.pending_line.clear();
                 self.is_mid_line = true;
             }
@@ -131,12 +131,12 @@ impl Splitter {
         let after = self.pending_line.trim_start_matches(' ').trim_start_matches(fence.marker);
         let word = after.split_whitespace().next().unwrap_or_default();
         self.block_count += 1;
-        self.word = word.chars().take(MAX_INFO_WORD_LEN).collect();
+        self.info_word = word.chars().take(MAX_INFO_WORD_LEN).collect();
     }
 
-    fn spot(&self) -> Spot<'_> {
+    fn segment(&self) -> Segment<'_> {
         let kind = if self.open_fence.is_some() { Kind::Code } else { Kind::Explanation };
-        Spot { kind, block: self.block_count, word: &self.word }
+        Segment { kind, block: self.block_count, info_word: &self.info_word }
     }
 }
 
@@ -147,10 +147,10 @@ mod tests {
     use super::*;
 
     fn split<'a>(pieces: impl IntoIterator<Item = &'a str>) -> Vec<(Kind, String)> {
-        let (mut splitter, mut parts) = (Splitter::default(), Vec::<(Kind, String)>::new());
-        let mut emit = |spot: Spot<'_>, text: &str| match parts.last_mut() {
-            Some((last, joined)) if *last == spot.kind => joined.push_str(text),
-            _ => parts.push((spot.kind, text.to_owned())),
+        let (mut splitter, mut parts) = (FenceSplitter::default(), Vec::<(Kind, String)>::new());
+        let mut emit = |segment: Segment<'_>, text: &str| match parts.last_mut() {
+            Some((last, joined)) if *last == segment.kind => joined.push_str(text),
+            _ => parts.push((segment.kind, text.to_owned())),
         };
         for piece in pieces {
             splitter.push(piece, &mut emit);
@@ -182,10 +182,10 @@ mod tests {
 
     #[test]
     fn blocks_have_their_number_and_the_word_of_their_fence() {
-        let (mut splitter, mut seen) = (Splitter::default(), Vec::new());
+        let (mut splitter, mut seen) = (FenceSplitter::default(), Vec::new());
         let answer = "a\n``` py title=x\n1\n```\n```\n2\n```\nb\n~~~js\n3\n";
-        splitter.push(answer, &mut |spot, text| {
-            seen.push((spot.block, spot.word.to_owned(), text.to_owned()));
+        splitter.push(answer, &mut |segment, text| {
+            seen.push((segment.block, segment.info_word.to_owned(), text.to_owned()));
         });
         let seen: Vec<_> =
             seen.iter().map(|(block, word, text)| (*block, word.as_str(), text.as_str())).collect();
@@ -206,7 +206,7 @@ mod tests {
 
     #[test]
     fn only_a_possible_fence_is_held_back() {
-        let (mut splitter, mut given) = (Splitter::default(), String::new());
+        let (mut splitter, mut given) = (FenceSplitter::default(), String::new());
         splitter.push("word", &mut |_, text| given.push_str(text));
         assert_eq!(given, "word");
         splitter.push(" `a\n``", &mut |_, text| given.push_str(text));

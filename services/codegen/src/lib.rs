@@ -47,7 +47,7 @@ use crate::route::{Bounds, Fleet, Source};
 use crate::service::Codegen;
 use crate::task::Specialists;
 use crate::turn::{TurnConfig, Turns};
-use crate::validate::Validators;
+use crate::validate::ValidationPool;
 use crate::watch::Patience;
 
 /// Settings of this service.
@@ -191,7 +191,7 @@ pub async fn mount(config: &Config, server: &mut Server) -> anyhow::Result<()> {
         budgets,
         cache,
         patience,
-        validators: Validators::default(),
+        validation_pool: ValidationPool::default(),
         streams_end,
         completions,
         idempotency,

@@ -112,7 +112,7 @@ struct TaskModel {
 
 /// The model chosen for a task.
 #[derive(Debug, PartialEq, Eq)]
-pub(crate) struct Chosen {
+pub(crate) struct ModelChoice {
     pub(crate) model: String,
     /// Why the fallback model was chosen.
     pub(crate) warning: Option<String>,
@@ -152,14 +152,14 @@ impl Specialists {
         served: &[&str],
         default: &str,
         allowed: &[String],
-    ) -> Result<Chosen, Error> {
+    ) -> Result<ModelChoice, Error> {
         let is_allowed =
             |model: &str| allowed.is_empty() || allowed.iter().any(|name| name == model);
         let fallback = self.fallback.as_deref().unwrap_or(default);
         let assigned = self.models.get(task);
         let specialist = assigned.and_then(|assigned| find_served(served, &assigned.model));
         if let Some(model) = specialist.filter(|model| is_allowed(model)) {
-            return Ok(Chosen { model: model.to_owned(), warning: None });
+            return Ok(ModelChoice { model: model.to_owned(), warning: None });
         }
         if !is_allowed(fallback) {
             return Err(Error::ModelNotAllowed);
@@ -176,7 +176,7 @@ impl Specialists {
             let TaskModel { model, .. } = assigned;
             Some(format!("{why} {model}, the model for the task {task}: {fallback} answered"))
         });
-        Ok(Chosen { model: fallback.to_owned(), warning })
+        Ok(ModelChoice { model: fallback.to_owned(), warning })
     }
 
     /// The tasks that are assigned to a model.

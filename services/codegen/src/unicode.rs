@@ -19,11 +19,11 @@ use std::borrow::Cow;
 
 /// Removes invisible characters. Copies the text only if there are any.
 pub(crate) fn strip(text: &str) -> Cow<'_, str> {
-    Sieve::default().strip(text)
+    InvisibleCharFilter::default().strip(text)
 }
 
 /// Removes invisible characters in place.
-pub(crate) fn strip_in(text: &mut String) {
+pub(crate) fn strip_in_place(text: &mut String) {
     if let Cow::Owned(stripped) = strip(text) {
         *text = stripped;
     }
@@ -31,14 +31,14 @@ pub(crate) fn strip_in(text: &mut String) {
 
 /// Removes invisible characters from a text that arrives in pieces.
 #[derive(Debug, Default)]
-pub(crate) struct Sieve {
+pub(crate) struct InvisibleCharFilter {
     /// The last kept character.
     previous: char,
     /// The number of removed characters.
-    pub(crate) removed: usize,
+    pub(crate) removed_count: usize,
 }
 
-impl Sieve {
+impl InvisibleCharFilter {
     /// Filters the next piece.
     pub(crate) fn strip<'t>(&mut self, text: &'t str) -> Cow<'t, str> {
         let Some(previous) = text.chars().next_back() else { return Cow::Borrowed(text) };
@@ -55,7 +55,7 @@ impl Sieve {
             if self.should_keep(letter) {
                 kept.push(letter);
             } else {
-                self.removed += 1;
+                self.removed_count += 1;
             }
         }
         Cow::Owned(kept)
@@ -245,10 +245,10 @@ mod tests {
 
         #[test]
         fn filtering_pieces_equals_filtering_the_whole(text in any_text()) {
-            let mut sieve = Sieve::default();
-            let joined: String = text.chars().map(|letter| sieve.strip(letter.encode_utf8(&mut [0; 4])).into_owned()).collect();
+            let mut char_filter = InvisibleCharFilter::default();
+            let joined: String = text.chars().map(|letter| char_filter.strip(letter.encode_utf8(&mut [0; 4])).into_owned()).collect();
             prop_assert_eq!(&joined, &strip(&text));
-            prop_assert_eq!(sieve.removed, text.chars().count() - joined.chars().count());
+            prop_assert_eq!(char_filter.removed_count, text.chars().count() - joined.chars().count());
         }
     }
 }

@@ -25,8 +25,8 @@ use tree_sitter::Node;
 use crate::unicode;
 use crate::validate::deadline::Deadline;
 pub(crate) use crate::validate::grammar::Language;
-pub(crate) use crate::validate::inspector::Inspector;
-pub(crate) use crate::validate::request::{Validators, check};
+pub(crate) use crate::validate::inspector::CodeInspector;
+pub(crate) use crate::validate::request::{ValidationPool, validate_request};
 
 /// The severity of a finding, lowest first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, serde::Deserialize)]
@@ -96,7 +96,7 @@ pub(crate) const SYNTAX_ERROR: &str = "syntax_error";
 const NOT_CHECKED: &str = "not_checked";
 
 /// Analyses code. `None`: the timeout expired.
-pub(crate) fn examine(
+pub(crate) fn analyse(
     code: &str,
     language: Language,
     timeout: Duration,
@@ -151,7 +151,7 @@ fn find_invisible(code: &str, findings: &mut Vec<Finding>) {
     }
     for (line, text) in code.lines().enumerate() {
         // One finding per line is enough: the line needs a review in any case.
-        let mut filter = unicode::Sieve::default();
+        let mut filter = unicode::InvisibleCharFilter::default();
         let mut buffer = [0; 4];
         let first = text
             .char_indices()

@@ -11,13 +11,18 @@ fn owned(names: &[&str]) -> Vec<String> {
     names.iter().map(|&name| name.to_owned()).collect()
 }
 
-fn choose(setting: &str, task: &str, served: &[&str], allowed: &[&str]) -> Result<Chosen, Error> {
+fn choose(
+    setting: &str,
+    task: &str,
+    served: &[&str],
+    allowed: &[&str],
+) -> Result<ModelChoice, Error> {
     let specialists = Specialists::new(setting, None).unwrap();
     specialists.choose(task, served, "base", &owned(allowed))
 }
 
-fn model_and_warning(chosen: Result<Chosen, Error>) -> (String, Option<String>) {
-    let Chosen { model, warning } = chosen.unwrap();
+fn model_and_warning(chosen: Result<ModelChoice, Error>) -> (String, Option<String>) {
+    let ModelChoice { model, warning } = chosen.unwrap();
     (model, warning)
 }
 

@@ -5,7 +5,7 @@
 
 use std::time::{Duration, Instant};
 
-use crate::validate::{Language, SYNTAX_ERROR, Severity, examine};
+use crate::validate::{Language, SYNTAX_ERROR, Severity, analyse};
 
 /// Time for all blocks of an answer. A block of 16 KiB takes a few milliseconds.
 const INSPECTION_TIMEOUT: Duration = Duration::from_millis(25);
@@ -15,7 +15,7 @@ const MAX_WARNING_COUNT: usize = 10;
 
 /// The code blocks of one answer.
 #[derive(Debug, Default)]
-pub(crate) struct Inspector {
+pub(crate) struct CodeInspector {
     /// The language of blocks that name none.
     default_language: Option<Language>,
     blocks: Vec<Block>,
@@ -33,14 +33,17 @@ struct Block {
     code: String,
 }
 
-impl Inspector {
-    pub(crate) fn new(language: &str) -> Inspector {
-        Inspector { default_language: Language::from_name(language), ..Inspector::default() }
+impl CodeInspector {
+    pub(crate) fn new(language: &str) -> CodeInspector {
+        CodeInspector {
+            default_language: Language::from_name(language),
+            ..CodeInspector::default()
+        }
     }
 
     /// Adds code of a block. `number` counts from 1, `info_word` is the first word after its
     /// opening fence.
-    pub(crate) fn take(&mut self, number: usize, info_word: &str, code: &str) {
+    pub(crate) fn push(&mut self, number: usize, info_word: &str, code: &str) {
         self.code_len += code.len();
         if self.code_len > MAX_CODE_BYTES {
             self.blocks.clear();
@@ -70,7 +73,7 @@ impl Inspector {
                 continue;
             };
             let remaining = deadline.saturating_duration_since(Instant::now());
-            let Some(report) = examine(&block.code, language, remaining, false) else {
+            let Some(report) = analyse(&block.code, language, remaining, false) else {
                 break;
             };
             let findings = report.findings.iter().filter(|finding| match finding.issue {
@@ -95,10 +98,10 @@ mod tests {
     use super::*;
 
     fn warnings(default_language: &str, blocks: &[(&str, &str)], is_cut: bool) -> Vec<String> {
-        let mut inspector = Inspector::new(default_language);
+        let mut inspector = CodeInspector::new(default_language);
         for (block_number, (info_word, code)) in (1..).zip(blocks) {
             for piece in code.split_inclusive(' ') {
-                inspector.take(block_number, info_word, piece);
+                inspector.push(block_number, info_word, piece);
             }
         }
         inspector.warnings(is_cut)

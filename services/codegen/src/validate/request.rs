@@ -12,7 +12,7 @@ use tokio::task::spawn_blocking;
 use tokio::time::timeout;
 
 use crate::error::Error;
-use crate::validate::{Finding, Language, NOT_CHECKED, Report, Severity, examine};
+use crate::validate::{Finding, Language, NOT_CHECKED, Report, Severity, analyse};
 use crate::watch::millis;
 
 const MAX_CODE_LEN: usize = 50_000;
@@ -28,17 +28,17 @@ const PERMIT_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Runs the analyses of all requests, at most two at once.
 #[derive(Clone, Debug)]
-pub(crate) struct Validators {
+pub(crate) struct ValidationPool {
     permits: Arc<Semaphore>,
 }
 
-impl Default for Validators {
+impl Default for ValidationPool {
     fn default() -> Self {
-        Validators { permits: Arc::new(Semaphore::new(MAX_CONCURRENT_ANALYSES)) }
+        ValidationPool { permits: Arc::new(Semaphore::new(MAX_CONCURRENT_ANALYSES)) }
     }
 }
 
-impl Validators {
+impl ValidationPool {
     /// Analyses code. The permit is released when the analysis ends, even if the caller has
     /// disconnected.
     pub(crate) async fn validate(
@@ -58,7 +58,7 @@ impl Validators {
 }
 
 /// Validates the request and names all invalid fields.
-pub(crate) fn check(request: &ValidateCodeRequest) -> Result<Language, Violations> {
+pub(crate) fn validate_request(request: &ValidateCodeRequest) -> Result<Language, Violations> {
     let mut violations = Violations::default();
     if request.code.trim().is_empty() {
         violations.missing("code");
@@ -108,7 +108,7 @@ pub(crate) fn respond(
 ) -> ValidateCodeResponse {
     let start = Instant::now();
     let code = &request.code;
-    let report = examine(code, language, timeout, request.check_style())
+    let report = analyse(code, language, timeout, request.check_style())
         .unwrap_or_else(|| Report { findings: vec![not_checked_finding()], ..Report::default() });
     let count = |severity| {
         let findings = report.findings.iter();

@@ -12,7 +12,7 @@ fn validate_code(language: &str, code: &str) -> ValidateCodeResponse {
         language: language.to_owned(),
         ..ValidateCodeRequest::default()
     };
-    let language = check(&request).unwrap();
+    let language = validate_request(&request).unwrap();
     request::respond(&request, language, TEST_TIMEOUT)
 }
 
@@ -303,7 +303,7 @@ fn typescript_with_and_without_jsx_is_parsed() {
         file_name: "a.tsx".to_owned(),
         ..ValidateCodeRequest::default()
     };
-    assert!(request::respond(&request, check(&request).unwrap(), TEST_TIMEOUT).is_valid);
+    assert!(request::respond(&request, validate_request(&request).unwrap(), TEST_TIMEOUT).is_valid);
 }
 
 #[test]
@@ -516,7 +516,7 @@ fn every_invalid_field_is_named() {
         request_id: "a b".to_owned(),
         ..ValidateCodeRequest::default()
     };
-    let fields = check(&request).unwrap_err().fields();
+    let fields = validate_request(&request).unwrap_err().fields();
     assert_eq!(fields, ["code", "session_id", "file_name", "request_id", "language"]);
     for language in ["py", "js", "ts", "c++", "c#", "Java"] {
         let request = ValidateCodeRequest {
@@ -524,7 +524,7 @@ fn every_invalid_field_is_named() {
             language: language.to_owned(),
             ..Default::default()
         };
-        assert!(check(&request).is_ok(), "{language}");
+        assert!(validate_request(&request).is_ok(), "{language}");
     }
 }
 
@@ -565,14 +565,14 @@ fn deeply_nested_code_costs_no_stack_and_analysis_ends() {
     let analysed = small.spawn(|| {
         let seen = adversarial_inputs().into_iter().map(|(language, code)| {
             // Whether the timeout expires depends on the machine, so `None` is valid too.
-            let report = examine(&code, language, Duration::from_millis(20), true);
+            let report = analyse(&code, language, Duration::from_millis(20), true);
             report.is_none_or(|report| report.complexity >= 1)
         });
         seen.filter(|is_valid| *is_valid).count()
     });
     assert_eq!(analysed.unwrap().join().unwrap(), adversarial_inputs().len());
     let deep = format!("x = {}1{}", "(".repeat(5_000), ")".repeat(5_000));
-    assert_eq!(examine(&deep, Language::Python, TEST_TIMEOUT, false).unwrap().findings, []);
+    assert_eq!(analyse(&deep, Language::Python, TEST_TIMEOUT, false).unwrap().findings, []);
 }
 
 #[test]
