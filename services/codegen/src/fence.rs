@@ -8,7 +8,7 @@ use hapa_proto::codegen::v1::stream_generate_code_response::Kind;
 /// Longest line that can be a fence. Longer lines are not held back.
 const MAX_FENCE_LINE_LEN: usize = 200;
 
-/// The first word of a longer info string is cut to this length. Names of languages are shorter.
+/// Longer first words of info strings are cut to this length. Names of languages are shorter.
 const MAX_INFO_WORD_LEN: usize = 40;
 
 /// The position of a piece of text in the answer.

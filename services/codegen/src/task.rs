@@ -20,7 +20,7 @@ const DEFAULT_SPECIALIST: &str = "prompt";
 #[serde(deny_unknown_fields)]
 struct TaskFile {
     specialist: BTreeMap<String, Specialist>,
-    rule: Vec<Rule>,
+    rule: Vec<TaskRule>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -42,7 +42,7 @@ pub(crate) struct Sampling {
 
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Rule {
+struct TaskRule {
     task: String,
     #[serde(default)]
     question: PatternSet,
@@ -80,7 +80,7 @@ static TASKS: LazyLock<TaskFile> =
 /// Infers the task from a question and the code around it.
 pub(crate) fn infer(question: &str, context: &str) -> &'static str {
     let fits =
-        |rule: &&Rule| rule.question.0.is_match(question) || rule.context.0.is_match(context);
+        |rule: &&TaskRule| rule.question.0.is_match(question) || rule.context.0.is_match(context);
     TASKS.rule.iter().find(fits).map_or(DEFAULT_TASK, |rule| &rule.task)
 }
 

@@ -82,7 +82,7 @@ impl Finding {
 
 /// The findings in the order of the text, and the metrics of the code.
 #[derive(Debug, Default)]
-pub(crate) struct Report {
+pub(crate) struct AnalysisReport {
     pub(crate) findings: Vec<Finding>,
     lines_of_code: usize,
     functions: u32,
@@ -101,11 +101,11 @@ pub(crate) fn analyse(
     language: Language,
     timeout: Duration,
     with_style: bool,
-) -> Option<Report> {
+) -> Option<AnalysisReport> {
     let deadline = Deadline::new(timeout);
     let tree = tree::parse(code, language, &deadline)?;
     let grammar = language.grammar();
-    let mut report = Report { complexity: 1, ..Report::default() };
+    let mut report = AnalysisReport { complexity: 1, ..AnalysisReport::default() };
     let mut lines = BTreeSet::new();
     let mut symbols = symbols::SymbolTable::default();
     tree::walk(tree.root_node(), grammar, &deadline, &mut |node, scope| {
@@ -134,7 +134,7 @@ pub(crate) fn analyse(
     Some(report)
 }
 
-impl Report {
+impl AnalysisReport {
     /// Adds a node to the metrics.
     fn count_node(&mut self, node: Node<'_>, grammar: &grammar::Grammar) {
         let kind = node.kind();

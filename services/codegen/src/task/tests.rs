@@ -104,8 +104,8 @@ fn a_specialist_that_no_engine_serves_is_replaced_with_a_warning() {
     let two = &["base", "prompt"];
     let (model, warning) = model_and_warning(choose("", "fix", two, &[]));
     assert_eq!(model, "base");
-    let words = "no engine serves error_fix, the model for the task fix: base answered";
-    assert_eq!(warning.as_deref(), Some(words));
+    let expected = "no engine serves error_fix, the model for the task fix: base answered";
+    assert_eq!(warning.as_deref(), Some(expected));
     let (_, warning) = model_and_warning(choose("fix=mine", "fix", &["base"], &[]));
     assert!(warning.is_some_and(|warning| warning.contains("no engine serves mine")));
     let specialists = Specialists::new("", Some("prompt")).unwrap();

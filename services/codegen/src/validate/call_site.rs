@@ -5,7 +5,7 @@ use tree_sitter::Node;
 
 use crate::validate::grammar::{Grammar, Language};
 use crate::validate::symbols::{SymbolTable, arguments, node_text, string_literal};
-use crate::validate::tree::Scope;
+use crate::validate::tree::NodeScope;
 
 /// Deepest nesting of lists that may count as a literal.
 const MAX_LITERAL_DEPTH: usize = 6;
@@ -24,7 +24,7 @@ pub(super) struct CallSite<'t> {
 impl<'t> CallSite<'t> {
     pub(super) fn from_node(
         node: Node<'t>,
-        scope: Scope,
+        scope: NodeScope,
         symbols: &'t SymbolTable,
         language: Language,
         code: &'t str,

@@ -16,13 +16,13 @@ pub(super) fn record(
     match (language.family(), node.kind()) {
         (Language::Python, "import_statement") => bind_python_import(symbols, node, scope, code),
         (Language::Python, "import_from_statement") => {
-            bind_python_from_import(symbols, node, scope, code)
+            bind_python_from_import(symbols, node, scope, code);
         }
         (Language::Python, "parameters" | "lambda_parameters") => {
             bind_parameters(symbols, node, scope, code);
         }
         (Language::JavaScript, "import_statement") => {
-            bind_script_import(symbols, node, scope, code)
+            bind_script_import(symbols, node, scope, code);
         }
         (Language::JavaScript, "formal_parameters") => bind_parameters(symbols, node, scope, code),
         _ => {}

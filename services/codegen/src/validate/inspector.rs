@@ -9,7 +9,8 @@ use crate::validate::{Language, SYNTAX_ERROR, Severity, analyse};
 
 /// Time for all blocks of an answer. A block of 16 KiB takes a few milliseconds.
 const INSPECTION_TIMEOUT: Duration = Duration::from_millis(25);
-/// Most code in all blocks together. An answer with the maximum number of tokens is shorter.
+/// Most code in all blocks together. Beyond it the answer has no warnings. An answer with the
+/// maximum number of tokens is shorter.
 const MAX_CODE_BYTES: usize = 64 * 1024;
 const MAX_WARNING_COUNT: usize = 10;
 

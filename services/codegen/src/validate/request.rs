@@ -12,7 +12,7 @@ use tokio::task::spawn_blocking;
 use tokio::time::timeout;
 
 use crate::error::Error;
-use crate::validate::{Finding, Language, NOT_CHECKED, Report, Severity, analyse};
+use crate::validate::{AnalysisReport, Finding, Language, NOT_CHECKED, Severity, analyse};
 use crate::watch::millis;
 
 const MAX_CODE_LEN: usize = 50_000;
@@ -108,8 +108,9 @@ pub(crate) fn respond(
 ) -> ValidateCodeResponse {
     let start = Instant::now();
     let code = &request.code;
-    let report = analyse(code, language, timeout, request.check_style())
-        .unwrap_or_else(|| Report { findings: vec![not_checked_finding()], ..Report::default() });
+    let report = analyse(code, language, timeout, request.check_style()).unwrap_or_else(|| {
+        AnalysisReport { findings: vec![not_checked_finding()], ..AnalysisReport::default() }
+    });
     let count = |severity| {
         let findings = report.findings.iter();
         saturating_u32(findings.filter(|finding| finding.severity == severity).count())

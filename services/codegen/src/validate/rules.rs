@@ -12,13 +12,13 @@ use crate::validate::{Finding, Severity};
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct RuleFile {
-    rule: Vec<Rule>,
+    rule: Vec<CallRule>,
 }
 
 /// One kind of dangerous calls.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Rule {
+struct CallRule {
     language: Language,
     /// The paths of the called functions.
     calls: Vec<String>,
@@ -53,11 +53,11 @@ enum RuleCondition {
 }
 
 #[expect(clippy::expect_used, reason = "the file is part of the binary and a test reads it")]
-static RULES: LazyLock<Vec<Rule>> = LazyLock::new(|| {
+static RULES: LazyLock<Vec<CallRule>> = LazyLock::new(|| {
     toml::from_str::<RuleFile>(include_str!("rules.toml")).expect("rules.toml").rule
 });
 
-type RulesByCall = HashMap<&'static str, Vec<&'static Rule>>;
+type RulesByCall = HashMap<&'static str, Vec<&'static CallRule>>;
 
 static RULES_BY_LANGUAGE: LazyLock<HashMap<Language, RulesByCall>> = LazyLock::new(|| {
     let mut rules = HashMap::<_, RulesByCall>::new();

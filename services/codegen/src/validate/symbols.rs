@@ -7,7 +7,7 @@ use tree_sitter::Node;
 
 use crate::validate::grammar::Language;
 use crate::validate::imports;
-use crate::validate::tree::Scope;
+use crate::validate::tree::NodeScope;
 
 /// Longest resolved chain of members and calls. Real code has shorter ones.
 const MAX_PATH_DEPTH: usize = 16;
@@ -39,7 +39,13 @@ pub(super) fn node_text<'c>(node: Node<'_>, code: &'c str) -> &'c str {
 
 impl SymbolTable {
     /// Records the bindings of a node.
-    pub(super) fn record(&mut self, node: Node<'_>, scope: Scope, language: Language, code: &str) {
+    pub(super) fn record(
+        &mut self,
+        node: Node<'_>,
+        scope: NodeScope,
+        language: Language,
+        code: &str,
+    ) {
         if self.scopes.len() <= scope.id {
             let is_class = matches!(
                 node.kind(),

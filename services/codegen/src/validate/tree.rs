@@ -31,10 +31,10 @@ pub(super) fn walk<'t>(
     root: Node<'t>,
     grammar: &Grammar,
     deadline: &Deadline,
-    visit: &mut impl FnMut(Node<'t>, Scope),
+    visit: &mut impl FnMut(Node<'t>, NodeScope),
 ) -> Option<()> {
     let mut cursor = root.walk();
-    let mut open_scopes = vec![Scope { id: 0, parent: 0, starts_here: true }];
+    let mut open_scopes = vec![NodeScope { id: 0, parent: 0, starts_here: true }];
     let mut scopes = 0;
     loop {
         if deadline.is_expired() {
@@ -42,10 +42,10 @@ pub(super) fn walk<'t>(
         }
         let node = cursor.node();
         let parent = open_scopes.last().map_or(0, |scope| scope.id);
-        let mut scope = Scope { id: parent, parent, starts_here: false };
+        let mut scope = NodeScope { id: parent, parent, starts_here: false };
         if node.is_named() && grammar.scopes.contains(&node.kind()) {
             scopes += 1;
-            scope = Scope { id: scopes, parent, starts_here: true };
+            scope = NodeScope { id: scopes, parent, starts_here: true };
         }
         visit(node, scope);
         open_scopes.push(scope);
@@ -66,7 +66,7 @@ pub(super) fn walk<'t>(
 
 /// The scope in which the names of a node are resolved.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Scope {
+pub(super) struct NodeScope {
     pub(super) id: usize,
     /// The enclosing scope. If the scope does not start at this node, it is `id` itself.
     pub(super) parent: usize,
