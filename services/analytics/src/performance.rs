@@ -54,7 +54,7 @@ pub(crate) async fn last_minute(
     let filter = RollupFilter {
         period: RollupPeriod::Second,
         start: RollupPeriod::Second.floor(now) - MINUTE + SECOND,
-        // Includes the calls of replicas whose clocks are slightly ahead.
+        // Includes the calls of replicas with clocks slightly ahead.
         end: now + SECOND,
         model: model.to_owned(),
         method: method.to_owned(),
@@ -98,7 +98,7 @@ pub(crate) fn resolve_window(
     Ok((start, end))
 }
 
-/// The finest period whose rollups cover the whole window and suit its length.
+/// The finest period that is stored for the whole window and suits its length.
 fn choose_period(start: i64, end: i64, now: i64) -> RollupPeriod {
     let length = end - start;
     if length <= MAX_MINUTE_WINDOW && RollupPeriod::Minute.is_retained(start, now) {

@@ -128,7 +128,7 @@ impl RollupLatencies {
         if text.is_empty() {
             return Ok(());
         }
-        let advice = "another version wrote these rollups; delete the rows of performance_rollups whose sketches do not begin with h:";
+        let advice = "another version wrote these rollups; delete the rows of performance_rollups with sketches that do not begin with h:";
         let text = text.strip_prefix(ENCODING).context(advice)?;
         let mut parts = text.splitn(3, '.');
         for histogram in [&mut self.duration, &mut self.time_to_first_token, &mut self.inter_token]

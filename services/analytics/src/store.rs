@@ -37,8 +37,8 @@ impl Store {
     }
 }
 
-/// Splits rows into chunks whose sizes are powers of two, at most `max`. Few different sizes mean
-/// few statement texts, so that all of them stay prepared.
+/// Splits rows into chunks with power-of-two sizes, at most `max`. Few different sizes mean few
+/// statement texts, so that all of them stay prepared.
 fn power_of_two_chunks<T>(mut rows: &[T], max: usize) -> impl Iterator<Item = &[T]> {
     std::iter::from_fn(move || {
         let size = (0..=max.ilog2()).rev().map(|power| 1 << power);

@@ -51,7 +51,7 @@ enum LineKind {
 }
 
 impl FenceSplitter {
-    /// Adds a piece of the answer and emits all text whose kind is certain.
+    /// Adds a piece of the answer and emits all text that certainly is code or explanation.
     pub(crate) fn push(&mut self, mut text: &str, emit: &mut impl FnMut(Segment<'_>, &str)) {
         while !text.is_empty() {
             let end = memchr::memchr(b'\n', text.as_bytes());

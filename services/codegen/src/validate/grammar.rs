@@ -65,7 +65,7 @@ impl Language {
         }
     }
 
-    /// The language whose rules apply.
+    /// The language that determines the rules.
     pub(super) fn family(self) -> Language {
         match self {
             Language::TypeScript | Language::Tsx => Language::JavaScript,

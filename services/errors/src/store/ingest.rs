@@ -13,7 +13,7 @@ use crate::fingerprint::normalise;
 use crate::store::bulk_sql::{SqlAffixes, SqlValue, execute_rows};
 use crate::store::{Store, StoreHead, error_groups, lock_head, write_head};
 
-/// Per group and minute, the number of occurrences without an incident id whose details are stored.
+/// Details are stored of this many occurrences without an incident id per group and minute.
 const DETAIL_SAMPLE_SIZE: i64 = 50;
 
 /// An occurrence to store, with its fingerprint and its time in microseconds.
@@ -66,7 +66,7 @@ impl Store {
     }
 }
 
-/// Inserts the occurrences and returns those whose event ids were new.
+/// Inserts the occurrences and returns those with new event ids.
 async fn insert_occurrences(
     connection: &mut AnyConnection,
     head: StoreHead,
