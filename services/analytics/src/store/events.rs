@@ -19,8 +19,8 @@ impl Store {
     /// Stores and aggregates the events that are not stored yet, and returns their number. `events`
     /// must be sorted by id.
     ///
-    /// Events older than the retention are dropped, because their earlier copies may be deleted and
-    /// would be counted again.
+    /// Events older than the retention are dropped: an earlier copy may have been purged, so that the
+    /// store cannot detect a repetition.
     pub(crate) async fn record(&self, mut events: Vec<CallEvent>, now: i64) -> Result<u32, Error> {
         let oldest = now.saturating_sub(i64::from(self.retention_days) * DAY);
         events.retain(|event| event.time >= oldest);
