@@ -9,10 +9,10 @@ use prost::Message as _;
 use crate::completion;
 use crate::engine::Scheduling;
 use crate::engine::sse::{Reader, TooLong};
-use crate::fence::Splitter;
+use crate::fence::FenceSplitter;
 use crate::question::Question;
-use crate::unicode::{Sieve, strip};
-use crate::validate::{self, Inspector, Language};
+use crate::unicode::{InvisibleCharFilter, strip};
+use crate::validate::{self, CodeInspector, Language};
 
 /// An engine's stream in pieces, whose lengths the first byte sets; then its text as an answer.
 pub fn stream(bytes: &[u8]) {
@@ -30,12 +30,12 @@ pub fn stream(bytes: &[u8]) {
     };
     let whole = read(rest.len().max(1));
     assert_eq!(read(usize::from(*length).max(1)), whole, "how it is cut makes no difference");
-    let (mut sieve, mut splitter, mut inspector) =
-        (Sieve::default(), Splitter::default(), Inspector::new("python"));
+    let (mut char_filter, mut splitter, mut inspector) =
+        (InvisibleCharFilter::default(), FenceSplitter::default(), CodeInspector::new("python"));
     for event in &whole.0 {
         let text = String::from_utf8_lossy(event);
-        splitter.push(&sieve.strip(&text), &mut |spot, text| {
-            inspector.take(spot.block, spot.word, text);
+        splitter.push(&char_filter.strip(&text), &mut |segment, text| {
+            inspector.push(segment.block, segment.info_word, text);
         });
     }
     assert!(inspector.warnings(false).len() <= 11);
@@ -53,7 +53,7 @@ pub fn requests(bytes: &[u8]) {
         completion::fuzz(request);
     }
     if let Ok(request) = ValidateCodeRequest::decode(bytes) {
-        let _ = validate::check(&request);
+        let _ = validate::validate_request(&request);
     }
 }
 
@@ -66,7 +66,7 @@ pub fn code(bytes: &[u8]) {
         return;
     };
     let lines = code.lines().count().max(1);
-    if let Some(report) = validate::examine(code, language, Duration::from_millis(200), true) {
+    if let Some(report) = validate::analyse(code, language, Duration::from_millis(200), true) {
         assert!(report.findings.iter().all(|finding| finding.line <= lines));
     }
 }

@@ -21,12 +21,12 @@ use tonic::Status;
 
 use crate::engine::{self, Ask, Batch};
 use crate::error::Error;
-use crate::fence::{Splitter, Spot};
+use crate::fence::{FenceSplitter, Segment};
 use crate::order::Order;
 use crate::route::{self, Fleet, Opened};
 use crate::span;
-use crate::unicode::Sieve;
-use crate::validate::Inspector;
+use crate::unicode::InvisibleCharFilter;
+use crate::validate::CodeInspector;
 use crate::watch::{Patience, Watch, account, prompt_tokens};
 
 type Opening = Pin<Box<dyn Future<Output = Result<Opened<Batch>, route::Error>> + Send>>;
@@ -61,8 +61,8 @@ pub(crate) struct Generation {
     asked: Instant,
     /// About as many tokens as the prompt has, until the engine says.
     prompt_tokens: u32,
-    sieve: Sieve,
-    splitter: Splitter,
+    char_filter: InvisibleCharFilter,
+    splitter: FenceSplitter,
     batch: Batch,
     events: VecDeque<Event>,
     failure: Option<Status>,
@@ -91,8 +91,8 @@ impl Generation {
             part,
             asked: Instant::now(),
             prompt_tokens,
-            sieve: Sieve::default(),
-            splitter: Splitter::default(),
+            char_filter: InvisibleCharFilter::default(),
+            splitter: FenceSplitter::default(),
             batch: Batch::default(),
             events: VecDeque::new(),
             failure: None,
@@ -253,9 +253,10 @@ impl Generation {
             report.heard(self.watch.last_heard());
         }
         let text = std::mem::take(&mut self.batch.text);
-        let text = self.sieve.strip(&text);
+        let text = self.char_filter.strip(&text);
         let (events, inspector) = (&mut self.events, &mut self.order.inspector);
-        self.splitter.push(&text, &mut |spot, text| read_along(events, inspector, spot, text));
+        self.splitter
+            .push(&text, &mut |segment, text| read_along(events, inspector, segment, text));
     }
 
     /// Says once what was used: as the engine counted, else as far as it is known.
@@ -278,13 +279,13 @@ impl Generation {
 
     fn end_text(&mut self) {
         let (events, inspector) = (&mut self.events, &mut self.order.inspector);
-        self.splitter.end(&mut |spot, text| read_along(events, inspector, spot, text));
+        self.splitter.end(&mut |segment, text| read_along(events, inspector, segment, text));
     }
 
     /// Of a whole answer.
     fn warnings(&self, is_cut: bool) -> Vec<String> {
         let mut warnings = self.order.inspector.warnings(is_cut);
-        if self.sieve.removed > 0 {
+        if self.char_filter.removed_count > 0 {
             warnings.push("characters that can't be seen were removed from the answer".to_owned());
         }
         warnings
@@ -329,11 +330,16 @@ pub(crate) fn failed(fault: &Fault, partial: bool) -> Event {
     })
 }
 
-fn read_along(events: &mut VecDeque<Event>, inspector: &mut Inspector, spot: Spot<'_>, text: &str) {
-    if spot.kind == Kind::Code {
-        inspector.take(spot.block, spot.word, text);
+fn read_along(
+    events: &mut VecDeque<Event>,
+    inspector: &mut CodeInspector,
+    segment: Segment<'_>,
+    text: &str,
+) {
+    if segment.kind == Kind::Code {
+        inspector.push(segment.block, segment.info_word, text);
     }
-    add_delta(events, spot.kind, text);
+    add_delta(events, segment.kind, text);
 }
 
 /// Neighbours of one kind become one event.

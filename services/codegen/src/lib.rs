@@ -50,7 +50,7 @@ use crate::route::{Bounds, Fleet, Source};
 use crate::service::Codegen;
 use crate::task::Specialists;
 use crate::turn::{TurnConfig, Turns};
-use crate::validate::Validators;
+use crate::validate::ValidationPool;
 use crate::watch::Patience;
 
 /// Settings of this service.
@@ -210,7 +210,7 @@ pub fn service(config: &Config, dependencies: Dependencies) -> anyhow::Result<Se
         budgets,
         cache,
         patience,
-        validators: Validators::default(),
+        validation_pool: ValidationPool::default(),
         streams_end,
         completions,
         idempotency,

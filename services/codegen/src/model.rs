@@ -6,7 +6,7 @@ use tokio::time::Instant;
 
 use crate::error::Error;
 use crate::route::{self, Board, Fleet, Listed};
-use crate::task::{Chosen, Specialists};
+use crate::task::{ModelChoice, Specialists};
 
 /// Most models that a reply lists.
 const MOST: usize = 1_000;
@@ -30,7 +30,7 @@ impl Models {
         call: &Call,
         task: &str,
         named: Option<&str>,
-    ) -> Result<Chosen, Error> {
+    ) -> Result<ModelChoice, Error> {
         let board = self.fleet.board().await;
         let caller = call.principal.as_ref();
         let allowed = caller.map_or(&[][..], |principal| &principal.allowed_models);
@@ -42,7 +42,7 @@ impl Models {
             if !configured && !board.listed().iter().any(|listed| listed.name == named) {
                 call.report().unlisted();
             }
-            return Ok(Chosen { model: named.to_owned(), warning: None });
+            return Ok(ModelChoice { model: named.to_owned(), warning: None });
         }
         let default = self.default(&board).await?;
         let served = board.listed().iter().filter(|listed| board.counts(listed).1 > 0);

@@ -9,7 +9,7 @@ use crate::engine::Ask;
 use crate::route::Request;
 use crate::task::Sampling;
 use crate::turn::Turn;
-use crate::validate::Inspector;
+use crate::validate::CodeInspector;
 
 /// See the module.
 pub(crate) struct Order {
@@ -22,7 +22,7 @@ pub(crate) struct Order {
     /// Its place at the engines, until they are done.
     pub(crate) turn: Option<Turn>,
     /// Who reads the code along.
-    pub(crate) inspector: Inspector,
+    pub(crate) inspector: CodeInspector,
     pub(crate) sampling: Sampling,
 }
 

@@ -47,7 +47,7 @@ impl Question {
     ) -> Result<Question, Violations> {
         let mut found = Violations::default();
         for text in [&mut request.user_question, &mut request.code_context] {
-            unicode::strip_in(text);
+            unicode::strip_in_place(text);
         }
         check_texts(&request, &mut found);
         check_place(&request.language, &request.file_path, &mut found);
@@ -65,7 +65,7 @@ impl Question {
         let task = if request.task.is_empty() { inferred() } else { request.task };
         let usual = task::sampling(&task);
         // After the check: a control character in a path is refused.
-        unicode::strip_in(&mut request.file_path);
+        unicode::strip_in_place(&mut request.file_path);
         Ok(Question {
             text: request.user_question,
             context: request.code_context,

@@ -30,9 +30,9 @@ use crate::order::Order;
 use crate::question::Question;
 use crate::route::{Fleet, choose};
 use crate::share::Source;
-use crate::task::Chosen;
+use crate::task::ModelChoice;
 use crate::turn::{self, Turns};
-use crate::validate::{self, Inspector, Validators};
+use crate::validate::{self, CodeInspector, ValidationPool};
 use crate::watch::{Patience, millis};
 
 pub(crate) struct Codegen {
@@ -42,7 +42,7 @@ pub(crate) struct Codegen {
     pub(crate) budgets: Budgets,
     pub(crate) cache: Cache,
     pub(crate) patience: Patience,
-    pub(crate) validators: Validators,
+    pub(crate) validation_pool: ValidationPool,
     pub(crate) streams_end: CancellationToken,
     pub(crate) completions: Completions,
     pub(crate) idempotency: Idempotency,
@@ -95,11 +95,11 @@ impl CodegenService for Codegen {
     ) -> Result<Response<ValidateCodeResponse>, Status> {
         let call = Call::of(request.extensions())?;
         let request = request.into_inner();
-        let language = validate::check(&request).map_err(Error::from)?;
+        let language = validate::validate_request(&request).map_err(Error::from)?;
         if !request.request_id.is_empty() {
             call.also_named(&request.request_id);
         }
-        Ok(Response::new(self.validators.validate(request, language).await?))
+        Ok(Response::new(self.validation_pool.validate(request, language).await?))
     }
 
     async fn list_models(
@@ -144,7 +144,8 @@ impl Codegen {
             call.also_named(id);
         }
         let named = question.model.as_deref();
-        let Chosen { model, warning } = self.models.choose(&call, &question.task, named).await?;
+        let ModelChoice { model, warning } =
+            self.models.choose(&call, &question.task, named).await?;
         let tenant = caller.map_or("", |caller| &caller.owner);
         let scheduling = self.turns.scheduling(tenant, turn::Kind::Question);
         let body = question.body(&model, scheduling).map_err(anyhow::Error::from);
@@ -165,7 +166,7 @@ impl Codegen {
         }
         let estimate = question.estimate(&body);
         let affinity = choose::affinity(tenant, &question.session_id, &body);
-        let inspector = Inspector::new(&question.language);
+        let inspector = CodeInspector::new(&question.language);
         let sampling = question.sampling();
         let order = Order { model, body, affinity, lease: None, turn: None, inspector, sampling };
         self.cache.answer(asked, guest, || self.generation(&call, order, estimate)).await

@@ -7,7 +7,7 @@ use crate::completion::reader::{Piece, Said};
 use crate::completion::scope::Scope;
 use crate::completion::trim::kept;
 use crate::engine::FinishReason;
-use crate::unicode::Sieve;
+use crate::unicode::InvisibleCharFilter;
 
 /// No choice grows beyond this, in bytes: 4,096 tokens of what models write are a tenth of it.
 const LONGEST: usize = 256 * 1024;
@@ -25,7 +25,7 @@ pub(crate) struct Choices {
 struct Choice {
     text: String,
     /// What nobody sees is left out.
-    sieve: Sieve,
+    char_filter: InvisibleCharFilter,
     /// Where each piece begins in the text, and how likely it was.
     pieces: Vec<(usize, f64, u32)>,
     scope: Scope,
@@ -41,7 +41,7 @@ impl Choices {
     pub(crate) fn new(prefix: &str, terms: &Terms, ends: &'static [String]) -> Choices {
         let choice = || Choice {
             text: String::new(),
-            sieve: Sieve::default(),
+            char_filter: InvisibleCharFilter::default(),
             pieces: Vec::new(),
             scope: Scope::new(terms.kind, prefix),
             natural: None,
@@ -135,7 +135,7 @@ impl Choice {
             return;
         }
         let at = self.text.len();
-        self.text.push_str(&self.sieve.strip(&piece.text));
+        self.text.push_str(&self.char_filter.strip(&piece.text));
         if piece.tokens > 0 {
             self.pieces.push((at, piece.logprob, piece.tokens));
         }

@@ -37,7 +37,7 @@ use crate::error::Error;
 use crate::model::Models;
 use crate::route::{self, Fleet, choose};
 use crate::span;
-use crate::task::Chosen;
+use crate::task::ModelChoice;
 use crate::turn::{self, Turn, Turns};
 use crate::watch::{Patience, Watch, prompt_tokens};
 
@@ -122,7 +122,7 @@ impl Completions {
             call.also_named(id);
         }
         let named = question.model.as_deref();
-        let Chosen { model, warning } = self.running.models.choose(&call, TASK, named).await?;
+        let ModelChoice { model, warning } = self.running.models.choose(&call, TASK, named).await?;
         call.report().model(&model);
         call.report().task(TASK);
         let mut order = self.order(&call, model, question);

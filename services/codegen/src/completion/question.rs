@@ -51,7 +51,7 @@ impl Question {
     pub(crate) fn check(mut request: CompleteCodeRequest) -> Result<Question, Violations> {
         let mut found = Violations::default();
         for text in [&mut request.prefix, &mut request.suffix] {
-            unicode::strip_in(text);
+            unicode::strip_in_place(text);
         }
         check_texts(&request, &mut found);
         check_place(&request.language, &request.file_path, &mut found);

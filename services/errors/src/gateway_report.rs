@@ -1,5 +1,6 @@
-//! Takes in what the gateway refused by itself. What it reports came from strangers, so nothing of it is
-//! kept as it is: codes, paths and reasons are checked against what is known, and words are ours.
+//! Records the requests that the gateway refused by itself. Anonymous clients choose parts of these
+//! reports, so no text of theirs is stored: codes, paths and reasons are checked against known
+//! values.
 
 use std::collections::HashSet;
 use std::fmt;
@@ -20,14 +21,14 @@ use prost_types::FileDescriptorSet;
 use tonic::{Request, Response, Status};
 use uuid::Uuid;
 
-use crate::check::is_incident_id;
+use crate::validation::is_incident_id;
 
 const MAX_REFUSALS: usize = 100;
 const MAX_REASON_LEN: usize = 200;
 /// The service of these occurrences, and their method where it is no RPC of the mesh.
-const GATEWAY: &str = "gateway";
-/// What Envoy can refuse with; `gateway/refusals.lua` has the same.
-const CODES: [ErrorCode; 7] = [
+const GATEWAY_NAME: &str = "gateway";
+/// The codes that Envoy refuses with; the same list stands in `gateway/refusals.lua`.
+const GATEWAY_CODES: [ErrorCode; 7] = [
     ErrorCode::InvalidInput,
     ErrorCode::RateLimited,
     ErrorCode::TooLarge,
@@ -38,7 +39,7 @@ const CODES: [ErrorCode; 7] = [
 ];
 
 /// `/package.Service/Method` of every RPC.
-static METHODS: LazyLock<HashSet<String>> = LazyLock::new(|| {
+static RPC_PATHS: LazyLock<HashSet<String>> = LazyLock::new(|| {
     let set = FileDescriptorSet::decode(FILE_DESCRIPTOR_SET).unwrap_or_default();
     let mut methods = HashSet::new();
     for file in &set.file {
@@ -74,12 +75,12 @@ impl GatewayReportService for GatewayReports {
         &self,
         request: Request<ReportRefusalsRequest>,
     ) -> Result<Response<ReportRefusalsResponse>, Status> {
-        let occurrences = occurrences(request.into_inner().refusals)?;
+        let occurrences = to_occurrences(request.into_inner().refusals)?;
         let receipts = occurrences.iter().map(|occurrence| (self.recorder.0)(occurrence));
         let receipts: Vec<_> = receipts.collect();
         let mut accepted = 0;
         for receipt in receipts.into_iter().flatten() {
-            // Written or not by now: it was taken.
+            // The outbox has accepted it, whether it is on disk yet or not.
             receipt.await;
             accepted += 1;
         }
@@ -87,46 +88,46 @@ impl GatewayReportService for GatewayReports {
     }
 }
 
-/// All of them, or what is wrong.
-fn occurrences(refusals: Vec<Refusal>) -> Result<Vec<Occurrence>, Violations> {
-    let mut found = Violations::default();
+/// Converts all refusals, or names the invalid fields.
+fn to_occurrences(refusals: Vec<Refusal>) -> Result<Vec<Occurrence>, Violations> {
+    let mut violations = Violations::default();
     if !(1..=MAX_REFUSALS).contains(&refusals.len()) {
-        found.wrong("refusals", format!("takes 1 to {MAX_REFUSALS}"));
+        violations.wrong("refusals", format!("must have 1 to {MAX_REFUSALS} entries"));
     }
     let now = now();
     let mut occurrences = Vec::with_capacity(refusals.len().min(MAX_REFUSALS));
     for (index, refusal) in refusals.into_iter().take(MAX_REFUSALS).enumerate() {
-        let code = CODES.iter().find(|code| code.entry().name == refusal.error_code);
+        let code = GATEWAY_CODES.iter().find(|code| code.entry().name == refusal.error_code);
         if !is_incident_id(&refusal.incident_id) {
             let field = format!("refusals[{index}].incident_id");
-            found.wrong(field, "must be INC-YYYYMMDD-XXXXXXXX");
+            violations.wrong(field, "must be INC-YYYYMMDD-XXXXXXXX");
         }
         match code {
             None => {
                 let field = format!("refusals[{index}].error_code");
-                found.wrong(field, "must be one that the gateway makes");
+                violations.wrong(field, "must be one of the codes that the gateway refuses with");
             }
-            Some(&code) => occurrences.push(occurrence(refusal, code, now)),
+            Some(&code) => occurrences.push(to_occurrence(refusal, code, now)),
         }
     }
-    found.check()?;
+    violations.check()?;
     Ok(occurrences)
 }
 
-fn occurrence(refusal: Refusal, code: ErrorCode, now: i64) -> Occurrence {
+fn to_occurrence(refusal: Refusal, code: ErrorCode, now: i64) -> Occurrence {
     let entry = code.entry();
-    let is_method = METHODS.contains(&refusal.path);
+    let is_rpc = RPC_PATHS.contains(&refusal.path);
     let request_id = Some(refusal.request_id).filter(|id| is_request_id(id));
-    let reason = reason(&refusal.reason);
+    let reason = sanitize_reason(&refusal.reason);
     Occurrence {
         event_id: Uuid::now_v7().to_string(),
         incident_id: refusal.incident_id,
         time: Some(timestamp(now)),
         error_code: entry.name.to_owned(),
-        method: if is_method { refusal.path } else { GATEWAY.to_owned() },
+        method: if is_rpc { refusal.path } else { GATEWAY_NAME.to_owned() },
         message: format!("refused by the gateway: {}", entry.meaning),
         causes: if reason.is_empty() { Vec::new() } else { vec![reason] },
-        service: GATEWAY.to_owned(),
+        service: GATEWAY_NAME.to_owned(),
         version: env!("CARGO_PKG_VERSION").to_owned(),
         request_id: request_id.unwrap_or_default(),
         actor: "anonymous".to_owned(),
@@ -134,11 +135,11 @@ fn occurrence(refusal: Refusal, code: ErrorCode, now: i64) -> Occurrence {
     }
 }
 
-/// Envoy's word without anything that is not plain.
-fn reason(text: &str) -> String {
-    let is_plain = |c: &char| c.is_ascii_alphanumeric() || "_-.:|{}()".contains(*c);
-    let plain: String = text.chars().filter(is_plain).take(MAX_REASON_LEN).collect();
-    scrub(&plain, MAX_REASON_LEN)
+/// The reason that Envoy gives, without secrets and unexpected characters.
+fn sanitize_reason(text: &str) -> String {
+    let is_allowed = |c: &char| c.is_ascii_alphanumeric() || "_-.:|{}()".contains(*c);
+    let allowed: String = text.chars().filter(is_allowed).take(MAX_REASON_LEN).collect();
+    scrub(&allowed, MAX_REASON_LEN)
 }
 
 #[cfg(test)]
@@ -159,45 +160,45 @@ mod tests {
     }
 
     #[test]
-    fn a_refusal_becomes_an_occurrence_of_the_gateway_with_the_id_that_was_shown() {
-        let kept = occurrences(vec![refusal()]).unwrap();
-        assert_eq!(kept[0].incident_id, "INC-20260101-0123ABCD");
-        assert_eq!(kept[0].method, "/hapa.codegen.v1.CodegenService/GenerateCode");
-        assert_eq!((kept[0].service.as_str(), kept[0].request_id.as_str()), ("gateway", "r-1"));
-        assert_eq!(kept[0].causes, ["direct_response"]);
-        assert!(crate::check::batch(&kept, now()).is_ok());
+    fn a_refusal_becomes_a_gateway_occurrence_with_the_incident_id_shown_to_the_user() {
+        let stored = to_occurrences(vec![refusal()]).unwrap();
+        assert_eq!(stored[0].incident_id, "INC-20260101-0123ABCD");
+        assert_eq!(stored[0].method, "/hapa.codegen.v1.CodegenService/GenerateCode");
+        assert_eq!((stored[0].service.as_str(), stored[0].request_id.as_str()), ("gateway", "r-1"));
+        assert_eq!(stored[0].causes, ["direct_response"]);
+        assert!(crate::validation::validate_batch(&stored, now()).is_ok());
     }
 
     #[test]
-    fn a_batch_with_a_wrong_id_or_code_or_of_the_wrong_size_is_not_taken() {
-        assert!(occurrences(Vec::new()).is_err());
-        assert!(occurrences(vec![refusal(); 101]).is_err());
+    fn a_batch_of_a_wrong_size_or_with_an_invalid_id_or_code_is_rejected() {
+        assert!(to_occurrences(Vec::new()).is_err());
+        assert!(to_occurrences(vec![refusal(); 101]).is_err());
         let wrong_id = Refusal { incident_id: "x".to_owned(), ..refusal() };
-        assert!(occurrences(vec![wrong_id]).is_err());
+        assert!(to_occurrences(vec![wrong_id]).is_err());
         for code in ["", "E4003", "E9999"] {
             let wrong_code = Refusal { error_code: code.to_owned(), ..refusal() };
-            assert!(occurrences(vec![refusal(), wrong_code]).is_err(), "{code}");
+            assert!(to_occurrences(vec![refusal(), wrong_code]).is_err(), "{code}");
         }
     }
 
     proptest! {
-        /// Strangers choose paths, ids and, in part, reasons: no text of theirs and no fingerprint of
-        /// their making is kept.
+        /// Anonymous clients choose paths, ids and, in part, reasons. These texts must not be
+        /// stored and must not create fingerprints.
         #[test]
-        fn what_strangers_choose_is_not_kept(
+        fn texts_chosen_by_anonymous_clients_are_not_stored(
             path in "\\PC{0,300}",
             id in "\\PC{0,200}",
             why in "\\PC{0,300}",
         ) {
             let refusal = Refusal { path, request_id: id, reason: why, ..refusal() };
             let other = Refusal { path: "/".to_owned(), ..refusal.clone() };
-            let kept = occurrences(vec![refusal, other]).unwrap();
-            prop_assert_eq!(fingerprint(&kept[0]), fingerprint(&kept[1]));
-            prop_assert_eq!(kept[0].method.as_str(), GATEWAY);
-            prop_assert!(kept[0].request_id.is_empty() || is_request_id(&kept[0].request_id));
+            let stored = to_occurrences(vec![refusal, other]).unwrap();
+            prop_assert_eq!(fingerprint(&stored[0]), fingerprint(&stored[1]));
+            prop_assert_eq!(stored[0].method.as_str(), GATEWAY_NAME);
+            prop_assert!(stored[0].request_id.is_empty() || is_request_id(&stored[0].request_id));
             let is_short = |cause: &String| cause.len() <= MAX_REASON_LEN && cause.is_ascii();
-            prop_assert!(kept[0].causes.iter().all(is_short));
-            prop_assert!(crate::check::batch(&kept, now()).is_ok());
+            prop_assert!(stored[0].causes.iter().all(is_short));
+            prop_assert!(crate::validation::validate_batch(&stored, now()).is_ok());
         }
     }
 }

@@ -1,38 +1,43 @@
-//! Sums over what is counted by minute, hour and day; no occurrence is read for them.
+//! Queries over the counts by minute, hour and day. They read no occurrences.
 
 use hapa_core::timestamps::HOUR;
 use sqlx::Row as _;
 
 use crate::error::Error;
 use crate::store::Store;
-use crate::store::incidents::{Pattern, pattern};
+use crate::store::error_groups::{ErrorGroup, read_group};
 
-/// Nothing is beyond it. But a range without an end is a third of all to PostgreSQL's planner, which
-/// then reads all.
-pub(super) const END: i64 = i64::MAX;
+/// The end of a range that has none. PostgreSQL's planner estimates an open range at a third of the
+/// table and then reads all of it.
+pub(super) const NO_END: i64 = i64::MAX;
 
-/// A period until now and the one before, in whole minutes, hours or days.
+/// A period that ends now and the previous one, in full minutes, hours or days.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Window {
-    pub(crate) width: i64,
+pub(crate) struct ComparisonWindow {
+    pub(crate) bucket_width: i64,
     pub(crate) start: i64,
-    pub(crate) before: i64,
+    pub(crate) previous_start: i64,
 }
 
-/// A cause, and how often it was met.
+/// An error group and its counts in a `ComparisonWindow`.
 #[derive(Debug)]
-pub(crate) struct Ranked {
-    pub(crate) pattern: Pattern,
+pub(crate) struct GroupFrequency {
+    pub(crate) group: ErrorGroup,
     pub(crate) count: i64,
-    pub(crate) count_before: i64,
-    pub(crate) owners: i64,
+    pub(crate) previous_count: i64,
+    pub(crate) owner_count: i64,
 }
 
 impl Store {
-    /// What was met most often in a window.
-    pub(crate) async fn ranked(&self, window: Window, most: i64) -> Result<Vec<Ranked>, Error> {
+    /// The most frequent groups in a window.
+    pub(crate) async fn top_groups(
+        &self,
+        window: ComparisonWindow,
+        limit: i64,
+    ) -> Result<Vec<GroupFrequency>, Error> {
         let rows = sqlx::query(
-            // All periods end now: who met a cause in one is who met it last since it began.
+            // Periods end now, so an owner met a group in the period if its last_time is after the
+            // start.
             "SELECT r.*, (SELECT COUNT(*) FROM error_owners o
                           WHERE o.fingerprint = r.fingerprint AND o.start = 0
                             AND o.last_time >= $1) AS owners
@@ -47,21 +52,20 @@ impl Store {
                    ORDER BY c.recent DESC, p.last_seen DESC, p.fingerprint LIMIT $4) AS r
              ORDER BY r.recent DESC, r.last_seen DESC, r.fingerprint",
         );
-        let rows = rows.bind(window.start).bind(window.width).bind(window.before).bind(most);
-        let rows = rows.bind(END);
-        let ranked = rows.fetch_all(&self.db.reader).await?;
-        let ranked = ranked.iter().map(|row| {
-            Ok(Ranked {
-                pattern: pattern(row)?,
+        let rows = rows.bind(window.start).bind(window.bucket_width).bind(window.previous_start);
+        let rows = rows.bind(limit).bind(NO_END).fetch_all(&self.db.reader).await?;
+        let frequencies = rows.iter().map(|row| {
+            Ok(GroupFrequency {
+                group: read_group(row)?,
                 count: row.try_get("recent")?,
-                count_before: row.try_get("earlier")?,
-                owners: row.try_get("owners")?,
+                previous_count: row.try_get("earlier")?,
+                owner_count: row.try_get("owners")?,
             })
         });
-        ranked.collect()
+        frequencies.collect()
     }
 
-    /// The most frequent codes since an hour began.
+    /// The error codes since `start` (a full hour), most frequent first.
     pub(crate) async fn codes_since(&self, start: i64) -> Result<Vec<(String, i64)>, Error> {
         let rows = sqlx::query(
             "SELECT p.error_code, CAST(SUM(c.total) AS BIGINT) AS total FROM error_counts c
@@ -69,7 +73,7 @@ impl Store {
              WHERE c.width = $1 AND c.start >= $2 AND c.start < $3
              GROUP BY p.error_code ORDER BY total DESC, p.error_code",
         );
-        let rows = rows.bind(HOUR).bind(start).bind(END).fetch_all(&self.db.reader).await?;
+        let rows = rows.bind(HOUR).bind(start).bind(NO_END).fetch_all(&self.db.reader).await?;
         let codes = rows.iter().map(|row| Ok((row.try_get(0)?, row.try_get(1)?)));
         codes.collect()
     }

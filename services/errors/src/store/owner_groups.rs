@@ -1,21 +1,22 @@
-//! What one owner sees: its own occurrences, and what is counted of those alone. No row of these answers
-//! depends on what another owner met, but for the state of an incident that both have met.
+//! Queries for one owner: error groups and counts of this owner's occurrences only. Results do not
+//! depend on the occurrences of other owners, except for the status of an incident that both owners
+//! met.
 
 use hapa_core::pagination::After;
-use hapa_core::rpc_error::ErrorCode;
 use hapa_core::timestamps::HOUR;
 use sqlx::Row as _;
 use sqlx::any::AnyRow;
 
 use crate::error::Error;
-use crate::fingerprint::normalised;
+use crate::fingerprint::normalise;
 use crate::store::Store;
-use crate::store::incidents::{Filter, Pattern, pattern};
-use crate::store::patterns::{END, Ranked, Window};
+use crate::store::error_groups::{ErrorGroup, IncidentFilter, read_group};
+use crate::store::group_counts::{ComparisonWindow, GroupFrequency, NO_END};
+use crate::validation::published_meaning;
 
-/// A cause as the owner `$1` met it, and its incident.
-macro_rules! own {
-    ($more:literal, $rest:literal) => {
+/// SELECT of error groups and their incidents, with the totals of the owner `$1`.
+macro_rules! owner_groups {
+    ($columns:literal, $rest:literal) => {
         concat!(
             "SELECT p.fingerprint, p.incident_id, p.error_code, p.method, w.message, p.status,
                     w.total, w.recovered_count, CAST(1 AS BIGINT) AS affected_users,
@@ -23,7 +24,7 @@ macro_rules! own {
                     CASE WHEN w.last_seen > 0 THEN w.last_seen ELSE w.last_time END AS last_seen,
                     p.reopened, p.resolved_in_version, w.last_version AS last_seen_version,
                     p.status_time, CAST('' AS TEXT) AS status_actor, CAST('' AS TEXT) AS note ",
-            $more,
+            $columns,
             " FROM error_owners w JOIN error_patterns p ON p.fingerprint = w.fingerprint ",
             $rest
         )
@@ -31,22 +32,22 @@ macro_rules! own {
 }
 
 impl Store {
-    /// By the incident's own id, or by that of any occurrence of this owner.
-    pub(crate) async fn own_incident(
+    /// Finds an incident by its id, or by the id of any of this owner's occurrences.
+    pub(crate) async fn owner_incident(
         &self,
         owner: &str,
         id: &str,
-    ) -> Result<Option<Pattern>, Error> {
-        let own = sqlx::query(own!(
+    ) -> Result<Option<ErrorGroup>, Error> {
+        let owner_groups = sqlx::query(owner_groups!(
             "",
             "WHERE w.owner = $1 AND w.owner <> '' AND w.start = 0
                AND p.incident_id = $2 AND p.incident_id <> ''"
         ));
-        let found = own.bind(owner).bind(id).fetch_optional(&self.db.reader).await?;
+        let found = owner_groups.bind(owner).bind(id).fetch_optional(&self.db.reader).await?;
         if let Some(row) = found {
-            return Ok(Some(own_pattern(&row)?));
+            return Ok(Some(read_owner_group(&row)?));
         }
-        let of_one = sqlx::query(own!(
+        let by_occurrence = sqlx::query(owner_groups!(
             "",
             "JOIN error_occurrences o ON o.fingerprint = w.fingerprint
              LEFT JOIN error_details d ON d.sequence = o.sequence
@@ -55,21 +56,21 @@ impl Store {
                AND (o.owner = $1 OR d.owner = $1)
              ORDER BY o.sequence LIMIT 1"
         ));
-        let found = of_one.bind(owner).bind(id).fetch_optional(&self.db.reader).await?;
-        found.as_ref().map(own_pattern).transpose()
+        let found = by_occurrence.bind(owner).bind(id).fetch_optional(&self.db.reader).await?;
+        found.as_ref().map(read_owner_group).transpose()
     }
 
-    /// Last seen by this owner first.
-    pub(crate) async fn own_incidents_page(
+    /// A page of the incidents that this owner met, last seen by this owner first.
+    pub(crate) async fn owner_incidents_page(
         &self,
         owner: &str,
-        filter: &Filter,
+        filter: &IncidentFilter,
         after: &After,
         size: i64,
-    ) -> Result<Vec<Pattern>, Error> {
+    ) -> Result<Vec<ErrorGroup>, Error> {
         let rows = sqlx::query(concat!(
             "SELECT * FROM (",
-            own!(
+            owner_groups!(
                 "",
                 "WHERE w.owner = $1 AND w.owner <> '' AND w.start = 0 AND p.incident_id <> ''"
             ),
@@ -88,17 +89,17 @@ impl Store {
         .bind(filter.status.clone())
         .bind(filter.error_code.clone())
         .bind(size);
-        rows.fetch_all(&self.db.reader).await?.iter().map(own_pattern).collect()
+        rows.fetch_all(&self.db.reader).await?.iter().map(read_owner_group).collect()
     }
 
-    /// What this owner met most often in a window.
-    pub(crate) async fn own_ranked(
+    /// The most frequent groups of this owner in a window.
+    pub(crate) async fn owner_top_groups(
         &self,
         owner: &str,
-        window: Window,
-        most: i64,
-    ) -> Result<Vec<Ranked>, Error> {
-        let rows = sqlx::query(own!(
+        window: ComparisonWindow,
+        limit: i64,
+    ) -> Result<Vec<GroupFrequency>, Error> {
+        let rows = sqlx::query(owner_groups!(
             ", c.recent, c.earlier",
             "JOIN (SELECT fingerprint,
                           CAST(SUM(CASE WHEN start >= $2 THEN total ELSE 0 END) AS BIGINT) AS recent,
@@ -109,21 +110,22 @@ impl Store {
              WHERE w.owner = $1 AND w.owner <> '' AND w.start = 0 AND c.recent > 0
              ORDER BY c.recent DESC, w.last_seen DESC, w.fingerprint LIMIT $6"
         ));
-        let rows = rows.bind(owner).bind(window.start).bind(window.width).bind(window.before);
-        let ranked = rows.bind(END).bind(most).fetch_all(&self.db.reader).await?;
-        let ranked = ranked.iter().map(|row| {
-            Ok(Ranked {
-                pattern: own_pattern(row)?,
+        let rows = rows.bind(owner).bind(window.start).bind(window.bucket_width);
+        let rows = rows.bind(window.previous_start).bind(NO_END).bind(limit);
+        let rows = rows.fetch_all(&self.db.reader).await?;
+        let frequencies = rows.iter().map(|row| {
+            Ok(GroupFrequency {
+                group: read_owner_group(row)?,
                 count: row.try_get("recent")?,
-                count_before: row.try_get("earlier")?,
-                owners: 1,
+                previous_count: row.try_get("earlier")?,
+                owner_count: 1,
             })
         });
-        ranked.collect()
+        frequencies.collect()
     }
 
-    /// The most frequent codes that this owner met since an hour began.
-    pub(crate) async fn own_codes_since(
+    /// This owner's error codes since `start` (a full hour), most frequent first.
+    pub(crate) async fn owner_codes_since(
         &self,
         owner: &str,
         start: i64,
@@ -134,28 +136,26 @@ impl Store {
              WHERE c.owner = $1 AND c.width = $2 AND c.start >= $3 AND c.start < $4
              GROUP BY p.error_code ORDER BY total DESC, p.error_code",
         );
-        let rows = rows.bind(owner).bind(HOUR).bind(start).bind(END);
+        let rows = rows.bind(owner).bind(HOUR).bind(start).bind(NO_END);
         let rows = rows.fetch_all(&self.db.reader).await?;
         let codes = rows.iter().map(|row| Ok((row.try_get(0)?, row.try_get(1)?)));
         codes.collect()
     }
 
-    /// How many occurrences of this owner are kept.
-    pub(crate) async fn own_total(&self, owner: &str) -> Result<i64, Error> {
+    /// The number of this owner's stored occurrences.
+    pub(crate) async fn owner_total(&self, owner: &str) -> Result<i64, Error> {
         let row =
             sqlx::query("SELECT COUNT(*) FROM error_occurrences WHERE owner = $1 AND owner <> ''");
         Ok(row.bind(owner).fetch_one(&self.db.reader).await?.try_get(0)?)
     }
 }
 
-fn own_pattern(row: &AnyRow) -> Result<Pattern, Error> {
-    let mut found = pattern(row)?;
-    // Stored by the version before as it was told, or not at all.
-    found.message = normalised(&found.message);
-    if found.message.is_empty() {
-        let code = ErrorCode::ALL.iter().map(|code| code.entry());
-        let code = code.into_iter().find(|code| code.name == found.error_code);
-        found.message = code.map(|code| code.meaning).unwrap_or_default().to_owned();
+fn read_owner_group(row: &AnyRow) -> Result<ErrorGroup, Error> {
+    let mut group = read_group(row)?;
+    // Rows of the previous release have the original message, or none.
+    group.message = normalise(&group.message);
+    if group.message.is_empty() {
+        published_meaning(&group.error_code).clone_into(&mut group.message);
     }
-    Ok(found)
+    Ok(group)
 }
