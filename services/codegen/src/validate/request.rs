@@ -45,7 +45,7 @@ impl Validators {
         language: Language,
     ) -> Result<ValidateCodeResponse, Error> {
         let turn = timeout(PATIENCE, Arc::clone(&self.turns).acquire_owned());
-        let turn = turn.await.map_err(|_| Error::ChecksBusy)?.map_err(anyhow::Error::from)?;
+        let turn = turn.await.map_err(|_| Error::ValidatorsBusy)?.map_err(anyhow::Error::from)?;
         let work = spawn_blocking(move || {
             let reply = look(&request, language, TIME);
             drop(turn);

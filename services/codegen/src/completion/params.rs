@@ -1,83 +1,94 @@
-//! A completion's request that has been checked, with its defaults filled in.
+//! A validated completion request with its defaults.
 
 use hapa_chassis::{Violations, profile};
 use hapa_proto::codegen::v1::CompleteCodeRequest;
 
 use crate::budget::Estimate;
 use crate::completion::TASK;
-use crate::completion::fim::Filled;
-use crate::completion::trim::Kind;
-use crate::engine::{CompletionRequest, Scheduling, StreamOptions};
-use crate::question::{
-    LONGEST_NAME, LONGEST_PATH, LONGEST_SESSION, check_id, check_lengths, check_place,
-    check_sampling, or_default,
+use crate::completion::fim::FimPrompt;
+use crate::completion::trim::CompletionKind;
+use crate::engine::{CompletionRequest, EngineScheduling, StreamOptions};
+use crate::generate_params::{
+    MAX_MODEL_NAME_LEN, MAX_PATH_LEN, MAX_SESSION_ID_LEN, check_lengths, check_location,
+    check_request_id, check_sampling, or_default,
 };
 use crate::task::{self, Sampling};
 use crate::unicode;
 
-const LONGEST_PREFIX: usize = 8_000;
-const LONGEST_SUFFIX: usize = 4_000;
-const MOST_SUGGESTIONS: i32 = 20;
+const MAX_PREFIX_LEN: usize = 8_000;
+const MAX_SUFFIX_LEN: usize = 4_000;
+const MAX_SUGGESTIONS: i32 = 20;
 const DEFAULT_SUGGESTIONS: i32 = 5;
 
-/// What is asked.
+/// The parameters of a completion.
 #[derive(Clone, Debug)]
-pub(crate) struct Question {
+pub(crate) struct CompletionParams {
     pub(crate) prefix: String,
-    /// What must be equal for two requests to be answered alike, beside the prefix.
-    pub(crate) terms: Terms,
+    /// Everything but the prefix that determines the suggestions.
+    pub(crate) options: CompletionOptions,
     pub(crate) no_cache: bool,
     pub(crate) session_id: String,
-    /// The model that was named, if one was.
+    /// The requested model, if any.
     pub(crate) model: Option<String>,
     pub(crate) request_id: Option<String>,
 }
 
-/// See [`Question::terms`].
+/// Everything but the prefix and the model that determines the suggestions. Cached suggestions are
+/// reused only for equal options.
 #[derive(Clone, Debug, PartialEq)]
-pub(crate) struct Terms {
+pub(crate) struct CompletionOptions {
     pub(crate) suffix: String,
     pub(crate) language: String,
     pub(crate) file_path: String,
-    pub(crate) kind: Kind,
-    pub(crate) most: usize,
+    pub(crate) kind: CompletionKind,
+    pub(crate) max_suggestions: usize,
     temperature: f64,
     top_p: f64,
     max_tokens: i32,
 }
 
-impl Question {
-    /// Checks every field, and names all that are wrong.
-    pub(crate) fn check(mut request: CompleteCodeRequest) -> Result<Question, Violations> {
+impl CompletionParams {
+    /// Validates every field and reports all violations.
+    pub(crate) fn validate(
+        mut request: CompleteCodeRequest,
+    ) -> Result<CompletionParams, Violations> {
         let mut found = Violations::default();
         for text in [&mut request.prefix, &mut request.suffix] {
             unicode::strip_in(text);
         }
         check_texts(&request, &mut found);
-        check_place(&request.language, &request.file_path, &mut found);
-        check_id(&request.request_id, &mut found);
+        check_location(&request.language, &request.file_path, &mut found);
+        check_request_id(&request.request_id, &mut found);
         check_sampling(request.temperature, request.top_p, request.max_tokens, &mut found);
-        let most = request.max_suggestions.unwrap_or(DEFAULT_SUGGESTIONS);
-        if !(1..=MOST_SUGGESTIONS).contains(&most) {
-            found.wrong("max_suggestions", format!("must be from 1 to {MOST_SUGGESTIONS}"));
+        let max_suggestions = request.max_suggestions.unwrap_or(DEFAULT_SUGGESTIONS);
+        if !(1..=MAX_SUGGESTIONS).contains(&max_suggestions) {
+            found.wrong("max_suggestions", format!("must be from 1 to {MAX_SUGGESTIONS}"));
         }
-        let kind = or_default(request.completion_type, Kind::Inline.word());
-        profile::check_word("completion_type", &kind, &Kind::ALL.map(Kind::word), &mut found);
+        let kind = or_default(request.completion_type, CompletionKind::Inline.as_str());
+        profile::check_word(
+            "completion_type",
+            &kind,
+            &CompletionKind::ALL.map(CompletionKind::as_str),
+            &mut found,
+        );
         found.check()?;
-        let usual = task::sampling(TASK);
-        let terms = Terms {
+        let defaults = task::sampling(TASK);
+        let options = CompletionOptions {
             suffix: request.suffix,
             language: or_default(request.language, "python"),
             file_path: request.file_path,
-            kind: Kind::ALL.into_iter().find(|one| one.word() == kind).unwrap_or(Kind::Inline),
-            most: usize::try_from(most).unwrap_or(1),
-            temperature: request.temperature.unwrap_or(usual.temperature),
-            top_p: request.top_p.unwrap_or(usual.top_p),
-            max_tokens: request.max_tokens.unwrap_or(usual.max_tokens),
+            kind: CompletionKind::ALL
+                .into_iter()
+                .find(|one| one.as_str() == kind)
+                .unwrap_or(CompletionKind::Inline),
+            max_suggestions: usize::try_from(max_suggestions).unwrap_or(1),
+            temperature: request.temperature.unwrap_or(defaults.temperature),
+            top_p: request.top_p.unwrap_or(defaults.top_p),
+            max_tokens: request.max_tokens.unwrap_or(defaults.max_tokens),
         };
-        Ok(Question {
+        Ok(CompletionParams {
             prefix: request.prefix,
-            terms,
+            options,
             no_cache: request.no_cache,
             session_id: request.session_id,
             model: Some(request.model).filter(|model| !model.is_empty()),
@@ -85,40 +96,40 @@ impl Question {
         })
     }
 
-    /// How the engine is to choose its tokens.
+    /// The sampling parameters.
     pub(crate) fn sampling(&self) -> Sampling {
-        let Terms { temperature, top_p, max_tokens, .. } = self.terms;
+        let CompletionOptions { temperature, top_p, max_tokens, .. } = self.options;
         Sampling { max_tokens, temperature, top_p }
     }
 
-    /// The tokens that the prompt and all answers can be, for a budget.
+    /// The number of tokens to reserve from the token budget, for the prompt and all choices.
     pub(crate) fn estimate(&self, body: &[u8]) -> Estimate {
-        let answers = i64::try_from(self.terms.most).unwrap_or(i64::MAX);
-        Estimate::of(body, answers.saturating_mul(self.terms.max_tokens.into()))
+        let choices = i64::try_from(self.options.max_suggestions).unwrap_or(i64::MAX);
+        Estimate::of(body, choices.saturating_mul(self.options.max_tokens.into()))
     }
 
-    /// The body of the engine's request.
+    /// The body of the request to the engine.
     pub(crate) fn body(
         &self,
         model: &str,
-        filled: &Filled,
-        scheduling: Scheduling,
+        prompt: &FimPrompt,
+        scheduling: EngineScheduling,
     ) -> serde_json::Result<Vec<u8>> {
-        let mut stop: Vec<&str> = filled.ends.iter().map(String::as_str).collect();
-        if self.terms.kind == Kind::Inline {
+        let mut stop: Vec<&str> = prompt.end_tokens.iter().map(String::as_str).collect();
+        if self.options.kind == CompletionKind::Inline {
             stop.push("\n");
         }
         serde_json::to_vec(&CompletionRequest {
             model,
-            prompt: &filled.prompt,
-            n: self.terms.most,
-            temperature: self.terms.temperature,
-            top_p: self.terms.top_p,
-            max_tokens: self.terms.max_tokens,
+            prompt: &prompt.prompt,
+            n: self.options.max_suggestions,
+            temperature: self.options.temperature,
+            top_p: self.options.top_p,
+            max_tokens: self.options.max_tokens,
             logprobs: 1,
             stop,
             stream: true,
-            // On every chunk: the stream is left when there is enough, which is before the last one.
+            // Usage on every chunk, because the stream may be stopped before its last chunk.
             stream_options: StreamOptions {
                 include_usage: true,
                 continuous_usage_stats: Some(true),
@@ -132,14 +143,14 @@ fn check_texts(request: &CompleteCodeRequest, found: &mut Violations) {
     if request.prefix.trim().is_empty() {
         found.missing("prefix");
     }
-    let bounded = [
-        ("prefix", &request.prefix, LONGEST_PREFIX),
-        ("suffix", &request.suffix, LONGEST_SUFFIX),
-        ("file_path", &request.file_path, LONGEST_PATH),
-        ("model", &request.model, LONGEST_NAME),
-        ("session_id", &request.session_id, LONGEST_SESSION),
+    let limits = [
+        ("prefix", &request.prefix, MAX_PREFIX_LEN),
+        ("suffix", &request.suffix, MAX_SUFFIX_LEN),
+        ("file_path", &request.file_path, MAX_PATH_LEN),
+        ("model", &request.model, MAX_MODEL_NAME_LEN),
+        ("session_id", &request.session_id, MAX_SESSION_ID_LEN),
     ];
-    check_lengths(&bounded, found);
+    check_lengths(&limits, found);
 }
 
 #[cfg(test)]
@@ -152,7 +163,7 @@ mod tests {
     fn fields(change: impl FnOnce(&mut CompleteCodeRequest)) -> Vec<Cow<'static, str>> {
         let mut request = CompleteCodeRequest { prefix: "a".to_owned(), ..Default::default() };
         change(&mut request);
-        Question::check(request).err().map(|found| found.fields()).unwrap_or_default()
+        CompletionParams::validate(request).err().map(|found| found.fields()).unwrap_or_default()
     }
 
     #[test]
@@ -178,7 +189,7 @@ mod tests {
     }
 
     #[test]
-    fn the_engine_is_told_what_is_on_the_list_and_nothing_else() {
+    fn the_body_contains_the_listed_fields_and_no_others() {
         let request = CompleteCodeRequest {
             prefix: "def f(".to_owned(),
             suffix: "):\n".to_owned(),
@@ -186,10 +197,10 @@ mod tests {
             max_suggestions: Some(3),
             ..Default::default()
         };
-        let question = Question::check(request).unwrap();
+        let question = CompletionParams::validate(request).unwrap();
         let family = fim::family(["Qwen/Qwen2.5-Coder-7B"]);
-        let filled = fim::fill(family, &question.prefix, &question.terms);
-        let body = question.body("m", &filled, Scheduling::default()).unwrap();
+        let prompt = fim::build_prompt(family, &question.prefix, &question.options);
+        let body = question.body("m", &prompt, EngineScheduling::default()).unwrap();
         let body: serde_json::Value = serde_json::from_slice(&body).unwrap();
         let fields: Vec<_> = body.as_object().unwrap().keys().collect();
         let allowed = [

@@ -1,16 +1,16 @@
-//! Completion for keystrokes: the code around a cursor goes in, distinct suggestions come out, best
-//! first. One call of the engine makes all of them; a newer request of the session ends an older one;
-//! who types what was suggested is not sent to the engine again.
+//! Code completion: from the code around a cursor to distinct suggestions, best first. One engine request
+//! generates all suggestions, a newer request of an editing session cancels the older one, and typing a
+//! suggested text needs no further engine request.
 
 mod choices;
 mod fim;
 mod flight;
-mod question;
+mod params;
 mod reader;
-mod recent;
 mod scope;
+mod session_guard;
 mod stream;
-mod supersede;
+mod suggestion_cache;
 mod trim;
 
 use std::sync::Arc;
@@ -28,48 +28,48 @@ use tonic::{Request, Status};
 use crate::budget::Budgets;
 use crate::completion::choices::Choices;
 use crate::completion::flight::{Cost, Flights, Key, Ride, State};
-use crate::completion::question::Question;
-use crate::completion::recent::{Place, Recent};
+use crate::completion::params::CompletionParams;
+use crate::completion::session_guard::EditingSessions;
 use crate::completion::stream::{Completion, Order};
-use crate::completion::supersede::Sessions;
-use crate::engine::Ask;
+use crate::completion::suggestion_cache::{SuggestionCache, SuggestionScope};
+use crate::engine::Operation;
 use crate::error::Error;
-use crate::model::Models;
-use crate::route::{self, Fleet, choose};
+use crate::fair_queue::{ConcurrencyPermit, FairQueue, WorkKind};
+use crate::model::ModelCatalog;
+use crate::route::{EnginePool, EngineRequest, balancer};
 use crate::span;
 use crate::task::Chosen;
-use crate::turn::{self, Turn, Turns};
 use crate::watch::{Patience, Watch, prompt_tokens};
 
 pub(crate) const TASK: &str = "complete";
-const PREFIX_ONLY: &str = "how this model is asked to fill in the middle is not known: it has seen \
+const PREFIX_ONLY: &str = "the fill-in-the-middle tokens of this model are unknown, so it has seen \
                            the prefix alone, not the suffix";
 
-/// What completions need of the service.
-pub(crate) struct Running {
-    pub(crate) fleet: Fleet,
-    pub(crate) models: Arc<Models>,
-    pub(crate) turns: Turns,
+/// The parts of the service that completions use.
+pub(crate) struct CompletionDeps {
+    pub(crate) pool: EnginePool,
+    pub(crate) models: Arc<ModelCatalog>,
+    pub(crate) queue: FairQueue,
     pub(crate) budgets: Budgets,
     pub(crate) patience: Patience,
     pub(crate) streams_end: CancellationToken,
 }
 
 pub(crate) struct Completions {
-    running: Running,
+    deps: CompletionDeps,
     flights: Flights,
-    sessions: Sessions,
-    recent: Arc<Recent>,
+    sessions: EditingSessions,
+    recent: Arc<SuggestionCache>,
 }
 
 impl Completions {
-    pub(crate) fn new(running: Running) -> Completions {
+    pub(crate) fn new(deps: CompletionDeps) -> Completions {
         let (flights, sessions, recent) = Default::default();
-        Completions { running, flights, sessions, recent }
+        Completions { deps, flights, sessions, recent }
     }
 
-    /// In one reply.
-    pub(crate) async fn whole(
+    /// The unary RPC.
+    pub(crate) async fn complete(
         &self,
         request: Request<CompleteCodeRequest>,
     ) -> Result<CompleteCodeResponse, Status> {
@@ -99,7 +99,7 @@ impl Completions {
         Ok(reply)
     }
 
-    /// As it grows.
+    /// The streaming RPC.
     pub(crate) async fn stream(
         &self,
         request: Request<CompleteCodeRequest>,
@@ -117,131 +117,136 @@ impl Completions {
 
     async fn begin(&self, request: Request<CompleteCodeRequest>) -> Result<Completion, Error> {
         let call = Call::of(request.extensions()).map_err(|status| anyhow::anyhow!("{status}"))?;
-        let question = Question::check(request.into_inner())?;
+        let question = CompletionParams::validate(request.into_inner())?;
         if let Some(id) = &question.request_id {
             call.also_named(id);
         }
         let named = question.model.as_deref();
-        let Chosen { model, warning } = self.running.models.choose(&call, TASK, named).await?;
+        let Chosen { model, warning } = self.deps.models.choose(&call, TASK, named).await?;
         call.report().model(&model);
         call.report().task(TASK);
         let mut order = self.order(&call, model, question);
         order.warnings.extend(warning);
-        let mut watch = Watch::new(&call, self.running.patience, self.running.streams_end.clone());
+        let mut watch = Watch::new(&call, self.deps.patience, self.deps.streams_end.clone());
         if !order.question.no_cache {
             let found = self.recent.find(&order.place, &order.model, &order.question);
             call.report().cache(!found.is_empty());
             if !found.is_empty() {
-                // It is the newest of its session, and over at once.
+                // Cancels the older completion of the session; its own guard is dropped at once.
                 self.sessions.begin(call.actor(), order.question.session_id.clone());
                 return Ok(Completion::known(found, order, watch, &call));
             }
         }
-        let ride = self.board(&call, &mut order, &mut watch).await?;
+        let ride = self.join_or_start(&call, &mut order, &mut watch).await?;
         Completion::begin(ride, order, watch, &call).await
     }
 
-    fn order(&self, call: &Call, model: String, question: Question) -> Order {
-        let named = question.request_id.as_deref().map(Arc::from);
+    fn order(&self, call: &Call, model: String, params: CompletionParams) -> Order {
+        let named = params.request_id.as_deref().map(Arc::from);
         Order {
             model,
             request_id: named.unwrap_or_else(|| Arc::clone(&call.request_id)),
-            place: Place::new(call.actor(), &question),
-            question,
+            place: SuggestionScope::new(call.actor(), &params),
+            question: params,
             warnings: Vec::new(),
             recent: Arc::clone(&self.recent),
             latest: None,
         }
     }
 
-    /// A seat in a flight: in one that is on its way where the same caller asks the same, else in a
-    /// new one that the caller pays for.
-    async fn board(
+    /// Joins the stream of an identical request of the same caller, or else starts a new one that this
+    /// call is billed for.
+    async fn join_or_start(
         &self,
         call: &Call,
         order: &mut Order,
         watch: &mut Watch,
     ) -> Result<Ride, Error> {
         let Order { model, question, .. } = &*order;
-        let parent = self.running.models.parent(model);
+        let parent = self.deps.models.base_model(model);
         let family = fim::family([model.as_str(), parent.as_deref().unwrap_or_default()]);
         let tenant = call.principal.as_ref().map_or("", |caller| &caller.owner);
-        let scheduling = self.running.turns.scheduling(tenant, turn::Kind::Completion);
-        let filled = fim::fill(family, &question.prefix, &question.terms);
-        let body = question.body(model, &filled, scheduling).map_err(anyhow::Error::from)?;
+        let scheduling = self.deps.queue.scheduling(tenant, WorkKind::Completion);
+        let prompt = fim::build_prompt(family, &question.prefix, &question.options);
+        let body = question.body(model, &prompt, scheduling).map_err(anyhow::Error::from)?;
         let key = Key {
             actor: call.actor(),
             body,
-            around: (question.prefix.clone(), question.terms.suffix.clone()),
-            kind: question.terms.kind,
+            around: (question.prefix.clone(), question.options.suffix.clone()),
+            kind: question.options.kind,
         };
-        // Joined before the older request of the session ends, which may be in the same flight.
+        // Joins before the session's older request is cancelled, because both may share one stream.
         let joined = (!question.no_cache).then(|| self.flights.join(&key)).flatten();
         order.latest = self.sessions.begin(call.actor(), question.session_id.clone());
         if let Some(latest) = &order.latest {
-            watch.supersede_with(latest.over());
+            watch.supersede_with(latest.superseded());
         }
-        if filled.without_suffix {
+        if prompt.is_prefix_only {
             order.warnings.push(PREFIX_ONLY.to_owned());
         }
         if let Some(ride) = joined {
             return Ok(ride);
         }
-        let turn = Some(self.turn(call, tenant, watch).await?);
+        let turn = Some(self.acquire_permit(call, tenant, watch).await?);
         let estimate = order.question.estimate(&key.body);
-        let lease = while_wanted(watch, self.running.budgets.reserve(call, estimate)).await?;
-        let Question { prefix, terms, no_cache, session_id, .. } = &order.question;
+        let lease = unless_ended(watch, self.deps.budgets.reserve(call, estimate)).await?;
+        let CompletionParams { prefix, options, no_cache, session_id, .. } = &order.question;
         let sampling = order.question.sampling();
-        let part = span::begin(Ask::Completion, &order.model, sampling);
-        let asked = route::Request {
-            ask: Ask::Completion,
+        let part = span::start(Operation::Completion, &order.model, sampling);
+        let request = EngineRequest {
+            operation: Operation::Completion,
             body: key.body.clone().into(),
             model: order.model.clone(),
-            affinity: choose::affinity(tenant, session_id, &key.body),
+            affinity: balancer::affinity(tenant, session_id, &key.body),
             report: call.report().clone(),
             answered: CancellationToken::new(),
             span: part.span().clone(),
         };
-        let answered = asked.answered.clone();
-        let source = flight::ask(self.running.fleet.clone(), asked);
+        let answered = request.answered.clone();
+        let source = flight::ask(self.deps.pool.clone(), request);
         let prompt_tokens = prompt_tokens(&key.body);
         let cost = Cost { lease, turn, prompt_tokens, answered, part };
-        let state = State::new(source, Choices::new(prefix, terms, filled.ends), cost);
+        let state = State::new(source, Choices::new(prefix, options, prompt.end_tokens), cost);
         Ok(if *no_cache { Flights::alone(state) } else { self.flights.launch(key, state) })
     }
 
-    /// A place at the engines, and a note of how long it was waited for.
-    async fn turn(&self, call: &Call, tenant: &str, watch: &mut Watch) -> Result<Turn, Error> {
-        let asked = Instant::now();
-        let turn = self.running.turns.take(tenant, turn::Kind::Completion);
-        let turn = while_wanted(watch, turn).await;
-        call.report().queued(asked.elapsed());
-        turn
+    /// Acquires a concurrency permit, and records the time in the queue.
+    async fn acquire_permit(
+        &self,
+        call: &Call,
+        tenant: &str,
+        watch: &mut Watch,
+    ) -> Result<ConcurrencyPermit, Error> {
+        let started = Instant::now();
+        let permit = self.deps.queue.acquire(tenant, WorkKind::Completion);
+        let permit = unless_ended(watch, permit).await;
+        call.report().queued(started.elapsed());
+        permit
     }
 }
 
-/// Waits for what an answer needs, as long as the answer is wanted.
-async fn while_wanted<T>(
+/// Waits for a prerequisite, unless the call ends first.
+async fn unless_ended<T>(
     watch: &mut Watch,
-    needed: impl Future<Output = Result<T, Error>>,
+    prerequisite: impl Future<Output = Result<T, Error>>,
 ) -> Result<T, Error> {
-    let mut needed = std::pin::pin!(needed);
+    let mut prerequisite = std::pin::pin!(prerequisite);
     loop {
-        if let Some(got) = watch.on(&mut needed).await? {
+        if let Some(got) = watch.on(&mut prerequisite).await? {
             return Ok(got);
         }
         watch.check()?;
     }
 }
 
-/// A request as models of every kind would be asked it.
+/// Builds the request for models of every family.
 #[cfg(feature = "fuzzing")]
 pub(crate) fn fuzz(request: CompleteCodeRequest) {
-    let Ok(question) = Question::check(request) else { return };
+    let Ok(question) = CompletionParams::validate(request) else { return };
     assert_eq!(crate::unicode::strip(&question.prefix), question.prefix.as_str());
     for name in ["qwen2.5-coder", "deepseek-coder", "starcoder2", "codellama", "unknown"] {
-        let filled = fim::fill(fim::family([name]), &question.prefix, &question.terms);
-        assert_eq!(filled.without_suffix, name == "unknown" && !question.terms.suffix.is_empty());
-        assert!(question.body(name, &filled, crate::engine::Scheduling::default()).is_ok());
+        let prompt = fim::build_prompt(fim::family([name]), &question.prefix, &question.options);
+        assert_eq!(prompt.is_prefix_only, name == "unknown" && !question.options.suffix.is_empty());
+        assert!(question.body(name, &prompt, crate::engine::EngineScheduling::default()).is_ok());
     }
 }
