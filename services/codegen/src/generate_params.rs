@@ -15,7 +15,7 @@ pub(crate) const MAX_PATH_LEN: usize = 1_024;
 pub(crate) const MAX_MODEL_NAME_LEN: usize = 200;
 const MAX_LANGUAGE_LEN: usize = 40;
 pub(crate) const MAX_SESSION_ID_LEN: usize = 128;
-const MAX_MAX_TOKENS: i32 = 4_096;
+const MAX_TOKENS_LIMIT: i32 = 4_096;
 
 /// The parameters of a generation.
 #[derive(Clone, Debug)]
@@ -181,8 +181,8 @@ pub(crate) fn check_sampling(
     if top_p.is_some_and(|number| !(number > 0.0 && number <= 1.0)) {
         found.wrong("top_p", "must be above 0 and at most 1");
     }
-    if max_tokens.is_some_and(|number| !(1..=MAX_MAX_TOKENS).contains(&number)) {
-        found.wrong("max_tokens", format!("must be from 1 to {MAX_MAX_TOKENS}"));
+    if max_tokens.is_some_and(|number| !(1..=MAX_TOKENS_LIMIT).contains(&number)) {
+        found.wrong("max_tokens", format!("must be from 1 to {MAX_TOKENS_LIMIT}"));
     }
 }
 
