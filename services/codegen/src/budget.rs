@@ -51,7 +51,7 @@ pub(crate) struct Budgets {
 /// The number of tokens that a generation may use.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Estimate {
-    /// Estimated prompt tokens, as passed to `Lease::record_usage` until the engine reports its own count.
+    /// Estimated prompt tokens, as passed to `Lease::record_usage` until the engine reports its passed_on count.
     pub(crate) prompt_tokens: i64,
     /// Maximum prompt tokens.
     pub(crate) max_prompt_tokens: i64,
@@ -148,7 +148,7 @@ impl Budgets {
 
 impl Estimate {
     /// For a request with this body and this maximum number of response tokens.
-    pub(crate) fn of(body: &[u8], max_response_tokens: i64) -> Estimate {
+    pub(crate) fn for_body(body: &[u8], max_response_tokens: i64) -> Estimate {
         Estimate {
             prompt_tokens: prompt_tokens(body).into(),
             max_prompt_tokens: max_prompt_tokens(body),
@@ -162,11 +162,11 @@ impl Estimate {
 }
 
 /// Maximum prompt tokens for a body, including the chat template. Letters and spaces average at least
-/// three bytes per token. A digit, a sign or a byte of a rare character may be a token of its own.
+/// three bytes per token. A digit, a sign or a byte of a rare character may be a token of its passed_on.
 fn max_prompt_tokens(body: &[u8]) -> i64 {
     let is_word = |byte: &&u8| byte.is_ascii_alphabetic() || **byte == b' ';
-    let words = body.iter().filter(is_word).count();
-    i64::try_from(words / 3 + (body.len() - words)).unwrap_or(i64::MAX)
+    let word_bytes = body.iter().filter(is_word).count();
+    i64::try_from(word_bytes / 3 + (body.len() - word_bytes)).unwrap_or(i64::MAX)
 }
 
 impl UsageReports {
@@ -189,11 +189,11 @@ fn reservation_error(status: Status) -> Error {
     match read(&status) {
         Some((code, _)) if matches!(code.as_str(), "E4007" | "E4008") => {
             let details = status.details().to_vec().into();
-            let mut own = Status::with_details(status.code(), status.message(), details);
+            let mut passed_on = Status::with_details(status.code(), status.message(), details);
             if let Some(wait) = status.metadata().get("retry-after") {
-                own.metadata_mut().insert("retry-after", wait.clone());
+                passed_on.metadata_mut().insert("retry-after", wait.clone());
             }
-            Error::Upstream(Box::new(own))
+            Error::Upstream(Box::new(passed_on))
         }
         _ => Error::BudgetUnavailable(Box::new(status)),
     }
@@ -287,7 +287,7 @@ async fn run_settler(
             let reply = timeout(AUTH_TIMEOUT, auth.clone().settle_tokens(request)).await;
             let error = match reply {
                 Ok(Ok(_)) => {
-                    count_booked(batch.iter().map(|one| one.tokens).sum());
+                    count_booked(batch.iter().map(|entry| entry.tokens).sum());
                     break;
                 }
                 Ok(Err(status)) => status.message().to_owned(),
@@ -301,7 +301,7 @@ async fn run_settler(
                     "used tokens lost: auth did not accept their settlement in time"
                 );
                 metrics::counter!("hapa_token_settlements_dropped_total").increment(count);
-                count_lost(batch.iter().map(|one| one.tokens).sum());
+                count_lost(batch.iter().map(|entry| entry.tokens).sum());
                 break;
             }
             sleep(pause).await;
@@ -325,112 +325,4 @@ fn partition(entries: &mut Vec<LedgerEntry>) -> (Vec<Settlement>, Vec<Settlement
 }
 
 #[cfg(test)]
-mod tests {
-    use proptest::prelude::*;
-
-    use super::*;
-
-    const ESTIMATE: Estimate =
-        Estimate { prompt_tokens: 100, max_prompt_tokens: 150, max_response_tokens: 1_000 };
-
-    fn lease(estimate: Estimate) -> (Lease, mpsc::Receiver<LedgerEntry>) {
-        let (entries, receiver) = mpsc::channel(QUEUE_CAPACITY);
-        let mut lease = Lease::new(Settlement::default(), estimate, entries);
-        lease.reports = Some(UsageReports::new(estimate, lease.reserved));
-        (lease, receiver)
-    }
-
-    /// Tokens of the queued reports and settlements.
-    fn drain(entries: &mut mpsc::Receiver<LedgerEntry>) -> (Vec<i64>, Vec<i64>) {
-        let mut all = Vec::new();
-        while let Ok(entry) = entries.try_recv() {
-            all.push(entry);
-        }
-        let (ended, running) = partition(&mut all);
-        let tokens = |list: Vec<Settlement>| list.iter().map(|one| one.tokens).collect();
-        (tokens(running), tokens(ended))
-    }
-
-    #[test]
-    fn reports_are_few_and_run_ahead_and_the_drop_settles_the_usage() {
-        let (mut lease, mut entries) = lease(ESTIMATE);
-        assert_eq!(lease.reports.as_ref().unwrap().reported, 150 + REPORT_LEAD_TOKENS);
-        for answered in 0..=200 {
-            lease.record_usage(100 + answered);
-        }
-        let (reports, settled) = drain(&mut entries);
-        assert_eq!((reports, settled), (vec![342, 406, 470], Vec::new()));
-        drop(lease);
-        assert_eq!(drain(&mut entries), (Vec::new(), vec![300]));
-    }
-
-    #[test]
-    fn tokens_above_the_reservation_are_neither_reported_nor_settled() {
-        let (mut lease, mut entries) = lease(Estimate { max_response_tokens: 10, ..ESTIMATE });
-        assert_eq!(lease.reports.as_ref().unwrap().reported, 160, "no more than is reserved");
-        lease.record_usage(4_000_000_000);
-        assert_eq!((lease.reserved, lease.excess), (160, 4_000_000_000 - 160));
-        lease.record_usage(i64::MAX);
-        drop(lease);
-        assert_eq!(drain(&mut entries), (Vec::new(), vec![160]));
-
-        let (mut lease, mut entries) = self::lease(ESTIMATE);
-        lease.record_usage(i64::MIN);
-        drop(lease);
-        assert_eq!(drain(&mut entries), (Vec::new(), vec![0]));
-    }
-
-    #[test]
-    fn reports_leave_room_in_the_queue_for_settlements() {
-        let (mut lease, mut entries) = lease(ESTIMATE);
-        while lease.entries.capacity() >= QUEUE_CAPACITY / 2 {
-            lease.entries.try_send(LedgerEntry::Report(Settlement::default())).unwrap();
-        }
-        lease.record_usage(500);
-        let left = lease.entries.capacity();
-        assert_eq!(left, QUEUE_CAPACITY / 2 - 1, "it was reported nevertheless");
-        assert!(drain(&mut entries).1.is_empty());
-        // The next report follows as soon as there is room.
-        lease.record_usage(501);
-        assert_eq!(drain(&mut entries).0, [679]);
-    }
-
-    #[test]
-    fn the_reservation_of_a_prompt_is_not_below_real_token_counts() {
-        assert_eq!(max_prompt_tokens(b"plain words of a prompt "), 8);
-        assert_eq!(max_prompt_tokens("0123456789".repeat(100).as_bytes()), 1_000);
-        assert_eq!(max_prompt_tokens("{}();".repeat(10).as_bytes()), 50);
-        assert_eq!(max_prompt_tokens("\u{1f980}".as_bytes()), 4);
-        let code = b"def add(left, right):\n    return left + right\n";
-        assert!((15..=30).contains(&max_prompt_tokens(code)), "{}", max_prompt_tokens(code));
-    }
-
-    proptest! {
-        #[test]
-        fn reports_to_auth_always_cover_the_tokens_used(
-            prompt in 0..5_000_i64,
-            uncertainty in 0..5_000_i64,
-            max_response in 0..5_000_i64,
-            steps in prop::collection::vec(0..REPORT_LEAD_TOKENS / 2, 0..200),
-        ) {
-            let estimate = Estimate {
-                prompt_tokens: prompt,
-                max_prompt_tokens: prompt + uncertainty,
-                max_response_tokens: max_response,
-            };
-            let (mut lease, mut entries) = lease(estimate);
-            let (mut used, mut reported) = (prompt, lease.reports.as_ref().unwrap().reported);
-            for step in steps {
-                // Auth has every report before the next tokens come.
-                reported = reported.max(drain(&mut entries).0.into_iter().max().unwrap_or_default());
-                used = (used + step).min(lease.reserved);
-                prop_assert!(used <= reported, "{used} were used and {reported} are reported");
-                prop_assert!(reported <= lease.reserved);
-                lease.record_usage(used);
-            }
-            lease.record_usage(used);
-            drop(lease);
-            prop_assert_eq!(drain(&mut entries).1, vec![used]);
-        }
-    }
-}
+mod tests;

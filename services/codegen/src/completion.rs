@@ -84,11 +84,10 @@ impl Completions {
                 Event::Started(started) => reply.cached = started.cached,
                 Event::Finished(finished) => {
                     let Finished { suggestions, usage, response_time_ms, warnings, .. } = finished;
-                    let took = response_time_ms;
                     reply = CompleteCodeResponse {
                         suggestions,
                         usage,
-                        response_time_ms: took,
+                        response_time_ms,
                         warnings,
                         ..reply
                     };

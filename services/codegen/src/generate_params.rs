@@ -43,22 +43,22 @@ impl GenerateParams {
         mut request: GenerateCodeRequest,
         stored: Option<&UserProfile>,
     ) -> Result<GenerateParams, Violations> {
-        let mut found = Violations::default();
+        let mut violations = Violations::default();
         for text in [&mut request.user_question, &mut request.code_context] {
             unicode::strip_in(text);
         }
-        check_texts(&request, &mut found);
-        check_location(&request.language, &request.file_path, &mut found);
-        check_request_id(&request.request_id, &mut found);
-        check_sampling(request.temperature, request.top_p, request.max_tokens, &mut found);
+        check_texts(&request, &mut violations);
+        check_location(&request.language, &request.file_path, &mut violations);
+        check_request_id(&request.request_id, &mut violations);
+        check_sampling(request.temperature, request.top_p, request.max_tokens, &mut violations);
         let profile =
             with_defaults(request.user_profile.or_else(|| stored.cloned()).unwrap_or_default());
-        profile::check(&profile, &mut found);
+        profile::check(&profile, &mut violations);
         let tasks: Vec<_> = VOCABULARY.task.keys().map(String::as_str).collect();
         if !request.task.is_empty() {
-            profile::check_word("task", &request.task, &tasks, &mut found);
+            profile::check_word("task", &request.task, &tasks, &mut violations);
         }
-        found.check()?;
+        violations.check()?;
         let inferred = || task::infer(&request.user_question, &request.code_context).to_owned();
         let task = if request.task.is_empty() { inferred() } else { request.task };
         let defaults = task::sampling(&task);
@@ -88,7 +88,7 @@ impl GenerateParams {
 
     /// The number of tokens to reserve from the token budget.
     pub(crate) fn estimate(&self, body: &[u8]) -> Estimate {
-        Estimate::of(body, self.max_tokens.into())
+        Estimate::for_body(body, self.max_tokens.into())
     }
 
     /// The body of the request to the engine.
@@ -128,9 +128,9 @@ fn with_defaults(profile: UserProfile) -> UserProfile {
     }
 }
 
-fn check_texts(request: &GenerateCodeRequest, found: &mut Violations) {
+fn check_texts(request: &GenerateCodeRequest, violations: &mut Violations) {
     if request.user_question.trim().is_empty() {
-        found.missing("user_question");
+        violations.missing("user_question");
     }
     let limits = [
         ("user_question", &request.user_question, MAX_QUESTION_LEN),
@@ -139,33 +139,37 @@ fn check_texts(request: &GenerateCodeRequest, found: &mut Violations) {
         ("model", &request.model, MAX_MODEL_NAME_LEN),
         ("session_id", &request.session_id, MAX_SESSION_ID_LEN),
     ];
-    check_lengths(&limits, found);
+    check_lengths(&limits, violations);
 }
 
 /// Checks the maximum length of each field, in characters.
-pub(crate) fn check_lengths(limits: &[(&'static str, &String, usize)], found: &mut Violations) {
+pub(crate) fn check_lengths(
+    limits: &[(&'static str, &String, usize)],
+    violations: &mut Violations,
+) {
     for (field, text, limit) in limits {
         let length = text.chars().count();
         if length > *limit {
-            found.wrong(*field, format!("must have at most {limit} characters; it has {length}"));
+            violations
+                .wrong(*field, format!("must have at most {limit} characters; it has {length}"));
         }
     }
 }
 
 /// Checks the language and the file path.
-pub(crate) fn check_location(language: &str, file_path: &str, found: &mut Violations) {
+pub(crate) fn check_location(language: &str, file_path: &str, violations: &mut Violations) {
     if file_path.contains(char::is_control) {
-        found.wrong("file_path", "must not contain control characters");
+        violations.wrong("file_path", "must not contain control characters");
     }
     let is_allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"+#.-_".contains(&byte);
     if language.len() > MAX_LANGUAGE_LEN || !language.bytes().all(is_allowed) {
-        found.wrong("language", "must be 1 to 40 letters, digits and + # . - _");
+        violations.wrong("language", "must be 1 to 40 letters, digits and + # . - _");
     }
 }
 
-pub(crate) fn check_request_id(request_id: &str, found: &mut Violations) {
+pub(crate) fn check_request_id(request_id: &str, violations: &mut Violations) {
     if !request_id.is_empty() && !is_request_id(request_id) {
-        found.wrong("request_id", "must be 1 to 128 letters, digits and - _ .");
+        violations.wrong("request_id", "must be 1 to 128 letters, digits and - _ .");
     }
 }
 
@@ -173,16 +177,16 @@ pub(crate) fn check_sampling(
     temperature: Option<f64>,
     top_p: Option<f64>,
     max_tokens: Option<i32>,
-    found: &mut Violations,
+    violations: &mut Violations,
 ) {
     if temperature.is_some_and(|number| !(0.0..=2.0).contains(&number)) {
-        found.wrong("temperature", "must be from 0 to 2");
+        violations.wrong("temperature", "must be from 0 to 2");
     }
     if top_p.is_some_and(|number| !(number > 0.0 && number <= 1.0)) {
-        found.wrong("top_p", "must be above 0 and at most 1");
+        violations.wrong("top_p", "must be above 0 and at most 1");
     }
     if max_tokens.is_some_and(|number| !(1..=MAX_TOKENS_LIMIT).contains(&number)) {
-        found.wrong("max_tokens", format!("must be from 1 to {MAX_TOKENS_LIMIT}"));
+        violations.wrong("max_tokens", format!("must be from 1 to {MAX_TOKENS_LIMIT}"));
     }
 }
 
@@ -198,7 +202,7 @@ mod tests {
         change(&mut request);
         GenerateParams::validate(request, None)
             .err()
-            .map(|found| found.fields())
+            .map(|violations| violations.fields())
             .unwrap_or_default()
     }
 
@@ -254,12 +258,12 @@ mod tests {
             task: "dance".to_owned(),
             ..Default::default()
         };
-        let found = GenerateParams::validate(request, None).unwrap_err();
-        let words = found.to_string();
-        assert_eq!(found.fields().len(), 3, "{words}");
+        let violations = GenerateParams::validate(request, None).unwrap_err();
+        let message = violations.to_string();
+        assert_eq!(violations.fields().len(), 3, "{message}");
         assert!(
-            words.contains("is unknown; known are advanced, beginner, expert, intermediate"),
-            "{words}"
+            message.contains("is unknown; known are advanced, beginner, expert, intermediate"),
+            "{message}"
         );
     }
 

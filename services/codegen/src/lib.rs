@@ -145,11 +145,11 @@ pub async fn survey(config: &Config) -> Vec<(String, Result<usize, String>)> {
         let engine = engine.map_err(|error| error.to_string())?;
         engine.models().await.map(|models| models.len()).map_err(|error| error.to_string())
     };
-    let mut found = Vec::new();
+    let mut results = Vec::new();
     for url in urls {
-        found.push((url.to_owned(), count_models(url).await));
+        results.push((url.to_owned(), count_models(url).await));
     }
-    found
+    results
 }
 
 /// Adds the service to the server.
@@ -211,5 +211,5 @@ fn engine_check(models: Arc<ModelCatalog>) -> Check {
         let models = Arc::clone(&models);
         async move { models.check().await }
     };
-    Check::new("ai_model", "the AI model can't be asked", run)
+    Check::new("ai_model", "the AI model is unavailable", run)
 }

@@ -163,10 +163,10 @@ impl Codegen {
         let asked = Asked { key, subject: call.actor().into(), fresh };
         let request_id =
             params.request_id.as_deref().map_or_else(|| call.request_id.clone(), Arc::from);
-        let shown = (model.clone(), params.task.clone());
-        let mut guest = Guest::new(&call, request_id, shown, self.patience.heartbeat);
-        if let Some(words) = warning {
-            guest.warn(words);
+        let names = (model.clone(), params.task.clone());
+        let mut guest = Guest::new(&call, request_id, names, self.patience.heartbeat);
+        if let Some(warning) = warning {
+            guest.warn(warning);
         }
         let estimate = params.estimate(&body);
         let affinity = balancer::affinity(tenant, &params.session_id, &body);
@@ -189,10 +189,10 @@ impl Codegen {
         let report = call.report().clone();
         let begin = async move {
             let tenant = call.principal.as_ref().map_or("", |caller| &caller.owner);
-            let asked = Instant::now();
-            let turn = queue.acquire(tenant, WorkKind::Generation).await;
-            call.report().queued(asked.elapsed());
-            order.turn = Some(turn?);
+            let started = Instant::now();
+            let permit = queue.acquire(tenant, WorkKind::Generation).await;
+            call.report().queued(started.elapsed());
+            order.turn = Some(permit?);
             order.lease = budgets.reserve(&call, estimate).await?;
             Generation::begin(&pool, order, &call, patience, streams_end).await
         };

@@ -102,11 +102,11 @@ impl Choices {
         if self.usage.is_some() {
             return self.usage;
         }
-        let begun =
+        let started =
             || self.list.iter().filter(|choice| choice.text_pieces > 0 || choice.has_ended());
-        let prompt_tokens = begun().find_map(|choice| choice.usage)?.prompt_tokens;
+        let prompt_tokens = started().find_map(|choice| choice.usage)?.prompt_tokens;
         let counts: Option<Vec<u32>> =
-            begun().map(|choice| Some(choice.usage?.completion_tokens)).collect();
+            started().map(|choice| Some(choice.usage?.completion_tokens)).collect();
         let completion_tokens = counts?.into_iter().fold(0_u32, u32::saturating_add);
         let total_tokens = prompt_tokens.saturating_add(completion_tokens);
         Some(Usage { prompt_tokens, completion_tokens, total_tokens })

@@ -52,26 +52,26 @@ impl CompletionParams {
     pub(crate) fn validate(
         mut request: CompleteCodeRequest,
     ) -> Result<CompletionParams, Violations> {
-        let mut found = Violations::default();
+        let mut violations = Violations::default();
         for text in [&mut request.prefix, &mut request.suffix] {
             unicode::strip_in(text);
         }
-        check_texts(&request, &mut found);
-        check_location(&request.language, &request.file_path, &mut found);
-        check_request_id(&request.request_id, &mut found);
-        check_sampling(request.temperature, request.top_p, request.max_tokens, &mut found);
+        check_texts(&request, &mut violations);
+        check_location(&request.language, &request.file_path, &mut violations);
+        check_request_id(&request.request_id, &mut violations);
+        check_sampling(request.temperature, request.top_p, request.max_tokens, &mut violations);
         let max_suggestions = request.max_suggestions.unwrap_or(DEFAULT_SUGGESTIONS);
         if !(1..=MAX_SUGGESTIONS).contains(&max_suggestions) {
-            found.wrong("max_suggestions", format!("must be from 1 to {MAX_SUGGESTIONS}"));
+            violations.wrong("max_suggestions", format!("must be from 1 to {MAX_SUGGESTIONS}"));
         }
         let kind = or_default(request.completion_type, CompletionKind::Inline.as_str());
         profile::check_word(
             "completion_type",
             &kind,
             &CompletionKind::ALL.map(CompletionKind::as_str),
-            &mut found,
+            &mut violations,
         );
-        found.check()?;
+        violations.check()?;
         let defaults = task::sampling(TASK);
         let options = CompletionOptions {
             suffix: request.suffix,
@@ -105,7 +105,7 @@ impl CompletionParams {
     /// The number of tokens to reserve from the token budget, for the prompt and all choices.
     pub(crate) fn estimate(&self, body: &[u8]) -> Estimate {
         let choices = i64::try_from(self.options.max_suggestions).unwrap_or(i64::MAX);
-        Estimate::of(body, choices.saturating_mul(self.options.max_tokens.into()))
+        Estimate::for_body(body, choices.saturating_mul(self.options.max_tokens.into()))
     }
 
     /// The body of the request to the engine.
@@ -139,9 +139,9 @@ impl CompletionParams {
     }
 }
 
-fn check_texts(request: &CompleteCodeRequest, found: &mut Violations) {
+fn check_texts(request: &CompleteCodeRequest, violations: &mut Violations) {
     if request.prefix.trim().is_empty() {
-        found.missing("prefix");
+        violations.missing("prefix");
     }
     let limits = [
         ("prefix", &request.prefix, MAX_PREFIX_LEN),
@@ -150,7 +150,7 @@ fn check_texts(request: &CompleteCodeRequest, found: &mut Violations) {
         ("model", &request.model, MAX_MODEL_NAME_LEN),
         ("session_id", &request.session_id, MAX_SESSION_ID_LEN),
     ];
-    check_lengths(&limits, found);
+    check_lengths(&limits, violations);
 }
 
 #[cfg(test)]
@@ -163,7 +163,10 @@ mod tests {
     fn fields(change: impl FnOnce(&mut CompleteCodeRequest)) -> Vec<Cow<'static, str>> {
         let mut request = CompleteCodeRequest { prefix: "a".to_owned(), ..Default::default() };
         change(&mut request);
-        CompletionParams::validate(request).err().map(|found| found.fields()).unwrap_or_default()
+        CompletionParams::validate(request)
+            .err()
+            .map(|violations| violations.fields())
+            .unwrap_or_default()
     }
 
     #[test]
@@ -175,8 +178,8 @@ mod tests {
         assert_eq!(fields(|request| request.suffix = "한".repeat(4_000)), none);
         assert_eq!(fields(|request| request.suffix = "x".repeat(4_001)), ["suffix"]);
         for (most, wrong) in [(0, true), (1, false), (20, false), (21, true)] {
-            let found = fields(|request| request.max_suggestions = Some(most));
-            assert_eq!(!found.is_empty(), wrong, "{most}");
+            let violations = fields(|request| request.max_suggestions = Some(most));
+            assert_eq!(!violations.is_empty(), wrong, "{most}");
         }
         for kind in ["inline", "block", "function"] {
             assert_eq!(fields(|request| request.completion_type = kind.to_owned()), none);

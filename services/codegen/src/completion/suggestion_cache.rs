@@ -173,40 +173,47 @@ mod tests {
         CompletionParams::validate(request).unwrap()
     }
 
-    fn made(texts: &[&str]) -> Vec<Suggestion> {
+    fn suggestions(texts: &[&str]) -> Vec<Suggestion> {
         texts
             .iter()
             .map(|&text| Suggestion { text: text.to_owned(), ..Default::default() })
             .collect()
     }
 
-    fn found(recent: &SuggestionCache, actor: &str, params: &CompletionParams) -> Vec<String> {
+    fn cached_texts(
+        cache: &SuggestionCache,
+        actor: &str,
+        params: &CompletionParams,
+    ) -> Vec<String> {
         let scope = SuggestionScope::new(actor.to_owned(), params);
-        recent.find(&scope, "m", params).into_iter().map(|one| one.text).collect()
+        cache.find(&scope, "m", params).into_iter().map(|one| one.text).collect()
     }
 
     #[test]
     fn a_typed_start_of_a_suggestion_is_answered_with_its_remainder() {
-        let recent = SuggestionCache::default();
+        let cache = SuggestionCache::default();
         let first = params("print(", |_| {});
-        recent.insert(
+        cache.insert(
             SuggestionScope::new("me".to_owned(), &first),
             "m",
             &first,
-            &made(&["이름, x", "이것", "other"]),
+            &suggestions(&["이름, x", "이것", "other"]),
         );
         let nothing: [&str; 0] = [];
-        assert_eq!(found(&recent, "me", &params("print(", |_| {})), ["이름, x", "이것", "other"]);
-        assert_eq!(found(&recent, "me", &params("print(이", |_| {})), ["름, x", "것"]);
         assert_eq!(
-            found(&recent, "me", &params("print(이름, x", |_| {})),
+            cached_texts(&cache, "me", &params("print(", |_| {})),
+            ["이름, x", "이것", "other"]
+        );
+        assert_eq!(cached_texts(&cache, "me", &params("print(이", |_| {})), ["름, x", "것"]);
+        assert_eq!(
+            cached_texts(&cache, "me", &params("print(이름, x", |_| {})),
             nothing,
             "all was typed"
         );
-        assert_eq!(found(&recent, "me", &params("print(z", |_| {})), nothing);
-        assert_eq!(found(&recent, "me", &params("prin", |_| {})), nothing);
+        assert_eq!(cached_texts(&cache, "me", &params("print(z", |_| {})), nothing);
+        assert_eq!(cached_texts(&cache, "me", &params("prin", |_| {})), nothing);
         assert_eq!(
-            found(&recent, "you", &first),
+            cached_texts(&cache, "you", &first),
             nothing,
             "entries of another caller are not returned"
         );
@@ -216,10 +223,10 @@ mod tests {
             params("print(", |request| request.completion_type = "block".to_owned()),
             params("print(", |request| request.temperature = Some(1.0)),
         ] {
-            assert_eq!(found(&recent, "me", &other), nothing, "{other:?}");
+            assert_eq!(cached_texts(&cache, "me", &other), nothing, "{other:?}");
         }
         let scope = SuggestionScope::new("me".to_owned(), &first);
-        assert!(recent.find(&scope, "another model", &first).is_empty());
+        assert!(cache.find(&scope, "another model", &first).is_empty());
     }
 
     #[test]
@@ -230,7 +237,7 @@ mod tests {
             prefix: "a".to_owned(),
             model: "m".to_owned(),
             options: params.options.clone(),
-            suggestions: made(&[text]),
+            suggestions: suggestions(&[text]),
         };
         let scope = |number: usize| SuggestionScope::new(number.to_string(), &params);
         let now = Instant::now();

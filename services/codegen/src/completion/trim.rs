@@ -102,15 +102,15 @@ fn is_word_char(letter: char) -> bool {
 /// Cuts an end of the text with which the suffix begins.
 fn before_overlap<'t>(suffix: &str, text: &'t str) -> &'t str {
     let suffix = suffix.trim_start_matches([' ', '\t']);
-    let mut most = suffix.len().min(text.len()).min(MAX_OVERLAP_BYTES);
-    while most > 0 {
-        if suffix.is_char_boundary(most)
-            && let Some(before) = text.strip_suffix(&suffix[..most])
-            && is_repeated(before, &suffix[..most])
+    let mut length = suffix.len().min(text.len()).min(MAX_OVERLAP_BYTES);
+    while length > 0 {
+        if suffix.is_char_boundary(length)
+            && let Some(before) = text.strip_suffix(&suffix[..length])
+            && is_repeated(before, &suffix[..length])
         {
             return before;
         }
-        most -= 1;
+        length -= 1;
     }
     text
 }

@@ -104,8 +104,8 @@ impl RefusalReason {
             return RefusalReason::Other;
         };
         let text = |name: &str| error.get(name).and_then(Value::as_str).unwrap_or_default();
-        let words = error.as_str().unwrap_or_else(|| text("message"));
-        let is_long = text("param").starts_with("input_") || words.contains("context");
+        let message = error.as_str().unwrap_or_else(|| text("message"));
+        let is_long = text("param").starts_with("input_") || message.contains("context");
         if status == StatusCode::BAD_REQUEST && is_long {
             RefusalReason::ContextTooLong
         } else {
@@ -242,8 +242,8 @@ mod tests {
         let unknown = failed("http://user:hunter2@no-such-host.invalid/v1/models").await;
         assert_eq!(unknown, EngineError::Unreachable(TransportError::NoAddress));
         for error in [refused, unknown] {
-            let words = error.to_string();
-            assert!(!words.contains("hunter2") && !words.contains("no-such-host"), "{words}");
+            let text = error.to_string();
+            assert!(!text.contains("hunter2") && !text.contains("no-such-host"), "{text}");
             assert_eq!(error.kind(), "connect");
         }
     }
@@ -265,8 +265,8 @@ mod tests {
             let refused = EngineError::refused(status, None, body);
             let unread = serde_json::from_slice::<super::super::ModelList>(body).unwrap_err();
             for error in [refused, EngineError::from(&unread)] {
-                let shown = format!("{error} {error:?} {}", error.kind());
-                prop_assert!(!shown.contains(&word), "{}", shown);
+                let text = format!("{error} {error:?} {}", error.kind());
+                prop_assert!(!text.contains(&word), "{}", text);
             }
         }
     }

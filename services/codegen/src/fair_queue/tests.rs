@@ -58,9 +58,9 @@ async fn a_free_permit_is_granted_at_once_and_otherwise_the_call_waits() {
 async fn a_waiter_is_refused_after_the_timeout_and_leaves_the_queue() {
     let queue = new_queue(1, 0, 8);
     let held = queue.acquire("a", WorkKind::Generation).await.unwrap();
-    let begun = Instant::now();
+    let started = Instant::now();
     assert!(matches!(queue.acquire("b", WorkKind::Generation).await, Err(Error::QueueFull)));
-    assert_eq!(begun.elapsed().as_secs(), WAIT.as_secs());
+    assert_eq!(started.elapsed().as_secs(), WAIT.as_secs());
     drop(held);
     assert!(is_empty(&queue));
 }

@@ -94,8 +94,8 @@ impl RedisStore {
         loop {
             let names = vec![record_name(request.record_id()), claim_name(request.record_id())];
             let arguments = vec![claim.token().into(), millis(LEASE_TTL)];
-            let found = self.redis.ask::<(String, Bytes)>(&self.claim, names, arguments).await;
-            let Ok((state, record)) = found else {
+            let reply = self.redis.ask::<(String, Bytes)>(&self.claim, names, arguments).await;
+            let Ok((state, record)) = reply else {
                 metrics::counter!("hapa_cache_errors_total").increment(1);
                 return ClaimOutcome::Unavailable(claim);
             };

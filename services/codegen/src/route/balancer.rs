@@ -141,12 +141,15 @@ mod tests {
     #[test]
     fn the_less_loaded_of_two_random_engines_is_chosen() {
         let (pool, mut random) = (pool(&[5, 0, 9]), random_numbers());
-        let mut asked = [0; 3];
+        let mut chosen_counts = [0; 3];
         for _ in 0..3_000 {
-            asked[choose(&pool, None, &mut random).unwrap()] += 1;
+            chosen_counts[choose(&pool, None, &mut random).unwrap()] += 1;
         }
         // The best wins both of its three pairs, the worst none.
-        assert!(asked[1] > 1_800 && asked[0] > 800 && asked[2] == 0, "{asked:?}");
+        assert!(
+            chosen_counts[1] > 1_800 && chosen_counts[0] > 800 && chosen_counts[2] == 0,
+            "{chosen_counts:?}"
+        );
     }
 
     #[test]
