@@ -48,15 +48,15 @@ pub(crate) struct Budgets {
     lease_seconds: u32,
 }
 
-/// The number of tokens that a generation may use.
+/// The tokens that a generation may use.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Estimate {
-    /// Estimated prompt tokens, as passed to `Lease::record_usage` until the engine reports its passed_on count.
-    pub(crate) prompt_tokens: i64,
+    /// Estimated prompt tokens, as passed to `Lease::record_usage` until the engine reports its own count.
+    pub(crate) prompt: i64,
     /// Maximum prompt tokens.
-    pub(crate) max_prompt_tokens: i64,
+    pub(crate) max_prompt: i64,
     /// Maximum tokens of all responses together.
-    pub(crate) max_response_tokens: i64,
+    pub(crate) max_response: i64,
 }
 
 /// An entry of the queue to auth.
@@ -148,16 +148,16 @@ impl Budgets {
 
 impl Estimate {
     /// For a request with this body and this maximum number of response tokens.
-    pub(crate) fn for_body(body: &[u8], max_response_tokens: i64) -> Estimate {
+    pub(crate) fn for_body(body: &[u8], max_response: i64) -> Estimate {
         Estimate {
-            prompt_tokens: prompt_tokens(body).into(),
-            max_prompt_tokens: max_prompt_tokens(body),
-            max_response_tokens,
+            prompt: prompt_tokens(body).into(),
+            max_prompt: max_prompt_tokens(body),
+            max_response,
         }
     }
 
     fn reservation(self) -> i64 {
-        self.max_prompt_tokens.saturating_add(self.max_response_tokens).clamp(1, MAX_RESERVATION)
+        self.max_prompt.saturating_add(self.max_response).clamp(1, MAX_RESERVATION)
     }
 }
 
@@ -171,9 +171,9 @@ fn max_prompt_tokens(body: &[u8]) -> i64 {
 
 impl UsageReports {
     fn new(estimate: Estimate, reserved: i64) -> UsageReports {
-        let uncertainty = (estimate.max_prompt_tokens - estimate.prompt_tokens).max(0);
+        let uncertainty = (estimate.max_prompt - estimate.prompt).max(0);
         let lead = uncertainty.saturating_add(REPORT_LEAD_TOKENS);
-        UsageReports { reported: estimate.prompt_tokens.saturating_add(lead).min(reserved), lead }
+        UsageReports { reported: estimate.prompt.saturating_add(lead).min(reserved), lead }
     }
 
     /// The next report, if it is due.

@@ -73,7 +73,7 @@ impl Completions {
         &self,
         request: Request<CompleteCodeRequest>,
     ) -> Result<CompleteCodeResponse, Status> {
-        let mut completion = self.begin(request).await?;
+        let mut completion = self.start_completion(request).await?;
         let mut reply = CompleteCodeResponse {
             model: completion.model().to_owned(),
             request_id: completion.request_id().to_owned(),
@@ -105,7 +105,7 @@ impl Completions {
     ) -> Result<impl Stream<Item = Result<StreamCompleteCodeResponse, Status>> + use<>, Status>
     {
         // Boxed: the state moves with every event.
-        let completion = Box::new(self.begin(request).await?);
+        let completion = Box::new(self.start_completion(request).await?);
         let events = unfold(completion, |mut completion| async {
             Some((completion.next().await?, completion))
         });
@@ -114,17 +114,20 @@ impl Completions {
         }))
     }
 
-    async fn begin(&self, request: Request<CompleteCodeRequest>) -> Result<Completion, Error> {
+    async fn start_completion(
+        &self,
+        request: Request<CompleteCodeRequest>,
+    ) -> Result<Completion, Error> {
         let call = Call::of(request.extensions()).map_err(|status| anyhow::anyhow!("{status}"))?;
-        let question = CompletionParams::validate(request.into_inner())?;
-        if let Some(id) = &question.request_id {
+        let params = CompletionParams::validate(request.into_inner())?;
+        if let Some(id) = &params.request_id {
             call.also_named(id);
         }
-        let named = question.model.as_deref();
+        let named = params.model.as_deref();
         let Chosen { model, warning } = self.deps.models.choose(&call, TASK, named).await?;
         call.report().model(&model);
         call.report().task(TASK);
-        let mut order = self.order(&call, model, question);
+        let mut order = self.order(&call, model, params);
         order.warnings.extend(warning);
         let mut watch = Watch::new(&call, self.deps.patience, self.deps.streams_end.clone());
         if !order.question.no_cache {
@@ -241,11 +244,11 @@ async fn unless_ended<T>(
 /// Builds the request for models of every family.
 #[cfg(feature = "fuzzing")]
 pub(crate) fn fuzz(request: CompleteCodeRequest) {
-    let Ok(question) = CompletionParams::validate(request) else { return };
-    assert_eq!(crate::unicode::strip(&question.prefix), question.prefix.as_str());
+    let Ok(params) = CompletionParams::validate(request) else { return };
+    assert_eq!(crate::unicode::strip(&params.prefix), params.prefix.as_str());
     for name in ["qwen2.5-coder", "deepseek-coder", "starcoder2", "codellama", "unknown"] {
-        let prompt = fim::build_prompt(fim::family([name]), &question.prefix, &question.options);
-        assert_eq!(prompt.is_prefix_only, name == "unknown" && !question.options.suffix.is_empty());
-        assert!(question.body(name, &prompt, crate::engine::EngineScheduling::default()).is_ok());
+        let prompt = fim::build_prompt(fim::family([name]), &params.prefix, &params.options);
+        assert_eq!(prompt.is_prefix_only, name == "unknown" && !params.options.suffix.is_empty());
+        assert!(params.body(name, &prompt, crate::engine::EngineScheduling::default()).is_ok());
     }
 }

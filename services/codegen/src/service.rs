@@ -163,8 +163,8 @@ impl Codegen {
         let asked = Asked { key, subject: call.actor().into(), fresh };
         let request_id =
             params.request_id.as_deref().map_or_else(|| call.request_id.clone(), Arc::from);
-        let names = (model.clone(), params.task.clone());
-        let mut guest = Guest::new(&call, request_id, names, self.patience.heartbeat);
+        let model_and_task = (model.clone(), params.task.clone());
+        let mut guest = Guest::new(&call, request_id, model_and_task, self.patience.heartbeat);
         if let Some(warning) = warning {
             guest.warn(warning);
         }

@@ -4,8 +4,7 @@ use proptest::prelude::*;
 
 use super::*;
 
-const ESTIMATE: Estimate =
-    Estimate { prompt_tokens: 100, max_prompt_tokens: 150, max_response_tokens: 1_000 };
+const ESTIMATE: Estimate = Estimate { prompt: 100, max_prompt: 150, max_response: 1_000 };
 
 fn lease(estimate: Estimate) -> (Lease, mpsc::Receiver<LedgerEntry>) {
     let (entries, receiver) = mpsc::channel(QUEUE_CAPACITY);
@@ -40,7 +39,7 @@ fn reports_are_few_and_run_ahead_and_the_drop_settles_the_usage() {
 
 #[test]
 fn tokens_above_the_reservation_are_neither_reported_nor_settled() {
-    let (mut lease, mut entries) = lease(Estimate { max_response_tokens: 10, ..ESTIMATE });
+    let (mut lease, mut entries) = lease(Estimate { max_response: 10, ..ESTIMATE });
     assert_eq!(lease.reports.as_ref().unwrap().reported, 160, "no more than is reserved");
     lease.record_usage(4_000_000_000);
     assert_eq!((lease.reserved, lease.excess), (160, 4_000_000_000 - 160));
@@ -88,9 +87,9 @@ proptest! {
         steps in prop::collection::vec(0..REPORT_LEAD_TOKENS / 2, 0..200),
     ) {
         let estimate = Estimate {
-            prompt_tokens: prompt,
-            max_prompt_tokens: prompt + uncertainty,
-            max_response_tokens: max_response,
+            prompt,
+ max_prompt: prompt + uncertainty,
+ max_response,
         };
         let (mut lease, mut entries) = lease(estimate);
         let (mut used, mut reported) = (prompt, lease.reports.as_ref().unwrap().reported);

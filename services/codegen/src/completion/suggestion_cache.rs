@@ -92,10 +92,10 @@ impl SuggestionCache {
             .find(|rest| !rest.is_empty());
         match &found {
             Some(_) => {
-                metrics::counter!("hapa_cache_hits_total", "cache" => CACHE_NAME).increment(1)
+                metrics::counter!("hapa_cache_hits_total", "cache" => CACHE_NAME).increment(1);
             }
             None => {
-                metrics::counter!("hapa_cache_misses_total", "cache" => CACHE_NAME).increment(1)
+                metrics::counter!("hapa_cache_misses_total", "cache" => CACHE_NAME).increment(1);
             }
         }
         found.unwrap_or_default()

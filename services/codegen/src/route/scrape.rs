@@ -33,7 +33,7 @@ impl EngineLoad {
                 "num_requests_waiting" => load.waiting += value,
                 "kv_cache_usage_perc" => load.cache_usage = load.cache_usage.max(value),
                 "generation_tokens_total" => {
-                    load.generated_tokens = Some(load.generated_tokens.unwrap_or(0.0) + value)
+                    load.generated_tokens = Some(load.generated_tokens.unwrap_or(0.0) + value);
                 }
                 // The value is the time at which the labels were current, so the latest one is.
                 "lora_requests_info" if value >= latest => {

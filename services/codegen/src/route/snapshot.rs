@@ -173,9 +173,15 @@ impl PoolSnapshot {
         };
         match self.placements.get(query.model) {
             Some(placements) => {
-                placements.iter().for_each(|one| consider(one.endpoint, one.is_resident));
+                for placement in placements {
+                    consider(placement.endpoint, placement.is_resident);
+                }
             }
-            None => (0..self.endpoints.len()).for_each(|index| consider(index, false)),
+            None => {
+                for index in 0..self.endpoints.len() {
+                    consider(index, false);
+                }
+            }
         }
         let pickable = if up.is_empty() { unreachable } else { up };
         let (indices, candidates): (Vec<usize>, Vec<Candidate>) = pickable.into_iter().unzip();
