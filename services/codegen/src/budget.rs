@@ -162,7 +162,7 @@ impl Estimate {
 }
 
 /// Maximum prompt tokens for a body, including the chat template. Letters and spaces average at least
-/// three bytes per token. A digit, a sign or a byte of a rare character may be a token of its passed_on.
+/// three bytes per token. A digit, a sign or a byte of a rare character may be a token of its own.
 fn max_prompt_tokens(body: &[u8]) -> i64 {
     let is_word = |byte: &&u8| byte.is_ascii_alphabetic() || **byte == b' ';
     let word_bytes = body.iter().filter(is_word).count();

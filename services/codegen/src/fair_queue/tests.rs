@@ -6,14 +6,14 @@ use tokio::task::JoinSet;
 
 use super::*;
 
-const WAIT: Duration = Duration::from_secs(1);
+const WAITING_TIMEOUT: Duration = Duration::from_secs(1);
 
-fn new_queue(most: u32, per_tenant: u32, waiting: u32) -> FairQueue {
+fn new_queue(limit: u32, per_tenant: u32, waiting: u32) -> FairQueue {
     FairQueue::new(QueueConfig {
-        max_generations: most,
+        max_generations: limit,
         max_generations_per_tenant: per_tenant,
         max_waiting: waiting,
-        waiting_timeout_seconds: WAIT,
+        waiting_timeout_seconds: WAITING_TIMEOUT,
         prioritize_completions: false,
         isolate_prefix_cache: true,
     })
@@ -29,13 +29,13 @@ fn enqueue<'a>(queue: &'a FairQueue, tenant: &'a str) -> Acquiring<'a> {
 fn enqueue_kind<'a>(queue: &'a FairQueue, tenant: &'a str, kind: WorkKind) -> Acquiring<'a> {
     let mut acquiring: Acquiring<'a> = Box::pin(queue.acquire(tenant, kind));
     match acquiring.as_mut().now_or_never() {
-        Some(taken) => Box::pin(std::future::ready(taken)),
+        Some(result) => Box::pin(std::future::ready(result)),
         None => acquiring,
     }
 }
 
 fn granted(acquiring: &mut Acquiring<'_>) -> Option<ConcurrencyPermit> {
-    acquiring.as_mut().now_or_never().map(|taken| taken.unwrap())
+    acquiring.as_mut().now_or_never().map(|result| result.unwrap())
 }
 
 fn is_empty(queue: &FairQueue) -> bool {
@@ -60,7 +60,7 @@ async fn a_waiter_is_refused_after_the_timeout_and_leaves_the_queue() {
     let held = queue.acquire("a", WorkKind::Generation).await.unwrap();
     let started = Instant::now();
     assert!(matches!(queue.acquire("b", WorkKind::Generation).await, Err(Error::QueueFull)));
-    assert_eq!(started.elapsed().as_secs(), WAIT.as_secs());
+    assert_eq!(started.elapsed().as_secs(), WAITING_TIMEOUT.as_secs());
     drop(held);
     assert!(is_empty(&queue));
 }
@@ -137,7 +137,7 @@ async fn concurrent_calls_never_exceed_the_limits_and_leave_nothing_behind() {
             let acquiring = queue.acquire(tenant, WorkKind::Generation);
             // Some calls are cancelled at once.
             if sequence % 7 == 0 {
-                return acquiring.now_or_never().is_some_and(|taken| taken.is_ok());
+                return acquiring.now_or_never().is_some_and(|result| result.is_ok());
             }
             let permit = acquiring.await.unwrap();
             assert!(queue.lock().active <= 5);

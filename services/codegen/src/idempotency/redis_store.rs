@@ -49,7 +49,7 @@ pub(super) struct LeaseWriter {
     writes: mpsc::Receiver<LeaseWrite>,
     renew: Script,
     release: Script,
-    keep: Script,
+    store_reply: Script,
 }
 
 fn record_name(record_id: &str) -> String {
@@ -82,7 +82,7 @@ impl RedisStore {
             writes: waiting,
             renew: Script::new(include_str!("renew.lua")),
             release: Script::new(include_str!("release.lua")),
-            keep: Script::new(include_str!("keep.lua")),
+            store_reply: Script::new(include_str!("store_reply.lua")),
         };
         let claim = Script::new(include_str!("claim.lua"));
         Ok((RedisStore { redis, claim, writes: write }, writer))
@@ -151,7 +151,7 @@ impl LeaseWriter {
                     count(MAX_BYTES),
                     count(MAX_RECORDS_PER_CALLER),
                 ];
-                self.redis.ask(&self.keep, names, arguments).await
+                self.redis.ask(&self.store_reply, names, arguments).await
             }
         }
     }
