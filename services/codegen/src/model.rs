@@ -41,33 +41,30 @@ impl ModelCatalog {
             if !allowed.is_empty() && !allowed.iter().any(|name| name == named) {
                 return Err(Error::ModelNotAllowed);
             }
-            let configured = self.configured.as_deref() == Some(named);
-            if !configured && !snapshot.models().iter().any(|listed| listed.name == named) {
+            let is_configured = self.configured.as_deref() == Some(named);
+            if !is_configured && snapshot.model(named).is_none() {
                 call.report().unlisted();
             }
             return Ok(Chosen { model: named.to_owned(), warning: None });
         }
         let default = self.default_model(&snapshot).await?;
-        let served =
-            snapshot.models().iter().filter(|listed| snapshot.endpoint_counts(listed).1 > 0);
-        let served: Vec<_> = served.map(|listed| listed.name.as_str()).collect();
+        let served: Vec<_> = snapshot.served_models().map(|model| model.name.as_str()).collect();
         self.specialists.choose(task, &served, &default, allowed)
     }
 
     /// The base model of an adapter; `None` for a base model and if no engine reports one.
     pub(crate) fn base_model(&self, model: &str) -> Option<String> {
         let snapshot = self.pool.snapshot();
-        let listed = snapshot.models().iter().find(|listed| listed.name == model)?;
-        Some(listed.parent.clone()).filter(|parent| !parent.is_empty())
+        let model = snapshot.model(model)?;
+        Some(model.parent.clone()).filter(|parent| !parent.is_empty())
     }
 
     /// Distinguishes a model from an earlier one with the same name; empty if no engine lists it.
     pub(crate) fn revision(&self, model: &str) -> String {
         let snapshot = self.pool.snapshot();
-        let listed = snapshot.models().iter().find(|listed| listed.name == model);
         let revision =
             |one: &ModelSummary| format!("{:?} {:?} {}", one.root, one.parent, one.max_model_len);
-        listed.map(revision).unwrap_or_default()
+        snapshot.model(model).map(revision).unwrap_or_default()
     }
 
     /// The configured model, or else the first listed one.
@@ -121,9 +118,7 @@ impl ModelCatalog {
             None if summary.healthy_count() < summary.total => ("degraded", summary.message()),
             None => ("healthy", String::new()),
         };
-        let served =
-            snapshot.models().iter().filter(|listed| snapshot.endpoint_counts(listed).1 > 0);
-        let models = u32::try_from(served.count()).unwrap_or(u32::MAX);
+        let models = u32::try_from(snapshot.served_models().count()).unwrap_or(u32::MAX);
         GetCodeHealthResponse { status: status.to_owned(), model, models, latency_ms, message }
     }
 
@@ -141,9 +136,8 @@ impl ModelCatalog {
         if model.is_empty() {
             return Some(Error::from(DispatchError::NoModel).to_string());
         }
-        let listed = snapshot.models().iter().find(|listed| listed.name == model);
-        let served = listed.is_some_and(|listed| snapshot.endpoint_counts(listed).1 > 0);
-        (!served).then(|| format!("no engine serves {model}"))
+        let is_served = snapshot.served_models().any(|served| served.name == model);
+        (!is_served).then(|| format!("no engine serves {model}"))
     }
 
     fn cached_default(&self, snapshot: &PoolSnapshot) -> String {

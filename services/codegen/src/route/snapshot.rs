@@ -120,6 +120,16 @@ impl PoolSnapshot {
         &self.models
     }
 
+    /// A listed model by name.
+    pub(crate) fn model(&self, name: &str) -> Option<&ModelSummary> {
+        self.models.iter().find(|model| model.name == name)
+    }
+
+    /// The models that a healthy endpoint serves.
+    pub(crate) fn served_models(&self) -> impl Iterator<Item = &ModelSummary> {
+        self.models.iter().filter(|model| self.endpoint_counts(model).1 > 0)
+    }
+
     /// The number of endpoints that serve a model, and of the healthy ones among them.
     pub(crate) fn endpoint_counts(&self, model: &ModelSummary) -> (u32, u32) {
         let healthy = model.endpoints.iter().filter(|index| self.endpoints[**index].is_healthy());
@@ -131,7 +141,7 @@ impl PoolSnapshot {
     pub(crate) fn default_model(&self) -> Option<&str> {
         // Engines may list the base model after its adapters.
         let mut bases = self.models.iter().filter(|model| model.parent.is_empty());
-        let healthy = bases.clone().find(|model| self.endpoint_counts(model).1 > 0);
+        let healthy = self.served_models().find(|model| model.parent.is_empty());
         let first = healthy.or_else(|| bases.next()).or(self.models.first());
         first.map(|model| model.name.as_str())
     }
