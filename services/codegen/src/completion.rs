@@ -59,13 +59,13 @@ pub(crate) struct Completions {
     deps: CompletionDeps,
     flights: Flights,
     sessions: EditingSessions,
-    recent: Arc<SuggestionCache>,
+    suggestion_cache: Arc<SuggestionCache>,
 }
 
 impl Completions {
     pub(crate) fn new(deps: CompletionDeps) -> Completions {
-        let (flights, sessions, recent) = Default::default();
-        Completions { deps, flights, sessions, recent }
+        let (flights, sessions, suggestion_cache) = Default::default();
+        Completions { deps, flights, sessions, suggestion_cache }
     }
 
     /// The unary RPC.
@@ -131,7 +131,7 @@ impl Completions {
         order.warnings.extend(warning);
         let mut watch = Watch::new(&call, self.deps.patience, self.deps.streams_end.clone());
         if !order.question.no_cache {
-            let found = self.recent.find(&order.place, &order.model, &order.question);
+            let found = self.suggestion_cache.find(&order.place, &order.model, &order.question);
             call.report().cache(!found.is_empty());
             if !found.is_empty() {
                 // Cancels the older completion of the session; its own guard is dropped at once.
@@ -151,7 +151,7 @@ impl Completions {
             place: SuggestionScope::new(call.actor(), &params),
             question: params,
             warnings: Vec::new(),
-            recent: Arc::clone(&self.recent),
+            recent: Arc::clone(&self.suggestion_cache),
             latest: None,
         }
     }

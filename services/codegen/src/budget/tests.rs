@@ -70,7 +70,7 @@ fn reports_leave_room_in_the_queue_for_settlements() {
 
 #[test]
 fn the_reservation_of_a_prompt_is_not_below_real_token_counts() {
-    assert_eq!(max_prompt_tokens(b"plain word_bytes of a prompt "), 8);
+    assert_eq!(max_prompt_tokens(b"plain words of a prompt "), 8);
     assert_eq!(max_prompt_tokens("0123456789".repeat(100).as_bytes()), 1_000);
     assert_eq!(max_prompt_tokens("{}();".repeat(10).as_bytes()), 50);
     assert_eq!(max_prompt_tokens("\u{1f980}".as_bytes()), 4);
