@@ -84,7 +84,7 @@ async fn an_engine_that_is_away_is_told_and_takes_no_replica_out() {
     let world = World::start().await;
     world.engine.stop().await;
     let ill = becomes(&world, ["unhealthy", "connected", "not_configured", "disconnected"]).await;
-    assert_eq!(ill.problems, ["the AI model can't be asked"]);
+    assert_eq!(ill.problems, ["the AI model is unavailable"]);
     is_told_at_once(&world).await;
     assert!(serving(&world, "hapa.codegen.v1.CodegenService").await);
     let (status, words) = world.page("/readyz").await;

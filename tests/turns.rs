@@ -125,7 +125,7 @@ async fn a_tenant_who_asks_for_much_waits_for_itself_and_not_others_for_it() {
 
 #[tokio::test]
 async fn engines_are_told_of_tenants_what_keeps_them_apart_and_nothing_else() {
-    let world = World::with(&["--completion-first=true"]).await;
+    let world = World::with(&["--prioritize-completions=true"]).await;
     let (one, other) = (tenant(&world, "one").await, tenant(&world, "other").await);
     for client in [&one, &one, &other] {
         let request = GenerateCodeRequest { no_cache: true, ..question("q") };

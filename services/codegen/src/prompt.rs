@@ -8,7 +8,7 @@ use std::sync::LazyLock;
 use hapa_proto::codegen::v1::UserProfile;
 use serde::Deserialize;
 
-use crate::question::Question;
+use crate::generate_params::GenerateParams;
 
 /// The accepted words of one field, and the prompt text of each.
 pub(crate) type WordTable = BTreeMap<String, String>;
@@ -43,7 +43,7 @@ pub(crate) static VOCABULARY: LazyLock<Vocabulary> =
     LazyLock::new(|| toml::from_str(include_str!("../prompts/words.toml")).expect("words.toml"));
 
 /// The system message for a question.
-pub(crate) fn system(question: &Question) -> String {
+pub(crate) fn system(question: &GenerateParams) -> String {
     let words = &*VOCABULARY;
     let UserProfile {
         python_skill_level,
@@ -80,7 +80,7 @@ pub(crate) fn system(question: &Question) -> String {
 }
 
 /// The user message: the question and the code around it.
-pub(crate) fn user(question: &Question) -> String {
+pub(crate) fn user(question: &GenerateParams) -> String {
     if question.context.is_empty() {
         return question.text.clone();
     }
@@ -89,7 +89,7 @@ pub(crate) fn user(question: &Question) -> String {
         "" => String::new(),
         path => format!(" of {path}"),
     };
-    let Question { text, context, language, .. } = question;
+    let GenerateParams { text, context, language, .. } = question;
     format!("{text}\n\nThe code{place}:\n{fence}{language}\n{context}\n{fence}")
 }
 
@@ -130,13 +130,13 @@ mod tests {
 
     use super::*;
 
-    fn question(text: &str, change: impl FnOnce(&mut GenerateCodeRequest)) -> Question {
+    fn question(text: &str, change: impl FnOnce(&mut GenerateCodeRequest)) -> GenerateParams {
         let mut request = GenerateCodeRequest {
             user_question: text.to_owned(),
             ..GenerateCodeRequest::default()
         };
         change(&mut request);
-        Question::check(request, None).unwrap()
+        GenerateParams::validate(request, None).unwrap()
     }
 
     #[test]

@@ -48,7 +48,8 @@ impl ValidationPool {
         language: Language,
     ) -> Result<ValidateCodeResponse, Error> {
         let permit = timeout(PERMIT_TIMEOUT, Arc::clone(&self.permits).acquire_owned());
-        let permit = permit.await.map_err(|_| Error::ChecksBusy)?.map_err(anyhow::Error::from)?;
+        let permit =
+            permit.await.map_err(|_| Error::ValidatorsBusy)?.map_err(anyhow::Error::from)?;
         let work = spawn_blocking(move || {
             let response = respond(&request, language, ANALYSIS_TIMEOUT);
             drop(permit);

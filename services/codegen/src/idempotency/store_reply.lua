@@ -1,13 +1,13 @@
--- Keeps the first reply to a key and ends the lease. The oldest replies go where there are too many.
+-- Stores the first reply to a key and ends the lease. Evicts the oldest replies beyond the limits.
 -- KEYS: record, claim, index of the caller, index of all, bytes of all.
--- ARGV: token, record, milliseconds to live, most records, most bytes, most records of a caller.
+-- ARGV: token, record, TTL in milliseconds, maximum records, maximum bytes, maximum records of a caller.
 if redis.call('GET', KEYS[2]) == ARGV[1] then redis.call('DEL', KEYS[2]) end
 if redis.call('EXISTS', KEYS[1]) == 1 then return end
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 
--- A member of an index names the record, its bytes and the index of its caller.
-local function forget(members, unlink)
+-- A member of an index contains the record's key, its size and the index of its caller.
+local function remove_members(members, unlink)
   for _, member in ipairs(members) do
     local name, bytes, caller = string.match(member, '^(%S+) (%S+) (%S+)$')
     if unlink then redis.call('UNLINK', name) end
@@ -16,8 +16,8 @@ local function forget(members, unlink)
     redis.call('DECRBY', KEYS[5], bytes)
   end
 end
--- What expired is gone already, or was made anew. A step at a time: Redis serves nobody else meanwhile.
-forget(redis.call('ZRANGEBYSCORE', KEYS[4], '-inf', now, 'LIMIT', 0, 1000), false)
+-- Expired records do not exist any longer, or were replaced. In steps, because a script blocks Redis.
+remove_members(redis.call('ZRANGEBYSCORE', KEYS[4], '-inf', now, 'LIMIT', 0, 1000), false)
 
 redis.call('SET', KEYS[1], ARGV[2], 'PX', ARGV[3])
 local member = KEYS[1] .. ' ' .. #ARGV[2] .. ' ' .. KEYS[3]
@@ -26,12 +26,12 @@ redis.call('ZADD', KEYS[3], now + ARGV[3], member)
 redis.call('PEXPIRE', KEYS[3], ARGV[3])
 local bytes = redis.call('INCRBY', KEYS[5], #ARGV[2])
 local over = redis.call('ZCARD', KEYS[3]) - ARGV[6]
-if over > 0 then forget(redis.call('ZRANGE', KEYS[3], 0, over - 1), true) end
+if over > 0 then remove_members(redis.call('ZRANGE', KEYS[3], 0, over - 1), true) end
 over = redis.call('ZCARD', KEYS[4]) - ARGV[4]
-if over > 0 then forget(redis.call('ZRANGE', KEYS[4], 0, over - 1), true) end
+if over > 0 then remove_members(redis.call('ZRANGE', KEYS[4], 0, over - 1), true) end
 while bytes > tonumber(ARGV[5]) do
   local oldest = redis.call('ZRANGE', KEYS[4], 0, 0)
   if #oldest == 0 then break end
-  forget(oldest, true)
+  remove_members(oldest, true)
   bytes = tonumber(redis.call('GET', KEYS[5]))
 end

@@ -1,4 +1,5 @@
-//! Replies and leases in a Redis that replicas share. A replica waits for Redis only to look a key up.
+//! Replies and leases in a Redis that all replicas share. A request waits for Redis only to look up its
+//! key; all writes run in the background.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,42 +14,42 @@ use tokio::sync::mpsc;
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
-use super::claim::{Claim, Write};
+use super::claim::{Claim, LeaseWrite};
 use super::{MAX_BYTES, MAX_RECORDS, MAX_RECORDS_PER_CALLER};
 
-/// How long a lease outlives its process.
-pub(super) const LEASE: Duration = Duration::from_secs(15);
-/// Between two looks at a key that another replica holds, in milliseconds.
+/// Life of a lease that is not renewed, for example because its process died.
+pub(super) const LEASE_TTL: Duration = Duration::from_secs(15);
+/// Interval of polling a key that another replica has claimed, in milliseconds.
 const POLL_INTERVAL_MS: std::ops::Range<u64> = 50..150;
-/// Commands that may wait for a connection or its socket; more find no Redis.
+/// Maximum number of queued commands; further ones fail as if Redis were down.
 const QUEUE_CAPACITY: usize = 1_024;
-/// In braces, which keep them on one node of a cluster: a script takes several keys.
+/// The braces are a hash tag: they keep all keys on one cluster node, as multi-key scripts require.
 const INDEX: &str = "hapa:{idempotency}:index";
 const BYTES: &str = "hapa:{idempotency}:bytes";
 
-/// What Redis knows of a key.
-pub(super) enum Lookup {
+/// The result of claiming a key.
+pub(super) enum ClaimOutcome {
     /// The first request has been answered.
-    Known(Arc<[u8]>),
+    Answered(Arc<[u8]>),
     /// This request is the first.
     Claimed(Claim),
-    /// Redis does not answer. The claim may have been made there all the same.
-    Away(Claim),
+    /// Redis does not answer. It may have recorded the claim nevertheless.
+    Unavailable(Claim),
 }
 
-pub(super) struct Shared {
+pub(super) struct RedisStore {
     redis: Arc<Redis>,
     claim: Script,
-    writes: mpsc::Sender<Write>,
+    writes: mpsc::Sender<LeaseWrite>,
 }
 
-/// Writes to Redis, one after the other.
-pub(super) struct Writer {
+/// The background task that writes to Redis, one write after another.
+pub(super) struct LeaseWriter {
     redis: Arc<Redis>,
-    writes: mpsc::Receiver<Write>,
+    writes: mpsc::Receiver<LeaseWrite>,
     renew: Script,
     release: Script,
-    keep: Script,
+    store_reply: Script,
 }
 
 fn record_name(record_id: &str) -> String {
@@ -67,37 +68,40 @@ fn count(number: usize) -> Value {
     i64::try_from(number).unwrap_or(i64::MAX).into()
 }
 
-impl Shared {
-    pub(super) fn new(url: &SecretString, patience: Duration) -> Result<(Self, Writer), Wrong> {
-        let meanwhile = "this replica alone checks its idempotency keys";
+impl RedisStore {
+    pub(super) fn new(
+        url: &SecretString,
+        patience: Duration,
+    ) -> Result<(Self, LeaseWriter), Wrong> {
+        let meanwhile = "idempotency keys are checked by this replica only";
         let manner = Manner { patience, most_queued: QUEUE_CAPACITY, meanwhile };
         let redis = Arc::new(Redis::new(url, manner)?);
         let (write, waiting) = mpsc::channel(QUEUE_CAPACITY);
-        let writer = Writer {
+        let writer = LeaseWriter {
             redis: Arc::clone(&redis),
             writes: waiting,
             renew: Script::new(include_str!("renew.lua")),
             release: Script::new(include_str!("release.lua")),
-            keep: Script::new(include_str!("keep.lua")),
+            store_reply: Script::new(include_str!("store_reply.lua")),
         };
         let claim = Script::new(include_str!("claim.lua"));
-        Ok((Shared { redis, claim, writes: write }, writer))
+        Ok((RedisStore { redis, claim, writes: write }, writer))
     }
 
-    /// Looks a key up, and waits while another replica runs its request.
-    pub(super) async fn claim(&self, request: &IdempotentRequest) -> Lookup {
+    /// Claims a key. Waits while another replica runs its request.
+    pub(super) async fn claim(&self, request: &IdempotentRequest) -> ClaimOutcome {
         let claim = Claim::new(request.record_id(), self.writes.clone());
         loop {
             let names = vec![record_name(request.record_id()), claim_name(request.record_id())];
-            let arguments = vec![claim.token().into(), millis(LEASE)];
-            let found = self.redis.ask::<(String, Bytes)>(&self.claim, names, arguments).await;
-            let Ok((state, record)) = found else {
+            let arguments = vec![claim.token().into(), millis(LEASE_TTL)];
+            let reply = self.redis.ask::<(String, Bytes)>(&self.claim, names, arguments).await;
+            let Ok((state, record)) = reply else {
                 metrics::counter!("hapa_cache_errors_total").increment(1);
-                return Lookup::Away(claim);
+                return ClaimOutcome::Unavailable(claim);
             };
             match state.as_str() {
-                "known" => return Lookup::Known(Arc::from(&*record)),
-                "claimed" => return Lookup::Claimed(claim),
+                "known" => return ClaimOutcome::Answered(Arc::from(&*record)),
+                "claimed" => return ClaimOutcome::Claimed(claim),
                 _ => {}
             }
             let pause = rand::rng().random_range(POLL_INTERVAL_MS);
@@ -106,8 +110,8 @@ impl Shared {
     }
 }
 
-impl Writer {
-    /// Until the server ends, and then what was handed over before.
+impl LeaseWriter {
+    /// Runs until the server ends, then completes the queued writes.
     pub(super) async fn run(mut self, end: CancellationToken) {
         loop {
             let write = tokio::select! {
@@ -122,17 +126,17 @@ impl Writer {
         }
     }
 
-    async fn write(&self, write: Write) -> Result<(), Away> {
+    async fn write(&self, write: LeaseWrite) -> Result<(), Away> {
         match write {
-            Write::Renew { record_id, token } => {
-                let arguments = vec![(&*token).into(), millis(LEASE)];
+            LeaseWrite::Renew { record_id, token } => {
+                let arguments = vec![(&*token).into(), millis(LEASE_TTL)];
                 self.redis.ask(&self.renew, vec![claim_name(&record_id)], arguments).await
             }
-            Write::Release { record_id, token } => {
+            LeaseWrite::Release { record_id, token } => {
                 let arguments = vec![(&*token).into()];
                 self.redis.ask(&self.release, vec![claim_name(&record_id)], arguments).await
             }
-            Write::Keep { record_id, token, caller, record } => {
+            LeaseWrite::StoreReply { record_id, token, caller, record } => {
                 let of_caller = format!("hapa:{{idempotency}}:of:{caller}");
                 let names = [INDEX, BYTES].map(str::to_owned).into_iter();
                 let names = [record_name(&record_id), claim_name(&record_id), of_caller]
@@ -147,7 +151,7 @@ impl Writer {
                     count(MAX_BYTES),
                     count(MAX_RECORDS_PER_CALLER),
                 ];
-                self.redis.ask(&self.keep, names, arguments).await
+                self.redis.ask(&self.store_reply, names, arguments).await
             }
         }
     }

@@ -1,50 +1,50 @@
-//! Locks by name: one holder at a time, first come first served. A name without holders takes no room.
+//! Mutexes by name: one holder at a time, in order of arrival. An unused name takes no memory.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio::sync::{Mutex as AsyncMutex, OwnedMutexGuard};
 
-type Map = Arc<Mutex<HashMap<Arc<str>, Arc<AsyncMutex<()>>>>>;
+type LockMap = Arc<Mutex<HashMap<Arc<str>, Arc<AsyncMutex<()>>>>>;
 
-/// The locks of this process.
+/// The named locks of this process.
 #[derive(Debug, Default)]
-pub(super) struct Locks(Map);
+pub(super) struct KeyedLocks(LockMap);
 
-/// Held until dropped. The order of the fields matters: the guard is dropped before its entry.
+/// Holds a lock until dropped. The order of the fields matters: the guard is dropped before its entry.
 #[derive(Debug)]
-pub(super) struct Lock {
+pub(super) struct KeyedLockGuard {
     _guard: OwnedMutexGuard<()>,
-    _entry: Entry,
+    _entry: LockEntry,
 }
 
-/// One who holds a lock or waits for it.
+/// A holder of a lock, or a waiter for it.
 #[derive(Debug)]
-struct Entry {
-    map: Map,
+struct LockEntry {
+    map: LockMap,
     name: Arc<str>,
     mutex: Arc<AsyncMutex<()>>,
 }
 
-impl Locks {
-    pub(super) async fn lock(&self, name: &str) -> Lock {
+impl KeyedLocks {
+    pub(super) async fn lock(&self, name: &str) -> KeyedLockGuard {
         let entry = self.entry(name);
         let guard = Arc::clone(&entry.mutex).lock_owned().await;
-        Lock { _guard: guard, _entry: entry }
+        KeyedLockGuard { _guard: guard, _entry: entry }
     }
 
-    fn entry(&self, name: &str) -> Entry {
+    fn entry(&self, name: &str) -> LockEntry {
         let name: Arc<str> = name.into();
         let mut map = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let mutex = Arc::clone(map.entry(Arc::clone(&name)).or_default());
-        Entry { map: Arc::clone(&self.0), name, mutex }
+        LockEntry { map: Arc::clone(&self.0), name, mutex }
     }
 }
 
-impl Drop for Entry {
+impl Drop for LockEntry {
     fn drop(&mut self) {
         let mut map = self.map.lock().unwrap_or_else(PoisonError::into_inner);
-        // The map's own and this one: nobody else holds it or waits for it.
+        // Only the map's reference and this one are left: no other holder or waiter exists.
         if Arc::strong_count(&self.mutex) == 2 {
             map.remove(&self.name);
         }
@@ -58,8 +58,8 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn one_holds_a_name_at_a_time_and_those_who_leave_make_room() {
-        let locks = Locks::default();
+    async fn a_name_has_one_holder_at_a_time_and_unused_names_are_removed() {
+        let locks = KeyedLocks::default();
         let first = locks.lock("a").await;
         assert!(locks.lock("b").now_or_never().is_some(), "another name");
         let mut second = Box::pin(locks.lock("a"));
@@ -76,8 +76,8 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_lock_that_was_given_to_one_who_left_goes_to_the_next() {
-        let locks = Locks::default();
+    async fn a_lock_granted_to_a_cancelled_waiter_goes_to_the_next() {
+        let locks = KeyedLocks::default();
         let first = locks.lock("a").await;
         let mut second = Box::pin(locks.lock("a"));
         assert!(second.as_mut().now_or_never().is_none());

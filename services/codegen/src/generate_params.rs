@@ -1,4 +1,4 @@
-//! A request that has been checked, with its defaults filled in.
+//! A validated generation request with its defaults, and the checks that completions share.
 
 use hapa_core::call::is_request_id;
 use hapa_core::violations::Violations;
@@ -6,67 +6,67 @@ use hapa_proto::codegen::v1::{GenerateCodeRequest, UserProfile};
 use hapa_proto::user_profile;
 
 use crate::budget::Estimate;
-use crate::engine::{ChatRequest, Message, Scheduling, StreamOptions};
+use crate::engine::{ChatMessage, ChatRequest, EngineScheduling, StreamOptions};
 use crate::prompt::{self, VOCABULARY};
 use crate::task::{self, Sampling};
 use crate::unicode;
 
-const LONGEST_QUESTION: usize = 10_000;
-const LONGEST_CONTEXT: usize = 50_000;
-pub(crate) const LONGEST_PATH: usize = 1_024;
-pub(crate) const LONGEST_NAME: usize = 200;
-const LONGEST_LANGUAGE: usize = 40;
-pub(crate) const LONGEST_SESSION: usize = 128;
-const MOST_TOKENS: i32 = 4_096;
+const MAX_QUESTION_LEN: usize = 10_000;
+const MAX_CONTEXT_LEN: usize = 50_000;
+pub(crate) const MAX_PATH_LEN: usize = 1_024;
+pub(crate) const MAX_MODEL_NAME_LEN: usize = 200;
+const MAX_LANGUAGE_LEN: usize = 40;
+pub(crate) const MAX_SESSION_ID_LEN: usize = 128;
+const MAX_TOKENS_LIMIT: i32 = 4_096;
 
-/// What is asked.
+/// The parameters of a generation.
 #[derive(Clone, Debug)]
-pub(crate) struct Question {
+pub(crate) struct GenerateParams {
     pub(crate) text: String,
     pub(crate) context: String,
     pub(crate) language: String,
     pub(crate) file_path: String,
     pub(crate) profile: UserProfile,
     pub(crate) task: String,
-    /// The model that was named, if one was.
+    /// The requested model, if any.
     pub(crate) model: Option<String>,
     pub(crate) request_id: Option<String>,
-    /// What the caller groups requests by, "" where it does not.
+    /// Groups related requests of the caller; may be empty.
     pub(crate) session_id: String,
     temperature: f64,
     top_p: f64,
     max_tokens: i32,
 }
 
-impl Question {
-    /// Checks every field, and names all that are wrong. A request without a profile is answered as
-    /// the user's stored one says.
-    pub(crate) fn check(
+impl GenerateParams {
+    /// Validates every field and reports all violations. Without a profile in the request, the user's
+    /// stored profile applies.
+    pub(crate) fn validate(
         mut request: GenerateCodeRequest,
         stored: Option<&UserProfile>,
-    ) -> Result<Question, Violations> {
-        let mut found = Violations::default();
+    ) -> Result<GenerateParams, Violations> {
+        let mut violations = Violations::default();
         for text in [&mut request.user_question, &mut request.code_context] {
             unicode::strip_in_place(text);
         }
-        check_texts(&request, &mut found);
-        check_place(&request.language, &request.file_path, &mut found);
-        check_id(&request.request_id, &mut found);
-        check_sampling(request.temperature, request.top_p, request.max_tokens, &mut found);
+        check_texts(&request, &mut violations);
+        check_location(&request.language, &request.file_path, &mut violations);
+        check_request_id(&request.request_id, &mut violations);
+        check_sampling(request.temperature, request.top_p, request.max_tokens, &mut violations);
         let profile =
             with_defaults(request.user_profile.or_else(|| stored.cloned()).unwrap_or_default());
-        found.extend(user_profile::violations(&profile));
+        violations.extend(user_profile::violations(&profile));
         let tasks: Vec<_> = VOCABULARY.task.keys().map(String::as_str).collect();
         if !request.task.is_empty() {
-            found.check_word("task", &request.task, &tasks);
+            violations.check_word("task", &request.task, &tasks);
         }
-        found.check()?;
+        violations.check()?;
         let inferred = || task::infer(&request.user_question, &request.code_context).to_owned();
         let task = if request.task.is_empty() { inferred() } else { request.task };
-        let usual = task::sampling(&task);
-        // After the check: a control character in a path is refused.
+        let defaults = task::sampling(&task);
+        // After the check, which rejects control characters in a path.
         unicode::strip_in_place(&mut request.file_path);
-        Ok(Question {
+        Ok(GenerateParams {
             text: request.user_question,
             context: request.code_context,
             language: or_default(request.language, "python"),
@@ -76,30 +76,34 @@ impl Question {
             model: Some(request.model).filter(|model| !model.is_empty()),
             request_id: Some(request.request_id).filter(|id| !id.is_empty()),
             session_id: request.session_id,
-            temperature: request.temperature.unwrap_or(usual.temperature),
-            top_p: request.top_p.unwrap_or(usual.top_p),
-            max_tokens: request.max_tokens.unwrap_or(usual.max_tokens),
+            temperature: request.temperature.unwrap_or(defaults.temperature),
+            top_p: request.top_p.unwrap_or(defaults.top_p),
+            max_tokens: request.max_tokens.unwrap_or(defaults.max_tokens),
         })
     }
 
-    /// How the engine is to choose its tokens.
+    /// The sampling parameters.
     pub(crate) fn sampling(&self) -> Sampling {
-        let Question { temperature, top_p, max_tokens, .. } = *self;
+        let GenerateParams { temperature, top_p, max_tokens, .. } = *self;
         Sampling { max_tokens, temperature, top_p }
     }
 
-    /// The tokens that prompt and answer can be, for a budget.
+    /// The number of tokens to reserve from the token budget.
     pub(crate) fn estimate(&self, body: &[u8]) -> Estimate {
-        Estimate::of(body, self.max_tokens.into())
+        Estimate::for_body(body, self.max_tokens.into())
     }
 
-    /// The body of the engine's request.
-    pub(crate) fn body(&self, model: &str, scheduling: Scheduling) -> serde_json::Result<Vec<u8>> {
+    /// The body of the request to the engine.
+    pub(crate) fn body(
+        &self,
+        model: &str,
+        scheduling: EngineScheduling,
+    ) -> serde_json::Result<Vec<u8>> {
         serde_json::to_vec(&ChatRequest {
             model,
             messages: [
-                Message { role: "system", content: &prompt::system(self) },
-                Message { role: "user", content: &prompt::user(self) },
+                ChatMessage { role: "system", content: &prompt::system(self) },
+                ChatMessage { role: "user", content: &prompt::user(self) },
             ],
             temperature: self.temperature,
             top_p: self.top_p,
@@ -126,44 +130,48 @@ fn with_defaults(profile: UserProfile) -> UserProfile {
     }
 }
 
-fn check_texts(request: &GenerateCodeRequest, found: &mut Violations) {
+fn check_texts(request: &GenerateCodeRequest, violations: &mut Violations) {
     if request.user_question.trim().is_empty() {
-        found.missing("user_question");
+        violations.missing("user_question");
     }
-    let bounded = [
-        ("user_question", &request.user_question, LONGEST_QUESTION),
-        ("code_context", &request.code_context, LONGEST_CONTEXT),
-        ("file_path", &request.file_path, LONGEST_PATH),
-        ("model", &request.model, LONGEST_NAME),
-        ("session_id", &request.session_id, LONGEST_SESSION),
+    let limits = [
+        ("user_question", &request.user_question, MAX_QUESTION_LEN),
+        ("code_context", &request.code_context, MAX_CONTEXT_LEN),
+        ("file_path", &request.file_path, MAX_PATH_LEN),
+        ("model", &request.model, MAX_MODEL_NAME_LEN),
+        ("session_id", &request.session_id, MAX_SESSION_ID_LEN),
     ];
-    check_lengths(&bounded, found);
+    check_lengths(&limits, violations);
 }
 
-/// Fields with texts, and the most characters of each.
-pub(crate) fn check_lengths(bounded: &[(&'static str, &String, usize)], found: &mut Violations) {
-    for (field, text, most) in bounded {
+/// Checks the maximum length of each field, in characters.
+pub(crate) fn check_lengths(
+    limits: &[(&'static str, &String, usize)],
+    violations: &mut Violations,
+) {
+    for (field, text, limit) in limits {
         let length = text.chars().count();
-        if length > *most {
-            found.wrong(*field, format!("may have {most} characters and has {length}"));
+        if length > *limit {
+            violations
+                .wrong(*field, format!("must have at most {limit} characters; it has {length}"));
         }
     }
 }
 
-/// Where the code stands.
-pub(crate) fn check_place(language: &str, file_path: &str, found: &mut Violations) {
+/// Checks the language and the file path.
+pub(crate) fn check_location(language: &str, file_path: &str, violations: &mut Violations) {
     if file_path.contains(char::is_control) {
-        found.wrong("file_path", "must not hold control characters");
+        violations.wrong("file_path", "must not contain control characters");
     }
-    let fits = |byte: u8| byte.is_ascii_alphanumeric() || b"+#.-_".contains(&byte);
-    if language.len() > LONGEST_LANGUAGE || !language.bytes().all(fits) {
-        found.wrong("language", "must be 1 to 40 letters, digits and + # . - _");
+    let is_allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"+#.-_".contains(&byte);
+    if language.len() > MAX_LANGUAGE_LEN || !language.bytes().all(is_allowed) {
+        violations.wrong("language", "must be 1 to 40 letters, digits and + # . - _");
     }
 }
 
-pub(crate) fn check_id(request_id: &str, found: &mut Violations) {
+pub(crate) fn check_request_id(request_id: &str, violations: &mut Violations) {
     if !request_id.is_empty() && !is_request_id(request_id) {
-        found.wrong("request_id", "must be 1 to 128 letters, digits and - _ .");
+        violations.wrong("request_id", "must be 1 to 128 letters, digits and - _ .");
     }
 }
 
@@ -171,16 +179,16 @@ pub(crate) fn check_sampling(
     temperature: Option<f64>,
     top_p: Option<f64>,
     max_tokens: Option<i32>,
-    found: &mut Violations,
+    violations: &mut Violations,
 ) {
     if temperature.is_some_and(|number| !(0.0..=2.0).contains(&number)) {
-        found.wrong("temperature", "must be from 0 to 2");
+        violations.wrong("temperature", "must be from 0 to 2");
     }
     if top_p.is_some_and(|number| !(number > 0.0 && number <= 1.0)) {
-        found.wrong("top_p", "must be above 0 and at most 1");
+        violations.wrong("top_p", "must be above 0 and at most 1");
     }
-    if max_tokens.is_some_and(|number| !(1..=MOST_TOKENS).contains(&number)) {
-        found.wrong("max_tokens", format!("must be from 1 to {MOST_TOKENS}"));
+    if max_tokens.is_some_and(|number| !(1..=MAX_TOKENS_LIMIT).contains(&number)) {
+        violations.wrong("max_tokens", format!("must be from 1 to {MAX_TOKENS_LIMIT}"));
     }
 }
 
@@ -194,7 +202,10 @@ mod tests {
         let mut request =
             GenerateCodeRequest { user_question: "q".to_owned(), ..Default::default() };
         change(&mut request);
-        Question::check(request, None).err().map(|found| found.fields()).unwrap_or_default()
+        GenerateParams::validate(request, None)
+            .err()
+            .map(|violations| violations.fields())
+            .unwrap_or_default()
     }
 
     #[test]
@@ -219,22 +230,25 @@ mod tests {
     }
 
     #[test]
-    fn what_can_not_be_seen_never_reaches_the_model() {
+    fn invisible_characters_never_reach_the_model() {
         let request = GenerateCodeRequest {
             user_question: "q\u{e0041}\u{202e} 👩\u{200d}💻".to_owned(),
             code_context: "\u{feff}a\u{200b}".to_owned(),
             file_path: "a\u{2066}.py".to_owned(),
             ..Default::default()
         };
-        let question = Question::check(request, None).unwrap();
-        let texts = [&question.text, &question.context, &question.file_path].map(String::as_str);
+        let params = GenerateParams::validate(request, None).unwrap();
+        let texts = [&params.text, &params.context, &params.file_path].map(String::as_str);
         assert_eq!(texts, ["q 👩\u{200d}💻", "a", "a.py"]);
-        let unseen = "\u{200b}\u{202e}";
-        assert_eq!(fields(|request| request.user_question = unseen.to_owned()), ["user_question"]);
+        let invisible = "\u{200b}\u{202e}";
+        assert_eq!(
+            fields(|request| request.user_question = invisible.to_owned()),
+            ["user_question"]
+        );
     }
 
     #[test]
-    fn unknown_words_are_refused_with_the_known_ones() {
+    fn unknown_words_are_rejected_with_a_list_of_the_known_ones() {
         let profile = UserProfile {
             python_skill_level: "guru".to_owned(),
             preferred_language_features: vec!["goto".to_owned()],
@@ -246,43 +260,43 @@ mod tests {
             task: "dance".to_owned(),
             ..Default::default()
         };
-        let found = Question::check(request, None).unwrap_err();
-        let words = found.to_string();
-        assert_eq!(found.fields().len(), 3, "{words}");
+        let violations = GenerateParams::validate(request, None).unwrap_err();
+        let message = violations.to_string();
+        assert_eq!(violations.fields().len(), 3, "{message}");
         assert!(
-            words.contains("is unknown; known are advanced, beginner, expert, intermediate"),
-            "{words}"
+            message.contains("is unknown; known are advanced, beginner, expert, intermediate"),
+            "{message}"
         );
     }
 
     #[test]
-    fn the_stored_profile_answers_where_a_request_carries_none() {
+    fn the_stored_profile_applies_to_a_request_without_one() {
         let level = |level: &str| UserProfile {
             python_skill_level: level.to_owned(),
             ..UserProfile::default()
         };
-        let ask = |own: Option<UserProfile>| {
+        let profile_for = |own: Option<UserProfile>| {
             let user_question = "q".to_owned();
             let request =
                 GenerateCodeRequest { user_question, user_profile: own, ..Default::default() };
-            Question::check(request, Some(&level("expert"))).unwrap().profile
+            GenerateParams::validate(request, Some(&level("expert"))).unwrap().profile
         };
-        assert_eq!(ask(None).python_skill_level, "expert");
-        assert_eq!(ask(Some(level("beginner"))).python_skill_level, "beginner");
-        assert_eq!(ask(Some(UserProfile::default())).python_skill_level, "intermediate");
+        assert_eq!(profile_for(None).python_skill_level, "expert");
+        assert_eq!(profile_for(Some(level("beginner"))).python_skill_level, "beginner");
+        assert_eq!(profile_for(Some(UserProfile::default())).python_skill_level, "intermediate");
     }
 
     #[test]
-    fn the_engine_is_told_what_is_on_the_list_and_nothing_else() {
+    fn the_body_contains_the_listed_fields_and_no_others() {
         let request = GenerateCodeRequest {
             user_question: "q".to_owned(),
             session_id: "mine".to_owned(),
             max_tokens: Some(7),
             ..Default::default()
         };
-        let question = Question::check(request, None);
-        let scheduling = Scheduling { cache_salt: Some("s".to_owned()), priority: None };
-        let body = question.unwrap().body("m", scheduling).unwrap();
+        let params = GenerateParams::validate(request, None);
+        let scheduling = EngineScheduling { cache_salt: Some("s".to_owned()), priority: None };
+        let body = params.unwrap().body("m", scheduling).unwrap();
         let body: serde_json::Value = serde_json::from_slice(&body).unwrap();
         let fields: Vec<_> = body.as_object().unwrap().keys().collect();
         let allowed = [

@@ -1,14 +1,14 @@
-//! GenerateCode and CompleteCode under an idempotency key: the engine is asked once, and a repetition
-//! gets the first reply.
+//! Idempotency keys of GenerateCode and CompleteCode: the request runs once, and repetitions receive the
+//! first reply.
 //!
-//! This layer stands around the RPCs and knows nothing of how a reply is made. Requests with one key
-//! run one after the other, in this process by a lock and across replicas by a lease in Redis. Only
-//! replies are remembered: after a failure or a cancellation the next request with the key runs.
+//! This layer wraps the RPCs and is independent of how a reply is made. Requests with the same key run
+//! one after another: within a process by a lock, across replicas by a lease in Redis. Only replies are
+//! stored: after a failure or a cancellation, the next request with the key runs.
 
 mod claim;
-mod lock;
+mod keyed_lock;
 mod memory;
-mod shared;
+mod redis_store;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -26,137 +26,138 @@ use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status};
 
 use self::claim::Claim;
-use self::lock::Locks;
-use self::memory::Memory;
-use self::shared::{LEASE, Lookup, Shared};
+use self::keyed_lock::KeyedLocks;
+use self::memory::ReplyMemory;
+use self::redis_store::{ClaimOutcome, LEASE_TTL, RedisStore};
 use crate::error::Error;
 
-/// Most replies that are remembered: in Redis by all replicas together, and in each process.
+/// Maximum number of stored replies: in Redis for all replicas together, and in each process.
 const MAX_RECORDS: usize = 20_000;
-/// Most bytes of them.
+/// Maximum total size of the stored replies.
 const MAX_BYTES: usize = 64 * 1024 * 1024;
-/// Most replies of one caller, so that no caller takes the room of the others.
+/// Maximum number of stored replies of one caller, so that no caller displaces the others.
 const MAX_RECORDS_PER_CALLER: usize = 4_000;
 
-const ALONE: &str = "this replica alone checked the idempotency key, because Redis did not answer";
+const UNCOORDINATED_WARNING: &str =
+    "the idempotency key was checked by this replica only, because Redis did not answer";
 
 /// A reply that can be repeated.
-pub(crate) trait Reply: Message + Default {
-    /// Adds a warning for the caller.
-    fn warn(&mut self, warning: String);
-    /// Notes what the reply is for the usage event of its call.
-    fn note(&self, report: &Report);
+pub(crate) trait RepeatableReply: Message + Default {
+    fn add_warning(&mut self, warning: String);
+    /// Records the model and the task in the usage event of the call.
+    fn record_model(&self, report: &Report);
 }
 
-impl Reply for GenerateCodeResponse {
-    fn warn(&mut self, warning: String) {
+impl RepeatableReply for GenerateCodeResponse {
+    fn add_warning(&mut self, warning: String) {
         self.warnings.push(warning);
     }
 
-    fn note(&self, report: &Report) {
+    fn record_model(&self, report: &Report) {
         report.model(&self.model);
         report.task(&self.task);
     }
 }
 
-impl Reply for CompleteCodeResponse {
-    fn warn(&mut self, warning: String) {
+impl RepeatableReply for CompleteCodeResponse {
+    fn add_warning(&mut self, warning: String) {
         self.warnings.push(warning);
     }
 
-    fn note(&self, report: &Report) {
+    fn record_model(&self, report: &Report) {
         report.model(&self.model);
         report.task(crate::completion::TASK);
     }
 }
 
-/// Remembers replies under idempotency keys.
+/// Stores replies by idempotency key.
 pub(crate) struct Idempotency {
-    locks: Locks,
-    memory: Memory,
-    /// `None` without REDIS_URL: each process remembers its own replies.
-    shared: Option<Shared>,
+    locks: KeyedLocks,
+    memory: ReplyMemory,
+    /// `None` without REDIS_URL: each process stores its own replies.
+    redis_store: Option<RedisStore>,
     streams_end: CancellationToken,
 }
 
 impl Idempotency {
-    /// `redis_timeout` bounds the wait for Redis.
+    /// `redis_timeout` is the maximum wait for Redis.
     pub(crate) fn new(
         redis_url: Option<&SecretString>,
         redis_timeout: Duration,
         shutdown: &Shutdown,
         spec: &mut ServiceSpec,
     ) -> anyhow::Result<Self> {
-        let shared = match redis_url {
+        let redis_store = match redis_url {
             None => None,
             Some(url) => {
-                let (shared, writer) = Shared::new(url, redis_timeout)?;
+                let (redis_store, writer) = RedisStore::new(url, redis_timeout)?;
                 spec.spawn_until(|end| writer.run(end));
-                Some(shared)
+                Some(redis_store)
             }
         };
         Ok(Idempotency {
-            locks: Locks::default(),
-            memory: Memory::default(),
-            shared,
+            locks: KeyedLocks::default(),
+            memory: ReplyMemory::default(),
+            redis_store,
             streams_end: shutdown.end_streams.clone(),
         })
     }
 
-    /// Runs a request, or repeats the reply to the first one with its key and body.
-    pub(crate) async fn once<M, R, F>(
+    /// Runs a request, or returns the stored reply to the first request with the same key and body.
+    pub(crate) async fn run_once<M, R, F>(
         &self,
         request: Request<M>,
         run: impl FnOnce(Request<M>) -> F + Send,
     ) -> Result<Response<R>, Status>
     where
         M: Message,
-        R: Reply,
+        R: RepeatableReply,
         F: Future<Output = Result<R, Status>> + Send + Unpin,
     {
-        // Without a secret of its own: who can read a record in Redis must still guess the key.
+        // No additional secret: reading a record in Redis is useless without guessing the key.
         let Some(repeatable) = IdempotentRequest::of(&request, b"")? else {
             return run(request).await.map(Response::new);
         };
         let call = Call::of(request.extensions())?;
         let arrived = Instant::now();
-        let _lock = self.while_wanted(&call, self.locks.lock(repeatable.record_id())).await?;
+        let _lock = self.unless_ended(&call, self.locks.lock(repeatable.record_id())).await?;
         if let Some(record) = self.memory.get(repeatable.record_id()) {
             return replay(&repeatable, &record, &call, arrived);
         }
-        let (claim, is_alone) = match &self.shared {
+        let (claim, is_uncoordinated) = match &self.redis_store {
             None => (None, false),
-            Some(shared) => {
-                match self.while_wanted(&call, Box::pin(shared.claim(&repeatable))).await? {
-                    Lookup::Known(record) => {
+            Some(redis_store) => {
+                match self.unless_ended(&call, Box::pin(redis_store.claim(&repeatable))).await? {
+                    ClaimOutcome::Answered(record) => {
                         let reply = replay(&repeatable, &record, &call, arrived)?;
                         self.memory.insert(&repeatable, record);
                         return Ok(reply);
                     }
-                    Lookup::Claimed(claim) => (Some(claim), false),
-                    Lookup::Away(claim) => {
-                        call.report().overcame(&Fault::new(ErrorCode::CacheError, ALONE));
+                    ClaimOutcome::Claimed(claim) => (Some(claim), false),
+                    ClaimOutcome::Unavailable(claim) => {
+                        call.report()
+                            .overcame(&Fault::new(ErrorCode::CacheError, UNCOORDINATED_WARNING));
                         (Some(claim), true)
                     }
                 }
             }
         };
-        let mut reply = renewing(claim.as_ref(), run(request)).await?;
-        if is_alone {
-            reply.warn(format!("{}: {ALONE}", ErrorCode::CacheError));
+        let mut reply = run_renewing(claim.as_ref(), run(request)).await?;
+        if is_uncoordinated {
+            reply.add_warning(format!("{}: {UNCOORDINATED_WARNING}", ErrorCode::CacheError));
         }
-        // No await from here on: a reply that was made is remembered, even if its caller has left.
+        // No await from here on, so that the reply is stored even if the client has disconnected.
         let record: Arc<[u8]> = repeatable.seal(&reply)?.into();
         self.memory.insert(&repeatable, Arc::clone(&record));
         if let Some(claim) = claim {
-            claim.keep(repeatable.caller(), record);
+            claim.store_reply(repeatable.caller(), record);
         }
         Ok(Response::new(reply))
     }
 
-    /// Waits for the first request with the same key, as long as this caller may wait. The deadline
-    /// of the call ends the wait from outside.
-    async fn while_wanted<T>(
+    /// Waits, unless the server shuts down or the credential is revoked. The deadline of the call ends the
+    /// wait from outside.
+    async fn unless_ended<T>(
         &self,
         call: &Call,
         wait: impl Future<Output = T> + Send,
@@ -176,23 +177,23 @@ impl Idempotency {
     }
 }
 
-fn replay<R: Reply>(
+fn replay<R: RepeatableReply>(
     repeatable: &IdempotentRequest,
     record: &[u8],
     call: &Call,
     arrived: Instant,
 ) -> Result<Response<R>, Status> {
     let reply = repeatable.replay::<R>(record).map_err(Fault::from)?;
-    reply.get_ref().note(call.report());
-    // The wait for the first request is no time of the mesh.
+    reply.get_ref().record_model(call.report());
+    // The wait for the first request counts as queueing.
     call.report().queued(arrived.elapsed());
     Ok(reply)
 }
 
-/// Renews the lease while the request runs.
-async fn renewing<T>(claim: Option<&Claim>, mut run: impl Future<Output = T> + Unpin) -> T {
+/// Runs the request and renews its lease meanwhile.
+async fn run_renewing<T>(claim: Option<&Claim>, mut run: impl Future<Output = T> + Unpin) -> T {
     let Some(claim) = claim else { return run.await };
-    let mut renewals = interval_at(Instant::now() + LEASE / 3, LEASE / 3);
+    let mut renewals = interval_at(Instant::now() + LEASE_TTL / 3, LEASE_TTL / 3);
     renewals.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         tokio::select! {
