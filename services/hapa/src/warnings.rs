@@ -1,60 +1,65 @@
-//! What an operator should look at: settings that work and don't suit what they are used for.
+//! Warnings about settings that are valid but unsuitable for the deployment.
 
 use hapa_chassis::config::Environment;
 use hapa_chassis::db::Engine;
 
-use crate::Roles;
+use crate::{Roles, renamed_settings};
 
-/// In a sentence each.
+/// One sentence per warning, which starts with the name of a setting.
 pub(crate) fn warnings(roles: &Roles) -> Vec<String> {
     let server = &roles.server;
-    let production = server.environment == Environment::Production;
-    let file = Engine::of(&server.store_url("")) == Ok(Engine::Sqlite);
-    let stores = roles.auth.is_some() || roles.errors.is_some() || roles.analytics.is_some();
-    let shares = server.redis_url().is_some();
-    let nobody = |address: &Option<String>| address.as_deref().is_none_or(str::is_empty);
-    let engines = |is_so: fn(&hapa_codegen::Config) -> bool| {
-        production && roles.codegen.as_ref().is_some_and(is_so)
+    let is_production = server.environment == Environment::Production;
+    let is_sqlite = Engine::of(&server.store_url("")) == Ok(Engine::Sqlite);
+    let has_store = roles.auth.is_some() || roles.errors.is_some() || roles.analytics.is_some();
+    let has_redis = server.redis_url().is_some();
+    let is_unset = |address: &Option<String>| address.as_deref().is_none_or(str::is_empty);
+    let codegen_in_production = |has_problem: fn(&hapa_codegen::Config) -> bool| {
+        is_production && roles.codegen.as_ref().is_some_and(has_problem)
     };
-    let only_local = server.trusted_proxies.iter().all(|net| net.addr().is_loopback());
-    let limits = production && !server.limits.rate_limit_enabled;
+    let trusts_loopback_only = server.trusted_proxies.iter().all(|net| net.addr().is_loopback());
+    let is_unlimited = is_production && !server.limits.rate_limit_enabled;
     let rows = [
         (
-            stores && file && shares,
-            "REDIS_URL is set for replicas, but the store is a SQLite file, which one process alone can use: set DATABASE_URL",
+            has_store && is_sqlite && has_redis,
+            "REDIS_URL is set for replicas, but only one process can use a SQLite store: set DATABASE_URL",
         ),
         (
-            production && stores && file,
-            "DATABASE_URL: production keeps its data in SQLite files in DATA_DIR: fine for one process on a disk that is backed up",
+            is_production && has_store && is_sqlite,
+            "DATABASE_URL: production data is in SQLite files, which suit only one process on a disk with backups",
         ),
         (
-            production && !file && !shares,
-            "REDIS_URL is not set: replicas limit calls each on its own",
+            is_production && !is_sqlite && !has_redis,
+            "REDIS_URL is not set: each replica applies the rate limits on its own",
         ),
         (
-            engines(|codegen| codegen.log_engine_errors),
-            "LOG_ENGINE_ERRORS is on in production: at debug the log may hold prompts",
-        ),
-        (production && server.reflects(), "REFLECTION is on in production: it shows every method"),
-        (limits, "RATE_LIMIT_ENABLED is off in production"),
-        (
-            engines(|codegen| is_local(&codegen.ai_model_endpoint)),
-            "AI_MODEL_ENDPOINT is on this machine in production: is the default meant?",
+            codegen_in_production(|codegen| codegen.log_engine_errors),
+            "LOG_ENGINE_ERRORS is on in production: the log may hold prompts at level debug",
         ),
         (
-            production && only_local && !server.host.is_loopback(),
-            "TRUSTED_PROXIES has loopback alone: callers behind a gateway elsewhere share its address, and the limit on failed authentications",
+            is_production && server.reflects(),
+            "REFLECTION is on in production: it lists every method to every client",
+        ),
+        (is_unlimited, "RATE_LIMIT_ENABLED is off in production"),
+        (
+            codegen_in_production(|codegen| is_local(&codegen.ai_model_endpoint)),
+            "AI_MODEL_ENDPOINT is on this machine in production: set it if the default is not intended",
         ),
         (
-            roles.errors.is_none() && nobody(&server.errors_address),
-            "ERRORS_ADDRESS is not set: failures are logged only",
+            is_production && trusts_loopback_only && !server.host.is_loopback(),
+            "TRUSTED_PROXIES holds only loopback: callers behind a gateway on another machine share its address and its limit on failed authentications",
         ),
         (
-            roles.analytics.is_none() && nobody(&server.analytics_address),
-            "ANALYTICS_ADDRESS is not set: what is used is not recorded",
+            roles.errors.is_none() && is_unset(&server.errors_address),
+            "ERRORS_ADDRESS is not set: errors are logged but not reported",
+        ),
+        (
+            roles.analytics.is_none() && is_unset(&server.analytics_address),
+            "ANALYTICS_ADDRESS is not set: usage is not recorded",
         ),
     ];
-    rows.into_iter().filter(|(is_so, _)| *is_so).map(|(_, words)| words.to_owned()).collect()
+    let unsuitable = rows.into_iter().filter(|(is_unsuitable, _)| *is_unsuitable);
+    let unsuitable = unsuitable.map(|(_, warning)| warning.to_owned());
+    renamed_settings::warnings(&roles.settings).chain(unsuitable).collect()
 }
 
 fn is_local(address: &str) -> bool {
@@ -69,29 +74,29 @@ mod tests {
     use crate::All;
 
     #[derive(Parser)]
-    struct Settings {
+    struct TestArgs {
         #[command(flatten)]
         all: All,
     }
 
     fn names(roles: &Roles) -> Vec<String> {
-        let name = |words: &String| words.split([' ', ':']).next().unwrap().to_owned();
+        let name = |warning: &String| warning.split([' ', ':']).next().unwrap().to_owned();
         warnings(roles).iter().map(name).collect()
     }
 
     fn all(flags: &[&str]) -> Roles {
-        Settings::parse_from([&["hapa"], flags].concat()).all.into()
+        TestArgs::parse_from([&["hapa"], flags].concat()).all.into()
     }
 
     #[test]
-    fn a_newcomer_is_left_alone() {
+    fn the_defaults_cause_no_warning() {
         assert_eq!(names(&all(&[])), [""; 0]);
     }
 
     #[test]
-    fn what_does_not_suit_is_named() {
+    fn an_unsuitable_setting_is_named() {
         assert_eq!(names(&all(&["--redis-url=redis://r"])), ["REDIS_URL"]);
-        let bare = names(&all(&[
+        let production = names(&all(&[
             "--environment=production",
             "--reflection=true",
             "--host=0.0.0.0",
@@ -104,10 +109,10 @@ mod tests {
             "AI_MODEL_ENDPOINT",
             "TRUSTED_PROXIES",
         ];
-        assert_eq!(bare, expected);
-        let alone = Roles::none(all(&[]).server);
-        assert_eq!(names(&alone), ["ERRORS_ADDRESS", "ANALYTICS_ADDRESS"]);
-        let good = [
+        assert_eq!(production, expected);
+        let no_roles = Roles::none(all(&[]).server);
+        assert_eq!(names(&no_roles), ["ERRORS_ADDRESS", "ANALYTICS_ADDRESS"]);
+        let suitable = [
             "--environment=production",
             "--database-url=postgres://p/d",
             "--redis-url=redis://r",
@@ -115,6 +120,6 @@ mod tests {
             "--trusted-proxies=10.0.0.0/8",
             "--host=0.0.0.0",
         ];
-        assert_eq!(names(&all(&good)), [""; 0]);
+        assert_eq!(names(&all(&suitable)), [""; 0]);
     }
 }

@@ -1,4 +1,4 @@
-//! The terminal while `hapa top` has it; it comes back as it was, however that ends.
+//! The terminal in raw mode on the alternate screen. Dropping it restores the previous state.
 
 use std::io::{Read as _, Write as _};
 
@@ -11,38 +11,38 @@ use crossterm::terminal::{
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc;
 
-/// Ctrl-C is a key here like any other.
+/// In raw mode, Ctrl-C arrives as a byte and not as a signal.
 const CTRL_C: u8 = 3;
-/// Below it the screen says how to leave it.
-const FOOT: &str = "q ends";
+/// Last line of the screen.
+const FOOTER: &str = "q quits";
 
 pub(super) struct Terminal {
     keys: mpsc::Receiver<u8>,
     signals: [Signal; 3],
-    _taken: Taken,
+    _guard: RestoreGuard,
 }
 
-/// Gives it back.
-struct Taken;
+/// Restores the terminal.
+struct RestoreGuard;
 
 impl Terminal {
-    pub(super) fn take() -> anyhow::Result<Terminal> {
+    pub(super) fn enter() -> anyhow::Result<Terminal> {
         let signals = [SignalKind::interrupt(), SignalKind::terminate(), SignalKind::hangup()];
         let [interrupt, terminate, hangup] = signals.map(signal);
         let signals = [interrupt?, terminate?, hangup?];
-        let taken = Taken;
+        let guard = RestoreGuard;
         enable_raw_mode()?;
         execute!(std::io::stdout(), EnterAlternateScreen, Hide)?;
-        Ok(Terminal { keys: keys(), signals, _taken: taken })
+        Ok(Terminal { keys: keys(), signals, _guard: guard })
     }
 
-    /// What does not fit is left out.
+    /// Draws the text; lines and columns beyond the screen are cut off.
     pub(super) fn show(text: &str) -> anyhow::Result<()> {
         let (columns, rows) = size().unwrap_or((80, 24));
         let mut out = std::io::stdout().lock();
         execute!(out, MoveTo(0, 0))?;
-        // Line by line over what was there: a screen that is cleared first would flicker.
-        let lines = text.lines().take(usize::from(rows).saturating_sub(2)).chain(["", FOOT]);
+        // Each line overwrites the previous frame: clearing the screen first would flicker.
+        let lines = text.lines().take(usize::from(rows).saturating_sub(2)).chain(["", FOOTER]);
         for (row, line) in (0u16..).zip(lines) {
             let line: String = line.chars().take(columns.into()).collect();
             execute!(out, MoveTo(0, row))?;
@@ -53,8 +53,8 @@ impl Terminal {
         Ok(out.flush()?)
     }
 
-    /// A key or a signal that ends it.
-    pub(super) async fn end(&mut self) {
+    /// Waits for a key or a signal that quits.
+    pub(super) async fn quit(&mut self) {
         let [interrupt, terminate, hangup] = &mut self.signals;
         loop {
             tokio::select! {
@@ -70,15 +70,15 @@ impl Terminal {
     }
 }
 
-impl Drop for Taken {
+impl Drop for RestoreGuard {
     fn drop(&mut self) {
         let _ = execute!(std::io::stdout(), Show, LeaveAlternateScreen);
         let _ = disable_raw_mode();
     }
 }
 
-/// The keys as they are pressed. The thread ends with the process: a read from a terminal can't be
-/// called off, and one of the runtime's would hold up its end.
+/// Bytes from the keyboard, read by a thread of its own: a read from a terminal cannot be cancelled, and the
+/// runtime waits for its own threads at shutdown.
 fn keys() -> mpsc::Receiver<u8> {
     let (sender, keys) = mpsc::channel(16);
     std::thread::spawn(move || {
