@@ -8,6 +8,7 @@ mod complete;
 mod config;
 mod confirm;
 mod connection;
+mod dev;
 mod doctor;
 mod errors;
 mod file_mode;
@@ -112,6 +113,10 @@ enum Command {
     Version(version::VersionArgs),
     /// Write the gateway's configuration for Envoy.
     Gateway(Box<gateway::GatewayArgs>),
+    /// Run an engine, the mesh and the gateway in the foreground, for development; Ctrl-C stops all.
+    ///
+    /// Prints the address and the development key when ready. A part that exits stops the others.
+    Dev(Box<dev::DevArgs>),
     /// Migrate the stores to this version and exit. Roles do the same at start-up.
     Migrate(Box<migrate::MigrateArgs>),
     /// Query the gRPC health of a service; the exit code is 0 if it serves. For container health checks.
@@ -200,6 +205,7 @@ pub async fn execute(cli: Cli) -> Result<(), CliError> {
         Command::Doctor(args) => Box::pin(doctor::doctor(*args)).await,
         Command::Version(args) => version::version(&args),
         Command::Gateway(args) => gateway::write(&args),
+        Command::Dev(args) => dev::dev(*args).await,
         Command::Migrate(args) => migrate::migrate(&args).await,
         Command::Probe(args) => probe::probe(&args).await,
     }
