@@ -7,7 +7,7 @@ use std::sync::LazyLock;
 
 use clap::{CommandFactory as _, FromArgMatches as _, Parser};
 use hapa::setting::settings;
-use hapa::{All, Roles, run};
+use hapa::{AllRolesArgs, Roles, run};
 use hapa_chassis::config::LimitConfig;
 use hapa_chassis::trace::Exporter;
 use hapa_chassis::{Config, Listeners, telemetry};
@@ -48,7 +48,7 @@ pub type Keys = KeyServiceClient<Wire>;
 #[command(args_override_self = true)]
 struct Settings {
     #[command(flatten)]
-    all: All,
+    all: AllRolesArgs,
 }
 
 /// Every role, by such arguments.

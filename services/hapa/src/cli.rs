@@ -64,7 +64,7 @@ pub struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Run every service in this process, on embedded stores by default.
-    All(Box<crate::All>),
+    All(Box<crate::AllRolesArgs>),
     /// Run the auth service: keys, users, sessions and the audit log.
     Auth(Box<serve::AuthArgs>),
     /// Run the code generation service.

@@ -32,7 +32,7 @@ pub struct Roles {
 
 /// The settings of every role: the arguments of `hapa all`.
 #[derive(clap::Args, Clone, Debug)]
-pub struct All {
+pub struct AllRolesArgs {
     /// Settings that all roles share.
     #[command(flatten)]
     pub server: hapa_chassis::Config,
@@ -89,8 +89,8 @@ impl Roles {
     }
 }
 
-impl From<All> for Roles {
-    fn from(All { server, auth, codegen, errors, analytics }: All) -> Roles {
+impl From<AllRolesArgs> for Roles {
+    fn from(AllRolesArgs { server, auth, codegen, errors, analytics }: AllRolesArgs) -> Roles {
         Roles {
             server,
             auth: Some(auth),

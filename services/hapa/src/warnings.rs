@@ -71,12 +71,12 @@ mod tests {
     use clap::Parser;
 
     use super::*;
-    use crate::All;
+    use crate::AllRolesArgs;
 
     #[derive(Parser)]
     struct TestArgs {
         #[command(flatten)]
-        all: All,
+        all: AllRolesArgs,
     }
 
     fn names(roles: &Roles) -> Vec<String> {

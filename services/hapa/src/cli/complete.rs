@@ -7,7 +7,7 @@ use hapa_proto::codegen::v1::codegen_service_client::CodegenServiceClient;
 use hapa_proto::codegen::v1::{CompleteCodeRequest, CompleteCodeResponse, Suggestion};
 
 use crate::cli::connection::ConnectionArgs;
-use crate::cli::input::{MAX_PREFIX_BYTES, read_path};
+use crate::cli::input::{MAX_PREFIX_BYTES, is_stdin, read_path};
 use crate::cli::table::table;
 use crate::cli::{CliError, json};
 
@@ -16,11 +16,11 @@ use crate::cli::{CliError, json};
     hapa complete --prefix-file main.py --suffix ')' -n 3\n  \
     head -20 main.py | hapa complete --type block")]
 pub(super) struct CompleteArgs {
-    /// File with the code before the cursor, at most 8,000 characters; default: standard input.
+    /// File with the code before the cursor, at most 8,000 characters; default and "-": standard input.
     #[arg(short, long, value_name = "FILE")]
     prefix_file: Option<PathBuf>,
     /// Code after the cursor.
-    #[arg(short, long, default_value = "")]
+    #[arg(short, long, default_value = "", hide_default_value = true)]
     suffix: String,
     /// Programming language of the code.
     #[arg(short, long, default_value = "python")]
@@ -32,7 +32,7 @@ pub(super) struct CompleteArgs {
     #[arg(short = 'n', long)]
     max_suggestions: Option<i32>,
     /// Model, as `hapa models` lists it; default: the model for completion.
-    #[arg(short, long, default_value = "")]
+    #[arg(short, long, default_value = "", hide_default_value = true)]
     model: String,
     /// Sampling temperature, 0 to 2.
     #[arg(long)]
@@ -63,7 +63,8 @@ pub(super) async fn complete(args: CompleteArgs) -> Result<(), CliError> {
 fn request(args: &CompleteArgs) -> Result<CompleteCodeRequest, CliError> {
     let path = args.prefix_file.as_deref().unwrap_or(Path::new("-"));
     let prefix = read_path(path, MAX_PREFIX_BYTES)?;
-    let file_path = args.prefix_file.as_ref().map(|path| path.display().to_string());
+    let file_path = args.prefix_file.as_deref().filter(|path| !is_stdin(path));
+    let file_path = file_path.map(|path| path.display().to_string());
     Ok(CompleteCodeRequest {
         prefix,
         suffix: args.suffix.clone(),

@@ -4,7 +4,7 @@ use std::io::Write as _;
 
 use comfy_table::{Table, presets};
 
-use crate::All;
+use crate::AllRolesArgs;
 use crate::cli::CliError;
 use crate::setting::Setting;
 
@@ -13,7 +13,7 @@ use crate::setting::Setting;
 #[command(after_help = "Example:\n  PORT=50052 hapa config --log-level debug")]
 pub(super) struct ConfigArgs {
     #[command(flatten)]
-    settings: All,
+    settings: AllRolesArgs,
     /// Print one JSON object of names and values.
     #[arg(long)]
     json: bool,

@@ -10,13 +10,13 @@ use std::path::PathBuf;
 use serde_json::json;
 
 use crate::cli::{CliError, table};
-use crate::{All, Roles};
+use crate::{AllRolesArgs, Roles};
 
 #[derive(clap::Args, Clone, Debug)]
 #[command(after_help = "Example:\n  GATEWAY_ADDRESS=http://127.0.0.1:8000 hapa doctor")]
 pub(super) struct DoctorArgs {
     #[command(flatten)]
-    settings: All,
+    settings: AllRolesArgs,
     /// URL of the gateway, such as http://127.0.0.1:8000; default: the gateway is not checked.
     #[arg(long, env = "GATEWAY_ADDRESS")]
     gateway_address: Option<String>,

@@ -1,5 +1,5 @@
-//! `hapa errors`: error statistics, incidents, and the status of incidents. Without a subcommand, the same word runs
-//! the errors service (cli/serve.rs).
+//! `hapa errors` with a subcommand: error statistics, incidents, and the status of incidents. Without a subcommand,
+//! `hapa errors` runs the errors service (cli/serve.rs).
 
 mod incidents;
 mod reports;

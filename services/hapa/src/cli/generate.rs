@@ -29,13 +29,13 @@ pub(super) struct GenerateArgs {
     language: String,
     /// Task: generate, complete, explain, comment, fix, optimize, test or review; default: derived from the
     /// question.
-    #[arg(short, long, default_value = "")]
+    #[arg(short, long, default_value = "", hide_default_value = true)]
     task: String,
     /// Model, as `hapa models` lists it; default: the model for the task.
-    #[arg(short, long, default_value = "")]
+    #[arg(short, long, default_value = "", hide_default_value = true)]
     model: String,
     /// Skill level of the reader: beginner, intermediate, advanced or expert.
-    #[arg(long, default_value = "")]
+    #[arg(long, default_value = "", hide_default_value = true)]
     level: String,
     /// Sampling temperature, 0 to 2.
     #[arg(long)]

@@ -21,7 +21,7 @@ pub(super) struct ProbeArgs {
     #[command(flatten)]
     server: ServerAddress,
     /// Full name of the gRPC service, such as hapa.auth.v1.KeyService; default: the process as a whole.
-    #[arg(long, default_value = "")]
+    #[arg(long, default_value = "", hide_default_value = true)]
     service: String,
 }
 

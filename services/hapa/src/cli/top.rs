@@ -2,8 +2,8 @@
 //! pipe it prints one snapshot, with --json one line per snapshot.
 
 mod render;
+mod screen;
 mod stream;
-mod terminal;
 
 use std::io::{IsTerminal as _, Write as _};
 use std::sync::{Mutex, PoisonError};
@@ -17,8 +17,8 @@ use hapa_proto::errors::v1::get_dashboard_response::RecentIncident;
 use tokio::time::{sleep, timeout};
 
 use self::render::render;
+use self::screen::Screen;
 use self::stream::PerformanceStream;
-use self::terminal::Terminal;
 use crate::cli::connection::{Connection, ConnectionArgs};
 use crate::cli::{CliError, json};
 
@@ -69,14 +69,14 @@ async fn live(mut stream: PerformanceStream, connection: Connection) -> Result<(
     // The first snapshot arrives before the terminal changes, so that a refusal is printed like any other error.
     let mut performance = stream.next().await?.performance.unwrap_or_default();
     let latest = Mutex::new(Ok(Vec::new()));
-    let mut terminal = Terminal::enter()?;
+    let mut screen = Screen::enter()?;
     let redraw = async {
         loop {
             let text = render(&performance, &latest.lock().unwrap_or_else(PoisonError::into_inner));
-            Terminal::show(&text)?;
+            screen.draw(&text)?;
             tokio::select! {
                 snapshot = stream.next() => performance = snapshot?.performance.unwrap_or_default(),
-                () = terminal.quit() => return Ok(()),
+                () = screen.quit() => return Ok(()),
             }
         }
     };

@@ -1,6 +1,7 @@
 //! HTTP readiness checks of local components.
 
 use std::net::Ipv4Addr;
+use std::pin::pin;
 use std::time::Duration;
 
 use hyper::Request;
@@ -24,11 +25,47 @@ async fn get(port: u16, path: &str, api_key: Option<&str>) -> anyhow::Result<boo
         request = request.header("x-api-key", key);
     }
     let request = request.body(String::new())?;
-    tokio::select! {
-        response = sender.send_request(request) => Ok(response?.status().is_success()),
+    let mut response = pin!(sender.send_request(request));
+    let response = tokio::select! {
+        response = &mut response => response?,
         closed = connection => {
+            // A server that closes the connection after its response completes both futures at once.
             closed?;
-            Ok(false)
+            response.await?
         }
+    };
+    Ok(response.status().is_success())
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    use tokio::net::TcpListener;
+
+    use super::*;
+
+    /// Serves one request with a response after which the server closes the connection.
+    async fn check(response: &str) -> bool {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let serve = async {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            let mut request = [0; 1_024];
+            let length = stream.read(&mut request).await.unwrap();
+            stream.write_all(response.as_bytes()).await.unwrap();
+            String::from_utf8_lossy(&request[..length]).into_owned()
+        };
+        let (request, result) = tokio::join!(serve, is_success(port, "/readyz", Some("key")));
+        assert!(request.starts_with("GET /readyz HTTP/1.1\r\n"), "{request}");
+        assert!(request.contains("x-api-key: key\r\n"), "{request}");
+        result
+    }
+
+    #[tokio::test]
+    async fn only_a_response_with_a_success_status_is_a_success() {
+        let close = "connection: close\r\ncontent-length: 0\r\n\r\n";
+        assert!(check(&format!("HTTP/1.1 200 OK\r\n{close}")).await);
+        assert!(!check(&format!("HTTP/1.1 503 Service Unavailable\r\n{close}")).await);
+        assert!(!check("").await);
     }
 }

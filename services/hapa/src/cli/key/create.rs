@@ -29,25 +29,25 @@ pub(in crate::cli) struct CreateKeyArgs {
     #[arg(long)]
     owner: Option<String>,
     /// Scope to grant, such as codegen:generate; repeatable.
-    #[arg(long = "scope", required_unless_present = "all_scopes")]
+    #[arg(long = "scope", value_name = "SCOPE", required_unless_present = "all_scopes")]
     scopes: Vec<String>,
     /// Grant every scope.
     #[arg(long, conflicts_with = "scopes")]
     all_scopes: bool,
     /// Days until the key expires; default: API_KEY_EXPIRY_DAYS of the auth service.
-    #[arg(long, conflicts_with = "never_expires")]
+    #[arg(long, value_name = "DAYS", conflicts_with = "never_expires")]
     ttl_days: Option<u32>,
     /// The key does not expire; it works until it is revoked.
     #[arg(long)]
     never_expires: bool,
     /// Rate limit as METHOD=CALLS/SECONDS, such as GenerateCode=50/60, or *=0 for none; repeatable.
-    #[arg(long = "limit", value_parser = parse_rate_limit)]
+    #[arg(long = "limit", value_name = "LIMIT", value_parser = parse_rate_limit)]
     limits: Vec<RateLimit>,
     /// No rate limits.
     #[arg(long, conflicts_with = "limits")]
     unlimited: bool,
     /// Model that the key may use; repeatable; default: all.
-    #[arg(long = "model")]
+    #[arg(long = "model", value_name = "MODEL")]
     models: Vec<String>,
     #[command(flatten)]
     budget: BudgetArgs,

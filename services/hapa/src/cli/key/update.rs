@@ -35,14 +35,14 @@ struct KeyChanges {
     #[arg(long)]
     name: Option<String>,
     /// Scope to grant, replacing all scopes of the key; repeatable.
-    #[arg(long = "scope")]
+    #[arg(long = "scope", value_name = "SCOPE")]
     scopes: Vec<String>,
     /// Grant every scope.
     #[arg(long, conflicts_with = "scopes")]
     all_scopes: bool,
     /// Rate limit as METHOD=CALLS/SECONDS, such as GenerateCode=50/60, replacing all limits of the key;
     /// repeatable.
-    #[arg(long = "limit", value_parser = parse_rate_limit)]
+    #[arg(long = "limit", value_name = "LIMIT", value_parser = parse_rate_limit)]
     limits: Vec<RateLimit>,
     /// No rate limits.
     #[arg(long, conflicts_with = "limits")]
@@ -51,7 +51,7 @@ struct KeyChanges {
     #[arg(long, conflicts_with_all = ["limits", "unlimited"])]
     default_limits: bool,
     /// Model that the key may use, replacing all models of the key; repeatable.
-    #[arg(long = "model", alias = "models")]
+    #[arg(long = "model", value_name = "MODEL", alias = "models")]
     models: Vec<String>,
     /// The key may use every model.
     #[arg(long, conflicts_with = "models")]

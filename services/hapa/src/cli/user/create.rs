@@ -29,7 +29,7 @@ pub(in crate::cli) struct CreateUserArgs {
     admin: bool,
     /// Scope to grant, such as codegen:generate; repeatable; default: generate, complete, read errors and
     /// read analytics.
-    #[arg(long = "scope")]
+    #[arg(long = "scope", value_name = "SCOPE")]
     scopes: Vec<String>,
     /// Read the password from standard input, one line of 12 to 256 characters.
     #[arg(long, conflicts_with = "no_password")]

@@ -55,20 +55,20 @@ struct ProfileChanges {
     #[arg(long, value_name = "LEVEL")]
     skill_level: Option<String>,
     /// Amount of code: minimal, standard, detailed or comprehensive.
-    #[arg(long, value_name = "WORD")]
+    #[arg(long, value_name = "STRUCTURE")]
     structure: Option<String>,
     /// Amount of explanation: brief, standard, detailed or educational.
-    #[arg(long, value_name = "WORD")]
+    #[arg(long, value_name = "STYLE")]
     explanation: Option<String>,
     /// Kind of project: web_development, data_science, automation, general_purpose, academic or enterprise.
-    #[arg(long, value_name = "WORD")]
+    #[arg(long, value_name = "CONTEXT")]
     context: Option<String>,
     /// Error handling: minimal, basic, detailed, comprehensive, robust or production_ready.
-    #[arg(long, value_name = "WORD")]
+    #[arg(long, value_name = "HANDLING")]
     error_handling: Option<String>,
     /// Language feature to use, such as type_hints or f_strings, replacing all features of the profile;
     /// repeatable.
-    #[arg(long = "feature")]
+    #[arg(long = "feature", value_name = "FEATURE")]
     features: Vec<String>,
     /// Start from the defaults instead of the current profile.
     #[arg(long)]

@@ -37,7 +37,7 @@ struct UserChanges {
     #[arg(long)]
     name: Option<String>,
     /// Scope to grant, replacing all scopes of the user; repeatable.
-    #[arg(long = "scope")]
+    #[arg(long = "scope", value_name = "SCOPE")]
     scopes: Vec<String>,
     /// Grant every scope.
     #[arg(long, conflicts_with = "scopes")]
