@@ -1,23 +1,24 @@
--- Gives Envoy's own refusals the form of the services' ones: a published code, an incident id and retry
--- advice, as grpc-status-details-bin for gRPC and gRPC-Web, as JSON for the others. Reports each to the
--- errors service, within bounds, so that its incident id can be looked up there. Answers HEAD as GET.
+-- Gives Envoy's own refusals the format of the services' errors: a published code, an incident id and retry
+-- advice, as grpc-status-details-bin for gRPC and gRPC-Web, and as JSON otherwise. Reports each refusal to
+-- the errors service, rate-limited, so that the incident id can be found there. Handles HEAD like GET.
 --
--- `local_reply_config` in envoy.yaml marks a refusal by response headers, which are removed here:
+-- `local_reply_config` in envoy.yaml marks a refusal by response headers, which this filter removes:
 -- x-hapa-refused: "grpc 503 POST" or "json 503 GET"; x-hapa-refused-at: path, request id, Envoy's reason.
--- A template like envoy.yaml: `hapa gateway` fills in its placeholders. Each worker thread of Envoy has
--- globals of its own for each group of client addresses, so every bound below holds for one of those.
+-- Like envoy.yaml this file is a template: `hapa gateway` fills in its placeholders. Each worker thread of
+-- Envoy has separate globals for each group of client addresses, so each limit below applies per group and
+-- thread.
 
--- Sent with each report; empty where a certificate proves the gateway. "-": no reports.
+-- Sent with each report; empty if a certificate authenticates the gateway. "-" disables reports.
 local REPORT_TOKEN = "${REPORT_TOKEN}"
 local REPORT_PATH = "/hapa.errors.v1.GatewayReportService/ReportRefusals"
 local REPORT_TIMEOUT_MS = 5000
--- Reports at once, and in each second after that. Requests that no service would take have bounds of
--- their own, so that a flood of them does not hide the gateway's failures.
+-- Token buckets of reports: burst, and rate per second. Invalid requests have a bucket of their own, so that
+-- a flood of them does not hide the gateway's failures.
 local REPORTS = {
   requests = {burst = 200, rate = 2},
   failures = {burst = 200, rate = 10},
 }
--- How long a HEAD may keep a stream open that GET would keep open for as long as the client reads.
+-- Bounds a HEAD of a stream, which a GET would keep open for as long as the client reads.
 local HEAD_TIMEOUT = "5S"
 
 local INTERNAL = {
@@ -25,8 +26,9 @@ local INTERNAL = {
 }
 local UNREADABLE = {
   grpc = 3, error = "E4001", reason = "INVALID_INPUT",
-  -- Never Envoy's own text: the transcoder's quotes what the caller sent.
-  message = "The request can't be read. Send valid JSON that has this method's fields, known query parameters, and a plain path.",
+  -- Never Envoy's own text: the transcoder quotes the request in it.
+  message = "The request can't be read. Send valid JSON that has this method's fields, known query parameters, "
+    .. "and a plain path.",
 }
 local UNSUPPORTED = {
   grpc = 12, error = "E4012", reason = "UNSUPPORTED", message = "There is no such method and path.",
@@ -50,12 +52,12 @@ local REFUSALS = {
   [431] = TOO_LARGE,
   [503] = {
     grpc = 14, error = "E5005", reason = "OVERLOADED", retry_seconds = 1,
-    message = "The service can't be reached or is overloaded. Try again.",
+    message = "${OVERLOADED_MESSAGE}",
   },
   [504] = TIMEOUT,
 }
 
--- LuaJIT starts every state from the same seed: two workers would give out the same ids.
+-- LuaJIT starts every state from the same seed: without a random one two workers would create the same ids.
 local random_source = assert(io.open("/dev/urandom", "rb"))
 local a, b, c, d = random_source:read(4):byte(1, 4)
 random_source:close()
@@ -65,7 +67,7 @@ local function incident_id()
   return os.date("!INC-%Y%m%d-") .. string.format("%04X%04X", math.random(0, 0xffff), math.random(0, 0xffff))
 end
 
--- Protocol Buffers' wire format: an integer, and a field of type 0 or 2.
+-- The wire format of Protocol Buffers: an integer, and fields of wire types 0 and 2.
 
 local function varint(number)
   local bytes = ""
@@ -92,7 +94,7 @@ local function metadata_field(name, value)
   return bytes_field(3, bytes_field(1, name) .. bytes_field(2, value))
 end
 
--- google.rpc.Status with ErrorInfo and, where a retry can help, RetryInfo.
+-- google.rpc.Status with ErrorInfo and, if a retry can help, RetryInfo.
 local function status(refusal, incident)
   local info = bytes_field(1, refusal.reason) .. bytes_field(2, "hapa")
     .. metadata_field("error_code", refusal.error) .. metadata_field("incident_id", incident)
@@ -105,10 +107,11 @@ local function status(refusal, incident)
   return bytes
 end
 
--- The same as JSON. Every text above is plain ASCII without quotes and backslashes.
+-- The same as JSON. No text needs escaping: all are ASCII without quotes and backslashes.
 local function json(refusal, incident)
   local details = string.format(
-    '{"@type":"type.googleapis.com/google.rpc.ErrorInfo","reason":"%s","domain":"hapa","metadata":{"error_code":"%s","incident_id":"%s"}}',
+    '{"@type":"type.googleapis.com/google.rpc.ErrorInfo","reason":"%s","domain":"hapa",'
+      .. '"metadata":{"error_code":"%s","incident_id":"%s"}}',
     refusal.reason, refusal.error, incident)
   if refusal.retry_seconds then
     details = details .. string.format(
@@ -147,11 +150,11 @@ local function report(handle, refusal, incident, at)
   if REPORT_TOKEN ~= "" then
     headers["x-mesh-token"] = REPORT_TOKEN
   end
-  -- Asynchronous: the refusal does not wait for it, and its outcome changes nothing.
+  -- Asynchronous: the refusal neither waits for the report nor depends on its result.
   handle:httpCall("errors", headers, prefix .. message, REPORT_TIMEOUT_MS, true)
 end
 
--- Returns the body of the refusal, nil where it has none.
+-- Returns the body of the refusal, nil if it has none.
 local function refuse(handle, headers, mark)
   local kind, http, method = mark:match("^(%a+) (%d+) ?(%S*)$")
   http = tonumber(http)
@@ -160,13 +163,13 @@ local function refuse(handle, headers, mark)
   local at = headers:get("x-hapa-refused-at") or ""
   headers:remove("x-hapa-refused")
   headers:remove("x-hapa-refused-at")
-  headers:replace("x-hapa-incident-id", incident) -- the access log has it from here
+  headers:replace("x-hapa-incident-id", incident) -- the access log reads it from this header
   headers:replace("cache-control", "no-store")
   headers:replace("x-content-type-options", "nosniff")
   if refusal.retry_seconds then
     headers:replace("retry-after", tostring(refusal.retry_seconds))
   end
-  headers:remove("content-length") -- Envoy sets it anew where there is a body
+  headers:remove("content-length") -- Envoy sets it again if there is a body
   report(handle, refusal, incident, at)
   if kind == "grpc" then
     headers:replace(":status", "200")
@@ -195,7 +198,7 @@ function envoy_on_response(handle)
   local mark = headers:get("x-hapa-refused")
   if mark then
     local text = refuse(handle, headers, mark)
-    -- A gRPC refusal is one HEADERS frame that ends the stream, and must stay that: no body is made for it.
+    -- A gRPC refusal is one HEADERS frame that ends the stream and must stay that, so it gets no body.
     local body = not is_head and handle:body(text ~= nil)
     if body then
       body:setBytes(text or "")

@@ -1,24 +1,25 @@
-//! Compiles `hapa/**/*.proto` into Rust and into ONE descriptor set, which reflection serves and
-//! Envoy reads. The set is written as bytes: the struct form loses the google.api.http options.
+//! Compiles `hapa/**/*.proto` into Rust code and into one descriptor set, which server reflection and
+//! Envoy use. The set is written as encoded by protox, because re-encoding the prost struct loses the
+//! `google.api.http` options.
 use std::path::{Path, PathBuf};
 use std::{env, error::Error, fs};
 
 use prost::Message;
 
 fn main() -> Result<(), Box<dyn Error>> {
-    let protos = protos_below(Path::new("hapa"))?;
+    let protos = find_protos(Path::new("hapa"))?;
     let mut compiler = protox::Compiler::new(["."])?;
     compiler.include_imports(true).include_source_info(true);
     compiler.open_files(&protos)?;
-    // Error details travel as Any: readers of the set must know their types.
+    // Error details are sent as `Any`, so readers of the set need their types.
     compiler.open_file("google/rpc/error_details.proto")?;
 
     let bytes = compiler.encode_file_descriptor_set();
-    let out = PathBuf::from(env::var_os("OUT_DIR").ok_or("cargo sets OUT_DIR")?);
+    let out = PathBuf::from(env::var_os("OUT_DIR").ok_or("cargo did not set OUT_DIR")?);
     fs::write(out.join("hapa.binpb"), &bytes)?;
 
     let set = prost_types::FileDescriptorSet::decode(bytes.as_slice())?;
-    // Names let a program find a message in the descriptor set.
+    // Programs find a message in the descriptor set by its type name.
     let mut config = tonic_prost_build::Config::new();
     config.enable_type_names();
     tonic_prost_build::configure().compile_fds_with_config(set, config)?;
@@ -28,13 +29,13 @@ fn main() -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
-fn protos_below(folder: &Path) -> Result<Vec<PathBuf>, Box<dyn Error>> {
+fn find_protos(directory: &Path) -> Result<Vec<PathBuf>, Box<dyn Error>> {
     let mut found = Vec::new();
-    for entry in fs::read_dir(folder)? {
+    for entry in fs::read_dir(directory)? {
         let path = entry?.path();
         if path.is_dir() {
-            found.extend(protos_below(&path)?);
-        } else if path.extension().is_some_and(|ending| ending == "proto") {
+            found.extend(find_protos(&path)?);
+        } else if path.extension().is_some_and(|extension| extension == "proto") {
             found.push(path);
         }
     }

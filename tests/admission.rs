@@ -22,7 +22,7 @@ async fn no_key_a_wrong_key_and_one_mistyped_character_are_e4003() {
         letters[20] = if letters[20] == 'x' { 'y' } else { 'x' };
         letters.into_iter().collect::<String>()
     };
-    let (_, of_nobody) = hapa_chassis::key_text::mint();
+    let (_, of_nobody) = hapa_core::key_format::mint();
     let of_nobody = of_nobody.expose_secret();
     let clients = [world.anonymous(), world.client_with(&mistyped), world.client_with("sk-else")];
     for mut client in clients {

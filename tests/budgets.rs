@@ -162,7 +162,7 @@ async fn a_lease_that_ends_unsettled_books_what_was_reported_last() {
             auth.settle_tokens(request).await.unwrap();
         }
         // A moment ago: ended leases are kept for a while only.
-        let ended = hapa_chassis::times::now() - 1;
+        let ended = hapa_core::timestamps::now() - 1;
         let end = format!("UPDATE token_leases SET expire_time = {ended} WHERE lease_id <> 'late'");
         store.execute(&end).await;
         let booked = 70 + 300 + 1_000;

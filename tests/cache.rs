@@ -4,9 +4,8 @@ mod clearing;
 mod shared;
 mod together;
 
-use hapa_proto::analytics::v1::GetPerformanceRequest;
-use hapa_proto::analytics::v1::GetUsageRequest;
 use hapa_proto::analytics::v1::analytics_service_client::AnalyticsServiceClient;
+use hapa_proto::analytics::v1::{GetPerformanceRequest, GetUsageRequest};
 use hapa_proto::auth::v1::{CreateKeyRequest, TokenBudget};
 use hapa_proto::codegen::v1::{GenerateCodeRequest, GenerateCodeResponse};
 use hapa_tests::engine::{Fault, Script};

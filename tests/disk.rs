@@ -60,7 +60,7 @@ async fn a_full_disk_fails_what_changes_something_and_all_heals_when_there_is_ro
         ("MESH_TOKEN", TOKEN.to_owned()),
         ("AI_MODEL_ENDPOINT", engine.url().to_owned()),
         ("CACHE_TTL", "0".to_owned()),
-        ("LOG_LEVEL", "warn,hapa_chassis::server=info".to_owned()),
+        ("LOG_LEVEL", "warn,hapa_server::server=info".to_owned()),
     ];
     let mesh = Role::start_on_small_disk("all", &settings).await;
     let (mut keys, address) = (mesh.keys(), format!("http://{}", mesh.mesh()));

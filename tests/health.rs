@@ -195,7 +195,7 @@ async fn codegen(world: &World) -> (Process, String) {
     command.args(["codegen", "--port=0", "--metrics-port=0", "--structured-logging=true"]);
     command.env("AUTH_ADDRESS", format!("http://{}", world.mesh));
     // Nobody reads on, and a pipe that is full would hold the process up.
-    command.env("LOG_LEVEL", "info,hapa_chassis::observe=warn");
+    command.env("LOG_LEVEL", "info,hapa_server::middleware::record_call=warn");
     command.env("MESH_TOKEN", world.mesh_token()).env("AI_MODEL_ENDPOINT", world.engine.url());
     let mut child = command.stderr(Stdio::piped()).spawn().unwrap();
     let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();

@@ -48,7 +48,7 @@ impl Doors {
             ("MESH_TOKEN", TOKEN.to_owned()),
             ("AI_MODEL_ENDPOINT", engine.url().to_owned()),
             ("CACHE_TTL", "0".to_owned()),
-            ("LOG_LEVEL", "warn,hapa_chassis::server=info".to_owned()),
+            ("LOG_LEVEL", "warn,hapa_server::server=info".to_owned()),
             // For streams that a test holds, on a machine that is slow.
             ("TOKEN_GAP_TIMEOUT_SECONDS", "300".to_owned()),
             // Strangers of these tests come from 127.0.0.2 and up.

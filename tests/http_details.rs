@@ -128,7 +128,7 @@ async fn the_request_id_of_a_reply_is_the_one_that_is_logged() {
             let told: Vec<_> = reply.headers().get_all("x-request-id").iter().collect();
             assert_eq!(told.len(), 1, "{presented:?} {told:?}");
             let told = told[0].to_str().unwrap().to_owned();
-            assert!(hapa_chassis::is_request_id(&told), "{presented:?}: {told}");
+            assert!(hapa_core::call::is_request_id(&told), "{presented:?}: {told}");
             assert_eq!(presented.contains(&told.as_str()), is_kept, "{presented:?}: {told}");
             within("the line of the access log", async {
                 while !gateway.access_log().iter().any(|line| line["request_id"] == told.as_str()) {

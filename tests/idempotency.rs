@@ -7,7 +7,7 @@ mod replicas;
 
 use std::time::Duration;
 
-use hapa_chassis::idempotency::{HEADER, REPLAYED};
+use hapa_core::idempotency::{HEADER, REPLAYED};
 use hapa_proto::auth::v1::audit_service_client::AuditServiceClient;
 use hapa_proto::auth::v1::create_key_request::Expiry;
 use hapa_proto::auth::v1::user_service_client::UserServiceClient;
@@ -249,8 +249,8 @@ async fn a_reply_is_forgotten_after_a_day() {
 async fn a_repetition_is_answered_although_its_expire_time_has_passed() {
     let store = Store::sqlite();
     let world = World::on(&store, &[]).await;
-    let soon = hapa_chassis::times::now() + 3 * hapa_chassis::times::SECOND;
-    let expiry = Some(Expiry::ExpireTime(hapa_chassis::times::timestamp(soon)));
+    let soon = hapa_core::timestamps::now() + 3 * hapa_core::timestamps::SECOND;
+    let expiry = Some(Expiry::ExpireTime(hapa_core::timestamps::timestamp(soon)));
     let asked = CreateKeyRequest { expiry, ..World::dev_key() };
     let first = world.keys().create_key(keyed(asked.clone(), "k")).await.unwrap().into_inner();
     within("its end", async {

@@ -1,8 +1,9 @@
 //! Keys over the wire: made once, shown without their text, listed by pages, ended for good.
 
+use hapa_proto::auth::v1::create_key_request::Expiry;
 use hapa_proto::auth::v1::{
     CreateKeyRequest, GetKeyRequest, ListKeysRequest, RevokeKeyRequest, TokenBudget,
-    UpdateKeyRequest, create_key_request::Expiry,
+    UpdateKeyRequest,
 };
 use hapa_tests::{Store, World, incident};
 use prost_types::FieldMask;

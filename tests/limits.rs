@@ -4,9 +4,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
-use hapa_chassis::limit::{Decision, Limiter, Memory, Rate};
 use hapa_proto::auth::v1::RateLimit;
 use hapa_proto::codegen::v1::{GetCodeHealthRequest, GetCodeHealthResponse};
+use hapa_store::rate_limit::{Decision, Limiter, Memory, Rate};
 use hapa_tests::{Client, RedisServer, World, incident, within};
 use tokio::task::JoinSet;
 use tonic::{Code, Response, Status};
@@ -271,7 +271,7 @@ async fn request(
     (replica, sequence, wanted, at): (&str, u64, u64, u64),
     report: Told,
 ) -> Vec<u64> {
-    let script = include_str!("../services/chassis/src/limit/window.lua");
+    let script = include_str!("../services/chassis/store/src/rate_limit/window.lua");
     let script = script.replace("redis.call('TIME')", "{ ARGV[10], ARGV[11] }");
     let mut words: Vec<String> =
         ["EVAL", &script, "2", "w", "r", "10", "60000"].map(str::to_owned).into();
@@ -361,7 +361,7 @@ async fn a_redis_that_forgot_the_script_is_told_again() {
 async fn the_script_decides_as_the_process_does() {
     const WINDOW: u64 = 59_999;
     let redis = RedisServer::start().await;
-    let script = include_str!("../services/chassis/src/limit/window.lua");
+    let script = include_str!("../services/chassis/store/src/rate_limit/window.lua");
     let script = script.replace("redis.call('TIME')", "{ ARGV[10], ARGV[11] }");
     let (memory, start) = (Memory::default(), Instant::now());
     let rate = Rate::new(20, Duration::from_millis(WINDOW));

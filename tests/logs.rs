@@ -106,7 +106,7 @@ fn asked(question: &str, id: &str) -> Request<GenerateCodeRequest> {
 async fn a_slow_call_says_where_its_time_went_and_every_line_has_its_ids() {
     // The level of the rest leaves no line of information: the ids are there all the same.
     let settings =
-        [("SLOW_REQUEST_SECONDS", "0.000001"), ("LOG_LEVEL", "warn,hapa_chassis::server=info")];
+        [("SLOW_REQUEST_SECONDS", "0.000001"), ("LOG_LEVEL", "warn,hapa_server::server=info")];
     let mut world = within("a mesh that logs", Logging::start(&settings)).await;
     world.engine.script(Script::tokens([ANSWER, " = 1"]));
     world.client.generate_code(asked(QUESTION, "slow-1")).await.unwrap();

@@ -5,13 +5,13 @@ mod gateway;
 
 use std::cell::Cell;
 
-use hapa_chassis::tls::Files;
 use hapa_proto::auth::v1::key_service_client::KeyServiceClient;
 use hapa_proto::codegen::v1::GenerateCodeRequest;
 use hapa_proto::codegen::v1::codegen_service_client::CodegenServiceClient;
 use hapa_proto::system::v1::GetHealthRequest;
 use hapa_proto::system::v1::system_service_client::SystemServiceClient;
 use hapa_tests::{Certificates, Certified, Gateway, World, dial, hapa, within};
+use hapa_transport::tls::Files;
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
@@ -53,11 +53,11 @@ async fn with_tls(mesh: &Certified) -> Gateway {
     mesh.gateway(&public).await
 }
 
-async fn is_refused(channel: hapa_chassis::balance::Balanced) -> Status {
+async fn is_refused(channel: hapa_transport::balancer::Balanced) -> Status {
     let mut health = SystemServiceClient::new(channel);
     let asked = health.get_health(GetHealthRequest {});
     let status = within("a refusal", asked).await.expect_err("it must not be let in");
-    assert!(hapa_chassis::status::read(&status).is_none(), "no handler ran: {status:?}");
+    assert!(hapa_core::rpc_error::read(&status).is_none(), "no handler ran: {status:?}");
     status
 }
 

@@ -21,7 +21,7 @@ async fn call(world: &World, key: &str) -> Result<(), Status> {
 
 /// A call with a well-formed key that was never made, from an address.
 async fn guess(world: &World, from: &str) -> String {
-    let (_, key) = hapa_chassis::key_text::mint();
+    let (_, key) = hapa_core::key_format::mint();
     let mut client = CodegenServiceClient::new(world.wire(Who::Key(key.expose_secret())));
     let mut request = Request::new(GetCodeHealthRequest {});
     request.metadata_mut().insert("x-forwarded-for", from.parse().unwrap());
@@ -66,7 +66,7 @@ async fn many_valid_keys_are_let_in_at_once_from_an_address_over_its_limit() {
 #[tokio::test]
 async fn a_wrong_or_ended_key_that_one_client_repeats_does_not_fill_the_limit() {
     let world = world().await;
-    let (_, unknown) = hapa_chassis::key_text::mint();
+    let (_, unknown) = hapa_core::key_format::mint();
     let revoked = world.create_key(World::dev_key()).await;
     let key_id = revoked.key.unwrap().key_id;
     world.keys().revoke_key(RevokeKeyRequest { key_id }).await.unwrap();

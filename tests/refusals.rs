@@ -368,9 +368,10 @@ async fn refusals_are_reported_by_the_gateway_alone() {
         request.metadata_mut().insert("x-mesh-token", token.parse().unwrap());
         within("an answer", reports.report_refusals(request)).await
     };
-    let own = hapa_chassis::peer::gateway_token(&TOKEN.into());
+    let own = hapa_transport::peer::gateway_token(&TOKEN.into());
     assert_eq!(report(own.expose_secret()).await.unwrap().into_inner().accepted, 1);
-    let other = hapa_chassis::peer::gateway_token(&"another mesh token, as long as one is".into());
+    let other =
+        hapa_transport::peer::gateway_token(&"another mesh token, as long as one is".into());
     for token in [other.expose_secret(), "", "guess"] {
         assert_eq!(incident(&report(token).await.unwrap_err()).0, "E4003");
     }

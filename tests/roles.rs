@@ -2,6 +2,7 @@
 //! something. An RPC that is not in the table fails the test.
 
 use std::collections::BTreeMap;
+use std::error::Error;
 
 use bytes::Bytes;
 use hapa_proto::FILE_DESCRIPTOR_SET;
@@ -9,7 +10,6 @@ use hapa_proto::auth::v1::CreateKeyRequest;
 use hapa_tests::{Who, World, incident, within};
 use prost::Message as _;
 use prost_types::FileDescriptorSet;
-use std::error::Error;
 use tonic::body::Body;
 use tonic::client::GrpcService;
 use tonic::codegen::Body as HttpBody;

@@ -6,10 +6,11 @@ use std::collections::HashSet;
 
 use base64::Engine as _;
 use base64::prelude::BASE64_URL_SAFE_NO_PAD as BASE64;
+use hapa_proto::auth::v1::create_session_request::Proof;
 use hapa_proto::auth::v1::session_service_client::SessionServiceClient;
 use hapa_proto::auth::v1::{
     CreateSessionRequest, CreateSessionResponse, ListSessionsRequest, RefreshSessionRequest,
-    RefreshSessionResponse, RevokeSessionRequest, create_session_request::Proof,
+    RefreshSessionResponse, RevokeSessionRequest,
 };
 use hapa_proto::codegen::v1::GetCodeHealthRequest;
 use hapa_proto::codegen::v1::codegen_service_client::CodegenServiceClient;

@@ -8,12 +8,12 @@ use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::{Duration, Instant, SystemTime};
 
-use hapa_chassis::spool::{Bounds, Receiver, Receivers};
-use hapa_chassis::{Spool, peer};
 use hapa_proto::analytics::v1::UsageEvent;
 use hapa_proto::codegen::v1::codegen_service_client::CodegenServiceClient;
+use hapa_server::outbox::{Bounds, Receiver, Receivers, Spool};
 use hapa_tests::engine::Engine;
 use hapa_tests::{Keeper, hapa, within};
+use hapa_transport::peer;
 use secrecy::SecretString;
 use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader};
 use tokio::net::TcpListener;

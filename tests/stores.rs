@@ -7,8 +7,8 @@ use std::process::Stdio;
 use std::task::Poll;
 
 use futures_util::future::BoxFuture;
-use hapa_chassis::db::{Db, Engine, Step};
 use hapa_proto::auth::v1::ListKeysRequest;
+use hapa_store::database::{Db, Engine, Step};
 use hapa_tests::{Postgres, Store, World, hapa, within};
 use serde_json::Value;
 use sqlx::{AnyConnection, Connection as _, Executor as _, Row as _};

@@ -40,7 +40,7 @@ async fn send(mut wire: Wire, path: &str, headers: &[(&str, &str)], bytes: Bytes
 
 /// What the errors service keeps, by code, when all that failed before has arrived there.
 async fn kept(world: &World) -> BTreeMap<String, u32> {
-    let (_, nobody) = hapa_chassis::key_text::mint();
+    let (_, nobody) = hapa_core::key_format::mint();
     let mut last = world.client_with(secrecy::ExposeSecret::expose_secret(&nobody));
     let status = last.list_models(ListModelsRequest::default()).await.unwrap_err();
     occurrences_of(world, &incident(&status).1).await;
@@ -187,7 +187,7 @@ fn no_bytes_make_a_bug() {
         for body in [bytes.clone(), framed] {
             let wire = world.wire(Who::Key(&world.key));
             let status = runtime.block_on(send(wire, GENERATE, &[], body.into()));
-            let code = hapa_chassis::status::read(&status).map(|(code, _)| code);
+            let code = hapa_core::rpc_error::read(&status).map(|(code, _)| code);
             prop_assert_ne!(code.as_deref(), Some("E5004"));
         }
     });

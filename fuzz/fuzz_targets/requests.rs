@@ -1,5 +1,4 @@
-//! Any bytes as the request of any RPC: read as every service reads them, and checked where codegen
-//! checks.
+//! Decodes arbitrary bytes as the request of every RPC, and runs codegen's request validation on them.
 #![no_main]
 
 use std::sync::LazyLock;
@@ -7,8 +6,9 @@ use std::sync::LazyLock;
 use prost_reflect::{DescriptorPool, DynamicMessage, MessageDescriptor};
 
 static REQUESTS: LazyLock<Vec<MessageDescriptor>> = LazyLock::new(|| {
-    let pool = DescriptorPool::decode(hapa_proto::FILE_DESCRIPTOR_SET).expect("our own set");
-    let services = pool.services().filter(|one| one.full_name().starts_with("hapa."));
+    let pool = DescriptorPool::decode(hapa_proto::FILE_DESCRIPTOR_SET)
+        .expect("hapa-proto embeds a valid descriptor set");
+    let services = pool.services().filter(|service| service.full_name().starts_with("hapa."));
     services.flat_map(|service| service.methods().map(|rpc| rpc.input()).collect::<Vec<_>>()).collect()
 });
 

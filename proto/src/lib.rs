@@ -1,12 +1,16 @@
-//! The wire: what prost and tonic make of `proto/hapa`, and the descriptor set that describes it.
+//! Messages, clients and servers that prost and tonic generate from `proto/hapa`, and the descriptor
+//! set of all packages.
 #![allow(missing_docs, clippy::pedantic)]
 
-/// Every package of the mesh and every google.rpc error detail, as a binary `FileDescriptorSet`.
+/// Binary `FileDescriptorSet` of every package of the mesh and of the `google.rpc` error details.
 pub const FILE_DESCRIPTOR_SET: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/hapa.binpb"));
+
+pub mod user_profile;
 
 pub use hapa::{analytics, auth, codegen, errors, system};
 
-// The modules nest as the packages do: generated code names other packages by relative paths.
+// The modules are nested like the packages, because generated code refers to other packages by
+// relative paths.
 mod hapa {
     pub mod analytics {
         pub mod v1 {

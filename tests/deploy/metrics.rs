@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use hapa_chassis::ErrorCode;
+use hapa_core::rpc_error::ErrorCode;
 use hapa_proto::codegen::v1::GenerateCodeRequest;
 use hapa_tests::engine::Fault;
 use hapa_tests::{Certified, Fleet, Receiver, World};

@@ -1,8 +1,12 @@
 #!/usr/bin/env python3
 """Renders k8s/ with kustomize and reads the compose files; checks each against its schema.
 
-Prints one JSON object: {"overlays": {name: [object, ...]}, "compose": {file: {...}}, "raw": {file: {...}}, "wrong": [text, ...]}.
-"raw" is before variables are filled in. "everything" is an overlay made here: the base with every component.
+Prints one JSON object:
+  overlays  {name: [object, ...]}; "everything" is an overlay made here: the base with every component
+  compose   {file: {...}}, with variables filled in
+  raw       {file: {...}}, the compose files before variables are filled in
+  gateway   {...}, the template of Envoy's configuration with all of its sections; placeholders are strings
+  wrong     [text, ...], what does not fit its schema
 """
 
 import json
@@ -76,4 +80,6 @@ def compose():
 
 
 read, raw = compose()
-json.dump({"overlays": overlays(), "compose": read, "raw": raw, "wrong": wrong}, sys.stdout, default=str)
+gateway = yaml.safe_load((ROOT / "gateway/envoy.yaml").read_text())
+output = {"overlays": overlays(), "compose": read, "raw": raw, "gateway": gateway, "wrong": wrong}
+json.dump(output, sys.stdout, default=str)

@@ -114,7 +114,7 @@ impl Way {
 
 /// Who is not known is told to try again, be the key good or made up.
 async fn strangers_wait(fleet: &Fleet, way: Way, fresh: &str) {
-    let (_, made_up) = hapa_chassis::key_text::mint();
+    let (_, made_up) = hapa_core::key_format::mint();
     let texts = [fresh, made_up.expose_secret()];
     let mut calls = Vec::new();
     for text in texts {
@@ -190,7 +190,7 @@ async fn a_hung_auth_costs_an_unknown_key_little_once_it_is_silent() {
     fleet.auth.freeze().await;
     let begun = Instant::now();
     for _ in 0..CALLS {
-        let (_, made_up) = hapa_chassis::key_text::mint();
+        let (_, made_up) = hapa_core::key_format::mint();
         let mut client = fleet.replicas[0].client(made_up.expose_secret());
         let status = health(&mut client).await.unwrap_err();
         assert_eq!(failure(&status), ("E5003".to_owned(), Code::Unavailable));

@@ -1,6 +1,6 @@
 //! Idempotency keys on the other ways in: JSON and pages through the gateway, and the command line.
 
-use hapa_chassis::idempotency::{HEADER, REPLAYED};
+use hapa_core::idempotency::{HEADER, REPLAYED};
 use hapa_tests::{World, hapa, within};
 use serde_json::{Value, json};
 

@@ -2,13 +2,13 @@
 
 use std::sync::Arc;
 
-use hapa_chassis::balance::Balanced;
-use hapa_chassis::dial::Secure;
-use hapa_chassis::tls::believing;
 use hapa_proto::codegen::v1::codegen_service_client::CodegenServiceClient;
 use hapa_proto::codegen::v1::stream_generate_code_response::Event;
 use hapa_tests::engine::Script;
 use hapa_tests::{Certified, Gateway, within};
+use hapa_transport::balancer::Balanced;
+use hapa_transport::connect::Secure;
+use hapa_transport::tls::believing;
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject as _;
 

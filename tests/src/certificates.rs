@@ -7,10 +7,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use hapa::{Roles, run};
-use hapa_chassis::Listeners;
-use hapa_chassis::balance::Balanced;
-use hapa_chassis::dial::Secure;
-use hapa_chassis::tls::{Files, Tls};
+use hapa_server::Listeners;
+use hapa_transport::balancer::Balanced;
+use hapa_transport::connect::Secure;
+use hapa_transport::tls::{Files, Tls};
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::{ClientConfig, RootCertStore, ServerConfig};

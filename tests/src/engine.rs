@@ -22,13 +22,12 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use tokio::net::{TcpListener, TcpSocket, TcpStream};
-use tokio::sync::{Semaphore, oneshot, watch};
-use tokio::task::JoinSet;
-
 use ledger::Ledger;
 pub use ledger::{Abort, Counts, Recorded};
 pub use script::{Fault, LineEnd, Script};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
+use tokio::sync::{Semaphore, oneshot, watch};
+use tokio::task::JoinSet;
 
 /// How long a `wait_…` waits before it fails the test.
 const PATIENCE: Duration = Duration::from_mins(1);

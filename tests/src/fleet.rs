@@ -76,7 +76,7 @@ impl Fleet {
             // For streams that a test holds, on a machine that is slow.
             ("TOKEN_GAP_TIMEOUT_SECONDS", "300".to_owned()),
             // A busy fleet says too much for a pipe that nobody reads.
-            ("LOG_LEVEL", "warn,hapa_chassis::server=info".to_owned()),
+            ("LOG_LEVEL", "warn,hapa_server::server=info".to_owned()),
         ];
         settings.extend(own.iter().map(|&(name, value)| (name, value.to_owned())));
         let auth = Role::start("auth", &settings, &[]).await;

@@ -89,7 +89,7 @@ impl Pairs {
             ("CACHE_TTL", "0"),
             // For streams that a test holds, on a machine that is slow.
             ("TOKEN_GAP_TIMEOUT_SECONDS", "300"),
-            ("LOG_LEVEL", "warn,hapa_chassis::server=info"),
+            ("LOG_LEVEL", "warn,hapa_server::server=info"),
         ];
         let places = roles.into_iter().zip(places.each_ref().map(String::as_str));
         let settings: Vec<_> = settings.into_iter().chain(own.iter().copied()).collect();

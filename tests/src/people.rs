@@ -1,10 +1,10 @@
 //! Who calls: a stranger, a service, the holder of a key, or someone who logged in.
 
-use hapa_chassis::peer::MESH_TOKEN;
 use hapa_proto::auth::v1::create_session_request::{Password, Proof};
 use hapa_proto::auth::v1::session_service_client::SessionServiceClient;
 use hapa_proto::auth::v1::user_service_client::UserServiceClient;
 use hapa_proto::auth::v1::{CreateSessionRequest, CreateSessionResponse, CreateUserRequest, User};
+use hapa_transport::peer::MESH_TOKEN;
 use tonic::metadata::{Ascii, MetadataValue};
 use tonic::service::Interceptor;
 use tonic::service::interceptor::InterceptedService;

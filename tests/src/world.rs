@@ -8,12 +8,13 @@ use std::sync::LazyLock;
 use clap::{CommandFactory as _, FromArgMatches as _, Parser};
 use hapa::setting::settings;
 use hapa::{AllRolesArgs, Roles, run};
-use hapa_chassis::config::LimitConfig;
-use hapa_chassis::trace::Exporter;
-use hapa_chassis::{Config, Listeners, telemetry};
 use hapa_proto::auth::v1::key_service_client::KeyServiceClient;
 use hapa_proto::auth::v1::{CreateKeyRequest, CreateKeyResponse, RateLimit};
 use hapa_proto::codegen::v1::codegen_service_client::CodegenServiceClient;
+use hapa_server::{Config, Listeners};
+use hapa_store::rate_limit::LimitConfig;
+use hapa_telemetry::logging;
+use hapa_transport::otlp_exporter::{self, Exporter};
 use tempfile::TempDir;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -339,7 +340,8 @@ fn traced(config: &Config) -> (Option<Exporter>, Option<DefaultGuard>) {
         return (None, None);
     }
     LazyLock::force(&ANOTHER);
-    let prepared = telemetry::prepare(&config.log, &config.trace);
-    let (dispatch, exporter) = prepared.expect("settings of telemetry");
+    let (tracer, exporter) =
+        otlp_exporter::collect(&config.trace).expect("settings of traces").unzip();
+    let dispatch = logging::prepare(&config.log, tracer).expect("settings of the log");
     (exporter, Some(dispatcher::set_default(&dispatch)))
 }

@@ -2,8 +2,8 @@
 
 use std::sync::Arc;
 
-use hapa_chassis::status::{INTERNAL, STORE_AWAY};
-use hapa_chassis::{ErrorCode, Fault, Violations};
+use hapa_core::rpc_error::{ErrorCode, Fault, INTERNAL, STORE_AWAY};
+use hapa_core::violations::Violations;
 use tonic::Status;
 
 #[derive(Debug, thiserror::Error)]

@@ -2,8 +2,8 @@
 
 use std::collections::BTreeSet;
 
-use hapa_chassis::Violations;
-use hapa_chassis::times::HOUR;
+use hapa_core::timestamps::HOUR;
+use hapa_core::violations::Violations;
 use hapa_proto::analytics::v1::UsageEvent;
 use uuid::Uuid;
 
@@ -170,7 +170,7 @@ fn is_method(text: &str) -> bool {
 mod tests {
     use std::borrow::Cow;
 
-    use hapa_chassis::times::timestamp;
+    use hapa_core::timestamps::timestamp;
 
     use super::*;
 

@@ -11,10 +11,11 @@ mod store;
 mod times;
 mod usage;
 
-use hapa_chassis::db::{Db, Durability, Survey};
-use hapa_chassis::health::Check;
-use hapa_chassis::{Access, Rpc, Server, StoreSpec};
+use hapa_core::access::{Access, Rpc};
+use hapa_core::service::{ServiceSpec, Shutdown};
 use hapa_proto::analytics::v1::analytics_service_server::AnalyticsServiceServer;
+use hapa_store::database::{Db, Durability, Survey};
+use hapa_store::open::{OpenStore, StoreSpec};
 
 use crate::service::Analytics;
 use crate::store::Store;
@@ -32,7 +33,7 @@ pub struct Config {
 const READ: &str = "analytics:read";
 
 /// What can't work without the store.
-const SERVICES: &[&str] = &["hapa.analytics.v1.AnalyticsService"];
+pub const SERVICES: &[&str] = &["hapa.analytics.v1.AnalyticsService"];
 
 const RPCS: &[Rpc] = &[
     Rpc::new("/hapa.analytics.v1.AnalyticsService/RecordEvents", Access::Mesh),
@@ -42,7 +43,8 @@ const RPCS: &[Rpc] = &[
     Rpc::new("/hapa.analytics.v1.AnalyticsService/WatchPerformance", Access::Scope(READ)),
 ];
 
-const STORE: &StoreSpec = &StoreSpec {
+/// The store of the service.
+pub const STORE: &StoreSpec = &StoreSpec {
     service: "analytics",
     steps: store::MIGRATIONS,
     durability: Durability::Process,
@@ -63,14 +65,22 @@ async fn open(url: &str) -> anyhow::Result<Db> {
     Db::open_with("analytics", url, store::MIGRATIONS, Durability::Process).await
 }
 
-/// Opens the store and adds the service.
-pub async fn mount(config: &Config, server: &mut Server) -> anyhow::Result<()> {
-    let db = server.open_store(STORE).await?;
-    server.check(Check::store("analytics", &db, SERVICES));
-    server.check(Check::store_write("analytics", &db));
+/// What the service needs of its process.
+#[derive(Debug)]
+pub struct Dependencies {
+    /// Its store, opened by [`STORE`].
+    pub store: OpenStore,
+    /// The shutdown of the server.
+    pub shutdown: Shutdown,
+}
+
+/// The service.
+pub fn service(config: &Config, dependencies: Dependencies) -> ServiceSpec {
+    let Dependencies { store: OpenStore { db, checks }, shutdown } = dependencies;
+    let mut spec = ServiceSpec { checks, ..ServiceSpec::default() };
     let store = Store::new(db, config.event_retention_days);
-    server.spawn(store::purge(store.clone()));
-    let analytics = Analytics { store, closing: server.closing() };
-    server.add(AnalyticsServiceServer::new(analytics), RPCS).await;
-    Ok(())
+    spec.spawn(store::purge(store.clone()));
+    let analytics = Analytics { store, closing: shutdown.stop_accepting };
+    spec.add(AnalyticsServiceServer::new(analytics), RPCS);
+    spec
 }

@@ -2,8 +2,8 @@
 
 use std::collections::BTreeMap;
 
-use hapa_chassis::Violations;
-use hapa_chassis::times::{DAY, HOUR, MINUTE, SECOND, now, timestamp};
+use hapa_core::timestamps::{DAY, HOUR, MINUTE, SECOND, now, timestamp};
+use hapa_core::violations::Violations;
 use hapa_proto::analytics::v1::get_performance_response::{AiModelUsage, Group, Percentiles};
 use hapa_proto::analytics::v1::{GetPerformanceRequest, GetPerformanceResponse};
 use prost_types::Timestamp;

@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use futures_util::Stream;
 use futures_util::stream::unfold;
-use hapa_chassis::Call;
-use hapa_chassis::times::now;
+use hapa_core::call::Call;
+use hapa_core::timestamps::now;
 use hapa_proto::analytics::v1::analytics_service_server::AnalyticsService;
 use hapa_proto::analytics::v1::{
     GetPerformanceRequest, GetPerformanceResponse, GetUsageRequest, GetUsageResponse,

@@ -13,7 +13,7 @@ mod usage;
 
 use std::sync::Arc;
 
-use hapa_chassis::db::{Db, Step};
+use hapa_store::database::{Db, Step};
 
 use crate::store::line::Line;
 

@@ -1,6 +1,6 @@
 //! The spans of UTC by which events are summed up, and the times that an event can have.
 
-use hapa_chassis::times::{DAY, HOUR, LAST_SECOND, MINUTE, SECOND};
+use hapa_core::timestamps::{DAY, HOUR, LAST_SECOND, MINUTE, SECOND};
 use prost_types::Timestamp;
 
 /// What a rollup sums up.
@@ -76,7 +76,8 @@ pub(crate) fn micros(time: &Timestamp) -> Option<i64> {
 mod tests {
     use proptest::prelude::*;
 
-    use hapa_chassis::times::{day, timestamp};
+    use hapa_core::timestamps::day;
+    use hapa_core::timestamps::timestamp;
 
     use super::*;
 

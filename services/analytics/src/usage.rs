@@ -2,8 +2,9 @@
 
 use base64::Engine as _;
 use base64::prelude::BASE64_URL_SAFE_NO_PAD;
-use hapa_chassis::times::{DAY, day, now};
-use hapa_chassis::{Call, Violations};
+use hapa_core::call::Call;
+use hapa_core::timestamps::{DAY, day, now};
+use hapa_core::violations::Violations;
 use hapa_proto::analytics::v1::get_usage_response::Row;
 use hapa_proto::analytics::v1::{GetUsageRequest, GetUsageResponse};
 

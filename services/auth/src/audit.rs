@@ -1,7 +1,8 @@
 //! The RPCs of the audit log.
 
-use hapa_chassis::times::micros;
-use hapa_chassis::{Violations, page};
+use hapa_core::pagination;
+use hapa_core::timestamps::micros;
+use hapa_core::violations::Violations;
 use hapa_proto::auth::v1::audit_service_server::AuditService;
 use hapa_proto::auth::v1::{
     ListAuditEntriesRequest, ListAuditEntriesResponse, VerifyAuditLogRequest,
@@ -22,7 +23,7 @@ impl AuditService for Audit {
         request: Request<ListAuditEntriesRequest>,
     ) -> Result<Response<ListAuditEntriesResponse>, Status> {
         let request = request.into_inner();
-        let size = page::size(request.page_size)?;
+        let size = pagination::size(request.page_size)?;
         let before = match request.page_token.as_str() {
             "" => i64::MAX,
             token => token
@@ -38,7 +39,7 @@ impl AuditService for Audit {
             end: request.end_time.as_ref().map_or(i64::MAX, micros),
         };
         let found = self.store.audit_page(&entries, size + 1).await?;
-        let (entries, more) = page::cut(found, size);
+        let (entries, more) = pagination::cut(found, size);
         let last = entries.last().filter(|_| more);
         let next_page_token = last.map(|entry| entry.sequence.to_string()).unwrap_or_default();
         Ok(Response::new(ListAuditEntriesResponse { entries, next_page_token }))

@@ -3,8 +3,8 @@
 
 use std::time::Duration;
 
-use hapa_chassis::Violations;
-use hapa_chassis::times::now;
+use hapa_core::timestamps::now;
+use hapa_core::violations::Violations;
 use hapa_proto::auth::v1::{ReserveTokensRequest, SettleTokensRequest};
 use tokio::time::sleep;
 

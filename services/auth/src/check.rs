@@ -2,12 +2,11 @@
 
 use std::collections::HashSet;
 
-use hapa_chassis::Violations;
-use hapa_chassis::rpc::SCOPES;
+use hapa_core::access::SCOPES;
+use hapa_core::timestamps::{LAST_SECOND, micros};
+use hapa_core::violations::Violations;
 use hapa_proto::auth::v1::{RateLimit, TokenBudget};
 use prost_types::{FieldMask, Timestamp};
-
-use hapa_chassis::times::{LAST_SECOND, micros};
 
 const LONGEST_NAME: usize = 100;
 const MOST_LIMITS: usize = 32;

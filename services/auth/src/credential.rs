@@ -1,10 +1,11 @@
 //! The RPCs of the mesh: who presented a credential, what has changed since, and what may be spent.
 
 use std::pin::Pin;
+use std::sync::Arc;
 
 use futures_util::Stream;
-use hapa_chassis::Violations;
-use hapa_chassis::times::{now, timestamp};
+use hapa_core::timestamps::{now, timestamp};
+use hapa_core::violations::Violations;
 use hapa_proto::auth::v1::auth_service_server::AuthService;
 use hapa_proto::auth::v1::{
     AuthenticateRequest, AuthenticateResponse, Principal, ReserveTokensRequest,
@@ -20,8 +21,6 @@ use crate::pepper::Pepper;
 use crate::revocation::News;
 use crate::store::{Known, Live, Store, Who};
 use crate::token::Tokens;
-
-use std::sync::Arc;
 
 pub(crate) struct Credentials {
     pub(crate) store: Store,

@@ -4,11 +4,11 @@
 
 use std::time::Duration;
 
-use hapa_chassis::idempotency;
-use hapa_chassis::status::{INTERNAL, STORE_AWAY};
-use hapa_chassis::tail::Over;
-use hapa_chassis::times::now;
-use hapa_chassis::{ErrorCode, Fault, Violations};
+use hapa_core::idempotency;
+use hapa_core::rpc_error::{ErrorCode, Fault, INTERNAL, STORE_AWAY};
+use hapa_core::timestamps::now;
+use hapa_core::violations::Violations;
+use hapa_store::change_feed::Over;
 use tonic::Status;
 
 use crate::store::Used;

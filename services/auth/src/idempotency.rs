@@ -3,8 +3,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use hapa_chassis::idempotency::IdempotentRequest;
-use hapa_chassis::times::now;
+use hapa_core::idempotency::IdempotentRequest;
+use hapa_core::timestamps::now;
 use prost::Message;
 use secrecy::ExposeSecret as _;
 use tokio::time::sleep;

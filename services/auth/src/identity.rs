@@ -9,8 +9,8 @@ mod tests;
 
 use std::net::IpAddr;
 
-use hapa_chassis::config::Wrong;
-use hapa_chassis::rpc::SCOPES;
+use hapa_core::access::SCOPES;
+use hapa_core::config::Wrong;
 use jsonwebtoken::Algorithm;
 use reqwest::Url;
 use serde::Deserialize;

@@ -1,8 +1,10 @@
 //! The RPCs of keys: check, decide, store, answer. A key's text leaves in the replies of CreateKey
 //! and RotateKey alone.
 
-use hapa_chassis::times::{micros, now, timestamp};
-use hapa_chassis::{Call, Violations, key_text, page};
+use hapa_core::call::Call;
+use hapa_core::timestamps::{micros, now, timestamp};
+use hapa_core::violations::Violations;
+use hapa_core::{key_format, pagination};
 use hapa_proto::auth::v1::create_key_request::Expiry;
 use hapa_proto::auth::v1::key_service_server::KeyService;
 use hapa_proto::auth::v1::{
@@ -65,7 +67,7 @@ impl KeyService for Keys {
             Some(Expiry::NeverExpires(_)) => None,
             None => Some(timestamp(in_days(now, self.default_days))),
         };
-        let (key_id, text) = key_text::mint();
+        let (key_id, text) = key_format::mint();
         let key = Key {
             key_id,
             name: request.name,
@@ -96,8 +98,8 @@ impl KeyService for Keys {
             let problem = "must be active, expired or revoked, or nothing";
             return Err(Violations::one("state", problem).into());
         }
-        let size = page::size(request.page_size)?;
-        let after = page::after(&request.page_token)?;
+        let size = pagination::size(request.page_size)?;
+        let after = pagination::after(&request.page_token)?;
         let owner = match &call.principal {
             Some(caller) if !call.is_admin() => {
                 if !request.owner.is_empty() && request.owner != caller.owner {
@@ -109,13 +111,13 @@ impl KeyService for Keys {
         };
         let filter = Filter { owner, state: request.state, scope: request.scope, now: now() };
         let keys = self.store.keys_page(&filter, &after, size + 1).await?;
-        let (mut keys, more) = page::cut(keys, size);
+        let (mut keys, more) = pagination::cut(keys, size);
         let payers: Vec<_> = keys.iter().map(|key| format!("key:{}", key.key_id)).collect();
         for (key, usage) in keys.iter_mut().zip(self.store.usage(&payers, filter.now).await?) {
             key.token_usage = Some(usage);
         }
         let created = |key: &Key| key.create_time.as_ref().map_or(0, micros);
-        let token = |key: &Key| page::token(created(key), &key.key_id);
+        let token = |key: &Key| pagination::token(created(key), &key.key_id);
         let next_page_token = keys.last().filter(|_| more).map(token).unwrap_or_default();
         Ok(Response::new(ListKeysResponse { keys, next_page_token }))
     }
@@ -142,7 +144,7 @@ impl KeyService for Keys {
             return Err(Violations::one("overlap_seconds", problem).into());
         }
         let key = self.visible(&call, request.key_id).await?;
-        let text = key_text::renew(&key.key_id)
+        let text = key_format::renew(&key.key_id)
             .ok_or_else(|| Error::from(anyhow::anyhow!("{} is no public id", key.key_id)))?;
         let attempt = Attempt { by: By::of(&call), request: repeatable };
         let old_end = in_seconds(attempt.by.time, overlap);

@@ -9,7 +9,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use hapa_chassis::times::now;
+use hapa_core::timestamps::now;
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 

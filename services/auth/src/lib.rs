@@ -27,17 +27,19 @@ mod user;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use hapa_chassis::config::Wrong;
-use hapa_chassis::db::{Db, Durability, Survey};
-use hapa_chassis::health::Check;
-use hapa_chassis::secret::{self, Strength};
-use hapa_chassis::tail::Tail;
-use hapa_chassis::{Access, Rpc, Server, StoreSpec, config, rpc};
+use futures_util::future::BoxFuture;
+use hapa_core::access::{self, Access, Rpc};
+use hapa_core::config::{CommonConfig, Wrong};
+use hapa_core::secret::{self, Strength};
+use hapa_core::service::{ServiceSpec, Shutdown};
 use hapa_proto::auth::v1::audit_service_server::AuditServiceServer;
 use hapa_proto::auth::v1::auth_service_server::AuthServiceServer;
 use hapa_proto::auth::v1::key_service_server::KeyServiceServer;
 use hapa_proto::auth::v1::session_service_server::SessionServiceServer;
 use hapa_proto::auth::v1::user_service_server::UserServiceServer;
+use hapa_store::change_feed::Tail;
+use hapa_store::database::{Db, Durability, Survey};
+use hapa_store::open::{OpenStore, StoreSpec};
 use secrecy::SecretString;
 
 use crate::audit::Audit;
@@ -102,7 +104,7 @@ pub struct Config {
 const ADMIN: &str = "auth:admin";
 
 /// Who has to know callers: every service, auth itself among them, and never the gateway.
-const FRONT: &[&str] = rpc::SERVICES;
+const FRONT: &[&str] = access::SERVICES;
 
 const RPCS: &[Rpc] = &[
     Rpc::new("/hapa.auth.v1.AuthService/Authenticate", Access::Mesh).by(FRONT),
@@ -131,7 +133,7 @@ const RPCS: &[Rpc] = &[
 ];
 
 /// None of them can work without the store.
-const SERVICES: &[&str] = &[
+pub const SERVICES: &[&str] = &[
     "hapa.auth.v1.AuthService",
     "hapa.auth.v1.KeyService",
     "hapa.auth.v1.UserService",
@@ -140,7 +142,7 @@ const SERVICES: &[&str] = &[
 ];
 
 /// Never set aside: without it no key is known.
-const STORE: &StoreSpec = &StoreSpec {
+pub const STORE: &StoreSpec = &StoreSpec {
     service: "auth",
     steps: store::MIGRATIONS,
     durability: Durability::PowerCut,
@@ -153,18 +155,18 @@ pub async fn migrate(url: &str) -> anyhow::Result<()> {
 }
 
 /// Refuses settings that can't work together, by name.
-pub fn check(config: &Config, server: &config::Config) -> Result<(), Wrong> {
-    secrets::check(config, server)
+pub fn check(config: &Config, common: &CommonConfig) -> Result<(), Wrong> {
+    secrets::check(config, common)
 }
 
 /// Whether the pepper that is set, or was made before, is one that the store's credentials were kept under; none
 /// where either is not there. Of a store that [`survey`] has found to be up to date.
 pub async fn pepper_is_known(
     config: &Config,
-    server: &config::Config,
+    common: &CommonConfig,
 ) -> anyhow::Result<Option<bool>> {
-    let Some(pepper) = secrets::known_pepper(config, server)? else { return Ok(None) };
-    let store = Store::new(open(&server.store_url("auth")).await?);
+    let Some(pepper) = secrets::known_pepper(config, common)? else { return Ok(None) };
+    let store = Store::new(open(&common.store_url("auth")).await?);
     let (known, own) = (store.pepper_fingerprints().await?, pepper.fingerprints()?);
     Ok((!known.is_empty()).then(|| own.iter().any(|one| known.contains(one))))
 }
@@ -202,28 +204,39 @@ async fn open(url: &str) -> anyhow::Result<Db> {
     Db::open("auth", url, store::MIGRATIONS).await
 }
 
-/// Opens the store and adds the services.
-pub async fn mount(config: &Config, server: &mut Server) -> anyhow::Result<()> {
-    secrets::check(config, server.config())?;
-    let pepper = secrets::pepper(config, server.config())?;
-    let tokens = Arc::new(secrets::tokens(config, server.config())?);
-    let settings = (config.clone(), server.config().clone());
-    server.spawn(secrets::follow(settings, Arc::clone(&tokens)));
+/// What the service needs of its process.
+pub struct Dependencies {
+    /// Settings that services share.
+    pub common: CommonConfig,
+    /// Its store, opened by [`STORE`].
+    pub store: OpenStore,
+    /// The shutdown of the server.
+    pub shutdown: Shutdown,
+    /// Finds an outbox in DATA_DIR that holds an event of an authenticated caller: the sign of a lost store.
+    pub find_undelivered_events: BoxFuture<'static, Option<PathBuf>>,
+}
+
+/// The services.
+pub async fn service(config: &Config, dependencies: Dependencies) -> anyhow::Result<ServiceSpec> {
+    let Dependencies { common, store: OpenStore { db, checks }, shutdown, find_undelivered_events } =
+        dependencies;
+    secrets::check(config, &common)?;
+    let pepper = secrets::pepper(config, &common)?;
+    let tokens = Arc::new(secrets::tokens(config, &common)?);
     let identity = Identity::new(&config.identity)?;
-    let db = server.open_store(STORE).await?;
-    server.check(Check::store("auth", &db, SERVICES));
-    server.check(Check::store_write("auth", &db));
+    let mut spec = ServiceSpec { checks, ..ServiceSpec::default() };
+    spec.spawn(secrets::follow((config.clone(), common), Arc::clone(&tokens)));
     let store = Store::new(db);
-    start::look(&store, &pepper, server).await?;
+    spec.checks.extend(start::look(&store, &pepper, find_undelivered_events).await?);
     let (passwords, last_uses) = (Passwords::new(), Uses::default());
-    let (tail, looking) = Tail::of(store.clone(), server.closing());
-    server.spawn(looking);
+    let (tail, looking) = Tail::of(store.clone(), shutdown.stop_accepting);
+    spec.spawn(looking);
     let (writing, kept) = (last_uses.clone(), store.clone());
-    server.spawn_to_end(|end| writing.write(kept, end));
-    server.spawn(budget::release(store.clone()));
+    spec.spawn_until(|end| writing.write(kept, end));
+    spec.spawn(budget::release(store.clone()));
     let max_session_life = times::in_days(0, config.session_max_days);
-    server.spawn(session::forget(store.clone(), max_session_life));
-    server.spawn(idempotency::purge(store.clone()));
+    spec.spawn(session::forget(store.clone(), max_session_life));
+    spec.spawn(idempotency::purge(store.clone()));
     let credentials = Credentials {
         store: store.clone(),
         pepper: pepper.clone(),
@@ -244,10 +257,10 @@ pub async fn mount(config: &Config, server: &mut Server) -> anyhow::Result<()> {
     };
     let users = Users { store: store.clone(), pepper: pepper.clone(), passwords };
     let keys = Keys { store: store.clone(), pepper, default_days: config.api_key_expiry_days };
-    server.add(AuthServiceServer::new(credentials), RPCS).await;
-    server.add(KeyServiceServer::new(keys), &[]).await;
-    server.add(UserServiceServer::new(users), &[]).await;
-    server.add(SessionServiceServer::new(sessions), &[]).await;
-    server.add(AuditServiceServer::new(Audit { store }), &[]).await;
-    Ok(())
+    spec.add(AuthServiceServer::new(credentials), RPCS);
+    spec.add(KeyServiceServer::new(keys), &[]);
+    spec.add(UserServiceServer::new(users), &[]);
+    spec.add(SessionServiceServer::new(sessions), &[]);
+    spec.add(AuditServiceServer::new(Audit { store }), &[]);
+    Ok(spec)
 }

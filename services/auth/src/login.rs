@@ -2,7 +2,7 @@
 //!
 //! Invariant: no error repeats anything of the body, which holds a secret wherever it is wrong.
 
-use hapa_chassis::Violations;
+use hapa_core::violations::Violations;
 use hapa_proto::auth::v1::CreateSessionRequest;
 use hapa_proto::auth::v1::create_session_request::{Password, Proof};
 use serde::Deserialize;

@@ -3,7 +3,7 @@
 //! Kept true: new hashes are made under one pepper; what is presented is looked for under that and,
 //! while one takes the other's place, under another.
 
-use hapa_chassis::key_text;
+use hapa_core::key_format;
 use hmac::{Hmac, KeyInit as _, Mac as _};
 use secrecy::{ExposeSecret as _, SecretString};
 use sha2::{Digest as _, Sha256};
@@ -51,7 +51,7 @@ impl Pepper {
 
     /// What the store keeps of a new key.
     pub(crate) fn hash_key(&self, text: &SecretString) -> Result<String, Error> {
-        let digest = key_text::digest(text.expose_secret());
+        let digest = key_format::digest(text.expose_secret());
         let digest = digest.ok_or_else(|| anyhow::anyhow!("a minted key is not well-formed"))?;
         hash(&self.own, &digest)
     }

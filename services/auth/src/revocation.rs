@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use futures_util::Stream;
 use futures_util::stream::unfold;
-use hapa_chassis::tail::Tail;
 use hapa_proto::auth::v1::WatchRevocationsResponse;
+use hapa_store::change_feed::Tail;
 use tokio::time::Instant;
 use tonic::Status;
 

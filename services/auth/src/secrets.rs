@@ -5,8 +5,9 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use hapa_chassis::hangup::at_each_hangup;
-use hapa_chassis::{config, secret};
+use hapa_core::config::{CommonConfig, Environment, Wrong};
+use hapa_core::secret;
+use hapa_core::sighup::at_each_hangup;
 use secrecy::SecretString;
 
 use crate::Config;
@@ -14,41 +15,41 @@ use crate::pepper::Pepper;
 use crate::token::{Pair, Tokens};
 
 /// Refuses secrets that are missing or weak, by name, and makes none.
-pub(crate) fn check(config: &Config, server: &config::Config) -> Result<(), config::Wrong> {
-    let pepper = set("API_KEY_PEPPER", config.api_key_pepper.as_ref(), server)?;
-    needed("API_KEY_PEPPER", pepper.is_some(), server)?;
-    set("API_KEY_PEPPER_ALSO", config.api_key_pepper_also.as_ref(), server)?;
-    let secret = set("SECRET_KEY", config.secret_key.as_ref(), server)?;
-    set("SECRET_KEY_ALSO", config.secret_key_also.as_ref(), server)?;
+pub(crate) fn check(config: &Config, common: &CommonConfig) -> Result<(), Wrong> {
+    let pepper = set("API_KEY_PEPPER", config.api_key_pepper.as_ref(), common)?;
+    needed("API_KEY_PEPPER", pepper.is_some(), common)?;
+    set("API_KEY_PEPPER_ALSO", config.api_key_pepper_also.as_ref(), common)?;
+    let secret = set("SECRET_KEY", config.secret_key.as_ref(), common)?;
+    set("SECRET_KEY_ALSO", config.secret_key_also.as_ref(), common)?;
     let file = named(config.session_key_file.as_deref());
-    needed("SECRET_KEY", secret.is_some() || file.is_some(), server)
+    needed("SECRET_KEY", secret.is_some() || file.is_some(), common)
 }
 
 /// What stored credentials are hashed with.
-pub(crate) fn pepper(config: &Config, server: &config::Config) -> anyhow::Result<Pepper> {
-    let own = set("API_KEY_PEPPER", config.api_key_pepper.as_ref(), server)?;
-    let own = secret::set_or_kept(own, &server.data_dir.join("key-pepper"))?;
-    let also = set("API_KEY_PEPPER_ALSO", config.api_key_pepper_also.as_ref(), server)?;
+pub(crate) fn pepper(config: &Config, common: &CommonConfig) -> anyhow::Result<Pepper> {
+    let own = set("API_KEY_PEPPER", config.api_key_pepper.as_ref(), common)?;
+    let own = secret::set_or_kept(own, &common.data_dir.join("key-pepper"))?;
+    let also = set("API_KEY_PEPPER_ALSO", config.api_key_pepper_also.as_ref(), common)?;
     Ok(Pepper { own, also: also.cloned() })
 }
 
 /// The same where it is set or was made before; none is made.
 pub(crate) fn known_pepper(
     config: &Config,
-    server: &config::Config,
+    common: &CommonConfig,
 ) -> anyhow::Result<Option<Pepper>> {
-    let is_set = set("API_KEY_PEPPER", config.api_key_pepper.as_ref(), server)?.is_some();
-    let is_known = is_set || server.data_dir.join("key-pepper").exists();
-    is_known.then(|| pepper(config, server)).transpose()
+    let is_set = set("API_KEY_PEPPER", config.api_key_pepper.as_ref(), common)?.is_some();
+    let is_known = is_set || common.data_dir.join("key-pepper").exists();
+    is_known.then(|| pepper(config, common)).transpose()
 }
 
 /// What access tokens are signed with.
-pub(crate) fn tokens(config: &Config, server: &config::Config) -> anyhow::Result<Tokens> {
-    let own = set("SECRET_KEY", config.secret_key.as_ref(), server)?;
-    let also = set("SECRET_KEY_ALSO", config.secret_key_also.as_ref(), server)?;
+pub(crate) fn tokens(config: &Config, common: &CommonConfig) -> anyhow::Result<Tokens> {
+    let own = set("SECRET_KEY", config.secret_key.as_ref(), common)?;
+    let also = set("SECRET_KEY_ALSO", config.secret_key_also.as_ref(), common)?;
     let own = match named(config.session_key_file.as_deref()) {
         Some(file) => Pair::of_file("SESSION_KEY_FILE", file)?,
-        None => Pair::of_secret(&secret::set_or_kept(own, &server.data_dir.join("secret-key"))?),
+        None => Pair::of_secret(&secret::set_or_kept(own, &common.data_dir.join("secret-key"))?),
     };
     let file = named(config.session_key_file_also.as_deref());
     let file = file.map(|file| Pair::of_file("SESSION_KEY_FILE_ALSO", file)).transpose()?;
@@ -56,12 +57,12 @@ pub(crate) fn tokens(config: &Config, server: &config::Config) -> anyhow::Result
 }
 
 /// Reads key files anew at each SIGHUP, where any are set. Files that can't be used change nothing.
-pub(crate) async fn follow((config, server): (Config, config::Config), tokens: Arc<Tokens>) {
+pub(crate) async fn follow((config, common): (Config, CommonConfig), tokens: Arc<Tokens>) {
     let files = [&config.session_key_file, &config.session_key_file_also];
     if !files.into_iter().any(|file| named(file.as_deref()).is_some()) {
         return;
     }
-    at_each_hangup(|| match self::tokens(&config, &server) {
+    at_each_hangup(|| match self::tokens(&config, &common) {
         Ok(read) => {
             tokens.replace(&read);
             tracing::info!("the keys that sign access tokens were read again");
@@ -77,18 +78,18 @@ pub(crate) async fn follow((config, server): (Config, config::Config), tokens: A
 fn set<'a>(
     name: &'static str,
     secret: Option<&'a SecretString>,
-    server: &config::Config,
-) -> Result<Option<&'a SecretString>, config::Wrong> {
-    secret::set(name, secret, server.secret_strength())
+    common: &CommonConfig,
+) -> Result<Option<&'a SecretString>, Wrong> {
+    secret::set(name, secret, common.secret_strength())
 }
 
 fn named(file: Option<&Path>) -> Option<&Path> {
     file.filter(|file| !file.as_os_str().is_empty())
 }
 
-fn needed(name: &'static str, is_set: bool, server: &config::Config) -> Result<(), config::Wrong> {
-    if !is_set && server.environment == config::Environment::Production {
-        return Err(config::Wrong::new(name, "must be set when ENVIRONMENT is production"));
+fn needed(name: &'static str, is_set: bool, common: &CommonConfig) -> Result<(), Wrong> {
+    if !is_set && common.environment == Environment::Production {
+        return Err(Wrong::new(name, "must be set when ENVIRONMENT is production"));
     }
     Ok(())
 }

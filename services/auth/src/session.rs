@@ -3,9 +3,9 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use hapa_chassis::attempts::PasswordAttempts;
-use hapa_chassis::times::{DAY, now};
-use hapa_chassis::{Call, Violations};
+use hapa_core::call::Call;
+use hapa_core::timestamps::{DAY, now};
+use hapa_core::violations::Violations;
 use hapa_proto::auth::v1::create_session_request::{Password, Proof};
 use hapa_proto::auth::v1::session_service_server::SessionService;
 use hapa_proto::auth::v1::{
@@ -14,6 +14,7 @@ use hapa_proto::auth::v1::{
     Session, User,
 };
 use hapa_proto::codegen::v1::UserProfile;
+use hapa_store::rate_limit::failed_attempts::PasswordAttempts;
 use secrecy::{ExposeSecret as _, SecretString};
 use tokio::time::sleep;
 use tonic::{Request, Response, Status};

@@ -4,10 +4,11 @@
 //! Both are said in the log and in health until they are put right. Neither keeps auth from serving: a pepper
 //! that is lost does not come back, and users must be able to log in and to make new keys.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
-use hapa_chassis::health::Check;
-use hapa_chassis::{Server, spool};
+use futures_util::future::BoxFuture;
+use hapa_core::health_check::HealthCheck;
 use tokio::time::timeout;
 
 use crate::error::Error;
@@ -20,12 +21,13 @@ const LOST_STORE: &str = "the store of auth is empty, and events of earlier call
 /// How long a spool may take to say whether it is empty.
 const SPOOL_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// Looks, says what is wrong, and adds a check of it to health.
+/// Logs what is wrong, and returns a health check for each problem.
 pub(crate) async fn look(
     store: &Store,
     pepper: &Pepper,
-    server: &mut Server,
-) -> anyhow::Result<()> {
+    find_undelivered_events: BoxFuture<'static, Option<PathBuf>>,
+) -> anyhow::Result<Vec<HealthCheck>> {
+    let mut checks = Vec::new();
     if !settle_pepper(store, pepper).await? {
         tracing::error!(
             "API_KEY_PEPPER: {OTHER_PEPPER}; set the one before, or both (API_KEY_PEPPER_ALSO), or accept that they are \
@@ -41,9 +43,9 @@ pub(crate) async fn look(
                 if is_known { Ok(()) } else { Err("see the runbook, E4003".to_owned()) }
             }
         };
-        server.check(Check::new("pepper", OTHER_PEPPER, run));
+        checks.push(HealthCheck::new("pepper", OTHER_PEPPER, run));
     }
-    if let Some(file) = lost_store(store, server).await? {
+    if let Some(file) = lost_store(store, find_undelivered_events).await? {
         tracing::error!(
             spool = %file,
             "{LOST_STORE}: were DATA_DIR and DATABASE_URL others before? keys that were made then are not known"
@@ -56,9 +58,9 @@ pub(crate) async fn look(
                 if is_empty { Err(format!("{file} is from another store")) } else { Ok(()) }
             }
         };
-        server.check(Check::new("auth-store", LOST_STORE, run));
+        checks.push(HealthCheck::new("auth-store", LOST_STORE, run));
     }
-    Ok(())
+    Ok(checks)
 }
 
 /// Whether credentials were kept under a pepper that is in force. If so, or if nothing is known of that, or
@@ -75,10 +77,13 @@ pub(crate) async fn settle_pepper(store: &Store, pepper: &Pepper) -> Result<bool
 }
 
 /// A spool with events beside a store in which nothing was ever changed.
-async fn lost_store(store: &Store, server: &Server) -> Result<Option<String>, Error> {
+async fn lost_store(
+    store: &Store,
+    find_undelivered_events: BoxFuture<'static, Option<PathBuf>>,
+) -> Result<Option<String>, Error> {
     if !store.is_new().await? {
         return Ok(None);
     }
-    let found = timeout(SPOOL_TIMEOUT, spool::find_of_callers(&server.config().data_dir)).await;
+    let found = timeout(SPOOL_TIMEOUT, find_undelivered_events).await;
     Ok(found.ok().flatten().map(|file| file.display().to_string()))
 }

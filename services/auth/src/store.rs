@@ -12,18 +12,18 @@ mod peppers;
 mod sessions;
 mod users;
 
+use std::sync::Arc;
+
 use futures_util::future::BoxFuture;
-use hapa_chassis::Call;
-use hapa_chassis::db::{Db, Step};
-use hapa_chassis::times::now;
+use hapa_core::call::Call;
+use hapa_core::timestamps::now;
 use hapa_proto::auth::v1::TokenBudget;
+use hapa_store::database::{Db, Step};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use sqlx::any::AnyRow;
 use sqlx::{AnyConnection, Row as _};
 use tokio::sync::Notify;
-
-use std::sync::Arc;
 
 use crate::error::Error;
 

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use hapa_chassis::times::{DAY, SECOND};
+use hapa_core::timestamps::{DAY, SECOND};
 use time::{Date, Month, OffsetDateTime};
 
 /// `from` and so many days.
@@ -47,7 +47,8 @@ fn date(micros: i64) -> Date {
 mod tests {
     use proptest::prelude::*;
 
-    use hapa_chassis::times::{day, micros};
+    use hapa_core::timestamps::day;
+    use hapa_core::timestamps::micros;
     use prost_types::Timestamp;
 
     use super::*;

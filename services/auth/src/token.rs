@@ -7,7 +7,7 @@ use std::path::Path;
 use std::sync::{Arc, PoisonError, RwLock};
 
 use anyhow::Context as _;
-use hapa_chassis::config;
+use hapa_core::config::Wrong;
 use jsonwebtoken::{Algorithm, DecodingKey, EncodingKey};
 use ring::hmac;
 use ring::signature::{Ed25519KeyPair, KeyPair as _};
@@ -81,9 +81,8 @@ impl Pair {
     }
 
     /// What is in the file of the setting `name`: an Ed25519 key in PKCS#8 PEM.
-    pub(crate) fn of_file(name: &'static str, file: &Path) -> Result<Pair, config::Wrong> {
-        let wrong =
-            |problem: String| config::Wrong::new(name, format!("{}: {problem}", file.display()));
+    pub(crate) fn of_file(name: &'static str, file: &Path) -> Result<Pair, Wrong> {
+        let wrong = |problem: String| Wrong::new(name, format!("{}: {problem}", file.display()));
         let der = PrivatePkcs8KeyDer::from_pem_file(file)
             .map_err(|error| wrong(format!("holds no PKCS#8 PEM key: {error}")))?;
         // OpenSSL writes Ed25519 keys without their public half, which ring then derives.

@@ -1,8 +1,10 @@
 //! The RPCs of users and their profiles.
 
-use hapa_chassis::rpc::DEFAULT_SCOPES;
-use hapa_chassis::times::{micros, now};
-use hapa_chassis::{Call, Violations, page, profile};
+use hapa_core::access::DEFAULT_SCOPES;
+use hapa_core::call::Call;
+use hapa_core::pagination;
+use hapa_core::timestamps::{micros, now};
+use hapa_core::violations::Violations;
 use hapa_proto::auth::v1::user_service_server::UserService;
 use hapa_proto::auth::v1::{
     CreateUserRequest, CreateUserResponse, DeleteUserRequest, DeleteUserResponse,
@@ -10,6 +12,7 @@ use hapa_proto::auth::v1::{
     ListUsersResponse, UpdateProfileRequest, UpdateProfileResponse, UpdateUserRequest,
     UpdateUserResponse, User,
 };
+use hapa_proto::user_profile;
 use secrecy::SecretString;
 use tonic::{Request, Response, Status};
 
@@ -80,17 +83,17 @@ impl UserService for Users {
         request: Request<ListUsersRequest>,
     ) -> Result<Response<ListUsersResponse>, Status> {
         let request = request.into_inner();
-        let size = page::size(request.page_size)?;
-        let after = page::after(&request.page_token)?;
+        let size = pagination::size(request.page_size)?;
+        let after = pagination::after(&request.page_token)?;
         let email = request.email.trim().to_lowercase();
         let users = self.store.users_page(&email, &after, size + 1).await?;
-        let (mut users, more) = page::cut(users, size);
+        let (mut users, more) = pagination::cut(users, size);
         let payers: Vec<_> = users.iter().map(|user| format!("user:{}", user.user_id)).collect();
         for (user, usage) in users.iter_mut().zip(self.store.usage(&payers, now()).await?) {
             user.token_usage = Some(usage);
         }
         let created = |user: &User| user.create_time.as_ref().map_or(0, micros);
-        let token = |user: &User| page::token(created(user), &user.user_id);
+        let token = |user: &User| pagination::token(created(user), &user.user_id);
         let next_page_token = users.last().filter(|_| more).map(token).unwrap_or_default();
         Ok(Response::new(ListUsersResponse { users, next_page_token }))
     }
@@ -148,7 +151,7 @@ impl UserService for Users {
         let request = request.into_inner();
         let user_id = visible(&call, request.user_id)?;
         let (profile, mut found) = (request.profile.unwrap_or_default(), Violations::default());
-        profile::check(&profile, &mut found);
+        found.extend(user_profile::violations(&profile));
         found.check()?;
         self.store.set_profile(By::of(&call), user_id, profile.clone()).await?;
         Ok(Response::new(UpdateProfileResponse { profile: Some(profile) }))
@@ -206,7 +209,7 @@ fn check_new(request: &CreateUserRequest) -> Result<String, Violations> {
     check::scopes(&request.scopes, &mut found);
     check::budget(request.token_budget.as_ref(), &mut found);
     if let Some(given) = &request.profile {
-        profile::check(given, &mut found);
+        found.extend(user_profile::violations(given));
     }
     found.check()?;
     Ok(email)

@@ -7,10 +7,11 @@
 
 use std::time::Duration;
 
-use hapa_chassis::peer::AuthClient;
-use hapa_chassis::status::read;
-use hapa_chassis::{Call, Server};
+use hapa_core::call::Call;
+use hapa_core::rpc_error::read;
+use hapa_core::service::ServiceSpec;
 use hapa_proto::auth::v1::{ReserveTokensRequest, SettleTokensRequest, Settlement};
+use hapa_transport::peer::AuthClient;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
@@ -89,14 +90,13 @@ struct Reports {
 
 impl Budgets {
     /// Settles in the background until the server ends, and what is left then.
-    pub(crate) fn new(server: &Server, longest: Duration) -> anyhow::Result<Self> {
-        let auth = server.auth()?;
+    pub(crate) fn new(auth: AuthClient, spec: &mut ServiceSpec, longest: Duration) -> Self {
         let (entries, waiting) = mpsc::channel(WAITING);
         let settling = auth.clone();
-        server.spawn_to_end(|end| settle(settling, waiting, end));
+        spec.spawn_until(|end| settle(settling, waiting, end));
         let lease = longest + longest.clamp(SHORTEST_MARGIN, LONGEST_MARGIN);
         let lease_seconds = u32::try_from(lease.as_secs()).unwrap_or(86_400);
-        Ok(Budgets { auth, entries, lease_seconds: lease_seconds.min(86_400) })
+        Budgets { auth, entries, lease_seconds: lease_seconds.min(86_400) }
     }
 
     /// Reserves tokens where the caller has a budget; none where nobody pays.

@@ -4,8 +4,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use hapa_chassis::status::INTERNAL;
-use hapa_chassis::{ErrorCode, Fault, Violations};
+use hapa_core::rpc_error::{ErrorCode, Fault, INTERNAL};
+use hapa_core::violations::Violations;
 use reqwest::StatusCode;
 use tonic::Status;
 

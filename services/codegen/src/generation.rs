@@ -7,12 +7,14 @@
 use std::collections::VecDeque;
 use std::pin::Pin;
 
-use hapa_chassis::trace::Part;
-use hapa_chassis::{Call, ErrorCode, Fault, Report};
+use hapa_core::call::Call;
+use hapa_core::call_stats::Report;
+use hapa_core::rpc_error::{ErrorCode, Fault};
 use hapa_proto::codegen::v1::Usage;
 use hapa_proto::codegen::v1::stream_generate_code_response::{
     Delta, Event, Failed, Finished, Kind, Started,
 };
+use hapa_telemetry::trace::Part;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tonic::Status;

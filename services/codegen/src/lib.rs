@@ -29,11 +29,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use clap::ArgAction;
-use hapa_chassis::config::seconds;
-use hapa_chassis::health::Check;
-use hapa_chassis::{Access, Rpc, Server, config};
+use hapa_core::access::{Access, Rpc};
+use hapa_core::config::{CommonConfig, Wrong, seconds};
+use hapa_core::health_check::HealthCheck;
+use hapa_core::principal_cache::PrincipalCacheHandle;
+use hapa_core::service::{ServiceSpec, Shutdown};
 use hapa_proto::codegen::v1::cache_service_server::CacheServiceServer;
 use hapa_proto::codegen::v1::codegen_service_server::CodegenServiceServer;
+use hapa_transport::peer::AuthClient;
 use secrecy::SecretString;
 
 use crate::budget::Budgets;
@@ -150,18 +153,33 @@ pub async fn survey(config: &Config) -> Vec<(String, Result<usize, String>)> {
     found
 }
 
-/// Adds the service.
-pub async fn mount(config: &Config, server: &mut Server) -> anyhow::Result<()> {
+/// What the service needs of its process.
+#[derive(Debug)]
+pub struct Dependencies {
+    /// Settings that services share.
+    pub common: CommonConfig,
+    /// The auth service, which reserves and settles tokens.
+    pub auth: AuthClient,
+    /// The shutdown of the server.
+    pub shutdown: Shutdown,
+    /// The server's cache of principals.
+    pub principals: PrincipalCacheHandle,
+}
+
+/// The services.
+pub fn service(config: &Config, dependencies: Dependencies) -> anyhow::Result<ServiceSpec> {
+    let Dependencies { common, auth, shutdown, principals } = dependencies;
+    let mut spec = ServiceSpec::default();
     let specialists = Specialists::new(&config.task_models, config.fallback_model.as_deref())
-        .map_err(|wrong| config::Wrong::new("TASK_MODELS", wrong))?;
+        .map_err(|wrong| Wrong::new("TASK_MODELS", wrong))?;
     let sources = Source::read(&config.ai_model_endpoint)
-        .map_err(|words| config::Wrong::new("AI_MODEL_ENDPOINT", words))?;
+        .map_err(|words| Wrong::new("AI_MODEL_ENDPOINT", words))?;
     let bounds = Bounds {
         attempt: config.first_token_timeout_seconds / 3,
         stuck: config.engine_stall_seconds,
     };
     let fleet = Fleet::new(sources, config.access(), bounds)?;
-    fleet.watch(server);
+    fleet.watch(&mut spec);
     let patience = Patience {
         first_token: config.first_token_timeout_seconds,
         between_tokens: config.token_gap_timeout_seconds,
@@ -169,10 +187,10 @@ pub async fn mount(config: &Config, server: &mut Server) -> anyhow::Result<()> {
         heartbeat: config.heartbeat_seconds,
     };
     let models = Arc::new(Models::new(fleet.clone(), config.ai_model_name.clone(), specialists));
-    server.check(engine_check(Arc::clone(&models)));
-    let budgets = Budgets::new(server, config.vllm_timeout_seconds)?;
+    spec.check(engine_check(Arc::clone(&models)));
+    let budgets = Budgets::new(auth, &mut spec, config.vllm_timeout_seconds);
     let turns = Turns::new(config.turn.clone());
-    let streams_end = server.streams_end();
+    let streams_end = shutdown.end_streams.clone();
     let completions = Completions::new(Running {
         fleet: fleet.clone(),
         models: Arc::clone(&models),
@@ -181,9 +199,10 @@ pub async fn mount(config: &Config, server: &mut Server) -> anyhow::Result<()> {
         patience,
         streams_end: streams_end.clone(),
     });
-    let cache = Cache::new(&config.cache, server)?;
-    let idempotency = Idempotency::new(server, config.cache.cache_timeout_seconds)?;
-    let caches = Caches { cache: cache.clone(), callers: server.callers() };
+    let cache = Cache::new(&config.cache, common.redis_url(), &mut spec)?;
+    let redis_timeout = config.cache.cache_timeout_seconds;
+    let idempotency = Idempotency::new(common.redis_url(), redis_timeout, &shutdown, &mut spec)?;
+    let caches = Caches { cache: cache.clone(), principals };
     let codegen = Codegen {
         fleet,
         models,
@@ -196,18 +215,18 @@ pub async fn mount(config: &Config, server: &mut Server) -> anyhow::Result<()> {
         completions,
         idempotency,
     };
-    server.add(CodegenServiceServer::new(codegen), RPCS).await;
-    server.add(CacheServiceServer::new(caches), CACHE_RPCS).await;
-    Ok(())
+    spec.add(CodegenServiceServer::new(codegen), RPCS);
+    spec.add(CacheServiceServer::new(caches), CACHE_RPCS);
+    Ok(spec)
 }
 
 /// Needed by no service as far as load balancers go: replicas share the engine, so another would
 /// answer no better, and what this one says of an engine that is away (E5006, when to try again)
 /// tells a caller more than a connection that is refused.
-fn engine_check(models: Arc<Models>) -> Check {
+fn engine_check(models: Arc<Models>) -> HealthCheck {
     let run = move || {
         let models = Arc::clone(&models);
         async move { models.check().await }
     };
-    Check::new("ai_model", "the AI model can't be asked", run)
+    HealthCheck::new("ai_model", "the AI model can't be asked", run)
 }

@@ -1,6 +1,6 @@
 //! The models that the engines serve: which one answers when none is named, and whether it is there.
 
-use hapa_chassis::Call;
+use hapa_core::call::Call;
 use hapa_proto::codegen::v1::{GetCodeHealthResponse, ListModelsResponse, Model};
 use tokio::time::Instant;
 

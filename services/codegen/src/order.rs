@@ -1,6 +1,6 @@
 //! What a generation is told about itself, and what of that goes to the engine.
 
-use hapa_chassis::Report;
+use hapa_core::call_stats::Report;
 use tokio_util::sync::CancellationToken;
 use tracing::Span;
 

@@ -121,8 +121,9 @@ fn answer_in<'a>(question: &str, sentences: &'a AnswerIn) -> &'a str {
 
 #[cfg(test)]
 mod tests {
-    use hapa_chassis::profile::{FEATURES, FIELDS};
     use hapa_proto::codegen::v1::GenerateCodeRequest;
+    use hapa_proto::user_profile::FEATURES;
+    use hapa_proto::user_profile::FIELDS;
     use proptest::prelude::*;
 
     use super::*;

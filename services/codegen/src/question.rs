@@ -1,7 +1,9 @@
 //! A request that has been checked, with its defaults filled in.
 
-use hapa_chassis::{Violations, is_request_id, profile};
+use hapa_core::call::is_request_id;
+use hapa_core::violations::Violations;
 use hapa_proto::codegen::v1::{GenerateCodeRequest, UserProfile};
+use hapa_proto::user_profile;
 
 use crate::budget::Estimate;
 use crate::engine::{ChatRequest, Message, Scheduling, StreamOptions};
@@ -53,10 +55,10 @@ impl Question {
         check_sampling(request.temperature, request.top_p, request.max_tokens, &mut found);
         let profile =
             with_defaults(request.user_profile.or_else(|| stored.cloned()).unwrap_or_default());
-        profile::check(&profile, &mut found);
+        found.extend(user_profile::violations(&profile));
         let tasks: Vec<_> = VOCABULARY.task.keys().map(String::as_str).collect();
         if !request.task.is_empty() {
-            profile::check_word("task", &request.task, &tasks, &mut found);
+            found.check_word("task", &request.task, &tasks);
         }
         found.check()?;
         let inferred = || task::infer(&request.user_question, &request.code_context).to_owned();

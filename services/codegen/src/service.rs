@@ -4,7 +4,8 @@ use std::pin::Pin;
 use std::sync::Arc;
 
 use futures_util::stream::{Stream, StreamExt as _, iter, unfold};
-use hapa_chassis::{Call, Report};
+use hapa_core::call::Call;
+use hapa_core::call_stats::Report;
 use hapa_proto::codegen::v1::codegen_service_server::CodegenService;
 use hapa_proto::codegen::v1::stream_generate_code_response::{Event, Kind};
 use hapa_proto::codegen::v1::{

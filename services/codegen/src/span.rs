@@ -1,8 +1,8 @@
 //! The span of an answer, in the names that OpenTelemetry has for generative models. It tells what was
 //! asked for and what came of it in names and counts: never a prompt, an answer or an engine's words.
 
-use hapa_chassis::Fault;
-use hapa_chassis::trace::Part;
+use hapa_core::rpc_error::Fault;
+use hapa_telemetry::trace::Part;
 
 use crate::engine::Ask;
 use crate::task::Sampling;

@@ -5,7 +5,8 @@
 use std::pin::Pin;
 use std::time::Duration;
 
-use hapa_chassis::{Call, Report};
+use hapa_core::call::Call;
+use hapa_core::call_stats::Report;
 use hapa_proto::codegen::v1::Usage;
 use tokio::time::{Instant, Sleep, sleep_until};
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};

@@ -4,13 +4,12 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use hapa_chassis::peer::Wire;
+use hapa_core::timestamps::timestamp;
 use hapa_proto::analytics::v1::GetPerformanceRequest;
 use hapa_proto::analytics::v1::analytics_service_client::AnalyticsServiceClient;
+use hapa_transport::peer::Wire;
 use tokio::sync::Mutex;
 use tokio::time::{Instant, timeout};
-
-use hapa_chassis::times::timestamp;
 
 /// How long a dashboard waits for it.
 const PATIENCE: Duration = Duration::from_millis(200);

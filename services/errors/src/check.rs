@@ -1,8 +1,10 @@
 //! Checks of a batch of occurrences. A batch is taken whole or not at all, and the first fields that
 //! are wrong are named, as `occurrences[3].time`.
 
-use hapa_chassis::times::{MINUTE, micros};
-use hapa_chassis::{ErrorCode, Violations, is_request_id};
+use hapa_core::call::is_request_id;
+use hapa_core::rpc_error::ErrorCode;
+use hapa_core::timestamps::{MINUTE, micros};
+use hapa_core::violations::Violations;
 use hapa_proto::errors::v1::Occurrence;
 use prost_types::{Duration, Timestamp};
 use uuid::{Uuid, Version};
@@ -161,8 +163,9 @@ pub(crate) fn is_incident_id(text: &str) -> bool {
 mod tests {
     use std::borrow::Cow;
 
-    use hapa_chassis::Fault;
-    use hapa_chassis::times::{now, timestamp};
+    use hapa_core::rpc_error::Fault;
+    use hapa_core::timestamps::now;
+    use hapa_core::timestamps::timestamp;
     use proptest::prelude::*;
 
     use super::*;

@@ -1,7 +1,8 @@
 //! The sums, from what is counted by the hour.
 
-use hapa_chassis::times::{DAY, HOUR, floor, now, timestamp};
-use hapa_chassis::{ErrorCode, page};
+use hapa_core::pagination;
+use hapa_core::rpc_error::ErrorCode;
+use hapa_core::timestamps::{DAY, HOUR, floor, now, timestamp};
 use hapa_proto::errors::v1::GetDashboardResponse;
 use hapa_proto::errors::v1::get_dashboard_response::{ErrorCodeCount, RecentIncident};
 
@@ -20,7 +21,7 @@ pub(crate) async fn get(
 ) -> Result<GetDashboardResponse, Error> {
     let start = floor(now() - DAY, HOUR);
     let filter = Filter { status: String::new(), error_code: String::new(), seen_after: i64::MIN };
-    let after = page::after("")?;
+    let after = pagination::after("")?;
     let (head, codes, recent, requests) = tokio::join!(
         store.head(),
         codes(store, view, start),

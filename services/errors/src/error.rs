@@ -1,8 +1,8 @@
 //! What can go wrong here, and the one table from that to a published status.
 
-use hapa_chassis::status::{INTERNAL, STORE_AWAY};
-use hapa_chassis::tail::Over;
-use hapa_chassis::{ErrorCode, Fault, Violations};
+use hapa_core::rpc_error::{ErrorCode, Fault, INTERNAL, STORE_AWAY};
+use hapa_core::violations::Violations;
+use hapa_store::change_feed::Over;
 use tonic::Status;
 
 #[derive(Debug, thiserror::Error)]

@@ -2,11 +2,15 @@
 //! kept as it is: codes, paths and reasons are checked against what is known, and words are ours.
 
 use std::collections::HashSet;
-use std::sync::LazyLock;
+use std::fmt;
+use std::sync::{Arc, LazyLock};
 
-use hapa_chassis::scrub::scrub;
-use hapa_chassis::times::{now, timestamp};
-use hapa_chassis::{ErrorCode, Spool, Violations, is_request_id};
+use futures_util::future::BoxFuture;
+use hapa_core::call::is_request_id;
+use hapa_core::redaction::scrub;
+use hapa_core::rpc_error::ErrorCode;
+use hapa_core::timestamps::{now, timestamp};
+use hapa_core::violations::Violations;
 use hapa_proto::FILE_DESCRIPTOR_SET;
 use hapa_proto::errors::v1::gateway_report_service_server::GatewayReportService;
 use hapa_proto::errors::v1::report_refusals_request::Refusal;
@@ -46,9 +50,22 @@ static METHODS: LazyLock<HashSet<String>> = LazyLock::new(|| {
     methods
 });
 
+/// Records occurrences in the outbox of the process, so that neither a slow store nor a burst of refusals loses any.
+/// The future of an accepted occurrence ends when the outbox has written it or given up waiting; a rejected occurrence
+/// has none.
+#[derive(Clone)]
+pub struct OccurrenceRecorder(
+    pub Arc<dyn Fn(&Occurrence) -> Option<BoxFuture<'static, ()>> + Send + Sync>,
+);
+
+impl fmt::Debug for OccurrenceRecorder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("OccurrenceRecorder")
+    }
+}
+
 pub(crate) struct GatewayReports {
-    /// Through the spool, so that neither a slow store nor many refusals at once lose any.
-    pub(crate) spool: Spool,
+    pub(crate) recorder: OccurrenceRecorder,
 }
 
 #[tonic::async_trait]
@@ -58,7 +75,7 @@ impl GatewayReportService for GatewayReports {
         request: Request<ReportRefusalsRequest>,
     ) -> Result<Response<ReportRefusalsResponse>, Status> {
         let occurrences = occurrences(request.into_inner().refusals)?;
-        let receipts = occurrences.iter().map(|one| self.spool.append(None, Some(one)));
+        let receipts = occurrences.iter().map(|occurrence| (self.recorder.0)(occurrence));
         let receipts: Vec<_> = receipts.collect();
         let mut accepted = 0;
         for receipt in receipts.into_iter().flatten() {

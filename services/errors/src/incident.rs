@@ -1,8 +1,10 @@
 //! Incidents: found by any id that a user was shown, listed, and moved from state to state.
 
-use hapa_chassis::page::{self as pages, After};
-use hapa_chassis::times::{micros, now, timestamp};
-use hapa_chassis::{Call, Violations};
+use hapa_core::call::Call;
+use hapa_core::pagination as pages;
+use hapa_core::pagination::After;
+use hapa_core::timestamps::{micros, now, timestamp};
+use hapa_core::violations::Violations;
 use hapa_proto::errors::v1::{
     GetIncidentRequest, GetIncidentResponse, Incident, ListIncidentsRequest, ListIncidentsResponse,
     UpdateIncidentRequest, UpdateIncidentResponse,

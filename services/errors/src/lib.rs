@@ -16,13 +16,16 @@ mod version;
 mod view;
 mod watch;
 
+pub use crate::gateway::OccurrenceRecorder;
 use clap::ArgAction;
-use hapa_chassis::db::{Db, Durability, Survey};
-use hapa_chassis::health::Check;
-use hapa_chassis::tail::Tail;
-use hapa_chassis::{Access, Rpc, Server, StoreSpec, rpc};
+use hapa_core::access::{self, Access, Rpc};
+use hapa_core::service::{ServiceSpec, Shutdown};
 use hapa_proto::errors::v1::error_tracking_service_server::ErrorTrackingServiceServer;
 use hapa_proto::errors::v1::gateway_report_service_server::GatewayReportServiceServer;
+use hapa_store::change_feed::Tail;
+use hapa_store::database::{Db, Durability, Survey};
+use hapa_store::open::{OpenStore, StoreSpec};
+use hapa_transport::peer::Wire;
 
 use crate::calls::Calls;
 use crate::gateway::GatewayReports;
@@ -47,17 +50,17 @@ pub struct Config {
 const READ: Access = Access::AnyScope(&[view::READ, view::ADMIN]);
 
 /// What can't work without the store.
-const SERVICES: &[&str] = &["hapa.errors.v1.ErrorTrackingService"];
+pub const SERVICES: &[&str] = &["hapa.errors.v1.ErrorTrackingService"];
 
 const RPCS: &[Rpc] = &[
     Rpc::new(
         "/hapa.errors.v1.ErrorTrackingService/ReportOccurrences",
         Access::Scope("errors:write"),
     )
-    .by(rpc::SERVICES),
+    .by(access::SERVICES),
     Rpc::new("/hapa.errors.v1.ErrorTrackingService/GetDashboard", READ)
         .limited(100, 60)
-        .by(rpc::SERVICES),
+        .by(access::SERVICES),
     Rpc::new("/hapa.errors.v1.ErrorTrackingService/ListPatterns", READ),
     Rpc::new("/hapa.errors.v1.ErrorTrackingService/ListIncidents", READ),
     Rpc::new("/hapa.errors.v1.ErrorTrackingService/GetIncident", READ),
@@ -66,7 +69,8 @@ const RPCS: &[Rpc] = &[
     Rpc::new("/hapa.errors.v1.ErrorTrackingService/WatchOccurrences", READ),
 ];
 
-const STORE: &StoreSpec = &StoreSpec {
+/// The store of the service.
+pub const STORE: &StoreSpec = &StoreSpec {
     service: "errors",
     steps: store::MIGRATIONS,
     durability: Durability::PowerCut,
@@ -74,7 +78,7 @@ const STORE: &StoreSpec = &StoreSpec {
 };
 const GATEWAY_RPCS: &[Rpc] =
     &[Rpc::new("/hapa.errors.v1.GatewayReportService/ReportRefusals", Access::Mesh)
-        .by(&[rpc::GATEWAY])];
+        .by(&[access::GATEWAY])];
 
 /// Migrates the store at `url`, and does no more.
 pub async fn migrate(url: &str) -> anyhow::Result<()> {
@@ -90,26 +94,35 @@ async fn open(url: &str) -> anyhow::Result<Db> {
     Db::open("errors", url, store::MIGRATIONS).await
 }
 
-/// Opens the store and adds the service.
-pub async fn mount(config: &Config, server: &mut Server) -> anyhow::Result<()> {
-    const ANALYTICS: &str = "hapa.analytics.v1.AnalyticsService";
-    let db = server.open_store(STORE).await?;
-    server.check(Check::store("errors", &db, SERVICES));
-    server.check(Check::store_write("errors", &db));
+/// What the service needs of its process.
+#[derive(Debug)]
+pub struct Dependencies {
+    /// Its store, opened by [`STORE`].
+    pub store: OpenStore,
+    /// The shutdown of the server.
+    pub shutdown: Shutdown,
+    /// The analytics service, which counts calls; none where it is not known.
+    pub analytics: Option<Wire>,
+    /// Where occurrences go that the gateway reports.
+    pub recorder: OccurrenceRecorder,
+}
+
+/// The service.
+pub fn service(config: &Config, dependencies: Dependencies) -> ServiceSpec {
+    let Dependencies { store: OpenStore { db, checks }, shutdown, analytics, recorder } =
+        dependencies;
+    let mut spec = ServiceSpec { checks, ..ServiceSpec::default() };
     let store = Store::new(db);
-    let (tail, looking) = Tail::of(store.clone(), server.closing());
-    server.spawn(looking);
-    server.spawn(retention::purge(store.clone(), config.error_retention_days));
-    let address = server.config().analytics_address.as_deref();
-    let analytics = server.wire("ANALYTICS_ADDRESS", address, ANALYTICS)?;
-    let reports = GatewayReports { spool: server.spool() };
+    let (tail, looking) = Tail::of(store.clone(), shutdown.stop_accepting);
+    spec.spawn(looking);
+    spec.spawn(retention::purge(store.clone(), config.error_retention_days));
     let errors = Errors {
         news: News { store: store.clone(), tail },
         calls: Calls::new(analytics),
         tracked: config.incident_tracking_enabled,
         store,
     };
-    server.add(ErrorTrackingServiceServer::new(errors), RPCS).await;
-    server.add_aside(GatewayReportServiceServer::new(reports), GATEWAY_RPCS).await;
-    Ok(())
+    spec.add(ErrorTrackingServiceServer::new(errors), RPCS);
+    spec.add_auxiliary(GatewayReportServiceServer::new(GatewayReports { recorder }), GATEWAY_RPCS);
+    spec
 }

@@ -1,8 +1,9 @@
 //! Takes occurrences in: checked as a whole, without secrets, under the name of who reports them.
 
-use hapa_chassis::scrub::scrub;
-use hapa_chassis::times::{micros, now};
-use hapa_chassis::{Call, Violations};
+use hapa_core::call::Call;
+use hapa_core::redaction::scrub;
+use hapa_core::timestamps::{micros, now};
+use hapa_core::violations::Violations;
 use hapa_proto::errors::v1::Occurrence;
 
 use crate::check;

@@ -1,7 +1,7 @@
 //! What fails most in a period, and whether it fails more than in the period before.
 
-use hapa_chassis::Violations;
-use hapa_chassis::times::{DAY, HOUR, MINUTE, floor, now, timestamp};
+use hapa_core::timestamps::{DAY, HOUR, MINUTE, floor, now, timestamp};
+use hapa_core::violations::Violations;
 use hapa_proto::errors::v1::list_patterns_response::Pattern;
 use hapa_proto::errors::v1::{ListPatternsRequest, ListPatternsResponse};
 

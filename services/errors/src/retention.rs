@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use hapa_chassis::times::{DAY, HOUR, now};
+use hapa_core::timestamps::{DAY, HOUR, now};
 use tokio::time::sleep;
 
 use crate::error::Error;

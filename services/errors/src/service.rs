@@ -3,8 +3,8 @@
 use std::pin::Pin;
 
 use futures_util::Stream;
-use hapa_chassis::status::{Retry, code_name};
-use hapa_chassis::{Call, ErrorCode};
+use hapa_core::call::Call;
+use hapa_core::rpc_error::{ErrorCode, Retry, code_name};
 use hapa_proto::errors::v1::error_tracking_service_server::ErrorTrackingService;
 use hapa_proto::errors::v1::list_error_codes_response::ErrorCode as Published;
 use hapa_proto::errors::v1::{

@@ -14,8 +14,8 @@ mod rows;
 
 use std::sync::Arc;
 
-use hapa_chassis::db::{Db, Step};
-use hapa_chassis::tail::Log;
+use hapa_store::change_feed::Log;
+use hapa_store::database::{Db, Step};
 use sqlx::any::AnyRow;
 use sqlx::{AnyConnection, Row as _};
 use tokio::sync::Notify;

@@ -1,7 +1,7 @@
 //! What a caller may see of failures: with errors:admin, and as the mesh, everything; with errors:read what
 //! its own owner met, counted for that owner alone, without causes.
 
-use hapa_chassis::Call;
+use hapa_core::call::Call;
 
 /// Gives every failure to be seen.
 pub(crate) const ADMIN: &str = "errors:admin";

@@ -7,9 +7,9 @@ use std::time::Duration;
 
 use futures_util::Stream;
 use futures_util::stream::unfold;
-use hapa_chassis::Violations;
-use hapa_chassis::tail::Tail;
+use hapa_core::violations::Violations;
 use hapa_proto::errors::v1::{WatchOccurrencesRequest, WatchOccurrencesResponse};
+use hapa_store::change_feed::Tail;
 use tokio::time::{Instant, sleep_until};
 use tonic::Status;
 

@@ -2,22 +2,24 @@
 
 pub mod cli;
 mod renamed_settings;
+mod services;
 pub mod setting;
 mod system;
 mod warnings;
 
 use std::pin::pin;
 
-use hapa_chassis::config::Wrong;
-use hapa_chassis::lock::{self, lock_folder};
-use hapa_chassis::trace::Exporter;
-use hapa_chassis::{Listeners, Server};
+use hapa_core::config::Wrong;
+use hapa_server::{Listeners, Server};
+use hapa_store::file_lock::{self, Lock, lock_folder};
+use hapa_store::open::Stores;
+use hapa_transport::otlp_exporter::Exporter;
 
 /// The roles that a process runs, and their settings.
 #[derive(Clone, Debug)]
 pub struct Roles {
     /// Settings that all roles share.
-    pub server: hapa_chassis::Config,
+    pub server: hapa_server::Config,
     /// Keys, users, sessions and the audit log.
     pub auth: Option<hapa_auth::Config>,
     /// Code generation.
@@ -35,7 +37,7 @@ pub struct Roles {
 pub struct AllRolesArgs {
     /// Settings that all roles share.
     #[command(flatten)]
-    pub server: hapa_chassis::Config,
+    pub server: hapa_server::Config,
     #[command(flatten)]
     auth: hapa_auth::Config,
     #[command(flatten)]
@@ -48,7 +50,7 @@ pub struct AllRolesArgs {
 
 impl Roles {
     /// No role, with the shared settings.
-    pub fn none(server: hapa_chassis::Config) -> Roles {
+    pub fn none(server: hapa_server::Config) -> Roles {
         let settings = Vec::new();
         Roles { server, auth: None, codegen: None, errors: None, analytics: None, settings }
     }
@@ -56,7 +58,7 @@ impl Roles {
     /// Refuses settings that contradict each other; the error names the setting.
     pub fn check(&self) -> Result<(), Wrong> {
         self.server.check()?;
-        self.auth.as_ref().map_or(Ok(()), |auth| hapa_auth::check(auth, &self.server))
+        self.auth.as_ref().map_or(Ok(()), |auth| hapa_auth::check(auth, &self.server.common))
     }
 
     /// The name by which the lock of a data directory identifies its holder.
@@ -84,8 +86,8 @@ impl Roles {
 
     /// `hapa all` is a complete mesh and locks its data directory exclusively. Single roles may share a directory:
     /// each file in it belongs to one process.
-    fn lock_kind(&self) -> lock::Kind {
-        if self.has_all() { lock::Kind::Exclusive } else { lock::Kind::Shared }
+    fn lock_kind(&self) -> file_lock::Kind {
+        if self.has_all() { file_lock::Kind::Exclusive } else { file_lock::Kind::Shared }
     }
 }
 
@@ -113,40 +115,43 @@ pub async fn run(
     shutdown: impl Future<Output = ()>,
 ) -> anyhow::Result<()> {
     let mut shutdown = pin!(shutdown);
-    let server = tokio::select! {
-        server = mount_roles(roles, listeners, exporter) => server?,
+    // The stores and the lock live as long as the server.
+    let (server, _stores, _lock) = tokio::select! {
+        mounted = mount_roles(roles, listeners, exporter) => mounted?,
         () = &mut shutdown => return Ok(()),
     };
     server.serve(shutdown).await
 }
 
+/// Returns a server with every service of these roles, the open stores and the lock of the data directory.
 async fn mount_roles(
     roles: Roles,
     listeners: Listeners,
     exporter: Option<Exporter>,
-) -> anyhow::Result<Server> {
+) -> anyhow::Result<(Server, Stores, Option<Lock>)> {
     let status = system::config_status(&roles);
+    let common = roles.server.common.clone();
     // Locked before any file of the data directory is read or created.
     let name = roles.name();
-    let lock = lock_folder(&roles.server.data_dir, &name, roles.lock_kind()).await?;
+    let lock = lock_folder(&common.data_dir, &name, roles.lock_kind()).await?;
+    let mut stores = Stores::new(common.clone(), &name);
     let mut server = Server::new(roles.server, listeners).await?;
-    server.hold_folder(&name, lock);
     if let Some(exporter) = exporter {
         server.exports(exporter);
     }
     if let Some(config) = &roles.auth {
-        hapa_auth::mount(config, &mut server).await?;
+        server.mount(services::auth(config, &common, &server, &mut stores).await?).await;
     }
     if let Some(config) = &roles.codegen {
-        hapa_codegen::mount(config, &mut server).await?;
+        server.mount(services::codegen(config, &common, &server)?).await;
     }
     if let Some(config) = &roles.analytics {
-        hapa_analytics::mount(config, &mut server).await?;
+        server.mount(services::analytics(config, &server, &mut stores).await?).await;
     }
     // After analytics: errors queries it for the number of calls.
     if let Some(config) = &roles.errors {
-        hapa_errors::mount(config, &mut server).await?;
+        server.mount(services::errors(config, &server, &mut stores).await?).await;
     }
     system::mount(status, &mut server).await?;
-    Ok(server)
+    Ok((server, stores, lock))
 }

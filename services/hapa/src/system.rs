@@ -8,9 +8,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use clap::ValueEnum as _;
-use hapa_chassis::health::{Check, Health, Part};
-use hapa_chassis::peer::Wire;
-use hapa_chassis::{Access, Rpc, Server};
+use hapa_core::access::{Access, Rpc};
+use hapa_core::health_check::HealthCheck;
+use hapa_core::service::ServiceSpec;
 use hapa_proto::errors::v1::GetDashboardRequest;
 use hapa_proto::errors::v1::error_tracking_service_client::ErrorTrackingServiceClient;
 use hapa_proto::system::v1::get_config_status_response::Setting;
@@ -19,6 +19,9 @@ use hapa_proto::system::v1::system_service_server::{SystemService, SystemService
 use hapa_proto::system::v1::{
     GetConfigStatusRequest, GetConfigStatusResponse, GetHealthRequest, GetHealthResponse,
 };
+use hapa_server::Server;
+use hapa_server::health::{Health, Part};
+use hapa_transport::peer::Wire;
 use prost_types::Timestamp;
 use tokio::time::{sleep, timeout};
 use tonic::{Code, Request, Response, Status};
@@ -59,7 +62,7 @@ const CLEANUP_RETRY_DELAY: Duration = Duration::from_secs(5);
 
 /// The configuration of this process, as GetConfigStatus returns it.
 pub(crate) fn config_status(roles: &Roles) -> GetConfigStatusResponse {
-    let environment = roles.server.environment.to_possible_value();
+    let environment = roles.server.common.environment.to_possible_value();
     let setting = |setting: &crate::setting::Setting| Setting {
         name: setting.name.clone(),
         value: setting.value.clone(),
@@ -113,11 +116,13 @@ pub(crate) async fn mount(
         server.spawn(last_cleanup.clone().poll(wire));
     }
     let system = SystemRpc { config_status, health: server.health(), last_cleanup };
-    server.add_aside(SystemServiceServer::new(system), RPCS).await;
+    let mut spec = ServiceSpec::default();
+    spec.add_auxiliary(SystemServiceServer::new(system), RPCS);
+    server.mount(spec).await;
     Ok(())
 }
 
-fn peer_check(service: &'static str, role: &str, wire: Wire) -> Check {
+fn peer_check(service: &'static str, role: &str, wire: Wire) -> HealthCheck {
     let client = HealthClient::new(wire);
     let run = move || {
         let mut client = client.clone();
@@ -131,7 +136,7 @@ fn peer_check(service: &'static str, role: &str, wire: Wire) -> Check {
             }
         }
     };
-    Check::new(service, format!("the {role} service is unreachable or not serving"), run)
+    HealthCheck::new(service, format!("the {role} service is unreachable or not serving"), run)
 }
 
 impl LastCleanup {

@@ -1,17 +1,17 @@
 //! Warnings about settings that are valid but unsuitable for the deployment.
 
-use hapa_chassis::config::Environment;
-use hapa_chassis::db::Engine;
+use hapa_core::config::Environment;
+use hapa_store::database::Engine;
 
 use crate::{Roles, renamed_settings};
 
 /// One sentence per warning, which starts with the name of a setting.
 pub(crate) fn warnings(roles: &Roles) -> Vec<String> {
     let server = &roles.server;
-    let is_production = server.environment == Environment::Production;
-    let is_sqlite = Engine::of(&server.store_url("")) == Ok(Engine::Sqlite);
+    let is_production = server.common.environment == Environment::Production;
+    let is_sqlite = Engine::of(&server.common.store_url("")) == Ok(Engine::Sqlite);
     let has_store = roles.auth.is_some() || roles.errors.is_some() || roles.analytics.is_some();
-    let has_redis = server.redis_url().is_some();
+    let has_redis = server.common.redis_url().is_some();
     let is_unset = |address: &Option<String>| address.as_deref().is_none_or(str::is_empty);
     let codegen_in_production = |has_problem: fn(&hapa_codegen::Config) -> bool| {
         is_production && roles.codegen.as_ref().is_some_and(has_problem)

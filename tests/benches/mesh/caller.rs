@@ -4,10 +4,10 @@
 use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
-use hapa_chassis::peer::MESH_TOKEN;
 use hapa_proto::codegen::v1::codegen_service_client::CodegenServiceClient;
 use hapa_proto::codegen::v1::stream_generate_code_response::Event;
 use hapa_proto::codegen::v1::{GenerateCodeRequest, StreamGenerateCodeResponse};
+use hapa_transport::peer::MESH_TOKEN;
 use secrecy::ExposeSecret as _;
 use tonic::metadata::{Ascii, MetadataValue};
 use tonic::transport::{Channel, Endpoint};

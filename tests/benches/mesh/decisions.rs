@@ -6,13 +6,12 @@ use std::hint::black_box;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, ensure};
-use hapa_chassis::config::LimitConfig;
-use hapa_chassis::credential::{Callers, Presented};
-use hapa_chassis::limit::{Limiter, Rate};
-use hapa_chassis::peer::{self, MESH_TOKEN};
 use hapa_proto::auth::v1::CreateKeyRequest;
 use hapa_proto::auth::v1::auth_service_client::AuthServiceClient;
 use hapa_proto::auth::v1::key_service_client::KeyServiceClient;
+use hapa_server::auth::principal_cache::{Callers, Presented};
+use hapa_store::rate_limit::{LimitConfig, Limiter, Rate};
+use hapa_transport::peer::{self, MESH_TOKEN};
 use secrecy::{ExposeSecret as _, SecretString};
 use tonic::Request;
 

@@ -4,9 +4,9 @@
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
-use hapa_chassis::spool::{Bounds, Receiver, Receivers};
-use hapa_chassis::{Spool, peer};
 use hapa_proto::analytics::v1::UsageEvent;
+use hapa_server::outbox::{Bounds, Receiver, Receivers, Spool};
+use hapa_transport::peer;
 use secrecy::SecretString;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;

@@ -5,9 +5,8 @@
 
 use serde_json::Value;
 
-use super::Shared;
 use super::http::{Request, Response};
-use super::shapes;
+use super::{Shared, shapes};
 
 pub(super) const CHAT: &str = "/v1/chat/completions";
 pub(super) const COMPLETE: &str = "/v1/completions";

@@ -11,12 +11,11 @@ use tokio::io::AsyncWriteExt as _;
 use tokio::net::TcpStream;
 use tokio::net::tcp::WriteHalf;
 
-use super::Shared;
 use super::ask::{Ask, CHAT, COMPLETE, authorized};
 use super::http::{Reader, Request, Response};
 use super::ledger::{End, Recorded};
 use super::play::Player;
-use super::{lock, shapes};
+use super::{Shared, lock, shapes};
 
 pub(super) async fn connection(mut stream: TcpStream, shared: Arc<Shared>) {
     // A token must not wait for the next one to fill a packet.

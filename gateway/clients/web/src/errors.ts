@@ -2,7 +2,7 @@ import { durationMs } from "@bufbuild/protobuf/wkt";
 import { ConnectError } from "@connectrpc/connect";
 import { BadRequestSchema, ErrorInfoSchema, RetryInfoSchema } from "./gen/google/rpc/error_details_pb.js";
 
-/** One field of a request that HAPA did not accept. */
+/** A request field that HAPA rejected. */
 export interface FieldError {
   /** Path of the field, such as `user_profile.python_skill_level`. */
   readonly field: string;
@@ -10,27 +10,27 @@ export interface FieldError {
   readonly description: string;
 }
 
-/** What a failed call says about itself. */
+/** A failed call: code, incident, retry delay and fields. */
 export interface HapaError {
-  /** What happened, in words. */
+  /** What happened, in English. */
   readonly message: string;
   /**
-   * One of the published codes, such as `E4003`. Absent when HAPA itself did not answer: no
-   * network, a gateway that refused the page's origin, or a call that was cancelled here.
+   * A published error code, such as `E4003`. Absent if the error does not come from HAPA: the
+   * network failed, the gateway refused the page's origin, or the page cancelled the call.
    */
   readonly code: string | undefined;
-  /** Names this failure to whoever runs HAPA: `INC-YYYYMMDD-XXXXXXXX`. */
+  /** Identifies this failure to the operators of HAPA: `INC-YYYYMMDD-XXXXXXXX`. */
   readonly incidentId: string | undefined;
-  /** How long to wait before the same call makes sense again; absent: not said. */
+  /** Delay before a retry, in milliseconds; absent if HAPA gave none. */
   readonly retryAfterMs: number | undefined;
-  /** The fields to correct; empty when the request's fields are not the reason. */
+  /** The fields to correct; empty if no field of the request caused the error. */
   readonly fields: readonly FieldError[];
 }
 
-/** Reads what a call threw. Takes anything, so that a `catch` can pass on what it got. */
+/** Reads the error that a call threw. Accepts any value, so that a `catch` can pass its error as it is. */
 export function readError(error: unknown): HapaError {
   const failure = ConnectError.from(error);
-  // A proxy in between may add details of its own: only HAPA's carry codes and incidents.
+  // A proxy may add details of its own; codes and incident ids are in those of the domain `hapa`.
   const info = failure.findDetails(ErrorInfoSchema).find(({ domain }) => domain === "hapa");
   const delay = failure.findDetails(RetryInfoSchema)[0]?.retryDelay;
   return {

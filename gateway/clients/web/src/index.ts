@@ -1,9 +1,9 @@
 /**
- * HAPA in the browser: typed clients over gRPC-web, and errors that can be read.
+ * HAPA in the browser: typed clients over gRPC-Web, and errors as structured data.
  *
  * ```ts
  * const { codegen } = createHapaClient({ baseUrl: "http://127.0.0.1:8000", apiKey });
- * const stop = new AbortController(); // stop.abort() ends the generation at the engine too
+ * const stop = new AbortController(); // stop.abort() also cancels the generation at the engine
  * try {
  *   const question = { userQuestion: "Reverse a linked list", language: "python" };
  *   for await (const { event } of codegen.streamGenerateCode(question, { signal: stop.signal })) {
@@ -39,43 +39,44 @@ export * from "./gen/hapa/codegen/v1/usage_pb.js";
 export * from "./gen/hapa/errors/v1/errors_pb.js";
 export * from "./gen/hapa/system/v1/system_pb.js";
 
-/** Where HAPA is and who calls it. */
+/** The address of HAPA and the credential to call it with. */
 export interface HapaOptions {
   /** The gateway's address, such as `https://hapa.example.com`. */
   readonly baseUrl: string;
   /**
-   * The key that every call presents. Whoever can open the page can read it: give a page a key
-   * with few scopes and a short life.
+   * The API key sent with every call. Every user of the page can read it: use a key with few
+   * scopes and a short lifetime.
    */
   readonly apiKey?: string;
   /**
-   * The access token of a session, asked for before each call so that it can be a fresh one. Used
-   * where no key is set. `sessions.createSession` and `sessions.refreshSession` need neither.
+   * Returns the access token of a session. The client calls it before each request, so that it
+   * can return a refreshed token. Used if no key is set. `sessions.createSession` and
+   * `sessions.refreshSession` need neither.
    */
   readonly accessToken?: () => string | undefined;
 }
 
 /** One typed client for each service that the gateway routes. */
 export interface HapaClient {
-  /** Generates code and completes it at a cursor, at once or token by token. */
+  /** Generates code and completes it at a cursor, as one response or as a stream of tokens. */
   readonly codegen: Client<typeof CodegenService>;
-  /** Manages API keys: one's own with a session, all with the scope `auth:admin`. */
+  /** Manages API keys: the user's own with a session, all with the scope `auth:admin`. */
   readonly keys: Client<typeof KeyService>;
-  /** Manages users and their profiles: oneself, or all with the scope `auth:admin`. */
+  /** Manages users and profiles: the calling user, or all with the scope `auth:admin`. */
   readonly users: Client<typeof UserService>;
   /** Logs in and out. */
   readonly sessions: Client<typeof SessionService>;
   /** Reads the audit log; needs the scope `auth:admin`. */
   readonly audit: Client<typeof AuditService>;
-  /** Finds what went wrong: one's own with `errors:read`, all with `errors:admin`. */
+  /** Searches failures: those of the caller with `errors:read`, all with `errors:admin`. */
   readonly errors: Client<typeof ErrorTrackingService>;
   /** Reports usage and performance; needs `analytics:read`. */
   readonly analytics: Client<typeof AnalyticsService>;
-  /** Says how the mesh is; its health needs no credential. */
+  /** Reports the state of the mesh; health needs no credential. */
   readonly system: Client<typeof SystemService>;
 }
 
-/** Makes the clients. Nothing is sent before the first call. */
+/** Creates the clients. Nothing is sent before the first call. */
 export function createHapaClient({ baseUrl, apiKey, accessToken }: HapaOptions): HapaClient {
   const present: Interceptor = (next) => (request) => {
     const token = apiKey === undefined ? accessToken?.() : undefined;

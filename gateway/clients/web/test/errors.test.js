@@ -6,7 +6,7 @@ import { Code, ConnectError } from "@connectrpc/connect";
 import { BadRequestSchema, ErrorInfoSchema, RetryInfoSchema } from "../dist/gen/google/rpc/error_details_pb.js";
 import { readError } from "../dist/index.js";
 
-/** An error as it comes off the wire: details are bytes with a type name. */
+/** An error as received from the wire: details are bytes with a type name. */
 function received(message, code, ...details) {
   const error = new ConnectError(message, code);
   error.details = details.map(([schema, init]) => ({
@@ -34,7 +34,7 @@ test("reads the code, the incident, the delay and the fields", () => {
   });
 });
 
-test("says nothing that was not said", () => {
+test("leaves absent what the error does not contain", () => {
   assert.deepEqual(readError(new TypeError("Failed to fetch")), {
     message: "Failed to fetch",
     code: undefined,

@@ -2,8 +2,8 @@
 
 use std::collections::HashSet;
 
-use hapa_chassis::sql::{Placeholder, SqlText};
-use hapa_chassis::times::DAY;
+use hapa_core::timestamps::DAY;
+use hapa_store::sql::{Placeholder, SqlText};
 use sqlx::{AnyConnection, Row as _};
 
 use crate::error::Error;

@@ -5,7 +5,7 @@
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use hapa_chassis::db::Engine;
+use hapa_store::database::Engine;
 use tokio::sync::{Semaphore, oneshot};
 
 use crate::error::Error;

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use hapa_chassis::times::{DAY, MINUTE, now};
+use hapa_core::timestamps::{DAY, MINUTE, now};
 use tokio::time::sleep;
 
 use crate::error::Error;

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, HashMap};
 
 use futures_util::TryStreamExt as _;
-use hapa_chassis::sql::{Placeholder, SqlText};
+use hapa_store::sql::{Placeholder, SqlText};
 use sqlx::any::AnyRow;
 use sqlx::{AnyConnection, Row as _};
 

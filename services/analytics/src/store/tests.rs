@@ -2,8 +2,8 @@
 
 use std::collections::BTreeMap;
 
-use hapa_chassis::db::Db;
-use hapa_chassis::times::{DAY, HOUR, MINUTE};
+use hapa_core::timestamps::{DAY, HOUR, MINUTE};
+use hapa_store::database::Db;
 use proptest::prelude::*;
 use sqlx::Row as _;
 use tempfile::TempDir;

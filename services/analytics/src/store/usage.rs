@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use hapa_chassis::sql::{Placeholder, SqlText};
+use hapa_store::sql::{Placeholder, SqlText};
 use sqlx::any::{AnyArguments, AnyRow};
 use sqlx::query::Query;
 use sqlx::{Any, AnyConnection, Row as _};

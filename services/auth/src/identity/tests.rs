@@ -326,7 +326,7 @@ async fn what_a_provider_should_not_answer_is_no_key_set() {
 fn a_refusal_is_one_fixed_sentence() {
     let status = tonic::Status::from(Error::BadProof);
     assert_eq!(status.code(), tonic::Code::Unauthenticated);
-    assert_eq!(hapa_chassis::status::read(&status).unwrap().0, "E4003");
+    assert_eq!(hapa_core::rpc_error::read(&status).unwrap().0, "E4003");
     let words =
         "this login is not valid: check the address and the password, or get a new ID token";
     assert_eq!(status.message(), words);

@@ -1,8 +1,8 @@
 //! The audit log: append-only, each entry's hash over the entry and the hash before it.
 
-use hapa_chassis::tail::Log;
-use hapa_chassis::times::timestamp;
+use hapa_core::timestamps::timestamp;
 use hapa_proto::auth::v1::{AuditEntry, Revocation};
+use hapa_store::change_feed::Log;
 use sha2::{Digest as _, Sha256};
 use sqlx::any::AnyRow;
 use sqlx::{AnyConnection, Row as _};

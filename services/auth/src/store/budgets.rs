@@ -5,9 +5,9 @@
 
 use std::collections::BTreeMap;
 
-use hapa_chassis::sql::SqlText;
-use hapa_chassis::times::{DAY, day};
+use hapa_core::timestamps::{DAY, day};
 use hapa_proto::auth::v1::{Settlement, TokenUsage};
+use hapa_store::sql::SqlText;
 use sqlx::any::AnyRow;
 use sqlx::{AnyConnection, Row as _};
 

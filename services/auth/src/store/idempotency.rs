@@ -6,7 +6,7 @@
 use std::sync::Arc;
 
 use futures_util::future::BoxFuture;
-use hapa_chassis::idempotency::LIFETIME;
+use hapa_core::idempotency::LIFETIME;
 use prost::Message;
 use sqlx::{AnyConnection, Executor, Row as _};
 use tonic::Response;

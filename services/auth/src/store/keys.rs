@@ -1,9 +1,9 @@
 //! Keys and their texts.
 
-use hapa_chassis::page::After;
-use hapa_chassis::sql::SqlText;
-use hapa_chassis::times::{micros, timestamp};
+use hapa_core::pagination::After;
+use hapa_core::timestamps::{micros, timestamp};
 use hapa_proto::auth::v1::{Key, KeyText, RateLimit, TokenBudget};
+use hapa_store::sql::SqlText;
 use prost::Message;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};

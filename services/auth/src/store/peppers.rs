@@ -1,6 +1,6 @@
 //! Which peppers stored credentials count under, by their fingerprints.
 
-use hapa_chassis::times::now;
+use hapa_core::timestamps::now;
 use sqlx::Row as _;
 
 use crate::error::Error;

@@ -1,6 +1,6 @@
 //! Sessions and their refresh tokens: each works once, and a second use ends its session.
 
-use hapa_chassis::times::timestamp;
+use hapa_core::timestamps::timestamp;
 use hapa_proto::auth::v1::Session;
 use serde_json::json;
 use sqlx::any::AnyRow;

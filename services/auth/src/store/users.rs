@@ -1,7 +1,7 @@
 //! Users.
 
-use hapa_chassis::page::After;
-use hapa_chassis::times::timestamp;
+use hapa_core::pagination::After;
+use hapa_core::timestamps::timestamp;
 use hapa_proto::auth::v1::{TokenBudget, User};
 use hapa_proto::codegen::v1::UserProfile;
 use prost::Message;
@@ -14,8 +14,9 @@ use tonic::Response;
 use crate::error::Error;
 use crate::store::budgets::usage_of;
 use crate::store::keys::budget_detail;
-use crate::store::sessions;
-use crate::store::{Attempt, By, Effect, Note, Store, budget, from_json, json as to_json};
+use crate::store::{
+    Attempt, By, Effect, Note, Store, budget, from_json, json as to_json, sessions,
+};
 
 /// A user, as far as it concerns who calls.
 #[derive(Clone, Debug)]

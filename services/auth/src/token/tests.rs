@@ -34,14 +34,14 @@ fn pem(label: &str, der: &[u8]) -> String {
     format!("-----BEGIN {label}-----\n{}\n-----END {label}-----\n", BASE64_STANDARD.encode(der))
 }
 
-fn pair_with(text: &str) -> Result<Pair, config::Wrong> {
+fn pair_with(text: &str) -> Result<Pair, Wrong> {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("key.pem");
     std::fs::write(&file, text).unwrap();
     Pair::of_file("SESSION_KEY_FILE", &file)
 }
 
-fn tokens_with(text: &str) -> Result<Tokens, config::Wrong> {
+fn tokens_with(text: &str) -> Result<Tokens, Wrong> {
     Ok(Tokens::new(pair_with(text)?, Vec::new()))
 }
 

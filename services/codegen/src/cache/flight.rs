@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, MutexGuard};
 use std::task::{Context, Poll, ready};
 
-use hapa_chassis::Report;
+use hapa_core::call_stats::Report;
 use hapa_proto::codegen::v1::stream_generate_code_response::Event;
 use tonic::Status;
 

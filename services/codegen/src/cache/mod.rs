@@ -17,9 +17,12 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use futures_util::{StreamExt as _, stream};
-use hapa_chassis::health::Check;
-use hapa_chassis::redis::Away;
-use hapa_chassis::{ErrorCode, Fault, Report, Server};
+use hapa_core::call_stats::Report;
+use hapa_core::health_check::HealthCheck;
+use hapa_core::rpc_error::{ErrorCode, Fault};
+use hapa_core::service::ServiceSpec;
+use hapa_store::redis::Away;
+use secrecy::SecretString;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tonic::Status;
@@ -48,13 +51,13 @@ const AWAY: &str = "the cache did not answer, so the model was asked";
 #[group(id = "cache")]
 pub struct Config {
     /// How long an answer is given again to the same question, in seconds; 0 turns the cache off.
-    #[arg(long, env = "CACHE_TTL", default_value = "1800", value_parser = hapa_chassis::config::seconds_or_none)]
+    #[arg(long, env = "CACHE_TTL", default_value = "1800", value_parser = hapa_core::config::seconds_or_none)]
     pub cache_ttl: Duration,
     /// Most answers that are kept: in REDIS_URL by all replicas together, else by each.
     #[arg(long, env = "MAX_CACHE_SIZE", default_value_t = 1_000, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     pub max_cache_size: u32,
     /// Longest wait for a cache or an idempotency key in Redis before the model is asked, in seconds.
-    #[arg(long, env = "CACHE_TIMEOUT_SECONDS", default_value = "0.1", value_parser = hapa_chassis::config::seconds)]
+    #[arg(long, env = "CACHE_TIMEOUT_SECONDS", default_value = "0.1", value_parser = hapa_core::config::seconds)]
     pub cache_timeout_seconds: Duration,
 }
 
@@ -97,10 +100,14 @@ pub(crate) struct Asked {
 }
 
 impl Cache {
-    pub(crate) fn new(config: &Config, server: &mut Server) -> anyhow::Result<Self> {
+    pub(crate) fn new(
+        config: &Config,
+        redis_url: Option<&SecretString>,
+        spec: &mut ServiceSpec,
+    ) -> anyhow::Result<Self> {
         let Config { cache_ttl: ttl, max_cache_size: capacity, cache_timeout_seconds: patience } =
             *config;
-        let store = Arc::new(match server.config().redis_url() {
+        let store = Arc::new(match redis_url {
             _ if ttl.is_zero() => Store::Off,
             None => Store::Memory(Memory::new(capacity, ttl)),
             Some(url) => Store::Redis(Box::new(Shared::new(url, patience, capacity, ttl)?)),
@@ -108,8 +115,8 @@ impl Cache {
         let (late, waiting) = mpsc::channel(WAITING);
         if matches!(*store, Store::Redis(_)) {
             let keeping = Arc::clone(&store);
-            server.spawn_to_end(|end| keep(keeping, waiting, end));
-            server.check(redis_check(Arc::clone(&store)));
+            spec.spawn_until(|end| keep(keeping, waiting, end));
+            spec.check(redis_check(Arc::clone(&store)));
         }
         let inner = Inner {
             store,
@@ -230,7 +237,7 @@ async fn keep(store: Arc<Store>, mut waiting: mpsc::Receiver<Late>, end: Cancell
 }
 
 /// Named like the limiter's, of which it is another connection.
-fn redis_check(store: Arc<Store>) -> Check {
+fn redis_check(store: Arc<Store>) -> HealthCheck {
     let run = move || {
         let store = Arc::clone(&store);
         async move {
@@ -243,5 +250,5 @@ fn redis_check(store: Arc<Store>) -> Check {
             }
         }
     };
-    Check::new("redis", "Redis does not answer", run)
+    HealthCheck::new("redis", "Redis does not answer", run)
 }

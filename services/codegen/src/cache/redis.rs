@@ -10,8 +10,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
-use hapa_chassis::config::Wrong;
-use hapa_chassis::redis::{Away, Manner, Redis, Script, Value};
+use hapa_core::config::Wrong;
+use hapa_store::redis::{Away, Manner, Redis, Script, Value};
 use secrecy::SecretString;
 
 use super::entry::Entry;

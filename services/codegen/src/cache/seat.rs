@@ -6,7 +6,9 @@ use std::future::poll_fn;
 use std::sync::Arc;
 use std::time::Duration;
 
-use hapa_chassis::{Call, Fault, Report};
+use hapa_core::call::Call;
+use hapa_core::call_stats::Report;
+use hapa_core::rpc_error::Fault;
 use hapa_proto::codegen::v1::stream_generate_code_response::{
     Event, Failed, Finished, Heartbeat, Started,
 };

@@ -1,11 +1,11 @@
 //! The RPCs of the caches: to see how full they are, and to empty them.
 
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use hapa_chassis::credential::{Callers, KnownCallers};
-use hapa_chassis::{ErrorCode, Fault, Violations};
+use hapa_core::principal_cache::PrincipalCacheHandle;
+use hapa_core::rpc_error::{ErrorCode, Fault};
+use hapa_core::violations::Violations;
 use hapa_proto::codegen::v1::cache_service_server::CacheService;
 use hapa_proto::codegen::v1::clear_cache_response::Cleared;
 use hapa_proto::codegen::v1::{
@@ -22,7 +22,7 @@ const ALL: &str = "all";
 pub(crate) struct Caches {
     pub(crate) cache: Cache,
     /// Who called lately, with their profiles.
-    pub(crate) callers: Arc<OnceLock<Callers>>,
+    pub(crate) principals: PrincipalCacheHandle,
 }
 
 #[tonic::async_trait]
@@ -80,10 +80,7 @@ impl Caches {
     }
 
     async fn forget_callers(&self) -> Cleared {
-        let entries = match self.callers.get() {
-            Some(callers) => callers.forget().await,
-            None => 0,
-        };
+        let entries = self.principals.clear().await;
         tracing::info!(entries, "what was known of callers was cleared");
         Cleared {
             cache_type: PROFILES.to_owned(),
@@ -110,15 +107,12 @@ impl Caches {
     }
 
     async fn profiles(&self) -> CacheStats {
-        let known = match self.callers.get() {
-            Some(callers) => callers.stats().await,
-            None => KnownCallers::default(),
-        };
+        let known = self.principals.stats().await;
         CacheStats {
             cache_type: PROFILES.to_owned(),
             backend: "memory".to_owned(),
             entries: Some(small(known.entries)),
-            ttl_seconds: seconds(known.remembered),
+            ttl_seconds: seconds(known.ttl),
             capacity: small(known.capacity),
             ..helped(known.hits, known.misses)
         }

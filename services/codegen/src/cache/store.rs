@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use hapa_chassis::redis::Away;
+use hapa_store::redis::Away;
 use uuid::Uuid;
 
 use super::entry::Entry;

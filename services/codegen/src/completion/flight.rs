@@ -6,8 +6,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use futures_util::stream::unfold;
-use hapa_chassis::ErrorCode;
-use hapa_chassis::trace::Part;
+use hapa_core::rpc_error::ErrorCode;
+use hapa_telemetry::trace::Part;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 

@@ -16,7 +16,7 @@ mod trim;
 use std::sync::Arc;
 
 use futures_util::stream::{Stream, StreamExt as _, iter, unfold};
-use hapa_chassis::Call;
+use hapa_core::call::Call;
 use hapa_proto::codegen::v1::stream_complete_code_response::{Event, Finished};
 use hapa_proto::codegen::v1::{
     CompleteCodeRequest, CompleteCodeResponse, StreamCompleteCodeResponse,

@@ -1,6 +1,6 @@
 //! A completion's request that has been checked, with its defaults filled in.
 
-use hapa_chassis::{Violations, profile};
+use hapa_core::violations::Violations;
 use hapa_proto::codegen::v1::CompleteCodeRequest;
 
 use crate::budget::Estimate;
@@ -62,7 +62,7 @@ impl Question {
             found.wrong("max_suggestions", format!("must be from 1 to {MOST_SUGGESTIONS}"));
         }
         let kind = or_default(request.completion_type, Kind::Inline.word());
-        profile::check_word("completion_type", &kind, &Kind::ALL.map(Kind::word), &mut found);
+        found.check_word("completion_type", &kind, &Kind::ALL.map(Kind::word));
         found.check()?;
         let usual = task::sampling(TASK);
         let terms = Terms {

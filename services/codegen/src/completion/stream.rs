@@ -4,7 +4,9 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-use hapa_chassis::{Call, Fault, Report};
+use hapa_core::call::Call;
+use hapa_core::call_stats::Report;
+use hapa_core::rpc_error::Fault;
 use hapa_proto::codegen::v1::stream_complete_code_response::{
     Delta, Event, Failed, Finished, Heartbeat, Started,
 };

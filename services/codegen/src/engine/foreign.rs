@@ -6,8 +6,8 @@ use std::sync::Arc;
 
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
-use hapa_chassis::scrub::scrub;
-use hapa_chassis::status::chain;
+use hapa_core::redaction::scrub;
+use hapa_core::rpc_error::chain;
 use reqwest::Url;
 use secrecy::{ExposeSecret as _, SecretString};
 

@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use hapa_chassis::idempotency::{IdempotentRequest, LIFETIME};
+use hapa_core::idempotency::{IdempotentRequest, LIFETIME};
 use tokio::time::Instant;
 
 use super::{MAX_BYTES, MAX_RECORDS, MAX_RECORDS_PER_CALLER};

@@ -13,10 +13,14 @@ mod shared;
 use std::sync::Arc;
 use std::time::Duration;
 
-use hapa_chassis::idempotency::IdempotentRequest;
-use hapa_chassis::{Call, ErrorCode, Fault, Report, Server};
+use hapa_core::call::Call;
+use hapa_core::call_stats::Report;
+use hapa_core::idempotency::IdempotentRequest;
+use hapa_core::rpc_error::{ErrorCode, Fault};
+use hapa_core::service::{ServiceSpec, Shutdown};
 use hapa_proto::codegen::v1::{CompleteCodeResponse, GenerateCodeResponse};
 use prost::Message;
+use secrecy::SecretString;
 use tokio::time::{Instant, MissedTickBehavior, interval_at};
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status};
@@ -77,12 +81,17 @@ pub(crate) struct Idempotency {
 
 impl Idempotency {
     /// `redis_timeout` bounds the wait for Redis.
-    pub(crate) fn new(server: &Server, redis_timeout: Duration) -> anyhow::Result<Self> {
-        let shared = match server.config().redis_url() {
+    pub(crate) fn new(
+        redis_url: Option<&SecretString>,
+        redis_timeout: Duration,
+        shutdown: &Shutdown,
+        spec: &mut ServiceSpec,
+    ) -> anyhow::Result<Self> {
+        let shared = match redis_url {
             None => None,
             Some(url) => {
                 let (shared, writer) = Shared::new(url, redis_timeout)?;
-                server.spawn_to_end(|end| writer.run(end));
+                spec.spawn_until(|end| writer.run(end));
                 Some(shared)
             }
         };
@@ -90,7 +99,7 @@ impl Idempotency {
             locks: Locks::default(),
             memory: Memory::default(),
             shared,
-            streams_end: server.streams_end(),
+            streams_end: shutdown.end_streams.clone(),
         })
     }
 

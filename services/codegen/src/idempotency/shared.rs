@@ -4,9 +4,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use hapa_chassis::config::Wrong;
-use hapa_chassis::idempotency::{IdempotentRequest, LIFETIME};
-use hapa_chassis::redis::{Away, Manner, Redis, Script, Value};
+use hapa_core::config::Wrong;
+use hapa_core::idempotency::{IdempotentRequest, LIFETIME};
+use hapa_store::redis::{Away, Manner, Redis, Script, Value};
 use rand::RngExt as _;
 use secrecy::SecretString;
 use tokio::sync::mpsc;

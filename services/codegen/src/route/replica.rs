@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use hapa_chassis::trace::Part;
+use hapa_telemetry::trace::Part;
 use metrics::Gauge;
 use reqwest::header::HeaderMap;
 use tokio::time::Instant;

@@ -1,9 +1,8 @@
 //! Engines that come and go with the addresses of a name.
 
 use std::future::{pending, ready};
-use std::io;
 use std::net::SocketAddr;
-use std::vec;
+use std::{io, vec};
 
 use super::open::Request;
 use super::*;
@@ -30,7 +29,7 @@ fn request() -> Request {
         body: bytes::Bytes::new(),
         model: "m".to_owned(),
         affinity: None,
-        report: hapa_chassis::Report::default(),
+        report: hapa_core::call_stats::Report::default(),
         answered: CancellationToken::new(),
         span: tracing::Span::none(),
     }

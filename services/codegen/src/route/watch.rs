@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use futures_util::StreamExt as _;
 use futures_util::stream::FuturesUnordered;
-use hapa_chassis::Server;
+use hapa_core::service::ServiceSpec;
 use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
 
 use super::Fleet;
@@ -26,10 +26,10 @@ const PUBLISH: Duration = Duration::from_millis(100);
 
 impl Fleet {
     /// Begins to watch, until the server ends.
-    pub(crate) fn watch(&self, server: &Server) {
-        server.spawn(self.clone().look());
+    pub(crate) fn watch(&self, spec: &mut ServiceSpec) {
+        spec.spawn(self.clone().look());
         if self.0.sources.iter().any(|source| source.by_name) {
-            server.spawn(self.clone().resolve());
+            spec.spawn(self.clone().resolve());
         }
     }
 

@@ -4,7 +4,8 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use hapa_chassis::{Violations, is_request_id};
+use hapa_core::call::is_request_id;
+use hapa_core::violations::Violations;
 use hapa_proto::codegen::v1::{ValidateCodeRequest, ValidateCodeResponse, ValidationIssue};
 use tokio::sync::Semaphore;
 use tokio::task::spawn_blocking;

@@ -2,8 +2,8 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
-use hapa_chassis::page::After;
-use hapa_chassis::status::incident_id;
+use hapa_core::pagination::After;
+use hapa_core::rpc_error::incident_id;
 use sqlx::any::AnyRow;
 use sqlx::{AnyConnection, Row as _};
 

@@ -1,6 +1,6 @@
 //! Reads occurrences: by their incident, and by their numbers as they come in.
 
-use hapa_chassis::times::{duration, timestamp};
+use hapa_core::timestamps::{duration, timestamp};
 use hapa_proto::errors::v1::Occurrence;
 use sqlx::Row as _;
 use sqlx::any::AnyRow;

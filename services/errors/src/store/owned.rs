@@ -1,9 +1,9 @@
 //! What one owner sees: its own occurrences, and what is counted of those alone. No row of these answers
 //! depends on what another owner met, but for the state of an incident that both have met.
 
-use hapa_chassis::ErrorCode;
-use hapa_chassis::page::After;
-use hapa_chassis::times::HOUR;
+use hapa_core::pagination::After;
+use hapa_core::rpc_error::ErrorCode;
+use hapa_core::timestamps::HOUR;
 use sqlx::Row as _;
 use sqlx::any::AnyRow;
 

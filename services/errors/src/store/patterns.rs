@@ -1,6 +1,6 @@
 //! Sums over what is counted by minute, hour and day; no occurrence is read for them.
 
-use hapa_chassis::times::HOUR;
+use hapa_core::timestamps::HOUR;
 use sqlx::Row as _;
 
 use crate::error::Error;

@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
-use hapa_chassis::times::{DAY, HOUR, MINUTE, floor, micros_of};
+use hapa_core::timestamps::{DAY, HOUR, MINUTE, floor, micros_of};
 use hapa_proto::errors::v1::Occurrence;
 use sha2::{Digest as _, Sha256};
 use sqlx::{AnyConnection, Row as _};

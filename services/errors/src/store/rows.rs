@@ -1,6 +1,6 @@
 //! Many rows by few statements, within the parameters that both engines take.
 
-use hapa_chassis::sql::{Placeholder, SqlText};
+use hapa_store::sql::{Placeholder, SqlText};
 use sqlx::AnyConnection;
 use sqlx::any::AnyRow;
 

@@ -6,8 +6,8 @@ use std::process::ExitCode;
 use anstyle::{AnsiColor, Style};
 use clap::Command;
 use clap::error::{ContextKind, ContextValue};
-use hapa_chassis::config::Wrong;
-use hapa_chassis::status::{ErrorCode, read};
+use hapa_core::config::Wrong;
+use hapa_core::rpc_error::{ErrorCode, read};
 use tonic::{Code, Status};
 
 /// EX_CONFIG of sysexits.h.

@@ -6,11 +6,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
-use hapa_chassis::balance::Balanced;
-use hapa_chassis::dial::Secure;
-use hapa_chassis::peer::MESH_TOKEN;
-use hapa_chassis::rpc::SERVICES;
-use hapa_chassis::tls::{Files, PREFIX, Tls, believing};
+use hapa_core::access::SERVICES;
+use hapa_transport::balancer::Balanced;
+use hapa_transport::connect::Secure;
+use hapa_transport::peer::MESH_TOKEN;
+use hapa_transport::tls::{Files, PREFIX, Tls, believing};
 use secrecy::{ExposeSecret as _, SecretString};
 use tonic::metadata::{Ascii, MetadataValue};
 use tonic::service::Interceptor;

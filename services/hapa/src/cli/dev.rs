@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use anstyle::Style;
 use anyhow::{Context as _, anyhow, bail, ensure};
-use hapa_chassis::descriptors;
+use hapa_server::file_descriptors;
 use tokio::process::Command;
 use tokio::time::timeout;
 
@@ -67,7 +67,7 @@ pub(super) struct DevArgs {
 /// Runs until Ctrl-C or until a component exits, then stops all components. A second signal kills them.
 pub(super) async fn dev(args: DevArgs) -> Result<(), CliError> {
     let mut signals = ShutdownSignals::new(true)?;
-    descriptors::raise_limit(); // the children inherit the limit
+    file_descriptors::raise_limit(); // the children inherit the limit
     let mut supervisor = Supervisor::new(args.data_dir.join("log"))?;
     let result = tokio::select! {
         result = run(&args, &mut supervisor) => result,

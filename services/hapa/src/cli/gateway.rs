@@ -7,11 +7,11 @@ use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
-use hapa_chassis::config::Wrong;
-use hapa_chassis::peer::gateway_token;
-use hapa_chassis::secret::{self, MESH_TOKEN_FILE, Strength};
-use hapa_chassis::tls::{self, TlsConfig};
+use hapa_core::config::Wrong;
+use hapa_core::secret::{self, MESH_TOKEN_FILE, Strength};
 use hapa_proto::FILE_DESCRIPTOR_SET;
+use hapa_transport::peer::gateway_token;
+use hapa_transport::tls::{self, TlsConfig};
 use secrecy::{ExposeSecret as _, SecretString};
 use tonic::transport::Uri;
 
@@ -20,6 +20,7 @@ use crate::cli::gateway::address_groups::AddressGroups;
 use crate::cli::gateway::sds::{SdsFile, sds_files};
 
 mod address_groups;
+mod overloaded;
 mod sds;
 
 const TEMPLATE: &str = include_str!("../../../../gateway/envoy.yaml");
@@ -120,7 +121,8 @@ pub(super) fn write(args: &GatewayArgs) -> Result<(), CliError> {
     for SdsFile { name, text } in sds_files(args)? {
         write(&args.out.join(name), text.as_bytes())?;
     }
-    let filter = REFUSALS_FILTER.replace("${REPORT_TOKEN}", report_token(args)?.expose_secret());
+    let filter = REFUSALS_FILTER.replace("${OVERLOADED_MESSAGE}", overloaded::MESSAGE);
+    let filter = filter.replace("${REPORT_TOKEN}", report_token(args)?.expose_secret());
     write(&args.out.join("refusals.lua"), filter.as_bytes())?;
     write(&args.out.join("envoy.yaml"), config.as_bytes())?;
     writeln!(std::io::stdout(), "envoy -c {}", args.out.join("envoy.yaml").display())?;
@@ -160,6 +162,8 @@ fn render(args: &GatewayArgs, descriptors: &Path) -> Result<String, CliError> {
         ("DESCRIPTOR_SET", descriptors.display().to_string()),
         ("SECRETS_DIR", args.out.display().to_string()),
         ("SPIFFE_PREFIX", literal_pattern(&args.tls.tls_spiffe_prefix)),
+        ("OVERLOADED_MESSAGE", overloaded::MESSAGE.to_owned()),
+        ("OVERLOADED_STATUS", overloaded::status_details()),
         ("CORS_ORIGINS", format!("[{}]", matchers.join(", "))),
         ("CODEGEN_ENDPOINTS", endpoints_of("CODEGEN_ADDRESS", &args.codegen_address)?),
         ("AUTH_ENDPOINTS", endpoints_of("AUTH_ADDRESS", &args.auth_address)?),

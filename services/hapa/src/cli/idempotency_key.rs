@@ -1,6 +1,6 @@
 //! The idempotency key of a command that a script may repeat.
 
-use hapa_chassis::idempotency::HEADER;
+use hapa_core::idempotency::HEADER;
 use tonic::Request;
 use tonic::metadata::{Ascii, MetadataValue};
 

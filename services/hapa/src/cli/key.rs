@@ -13,7 +13,7 @@ use std::io::Write as _;
 use std::path::Path;
 
 use comfy_table::Table;
-use hapa_chassis::rpc::SCOPES;
+use hapa_core::access::SCOPES;
 use hapa_proto::auth::v1::{GetKeyRequest, Key, RateLimit, key_service_client::KeyServiceClient};
 
 use crate::cli::connection::Connection;

@@ -5,7 +5,7 @@ use std::io::Write as _;
 use std::path::PathBuf;
 
 use clap::ValueEnum as _;
-use hapa_chassis::config::store_url;
+use hapa_core::config::store_url;
 use secrecy::SecretString;
 
 use crate::cli::CliError;

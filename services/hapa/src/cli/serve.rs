@@ -2,17 +2,19 @@
 
 use std::future::pending;
 
+use hapa_server::{Listeners, file_descriptors};
+use hapa_telemetry::logging;
+use hapa_transport::otlp_exporter;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::cli::{CliError, errors};
 use crate::renamed_settings::warnings;
 use crate::{Roles, run};
-use hapa_chassis::{Listeners, descriptors, telemetry};
 
 #[derive(clap::Args, Clone, Debug)]
 pub(super) struct AuthArgs {
     #[command(flatten)]
-    server: hapa_chassis::Config,
+    server: hapa_server::Config,
     #[command(flatten)]
     auth: hapa_auth::Config,
 }
@@ -20,7 +22,7 @@ pub(super) struct AuthArgs {
 #[derive(clap::Args, Clone, Debug)]
 pub(super) struct CodegenArgs {
     #[command(flatten)]
-    server: hapa_chassis::Config,
+    server: hapa_server::Config,
     #[command(flatten)]
     codegen: hapa_codegen::Config,
 }
@@ -31,7 +33,7 @@ pub(super) struct ErrorsArgs {
     #[command(subcommand)]
     pub(super) subcommand: Option<errors::ErrorsCommand>,
     #[command(flatten)]
-    server: hapa_chassis::Config,
+    server: hapa_server::Config,
     #[command(flatten)]
     errors: hapa_errors::Config,
 }
@@ -39,7 +41,7 @@ pub(super) struct ErrorsArgs {
 #[derive(clap::Args, Clone, Debug)]
 pub(super) struct AnalyticsArgs {
     #[command(flatten)]
-    server: hapa_chassis::Config,
+    server: hapa_server::Config,
     #[command(flatten)]
     analytics: hapa_analytics::Config,
 }
@@ -74,11 +76,12 @@ impl From<AnalyticsArgs> for Roles {
 /// process drains.
 pub(super) async fn serve(roles: Roles) -> Result<(), CliError> {
     roles.check()?;
-    let (log, exporter) = telemetry::start(&roles.server.log, &roles.server.trace)?;
+    let (tracer, exporter) = otlp_exporter::collect(&roles.server.trace)?.unzip();
+    let log = logging::start(&roles.server.log, tracer)?;
     for warning in warnings(&roles.settings) {
         tracing::warn!("{warning}");
     }
-    descriptors::raise_limit();
+    file_descriptors::raise_limit();
     let listeners = Listeners::bind(&roles.server).await?;
     let is_terminal = log.is_terminal();
     let mut first = ShutdownSignals::new(is_terminal)?;

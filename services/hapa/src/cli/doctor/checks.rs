@@ -3,12 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use hapa_chassis::balance::Balanced;
-use hapa_chassis::db::Survey;
-use hapa_chassis::dial::Secure;
-use hapa_chassis::redis::{Manner, Redis, Script};
-use hapa_chassis::tls::{Tls, believing};
-use hapa_chassis::{spool, status};
+use hapa_core::rpc_error;
 use hapa_proto::analytics::v1::GetUsageRequest;
 use hapa_proto::analytics::v1::analytics_service_client::AnalyticsServiceClient;
 use hapa_proto::auth::v1::ListKeysRequest;
@@ -18,6 +13,12 @@ use hapa_proto::codegen::v1::codegen_service_client::CodegenServiceClient;
 use hapa_proto::errors::v1::error_tracking_service_client::ErrorTrackingServiceClient;
 use hapa_proto::errors::v1::gateway_report_service_client::GatewayReportServiceClient;
 use hapa_proto::errors::v1::{GetDashboardRequest, ReportRefusalsRequest};
+use hapa_server::outbox;
+use hapa_store::database::Survey;
+use hapa_store::redis::{Manner, Redis, Script};
+use hapa_transport::balancer::Balanced;
+use hapa_transport::connect::Secure;
+use hapa_transport::tls::{Tls, believing};
 use prost_types::Timestamp;
 use tokio::time::{Instant, sleep, timeout};
 use tonic::Status;
@@ -46,7 +47,7 @@ pub(super) fn settings(roles: &Roles) -> Vec<Finding> {
 }
 
 pub(super) async fn stores(roles: &Roles) -> Vec<Finding> {
-    let url = |service| roles.server.store_url(service);
+    let url = |service| roles.server.common.store_url(service);
     let (auth, errors, analytics) = (url("auth"), url("errors"), url("analytics"));
     let found = tokio::join!(
         hapa_auth::survey(&auth),
@@ -97,7 +98,7 @@ fn clock_skew(what: &str, theirs: i64) -> Finding {
 }
 
 pub(super) async fn redis(roles: &Roles) -> Finding {
-    let Some(url) = roles.server.redis_url() else {
+    let Some(url) = roles.server.common.redis_url() else {
         return Finding::absent("Redis", "not set: each replica limits and caches on its own");
     };
     let advice = "check that it runs, REDIS_URL, and the network";
@@ -220,7 +221,7 @@ pub(super) async fn gateway(address: Option<&str>, authority: Option<&PathBuf>) 
 fn own_refusal(reply: Option<&Status>) -> Finding {
     let what = "gateway refusals";
     let advice = "write its configuration with `hapa gateway` of this release";
-    match reply.and_then(status::read) {
+    match reply.and_then(rpc_error::read) {
         Some((code, _)) if code == "E4012" => {
             Finding::ok(what, "have a code and an incident id; RPCs of the mesh are not exposed")
         }
@@ -239,7 +240,7 @@ fn route(role: &str, reply: Option<Status>) -> Finding {
     match reply {
         None => Finding::ok(what, "works"),
         // The service itself answers: it requires a credential.
-        Some(status) if status::read(&status).is_some_and(|(code, _)| code == "E4003") => {
+        Some(status) if rpc_error::read(&status).is_some_and(|(code, _)| code == "E4003") => {
             Finding::ok(what, "works")
         }
         Some(status) => {
@@ -251,14 +252,14 @@ fn route(role: &str, reply: Option<Status>) -> Finding {
 }
 
 pub(super) async fn outboxes(roles: &Roles) -> Vec<Finding> {
-    let folder = &roles.server.data_dir;
+    let folder = &roles.server.common.data_dir;
     let advice = "check that analytics and errors run; see the runbook, HapaSpoolOld";
     let max_events = roles.server.spool.spool_max_events;
     let mut findings = vec![disk_space(folder)];
     let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
-    for file in entries.map(|entry| entry.path()).filter(|path| spool::is_spool(path)) {
+    for file in entries.map(|entry| entry.path()).filter(|path| outbox::is_spool(path)) {
         let what = format!("outbox {}", file.display());
-        let pending = timeout(CHECK_TIMEOUT, spool::waiting(&file)).await;
+        let pending = timeout(CHECK_TIMEOUT, outbox::waiting(&file)).await;
         findings.push(match pending {
             Ok(Ok(pending)) if pending >= max_events / 2 => {
                 Finding::wrong(what, format!("{pending} of {max_events} events pending"), advice)

@@ -4,7 +4,8 @@
 use std::fs::OpenOptions;
 use std::path::Path;
 
-use hapa_chassis::{descriptors, lock, store};
+use hapa_server::file_descriptors;
+use hapa_store::{file_lock, open};
 
 use super::{CheckState, Finding};
 use crate::Roles;
@@ -13,16 +14,16 @@ use crate::Roles;
 const STORES: [&str; 3] = ["auth", "errors", "analytics"];
 
 pub(super) fn process(roles: &Roles) -> Vec<Finding> {
-    let mut findings = vec![descriptors(roles), folder(&roles.server.data_dir)];
+    let mut findings = vec![descriptors(roles), folder(&roles.server.common.data_dir)];
     findings.extend(roles.server.log.log_file.as_deref().and_then(log_file));
     for service in STORES {
-        let url = roles.server.store_url(service);
+        let url = roles.server.common.store_url(service);
         let what = format!("file of the store of {service}");
-        if let Some(problem) = store::problem_of(&url) {
+        if let Some(problem) = open::problem_of(&url) {
             let advice = "keep a copy and restore a backup; see the runbook, damaged stores";
             findings.push(Finding::wrong(what.as_str(), problem, advice));
         }
-        for aside in store::set_aside_at(&url) {
+        for aside in open::set_aside_at(&url) {
             let advice =
                 "recover its content and move the file away; see the runbook, damaged stores";
             let found = format!("{} is damaged and was set aside", aside.display());
@@ -33,7 +34,7 @@ pub(super) fn process(roles: &Roles) -> Vec<Finding> {
 }
 
 fn descriptors(roles: &Roles) -> Finding {
-    let (needed, limit) = (descriptors::needed(&roles.server), descriptors::hard_limit());
+    let (needed, limit) = (file_descriptors::needed(&roles.server), file_descriptors::hard_limit());
     let what = "descriptors";
     match limit {
         Some(limit) if limit < needed => {
@@ -50,7 +51,7 @@ fn descriptors(roles: &Roles) -> Finding {
 
 fn folder(folder: &Path) -> Finding {
     let what = format!("use of {}", folder.display());
-    match lock::holders_of(folder) {
+    match file_lock::holders_of(folder) {
         Some(holders) => Finding::ok(what, format!("used by {holders}")),
         None => Finding::absent(what, "no process uses it"),
     }
@@ -85,7 +86,7 @@ pub(super) async fn pepper(roles: &Roles, findings: &[Finding]) -> Option<Findin
         return None;
     }
     let advice = "set the previous pepper, or accept the loss of keys; see the runbook, E4003";
-    Some(match hapa_auth::pepper_is_known(auth, &roles.server).await {
+    Some(match hapa_auth::pepper_is_known(auth, &roles.server.common).await {
         Ok(Some(true)) => Finding::ok("pepper", "matches the stored keys"),
         Ok(Some(false)) => Finding::wrong("pepper", "does not match the stored keys", advice),
         Ok(None) => Finding::absent("pepper", "not set, or no key is stored yet"),

@@ -3,8 +3,6 @@
 //! Envoy limits connections per filter chain, not per address. The listener therefore has
 //! [`GROUP_COUNT`] equal filter chains, and a hash of the client's address chooses one of them.
 
-use std::fmt::Write as _;
-
 /// Number of filter chains. Each costs Envoy about 1 MiB.
 const GROUP_COUNT: u32 = 16;
 /// Time in which a group may reopen all its connections, in seconds.
@@ -42,19 +40,19 @@ impl AddressGroups {
                  {{\"@type\": type.googleapis.com/google.protobuf.StringValue, value: addresses-{group}}}}}}}}}"
             )
         };
-        (0..GROUP_COUNT).map(matcher).collect::<Vec<_>>().join(", ")
+        format!("[{}]", (0..GROUP_COUNT).map(matcher).collect::<Vec<_>>().join(", "))
     }
 
-    /// The filter chains of all groups but the first, which the template contains.
+    /// The filter chains of all groups but the first, which the template contains. They are items of a YAML list whose
+    /// first dash is in the template.
     pub(super) fn further_chains(&self) -> String {
         let tls = if self.has_tls { ", transport_socket: *public_tls" } else { "" };
-        (1..GROUP_COUNT).fold(String::new(), |mut chains, group| {
-            let _ = writeln!(
-                chains,
-                "        - {{name: addresses-{group}, transport_socket_connect_timeout: 10s, \
+        let chain = |group: u32| {
+            format!(
+                "{{name: addresses-{group}, transport_socket_connect_timeout: 10s, \
                  filters: [*connections, *connection_rate, *http]{tls}}}"
-            );
-            chains
-        })
+            )
+        };
+        (1..GROUP_COUNT).map(chain).collect::<Vec<_>>().join("\n        - ")
     }
 }

@@ -3,7 +3,7 @@
 
 use std::path::Path;
 
-use hapa_chassis::config::Wrong;
+use hapa_core::config::Wrong;
 use serde_json::{Value, json};
 
 use super::GatewayArgs;

@@ -3,7 +3,7 @@
 use std::io::Write as _;
 
 use clap::builder::PossibleValuesParser;
-use hapa_chassis::rpc::SCOPES;
+use hapa_core::access::SCOPES;
 use hapa_proto::auth::v1::key_service_client::KeyServiceClient;
 use hapa_proto::auth::v1::{Key, ListKeysRequest};
 

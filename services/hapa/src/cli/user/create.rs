@@ -1,6 +1,6 @@
 //! `hapa user create`.
 
-use hapa_chassis::rpc::SCOPES;
+use hapa_core::access::SCOPES;
 use hapa_proto::auth::v1::CreateUserRequest;
 use hapa_proto::auth::v1::user_service_client::UserServiceClient;
 

@@ -1,6 +1,6 @@
 //! `hapa user update`: the flags of the command determine the update mask.
 
-use hapa_chassis::rpc::SCOPES;
+use hapa_core::access::SCOPES;
 use hapa_proto::auth::v1::UpdateUserRequest;
 use prost_types::FieldMask;
 

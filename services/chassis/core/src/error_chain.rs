@@ -1,0 +1,245 @@
+//! What lies behind failures, by incident id, from where it is known until the call's end asks for it.
+//! Bounded: what nobody asks for goes, oldest first.
+//!
+//! Causes are logged and stored, so they hold no foreign text: a database, a peer or a parser may quote
+//! the value that it refuses. Of such an error its class and its published code are kept.
+
+use std::collections::{HashMap, VecDeque};
+use std::error::Error;
+use std::io;
+use std::sync::{LazyLock, Mutex, MutexGuard, PoisonError};
+
+use sqlx::error::ErrorKind;
+use tonic::Status;
+
+use crate::redaction::scrub;
+use crate::rpc_error::{code_name, read};
+
+/// Incidents that are remembered.
+const MOST: usize = 10_000;
+/// Causes of one, and characters of a cause.
+const MOST_CAUSES: usize = 20;
+const LONGEST: usize = 500;
+
+static CAUSES: LazyLock<Mutex<Causes>> = LazyLock::new(Mutex::default);
+
+#[derive(Debug, Default)]
+struct Causes {
+    known: HashMap<String, Vec<String>>,
+    /// In the order in which they came; may name some that are taken already.
+    order: VecDeque<String>,
+}
+
+/// Adds to what lies behind an incident, outermost first and free of secrets.
+pub fn remember<T: AsRef<str>>(incident_id: &str, causes: impl Iterator<Item = T>) {
+    let causes: Vec<_> =
+        causes.take(MOST_CAUSES).map(|cause| scrub(cause.as_ref(), LONGEST)).collect();
+    lock().add(incident_id, causes);
+}
+
+/// Takes what lies behind an incident, if anything was said.
+pub fn take(incident_id: &str) -> Vec<String> {
+    lock().known.remove(incident_id).unwrap_or_default()
+}
+
+/// A chain of errors in words that may be kept, outermost first.
+pub fn describe(error: &(dyn Error + 'static)) -> Vec<String> {
+    let links = std::iter::successors(Some(error), |error| (*error).source());
+    let mut words = Vec::new();
+    for link in links.take(MOST_CAUSES) {
+        if let Some(class) = foreign(link) {
+            // What lies behind it is foreign too.
+            words.push(class);
+            break;
+        }
+        let own = link.to_string();
+        // An error that is transparent says what its source says.
+        if words.last() != Some(&own) {
+            words.push(own);
+        }
+    }
+    words
+}
+
+/// The class of an error that is not ours; none of ours.
+fn foreign(error: &(dyn Error + 'static)) -> Option<String> {
+    if let Some(error) = error.downcast_ref::<sqlx::Error>() {
+        return Some(store_error(error));
+    }
+    if let Some(status) = error.downcast_ref::<Status>() {
+        return Some(peer_error(status));
+    }
+    if let Some(error) = error.downcast_ref::<io::Error>() {
+        return Some(error.kind().to_string());
+    }
+    let json = error.downcast_ref::<serde_json::Error>()?;
+    Some(format!("JSON that can't be read, at line {}, column {}", json.line(), json.column()))
+}
+
+fn store_error(error: &sqlx::Error) -> String {
+    let words = match error {
+        sqlx::Error::Database(refusal) => {
+            let kind = match refusal.kind() {
+                ErrorKind::UniqueViolation => "unique violation",
+                ErrorKind::ForeignKeyViolation => "foreign key violation",
+                ErrorKind::NotNullViolation => "not null violation",
+                ErrorKind::CheckViolation => "check violation",
+                _ => "database error",
+            };
+            let code = refusal.code().unwrap_or_default();
+            let is_code = !code.is_empty()
+                && code.len() <= 8
+                && code.bytes().all(|byte| byte.is_ascii_alphanumeric());
+            return if is_code { format!("{kind}, code {code}") } else { kind.to_owned() };
+        }
+        sqlx::Error::Io(error) => {
+            return format!("the connection to the store broke: {}", error.kind());
+        }
+        sqlx::Error::Tls(_) => "the TLS handshake with the store failed",
+        sqlx::Error::Protocol(_) => "the store broke its protocol",
+        sqlx::Error::PoolTimedOut => "no connection to the store in time",
+        sqlx::Error::PoolClosed => "the connections to the store are closed",
+        sqlx::Error::WorkerCrashed => "the task of the store's connection ended",
+        sqlx::Error::RowNotFound => "a row is missing in the store",
+        sqlx::Error::ColumnDecode { .. }
+        | sqlx::Error::ColumnIndexOutOfBounds { .. }
+        | sqlx::Error::ColumnNotFound(_)
+        | sqlx::Error::Decode(_)
+        | sqlx::Error::TypeNotFound { .. } => "a row of the store can't be read",
+        sqlx::Error::Migrate(_) => "the store can't be migrated",
+        _ => "the store failed",
+    };
+    words.to_owned()
+}
+
+/// What another service answered. Its own log has the words under the same incident id.
+fn peer_error(status: &Status) -> String {
+    let grpc = code_name(status.code());
+    match read(status).filter(|(code, incident)| is_plain(code) && is_plain(incident)) {
+        Some((code, incident)) => format!("a service answered {grpc} ({code}, {incident})"),
+        None => format!("a service answered {grpc}"),
+    }
+}
+
+fn is_plain(text: &str) -> bool {
+    text.len() <= 40 && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-')
+}
+
+fn lock() -> MutexGuard<'static, Causes> {
+    CAUSES.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Causes {
+    fn add(&mut self, incident_id: &str, causes: Vec<String>) {
+        if let Some(known) = self.known.get_mut(incident_id) {
+            known.extend(causes);
+            known.truncate(MOST_CAUSES);
+            return;
+        }
+        while self.order.len() >= MOST {
+            if let Some(oldest) = self.order.pop_front() {
+                self.known.remove(&oldest);
+            }
+        }
+        self.order.push_back(incident_id.to_owned());
+        self.known.insert(incident_id.to_owned(), causes);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::rpc_error::ErrorCode;
+    use crate::rpc_error::Fault;
+
+    #[derive(Debug, thiserror::Error)]
+    #[error("an own sentence")]
+    struct Own(#[source] sqlx::Error);
+
+    /// As PostgreSQL and SQLite refuse a statement.
+    #[derive(Debug, thiserror::Error)]
+    #[error("{0}")]
+    struct Refusal(String, &'static str);
+
+    impl sqlx::error::DatabaseError for Refusal {
+        fn message(&self) -> &str {
+            &self.0
+        }
+
+        fn kind(&self) -> ErrorKind {
+            if self.1 == "23505" { ErrorKind::UniqueViolation } else { ErrorKind::Other }
+        }
+
+        fn code(&self) -> Option<std::borrow::Cow<'_, str>> {
+            Some(self.1.into())
+        }
+
+        fn as_error(&self) -> &(dyn Error + Send + Sync + 'static) {
+            self
+        }
+
+        fn as_error_mut(&mut self) -> &mut (dyn Error + Send + Sync + 'static) {
+            self
+        }
+
+        fn into_error(self: Box<Self>) -> Box<dyn Error + Send + Sync + 'static> {
+            self
+        }
+    }
+
+    #[test]
+    fn of_foreign_errors_their_class_and_code_are_kept() {
+        let refused = |code| {
+            sqlx::Error::Database(Box::new(Refusal("Key (email)=(kim@x) exists".into(), code)))
+        };
+        let unique = describe(&Own(refused("23505")));
+        assert_eq!(unique, ["an own sentence", "unique violation, code 23505"]);
+        assert_eq!(describe(&refused("22P02")), ["database error, code 22P02"]);
+        assert_eq!(describe(&refused("not a code!")), ["database error"]);
+        let io = io::Error::new(io::ErrorKind::ConnectionRefused, "db.internal:5432");
+        let broke = "the connection to the store broke: connection refused";
+        assert_eq!(describe(&sqlx::Error::Io(io)), [broke]);
+        let peer = Status::unavailable("can't connect to 10.0.0.7:50051");
+        assert_eq!(describe(&peer), ["a service answered UNAVAILABLE"]);
+        let fault = Fault::new(ErrorCode::DatabaseError, "kim@x can't be read");
+        let words = format!("a service answered UNAVAILABLE (E5003, {})", fault.incident_id());
+        assert_eq!(describe(&Status::from(fault)), [words]);
+        let json = serde_json::from_str::<u32>("\"what was asked\"").unwrap_err();
+        let words = ["a row", "JSON that can't be read, at line 1, column 16"];
+        let wrapped = anyhow::Error::from(json).context("a row");
+        assert_eq!(describe(wrapped.as_ref()), words);
+    }
+
+    proptest! {
+        #[test]
+        fn no_value_of_a_foreign_error_is_kept(value in "[A-Z]{12}") {
+            let refusal = Refusal(format!("invalid input: \"{value}\""), "22P02");
+            let errors: [Box<dyn Error>; 4] = [
+                Box::new(sqlx::Error::Database(Box::new(refusal))),
+                Box::new(sqlx::Error::Protocol(value.clone())),
+                Box::new(Status::internal(value.clone())),
+                Box::new(io::Error::other(value.clone())),
+            ];
+            for error in errors {
+                let kept = describe(&*error).join(" ");
+                prop_assert!(!kept.contains(&value), "{}", kept);
+            }
+        }
+    }
+
+    #[test]
+    fn causes_are_taken_once_and_the_oldest_go() {
+        let mut causes = Causes::default();
+        for number in 0..=MOST {
+            causes.add(&format!("INC-{number}"), vec![number.to_string()]);
+        }
+        assert_eq!((causes.known.len(), causes.order.len()), (MOST, MOST));
+        assert!(!causes.known.contains_key("INC-0") && causes.known.contains_key("INC-1"));
+        remember("INC-X", ["one", "Bearer abc"].into_iter());
+        remember("INC-X", ["two"].into_iter());
+        assert_eq!(take("INC-X"), ["one", "Bearer [removed]", "two"]);
+        assert!(take("INC-X").is_empty());
+    }
+}

@@ -1,0 +1,21 @@
+//! What every other crate builds on: the call and its statistics, errors with published codes, access rules,
+//! settings, secrets, redaction, pagination and timestamps.
+
+pub mod access;
+pub mod call;
+pub mod call_stats;
+pub mod config;
+pub mod error_chain;
+pub mod grpc_timeout;
+pub mod health_check;
+pub mod idempotency;
+pub mod key_format;
+pub mod pagination;
+pub mod principal_cache;
+pub mod redaction;
+pub mod rpc_error;
+pub mod secret;
+pub mod service;
+pub mod sighup;
+pub mod timestamps;
+pub mod violations;

@@ -1,0 +1,9 @@
+//! Storage that services share: databases and their migrations, the change feed, Redis, and rate limits.
+
+pub mod change_feed;
+pub mod database;
+pub mod file_lock;
+pub mod open;
+pub mod rate_limit;
+pub mod redis;
+pub mod sql;

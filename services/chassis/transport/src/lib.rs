@@ -1,0 +1,8 @@
+//! Connections between the services of a mesh: TLS, load balancing, authentication, and the exporter of spans.
+
+pub mod balancer;
+pub mod connect;
+pub mod otlp_exporter;
+pub mod peer;
+pub mod tls;
+pub mod tracing_channel;
