@@ -263,7 +263,7 @@ async fn top_draws_on_a_terminal_and_gives_it_back() {
         .await;
         seen.clone()
     };
-    read("q quits").await;
+    read("quits").await;
     keys.write_all(b"q").await.unwrap();
     let seen = read("extproc").await;
     let left = seen.find("\u{1b}[?1049l").expect("the screen is given back");

@@ -115,7 +115,7 @@ enum Command {
     Gateway(Box<gateway::GatewayArgs>),
     /// Run an engine, the mesh and the gateway in the foreground, for development; Ctrl-C stops all.
     ///
-    /// Prints the address and the development key when ready. A part that exits stops the others.
+    /// Prints the address and the development key when ready. A component that exits stops the others.
     Dev(Box<dev::DevArgs>),
     /// Migrate the stores to this version and exit. Roles do the same at start-up.
     Migrate(Box<migrate::MigrateArgs>),

@@ -1,5 +1,6 @@
 //! Ports that another process uses, and which process that is.
 
+use std::ffi::OsStr;
 use std::fs::{read_dir, read_link, read_to_string};
 use std::io::ErrorKind;
 use std::net::{Ipv4Addr, TcpListener};
@@ -31,12 +32,16 @@ fn holder(port: u16) -> Option<String> {
         ["/proc/net/tcp", "/proc/net/tcp6"].map(|path| read_to_string(path).unwrap_or_default());
     let inode = tables.iter().find_map(|table| listening_inode(table, port))?;
     let socket = format!("socket:[{inode}]");
-    let processes = read_dir("/proc").ok()?.flatten();
-    let process = processes.map(|entry| entry.path()).find(|process| {
-        let descriptors = read_dir(process.join("fd")).into_iter().flatten().flatten();
-        descriptors
-            .filter_map(|descriptor| read_link(descriptor.path()).ok())
-            .any(|target| target.as_os_str() == socket.as_str())
+    let is_process = |name: &OsStr| name.as_encoded_bytes().iter().all(u8::is_ascii_digit);
+    let mut entries = read_dir("/proc").ok()?.flatten().map(|entry| entry.path());
+    let process = entries.find(|process| {
+        process.file_name().is_some_and(is_process)
+            && read_dir(process.join("fd"))
+                .into_iter()
+                .flatten()
+                .flatten()
+                .filter_map(|descriptor| read_link(descriptor.path()).ok())
+                .any(|target| target.as_os_str() == socket.as_str())
     })?;
     let pid = process.file_name()?.to_string_lossy().into_owned();
     let command = read_to_string(process.join("cmdline")).unwrap_or_default().replace('\0', " ");

@@ -116,7 +116,7 @@ impl Supervisor {
             let name = process.component.name();
             print_log_tail(&process.log)?;
             return Err(anyhow!(
-                "the {name} exited unexpectedly ({status}); the other parts were stopped"
+                "the {name} exited unexpectedly ({status}); the other components were stopped"
             ));
         }
         Ok(())
@@ -199,8 +199,25 @@ mod tests {
         Supervisor::new(std::env::temp_dir().join(folder)).unwrap()
     }
 
-    fn is_running(pid: Pid) -> bool {
-        rustix::process::test_kill_process_group(pid).is_ok()
+    /// Waits until every process of a group is dead; zombies of orphans may remain until init reaps them.
+    async fn wait_until_dead(group: Pid) {
+        let is_alive = |stat: String| {
+            // After the command in parentheses: state, parent, process group.
+            let fields = stat.rsplit(')').next().unwrap_or_default().split_whitespace();
+            let fields: Vec<_> = fields.collect();
+            fields.first() != Some(&"Z")
+                && fields.get(2) == Some(&group.as_raw_nonzero().to_string().as_str())
+        };
+        let stats = || {
+            let processes = std::fs::read_dir("/proc").unwrap().flatten();
+            processes.filter_map(|entry| std::fs::read_to_string(entry.path().join("stat")).ok())
+        };
+        let dead = async {
+            while stats().any(is_alive) {
+                sleep(POLL_INTERVAL).await;
+            }
+        };
+        timeout(Duration::from_secs(10), dead).await.expect("a process is alive");
     }
 
     #[tokio::test]
@@ -216,7 +233,7 @@ mod tests {
         assert_eq!(log, "no\n");
         let model = supervisor.processes[0].pid;
         supervisor.stop_all().await;
-        assert!(!is_running(model));
+        wait_until_dead(model).await;
         std::fs::remove_dir_all(&supervisor.log_dir).unwrap();
     }
 
@@ -230,7 +247,7 @@ mod tests {
         let start = Instant::now();
         supervisor.stop_all().await;
         assert!(start.elapsed() < Component::Gateway.stop_timeout() + Duration::from_secs(5));
-        assert!(!is_running(pid));
+        wait_until_dead(pid).await;
         std::fs::remove_dir_all(&supervisor.log_dir).unwrap();
     }
 }
