@@ -5,32 +5,46 @@ use hapa_store::database::Engine;
 
 use crate::{Roles, renamed_settings};
 
+/// Whether a warning applies, and its sentence, which starts with the name of a setting.
+type Row = (bool, &'static str);
+
 /// One sentence per warning, which starts with the name of a setting.
 pub(crate) fn warnings(roles: &Roles) -> Vec<String> {
-    let server = &roles.server;
-    let is_production = server.common.environment == Environment::Production;
-    let is_sqlite = Engine::of(&server.common.store_url("")) == Ok(Engine::Sqlite);
+    let rows = store_rows(roles).into_iter().chain(security_rows(roles)).chain(peer_rows(roles));
+    let unsuitable = rows.filter(|(applies, _)| *applies).map(|(_, warning)| warning.to_owned());
+    renamed_settings::warnings(&roles.settings).chain(unsuitable).collect()
+}
+
+fn store_rows(roles: &Roles) -> [Row; 3] {
+    let common = &roles.server.common;
+    let is_sqlite = Engine::of(&common.store_url("")) == Ok(Engine::Sqlite);
     let has_store = roles.auth.is_some() || roles.errors.is_some() || roles.analytics.is_some();
-    let has_redis = server.common.redis_url().is_some();
-    let is_unset = |address: &Option<String>| address.as_deref().is_none_or(str::is_empty);
-    let codegen_in_production = |has_problem: fn(&hapa_codegen::Config) -> bool| {
-        is_production && roles.codegen.as_ref().is_some_and(has_problem)
-    };
-    let trusts_loopback_only = server.trusted_proxies.iter().all(|net| net.addr().is_loopback());
-    let is_unlimited = is_production && !server.limits.rate_limit_enabled;
-    let rows = [
+    let has_redis = common.redis_url().is_some();
+    [
         (
             has_store && is_sqlite && has_redis,
             "REDIS_URL is set for replicas, but only one process can use a SQLite store: set DATABASE_URL",
         ),
         (
-            is_production && has_store && is_sqlite,
+            is_production(roles) && has_store && is_sqlite,
             "DATABASE_URL: production data is in SQLite files, which suit only one process on a disk with backups",
         ),
         (
-            is_production && !is_sqlite && !has_redis,
+            is_production(roles) && !is_sqlite && !has_redis,
             "REDIS_URL is not set: each replica applies the rate limits on its own",
         ),
+    ]
+}
+
+/// Warnings in production only.
+fn security_rows(roles: &Roles) -> [Row; 5] {
+    let server = &roles.server;
+    let is_production = is_production(roles);
+    let codegen_in_production = |has_problem: fn(&hapa_codegen::Config) -> bool| {
+        is_production && roles.codegen.as_ref().is_some_and(has_problem)
+    };
+    let trusts_loopback_only = server.trusted_proxies.iter().all(|net| net.addr().is_loopback());
+    [
         (
             codegen_in_production(|codegen| codegen.log_engine_errors),
             "LOG_ENGINE_ERRORS is on in production: the log may hold prompts at level debug",
@@ -39,7 +53,10 @@ pub(crate) fn warnings(roles: &Roles) -> Vec<String> {
             is_production && server.reflects(),
             "REFLECTION is on in production: it lists every method to every client",
         ),
-        (is_unlimited, "RATE_LIMIT_ENABLED is off in production"),
+        (
+            is_production && !server.limits.rate_limit_enabled,
+            "RATE_LIMIT_ENABLED is off in production",
+        ),
         (
             codegen_in_production(|codegen| is_local(&codegen.ai_model_endpoint)),
             "AI_MODEL_ENDPOINT is on this machine in production: set it if the default is not intended",
@@ -48,18 +65,25 @@ pub(crate) fn warnings(roles: &Roles) -> Vec<String> {
             is_production && trusts_loopback_only && !server.host.is_loopback(),
             "TRUSTED_PROXIES holds only loopback: callers behind a gateway on another machine share its address and its limit on failed authentications",
         ),
+    ]
+}
+
+fn peer_rows(roles: &Roles) -> [Row; 2] {
+    let is_unset = |address: &Option<String>| address.as_deref().is_none_or(str::is_empty);
+    [
         (
-            roles.errors.is_none() && is_unset(&server.errors_address),
+            roles.errors.is_none() && is_unset(&roles.server.errors_address),
             "ERRORS_ADDRESS is not set: errors are logged but not reported",
         ),
         (
-            roles.analytics.is_none() && is_unset(&server.analytics_address),
+            roles.analytics.is_none() && is_unset(&roles.server.analytics_address),
             "ANALYTICS_ADDRESS is not set: usage is not recorded",
         ),
-    ];
-    let unsuitable = rows.into_iter().filter(|(is_unsuitable, _)| *is_unsuitable);
-    let unsuitable = unsuitable.map(|(_, warning)| warning.to_owned());
-    renamed_settings::warnings(&roles.settings).chain(unsuitable).collect()
+    ]
+}
+
+fn is_production(roles: &Roles) -> bool {
+    roles.server.common.environment == Environment::Production
 }
 
 fn is_local(address: &str) -> bool {

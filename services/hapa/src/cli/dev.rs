@@ -128,7 +128,7 @@ async fn start_engine(
         anstream::stdout(),
         "model: starting {name} on port {port} (--engine or AI_MODEL_ENDPOINT selects another engine)"
     )?;
-    supervisor.start(Component::Model, command)?;
+    supervisor.start(Component::Model, &command)?;
     let is_ready = async || http::is_success(port, "/health", None).await;
     supervisor.wait_until_ready(Component::Model, is_ready).await?;
     Ok(format!("http://127.0.0.1:{port}/v1"))
@@ -144,7 +144,7 @@ async fn start_mesh(
     command.arg("all").env("AI_MODEL_ENDPOINT", endpoint).env("DATA_DIR", &args.data_dir);
     command.env("PORT", args.port.to_string());
     command.env("METRICS_PORT", args.metrics_port.to_string());
-    supervisor.start(Component::Mesh, command)?;
+    supervisor.start(Component::Mesh, &command)?;
     let is_ready = async || http::is_success(args.metrics_port, "/readyz", None).await;
     supervisor.wait_until_ready(Component::Mesh, is_ready).await
 }
@@ -189,7 +189,7 @@ async fn start_gateway(
     command.arg("-c").arg(folder.join("envoy.yaml"));
     command.args(["--disable-hot-restart", "--concurrency", "2", "--log-level", "warning"]);
     command.args(["--file-flush-interval-msec", "1000"]);
-    supervisor.start(Component::Gateway, command)?;
+    supervisor.start(Component::Gateway, &command)?;
     let is_ready =
         async || http::is_success(args.gateway_port, "/api/v1/code/health", Some(key)).await;
     supervisor.wait_until_ready(Component::Gateway, is_ready).await

@@ -12,7 +12,7 @@ use tokio::process::{Child, Command};
 use tokio::time::{Instant, sleep, timeout};
 
 /// Maximum time for one component to become ready.
-const READY_TIMEOUT: Duration = Duration::from_secs(60);
+const READY_TIMEOUT: Duration = Duration::from_mins(1);
 const POLL_INTERVAL: Duration = Duration::from_millis(100);
 /// Number of log lines that an unexpected exit prints.
 const LOG_TAIL_LINES: usize = 20;
@@ -67,10 +67,10 @@ impl Supervisor {
 
     /// Starts a component in a process group of its own, so that Ctrl-C reaches only this process. Call it on the main
     /// thread: the kernel signals the child when the thread that started it ends.
-    pub(super) fn start(&mut self, component: Component, command: Command) -> anyhow::Result<()> {
+    pub(super) fn start(&mut self, component: Component, command: &Command) -> anyhow::Result<()> {
         let name = component.name();
         let log = self.log_dir.join(format!("{name}.log"));
-        let child = spawn(&command, &log).with_context(|| format!("cannot start the {name}"))?;
+        let child = spawn(command, &log).with_context(|| format!("cannot start the {name}"))?;
         let pid = child.id().and_then(|pid| Pid::from_raw(pid.try_into().ok()?));
         let pid = pid.with_context(|| format!("the {name} has no process id"))?;
         self.processes.push(Process { component, child, pid, log });
@@ -223,8 +223,8 @@ mod tests {
     #[tokio::test]
     async fn the_exit_of_a_component_is_an_error_that_names_it() {
         let mut supervisor = supervisor("exit");
-        supervisor.start(Component::Model, shell("sleep 60")).unwrap();
-        supervisor.start(Component::Mesh, shell("echo no; exit 3")).unwrap();
+        supervisor.start(Component::Model, &shell("sleep 60")).unwrap();
+        supervisor.start(Component::Mesh, &shell("echo no; exit 3")).unwrap();
         let error = supervisor.wait_for_exit().await.to_string();
         assert!(error.contains("mesh") && error.contains('3'), "{error}");
         let ready = supervisor.wait_until_ready(Component::Gateway, async || false).await;
@@ -241,7 +241,9 @@ mod tests {
     async fn components_and_their_descendants_stop_within_a_bound() {
         let mut supervisor = supervisor("stop");
         // Ignores SIGTERM and has a child.
-        supervisor.start(Component::Gateway, shell("trap '' TERM; sleep 60 & wait; wait")).unwrap();
+        supervisor
+            .start(Component::Gateway, &shell("trap '' TERM; sleep 60 & wait; wait"))
+            .unwrap();
         let pid = supervisor.processes[0].pid;
         sleep(POLL_INTERVAL).await;
         let start = Instant::now();
