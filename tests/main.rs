@@ -36,6 +36,7 @@ mod passwords;
 mod quotes;
 mod readers;
 mod refusals;
+mod renamed_settings;
 mod roles;
 mod route;
 mod run;

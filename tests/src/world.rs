@@ -7,7 +7,7 @@ use std::sync::LazyLock;
 
 use clap::{CommandFactory as _, FromArgMatches as _, Parser};
 use hapa::setting::settings;
-use hapa::{All, Roles, run};
+use hapa::{AllRolesArgs, Roles, run};
 use hapa_proto::auth::v1::key_service_client::KeyServiceClient;
 use hapa_proto::auth::v1::{CreateKeyRequest, CreateKeyResponse, RateLimit};
 use hapa_proto::codegen::v1::codegen_service_client::CodegenServiceClient;
@@ -49,7 +49,7 @@ pub type Keys = KeyServiceClient<Wire>;
 #[command(args_override_self = true)]
 struct Settings {
     #[command(flatten)]
-    all: All,
+    all: AllRolesArgs,
 }
 
 /// Every role, by such arguments.
