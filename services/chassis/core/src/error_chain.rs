@@ -1,8 +1,8 @@
-//! What lies behind failures, by incident id, from where it is known until the call's end asks for it.
-//! Bounded: what nobody asks for goes, oldest first.
+//! Causes of failures by incident id, kept from where they occur until the end of the call takes them. The map is
+//! bounded and evicts the oldest causes.
 //!
-//! Causes are logged and stored, so they hold no foreign text: a database, a peer or a parser may quote
-//! the value that it refuses. Of such an error its class and its published code are kept.
+//! Causes are logged and stored, so they contain no foreign text: a database, a peer or a parser may quote
+//! the value that it rejects. Of such an error only the class and the published code are kept.
 
 use std::collections::{HashMap, VecDeque};
 use std::error::Error;
@@ -15,69 +15,70 @@ use tonic::Status;
 use crate::redaction::scrub;
 use crate::rpc_error::{code_name, read};
 
-/// Incidents that are remembered.
-const MOST: usize = 10_000;
-/// Causes of one, and characters of a cause.
-const MOST_CAUSES: usize = 20;
-const LONGEST: usize = 500;
+/// Maximum number of incidents in the map.
+const MAX_INCIDENTS: usize = 10_000;
+/// Maximum number of causes of one incident.
+const MAX_CAUSES: usize = 20;
+/// Maximum length of a cause, in characters.
+const MAX_CAUSE_LEN: usize = 500;
 
 static CAUSES: LazyLock<Mutex<Causes>> = LazyLock::new(Mutex::default);
 
 #[derive(Debug, Default)]
 struct Causes {
-    known: HashMap<String, Vec<String>>,
-    /// In the order in which they came; may name some that are taken already.
+    by_incident: HashMap<String, Vec<String>>,
+    /// Incident ids in order of arrival; may contain ids whose causes have been taken.
     order: VecDeque<String>,
 }
 
-/// Adds to what lies behind an incident, outermost first and free of secrets.
+/// Adds causes to an incident, outermost first, and redacts them.
 pub fn remember<T: AsRef<str>>(incident_id: &str, causes: impl Iterator<Item = T>) {
     let causes: Vec<_> =
-        causes.take(MOST_CAUSES).map(|cause| scrub(cause.as_ref(), LONGEST)).collect();
+        causes.take(MAX_CAUSES).map(|cause| scrub(cause.as_ref(), MAX_CAUSE_LEN)).collect();
     lock().add(incident_id, causes);
 }
 
-/// Takes what lies behind an incident, if anything was said.
+/// Removes and returns the causes of an incident.
 pub fn take(incident_id: &str) -> Vec<String> {
-    lock().known.remove(incident_id).unwrap_or_default()
+    lock().by_incident.remove(incident_id).unwrap_or_default()
 }
 
-/// A chain of errors in words that may be kept, outermost first.
+/// The messages of an error and its sources that may be stored, outermost first.
 pub fn describe(error: &(dyn Error + 'static)) -> Vec<String> {
     let links = std::iter::successors(Some(error), |error| (*error).source());
-    let mut words = Vec::new();
-    for link in links.take(MOST_CAUSES) {
-        if let Some(class) = foreign(link) {
-            // What lies behind it is foreign too.
-            words.push(class);
+    let mut messages = Vec::new();
+    for link in links.take(MAX_CAUSES) {
+        if let Some(class) = foreign_class(link) {
+            // The sources of a foreign error are foreign too.
+            messages.push(class);
             break;
         }
-        let own = link.to_string();
-        // An error that is transparent says what its source says.
-        if words.last() != Some(&own) {
-            words.push(own);
+        let message = link.to_string();
+        // A transparent error repeats the message of its source.
+        if messages.last() != Some(&message) {
+            messages.push(message);
         }
     }
-    words
+    messages
 }
 
-/// The class of an error that is not ours; none of ours.
-fn foreign(error: &(dyn Error + 'static)) -> Option<String> {
+/// The class of an error of a library or a peer; `None` for the mesh's own errors.
+fn foreign_class(error: &(dyn Error + 'static)) -> Option<String> {
     if let Some(error) = error.downcast_ref::<sqlx::Error>() {
-        return Some(store_error(error));
+        return Some(database_error_class(error));
     }
     if let Some(status) = error.downcast_ref::<Status>() {
-        return Some(peer_error(status));
+        return Some(peer_error_class(status));
     }
     if let Some(error) = error.downcast_ref::<io::Error>() {
         return Some(error.kind().to_string());
     }
     let json = error.downcast_ref::<serde_json::Error>()?;
-    Some(format!("JSON that can't be read, at line {}, column {}", json.line(), json.column()))
+    Some(format!("invalid JSON at line {}, column {}", json.line(), json.column()))
 }
 
-fn store_error(error: &sqlx::Error) -> String {
-    let words = match error {
+fn database_error_class(error: &sqlx::Error) -> String {
+    let class = match error {
         sqlx::Error::Database(refusal) => {
             let kind = match refusal.kind() {
                 ErrorKind::UniqueViolation => "unique violation",
@@ -93,31 +94,31 @@ fn store_error(error: &sqlx::Error) -> String {
             return if is_code { format!("{kind}, code {code}") } else { kind.to_owned() };
         }
         sqlx::Error::Io(error) => {
-            return format!("the connection to the store broke: {}", error.kind());
+            return format!("the database connection failed: {}", error.kind());
         }
-        sqlx::Error::Tls(_) => "the TLS handshake with the store failed",
-        sqlx::Error::Protocol(_) => "the store broke its protocol",
-        sqlx::Error::PoolTimedOut => "no connection to the store in time",
-        sqlx::Error::PoolClosed => "the connections to the store are closed",
-        sqlx::Error::WorkerCrashed => "the task of the store's connection ended",
-        sqlx::Error::RowNotFound => "a row is missing in the store",
+        sqlx::Error::Tls(_) => "the TLS handshake with the database failed",
+        sqlx::Error::Protocol(_) => "the database violated its protocol",
+        sqlx::Error::PoolTimedOut => "no database connection became available in time",
+        sqlx::Error::PoolClosed => "the database connections are closed",
+        sqlx::Error::WorkerCrashed => "the task of a database connection ended",
+        sqlx::Error::RowNotFound => "a database row is missing",
         sqlx::Error::ColumnDecode { .. }
         | sqlx::Error::ColumnIndexOutOfBounds { .. }
         | sqlx::Error::ColumnNotFound(_)
         | sqlx::Error::Decode(_)
-        | sqlx::Error::TypeNotFound { .. } => "a row of the store can't be read",
-        sqlx::Error::Migrate(_) => "the store can't be migrated",
-        _ => "the store failed",
+        | sqlx::Error::TypeNotFound { .. } => "a database row can't be decoded",
+        sqlx::Error::Migrate(_) => "the database can't be migrated",
+        _ => "the database failed",
     };
-    words.to_owned()
+    class.to_owned()
 }
 
-/// What another service answered. Its own log has the words under the same incident id.
-fn peer_error(status: &Status) -> String {
+/// The status of another service. The log of that service has the message under the same incident id.
+fn peer_error_class(status: &Status) -> String {
     let grpc = code_name(status.code());
     match read(status).filter(|(code, incident)| is_plain(code) && is_plain(incident)) {
-        Some((code, incident)) => format!("a service answered {grpc} ({code}, {incident})"),
-        None => format!("a service answered {grpc}"),
+        Some((code, incident)) => format!("a service returned {grpc} ({code}, {incident})"),
+        None => format!("a service returned {grpc}"),
     }
 }
 
@@ -131,18 +132,18 @@ fn lock() -> MutexGuard<'static, Causes> {
 
 impl Causes {
     fn add(&mut self, incident_id: &str, causes: Vec<String>) {
-        if let Some(known) = self.known.get_mut(incident_id) {
+        if let Some(known) = self.by_incident.get_mut(incident_id) {
             known.extend(causes);
-            known.truncate(MOST_CAUSES);
+            known.truncate(MAX_CAUSES);
             return;
         }
-        while self.order.len() >= MOST {
+        while self.order.len() >= MAX_INCIDENTS {
             if let Some(oldest) = self.order.pop_front() {
-                self.known.remove(&oldest);
+                self.by_incident.remove(&oldest);
             }
         }
         self.order.push_back(incident_id.to_owned());
-        self.known.insert(incident_id.to_owned(), causes);
+        self.by_incident.insert(incident_id.to_owned(), causes);
     }
 }
 
@@ -158,7 +159,7 @@ mod tests {
     #[error("an own sentence")]
     struct Own(#[source] sqlx::Error);
 
-    /// As PostgreSQL and SQLite refuse a statement.
+    /// An error as PostgreSQL and SQLite return it for a rejected statement.
     #[derive(Debug, thiserror::Error)]
     #[error("{0}")]
     struct Refusal(String, &'static str);
@@ -190,7 +191,7 @@ mod tests {
     }
 
     #[test]
-    fn of_foreign_errors_their_class_and_code_are_kept() {
+    fn of_foreign_errors_only_the_class_and_the_code_are_kept() {
         let refused = |code| {
             sqlx::Error::Database(Box::new(Refusal("Key (email)=(kim@x) exists".into(), code)))
         };
@@ -199,17 +200,17 @@ mod tests {
         assert_eq!(describe(&refused("22P02")), ["database error, code 22P02"]);
         assert_eq!(describe(&refused("not a code!")), ["database error"]);
         let io = io::Error::new(io::ErrorKind::ConnectionRefused, "db.internal:5432");
-        let broke = "the connection to the store broke: connection refused";
-        assert_eq!(describe(&sqlx::Error::Io(io)), [broke]);
+        let failed = "the database connection failed: connection refused";
+        assert_eq!(describe(&sqlx::Error::Io(io)), [failed]);
         let peer = Status::unavailable("can't connect to 10.0.0.7:50051");
-        assert_eq!(describe(&peer), ["a service answered UNAVAILABLE"]);
+        assert_eq!(describe(&peer), ["a service returned UNAVAILABLE"]);
         let fault = Fault::new(ErrorCode::DatabaseError, "kim@x can't be read");
-        let words = format!("a service answered UNAVAILABLE (E5003, {})", fault.incident_id());
-        assert_eq!(describe(&Status::from(fault)), [words]);
+        let expected = format!("a service returned UNAVAILABLE (E5003, {})", fault.incident_id());
+        assert_eq!(describe(&Status::from(fault)), [expected]);
         let json = serde_json::from_str::<u32>("\"what was asked\"").unwrap_err();
-        let words = ["a row", "JSON that can't be read, at line 1, column 16"];
+        let expected = ["a row", "invalid JSON at line 1, column 16"];
         let wrapped = anyhow::Error::from(json).context("a row");
-        assert_eq!(describe(wrapped.as_ref()), words);
+        assert_eq!(describe(wrapped.as_ref()), expected);
     }
 
     proptest! {
@@ -230,13 +231,15 @@ mod tests {
     }
 
     #[test]
-    fn causes_are_taken_once_and_the_oldest_go() {
+    fn causes_are_taken_once_and_the_oldest_are_evicted() {
         let mut causes = Causes::default();
-        for number in 0..=MOST {
+        for number in 0..=MAX_INCIDENTS {
             causes.add(&format!("INC-{number}"), vec![number.to_string()]);
         }
-        assert_eq!((causes.known.len(), causes.order.len()), (MOST, MOST));
-        assert!(!causes.known.contains_key("INC-0") && causes.known.contains_key("INC-1"));
+        assert_eq!((causes.by_incident.len(), causes.order.len()), (MAX_INCIDENTS, MAX_INCIDENTS));
+        assert!(
+            !causes.by_incident.contains_key("INC-0") && causes.by_incident.contains_key("INC-1")
+        );
         remember("INC-X", ["one", "Bearer abc"].into_iter());
         remember("INC-X", ["two"].into_iter());
         assert_eq!(take("INC-X"), ["one", "Bearer [removed]", "two"]);
