@@ -9,10 +9,10 @@ use axum::Router;
 use axum::http::StatusCode;
 use axum::routing::get;
 use hapa_store::rate_limit::Limiter;
+use hapa_telemetry::recorder::MetricsHandle;
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
-use metrics_exporter_prometheus::PrometheusHandle;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio::time::{sleep, timeout};
@@ -37,7 +37,7 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(20);
 /// Serves until `end`; not ready from `draining` on.
 pub(crate) async fn serve(
     listener: TcpListener,
-    metrics: &'static PrometheusHandle,
+    metrics: &'static MetricsHandle,
     (limiter, health): (Arc<Limiter>, Health),
     draining: CancellationToken,
     end: CancellationToken,
