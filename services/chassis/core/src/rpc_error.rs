@@ -49,7 +49,7 @@ pub enum Retry {
 
 /// The published description of an error code.
 #[derive(Debug)]
-pub struct Entry {
+pub struct ErrorCodeEntry {
     /// Such as "E4001".
     pub name: &'static str,
     /// `ErrorInfo.reason`: `UPPER_SNAKE_CASE`, as AIP-193 asks.
@@ -75,8 +75,8 @@ macro_rules! error_codes {
             pub const ALL: &[ErrorCode] = &[$(ErrorCode::$variant),*];
 
             /// The published description of the code.
-            pub fn entry(self) -> &'static Entry {
-                match self { $(ErrorCode::$variant => const { &Entry {
+            pub fn entry(self) -> &'static ErrorCodeEntry {
+                match self { $(ErrorCode::$variant => const { &ErrorCodeEntry {
                     name: $name, reason: $reason, grpc: $grpc, retry: Retry::$retry,
                     meaning: $meaning, advice: $advice,
                 }}),* }
