@@ -18,6 +18,8 @@ pub struct Failure {
     pub error_code: String,
     pub incident_id: String,
     pub message: String,
+    /// Outermost first.
+    pub causes: Vec<String>,
 }
 
 impl Failure {
@@ -26,6 +28,7 @@ impl Failure {
             error_code: fault.code().to_string(),
             incident_id: fault.incident_id().to_owned(),
             message: fault.message().to_owned(),
+            causes: fault.causes().to_vec(),
         }
     }
 }

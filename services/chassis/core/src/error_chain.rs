@@ -1,52 +1,52 @@
-//! What lies behind failures, by incident id, from where it is known until the call's end asks for it.
-//! Bounded: what nobody asks for goes, oldest first.
+//! The causes of failures, which travel with the failure from where it is made to the end of its call.
 //!
-//! Causes are logged and stored, so they hold no foreign text: a database, a peer or a parser may quote
-//! the value that it refuses. Of such an error its class and its published code are kept.
+//! A status carries them as metadata of one process: the layer that records calls takes them out of every status
+//! ([`take`]) before it leaves the server. Causes are logged and stored, so they contain no foreign text: a database,
+//! a peer or a parser may quote the value that it refuses. Of such an error its class and its published code are kept.
 
-use std::collections::{HashMap, VecDeque};
 use std::error::Error;
 use std::io;
-use std::sync::{LazyLock, Mutex, MutexGuard, PoisonError};
 
 use sqlx::error::ErrorKind;
 use tonic::Status;
+use tonic::metadata::{MetadataMap, MetadataValue};
 
 use crate::redaction::scrub;
 use crate::rpc_error::{code_name, read};
 
-/// Incidents that are remembered.
-const MOST: usize = 10_000;
-/// Causes of one, and characters of a cause.
-const MOST_CAUSES: usize = 20;
-const LONGEST: usize = 500;
+/// Causes of one failure.
+pub(crate) const MAX_CAUSES: usize = 20;
+/// Characters of one cause.
+const MAX_CAUSE_LEN: usize = 500;
+/// The metadata key of a status, with one value for each cause, outermost first.
+pub const CAUSES: &str = "hapa-causes-bin";
 
-static CAUSES: LazyLock<Mutex<Causes>> = LazyLock::new(Mutex::default);
-
-#[derive(Debug, Default)]
-struct Causes {
-    known: HashMap<String, Vec<String>>,
-    /// In the order in which they came; may name some that are taken already.
-    order: VecDeque<String>,
+/// A cause without secrets and of bounded length.
+pub(crate) fn redact(cause: &str) -> String {
+    scrub(cause, MAX_CAUSE_LEN)
 }
 
-/// Adds to what lies behind an incident, outermost first and free of secrets.
-pub fn remember<T: AsRef<str>>(incident_id: &str, causes: impl Iterator<Item = T>) {
-    let causes: Vec<_> =
-        causes.take(MOST_CAUSES).map(|cause| scrub(cause.as_ref(), LONGEST)).collect();
-    lock().add(incident_id, causes);
+/// Adds causes to the metadata of a status.
+pub(crate) fn attach(causes: &[String], metadata: &mut MetadataMap) {
+    for cause in causes {
+        metadata.append_bin(CAUSES, MetadataValue::from_bytes(cause.as_bytes()));
+    }
 }
 
-/// Takes what lies behind an incident, if anything was said.
-pub fn take(incident_id: &str) -> Vec<String> {
-    lock().known.remove(incident_id).unwrap_or_default()
+/// Removes the causes from the metadata of a status; empty if it has none.
+pub fn take(metadata: &mut MetadataMap) -> Vec<String> {
+    let values = metadata.get_all_bin(CAUSES);
+    let causes = values.iter().filter_map(|value| value.to_bytes().ok());
+    let causes = causes.map(|cause| String::from_utf8_lossy(&cause).into_owned()).collect();
+    metadata.remove_bin(CAUSES);
+    causes
 }
 
 /// A chain of errors in words that may be kept, outermost first.
 pub fn describe(error: &(dyn Error + 'static)) -> Vec<String> {
     let links = std::iter::successors(Some(error), |error| (*error).source());
     let mut words = Vec::new();
-    for link in links.take(MOST_CAUSES) {
+    for link in links.take(MAX_CAUSES) {
         if let Some(class) = foreign(link) {
             // What lies behind it is foreign too.
             words.push(class);
@@ -123,27 +123,6 @@ fn peer_error(status: &Status) -> String {
 
 fn is_plain(text: &str) -> bool {
     text.len() <= 40 && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-')
-}
-
-fn lock() -> MutexGuard<'static, Causes> {
-    CAUSES.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-impl Causes {
-    fn add(&mut self, incident_id: &str, causes: Vec<String>) {
-        if let Some(known) = self.known.get_mut(incident_id) {
-            known.extend(causes);
-            known.truncate(MOST_CAUSES);
-            return;
-        }
-        while self.order.len() >= MOST {
-            if let Some(oldest) = self.order.pop_front() {
-                self.known.remove(&oldest);
-            }
-        }
-        self.order.push_back(incident_id.to_owned());
-        self.known.insert(incident_id.to_owned(), causes);
-    }
 }
 
 #[cfg(test)]
@@ -230,16 +209,19 @@ mod tests {
     }
 
     #[test]
-    fn causes_are_taken_once_and_the_oldest_go() {
-        let mut causes = Causes::default();
-        for number in 0..=MOST {
-            causes.add(&format!("INC-{number}"), vec![number.to_string()]);
-        }
-        assert_eq!((causes.known.len(), causes.order.len()), (MOST, MOST));
-        assert!(!causes.known.contains_key("INC-0") && causes.known.contains_key("INC-1"));
-        remember("INC-X", ["one", "Bearer abc"].into_iter());
-        remember("INC-X", ["two"].into_iter());
-        assert_eq!(take("INC-X"), ["one", "Bearer [removed]", "two"]);
-        assert!(take("INC-X").is_empty());
+    fn causes_travel_with_a_status_redacted_and_bounded_and_are_taken_once() {
+        let fault = Fault::internal("Bearer abc").because(&Own(sqlx::Error::PoolTimedOut));
+        let (mut status, other) = (Status::from(fault), Status::from(Fault::internal("other")));
+        let expected =
+            ["Bearer [removed]", "an own sentence", "no connection to the store in time"];
+        assert_eq!(take(status.clone().metadata_mut()), expected, "a copy has them too");
+        assert_eq!(take(status.metadata_mut()), expected);
+        assert!(take(status.metadata_mut()).is_empty());
+        assert!(!status.metadata().contains_key(CAUSES));
+        assert_eq!(take(other.clone().metadata_mut()), ["other"]);
+        let many = (0..20).fold(Fault::internal("x".repeat(600)), |fault, _| fault.because(&other));
+        let causes = take(Status::from(many).metadata_mut());
+        assert_eq!(causes.len(), MAX_CAUSES);
+        assert!(causes[0].chars().count() <= MAX_CAUSE_LEN, "{}", causes[0]);
     }
 }
