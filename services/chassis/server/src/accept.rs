@@ -1,16 +1,14 @@
 //! Accept loop: connection settings, the time limit for the first bytes, and a bounded drain.
 //!
 //! It is an own loop over hyper because tonic's server has three properties that do not fit. It applies grpc-timeout
-//! itself (to headers only, as CANCELLED), it waits for silent sockets at shutdown, and it can't limit connections
-//! that never send a byte.
+//! itself (to headers only, as CANCELLED). It waits for silent sockets at shutdown. It can't limit connections that
+//! never send a byte.
 
 use std::future::pending;
-use std::io;
 use std::net::SocketAddr;
-use std::pin::{Pin, pin};
+use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::task::{Context, Poll};
 use std::time::Duration;
 
 use axum::Router;
@@ -25,7 +23,7 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use ipnet::IpNet;
 use rustls::pki_types::CertificateDer;
-use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio::time::{Instant, sleep, timeout_at};
@@ -36,10 +34,12 @@ use tokio_util::task::TaskTracker;
 
 use crate::client_address::{CertificateRoles, PeerAddress};
 use crate::network_limit::NetworkLimit;
+use crate::rewind_io::RewindIo;
 use crate::slow_reader::{ReaderHandoff, SlowReaderTimeout};
 
 /// <https://www.rfc-editor.org/rfc/rfc9113#section-3.4>
-const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+const PREFACE: &[u8; PREFACE_LEN] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+const PREFACE_LEN: usize = 24;
 /// The first byte of every TLS connection: the record type of a handshake.
 const TLS_HANDSHAKE_RECORD: u8 = 0x16;
 /// Maximum time from connecting to the end of the preface, including the TLS handshake.
@@ -213,18 +213,21 @@ async fn connection(
     }
 }
 
+/// A connection after `read_preface`.
+type PrefacedIo<I> = RewindIo<I, PREFACE_LEN>;
+
 /// Reads the HTTP/2 preface. `None`: the connection starts with other bytes.
-async fn read_preface<I: AsyncRead + Unpin>(mut stream: I) -> Option<RewindIo<I>> {
-    let mut preface = [0; PREFACE.len()];
+async fn read_preface<I: AsyncRead + Unpin>(mut stream: I) -> Option<PrefacedIo<I>> {
+    let mut preface = [0; PREFACE_LEN];
     stream.read_exact(&mut preface).await.ok()?;
-    (preface == *PREFACE).then_some(RewindIo { prefix: preface, position: 0, stream })
+    (preface == *PREFACE).then(|| RewindIo::new(preface, stream))
 }
 
 /// Runs the TLS handshake and reads the preface. Returns the roles of the client certificate as well.
 async fn tls_handshake(
     stream: TcpStream,
     tls: &Tls,
-) -> Result<(RewindIo<TlsStream<TcpStream>>, CertificateRoles), String> {
+) -> Result<(PrefacedIo<TlsStream<TcpStream>>, CertificateRoles), String> {
     let mut first = [0];
     // A plain-text client is refused after one byte, without a handshake.
     if !matches!(stream.peek(&mut first).await, Ok(1)) || first != [TLS_HANDSHAKE_RECORD] {
@@ -244,7 +247,7 @@ async fn tls_handshake(
 
 /// Serves the calls of a connection until it closes.
 async fn serve<I>(
-    io: RewindIo<I>,
+    io: PrefacedIo<I>,
     roles: Option<CertificateRoles>,
     router: Router,
     context: ConnectionContext,
@@ -354,59 +357,5 @@ impl<F: Future<Output: Send> + Send + 'static> Executor<F> for TrackedExecutor {
     fn execute(&self, call: F) {
         let reader = self.readers.take();
         self.tasks.spawn(SlowReaderTimeout::new(call, self.reader_timeout, reader));
-    }
-}
-
-/// A stream that returns the preface again, which was read already.
-struct RewindIo<I> {
-    prefix: [u8; PREFACE.len()],
-    position: usize,
-    stream: I,
-}
-
-impl<I: AsyncRead + Unpin> AsyncRead for RewindIo<I> {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buffer: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        let rest = &self.prefix[self.position..];
-        if rest.is_empty() {
-            return Pin::new(&mut self.stream).poll_read(cx, buffer);
-        }
-        let taken = rest.len().min(buffer.remaining());
-        buffer.put_slice(&rest[..taken]);
-        self.position += taken;
-        Poll::Ready(Ok(()))
-    }
-}
-
-impl<I: AsyncWrite + Unpin> AsyncWrite for RewindIo<I> {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        bytes: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write(cx, bytes)
-    }
-
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        slices: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write_vectored(cx, slices)
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        self.stream.is_write_vectored()
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(cx)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(cx)
     }
 }

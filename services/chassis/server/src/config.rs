@@ -97,7 +97,7 @@ pub struct Config {
     /// Maximum time that open calls may go on after the listener is closed, in seconds.
     #[arg(long, env = "DRAIN_TIMEOUT_SECONDS", default_value = "25", value_parser = seconds)]
     pub drain_timeout_seconds: Duration,
-    /// Networks whose x-forwarded-for header is used, comma-separated: those of the gateway.
+    /// Networks of proxies with a trusted x-forwarded-for header, comma-separated: those of the gateway.
     #[arg(
         long,
         env = "TRUSTED_PROXIES",

@@ -2,7 +2,7 @@
 //! analytics and errors.
 //!
 //! An acknowledged event survives the end of the process. It is delivered at least once, with an id by which its
-//! receiver counts it once. No call waits for the network, and none longer than 50 ms for the file: after that the
+//! receiver counts it once. No call waits for the network, and none longer than 50 ms for the file. After that the
 //! call goes on, and its event is written later. Events that find the queue full, or that can't be written, are
 //! dropped and counted.
 

@@ -1,7 +1,7 @@
-//! Slow-reader guard: ends a call whose client has stopped reading. The work that feeds the call is dropped, and its
-//! stream is reset.
+//! Slow-reader guard: ends a call if its client stops reading. The work that feeds the call is dropped, and its stream
+//! is reset.
 //!
-//! While the client's flow-control window is closed, hyper does not poll the response body, so no timer inside the
+//! While the client's flow-control window is closed, hyper does not poll the response body. So no timer inside the
 //! body can expire. [`SlowReaderTimeout`] stands around hyper's own future of the call. The response body reports
 //! each poll through the [`ReaderState`] in the request's extensions.
 
@@ -63,8 +63,8 @@ impl ReaderState {
 
 /// Passes the reader of a request from the service of a connection to its executor.
 ///
-/// hyper calls the service with a request, and then hands the future of the call to the executor before it accepts
-/// another request of the connection.
+/// hyper calls the service with a request and hands the future of the call to the executor. Only then it accepts the
+/// next request of the connection.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct ReaderHandoff(Arc<Mutex<Option<ReaderState>>>);
 
@@ -76,7 +76,7 @@ impl ReaderHandoff {
         reader
     }
 
-    /// The reader of the call whose future hyper hands over.
+    /// The reader of the request that the service was called with last.
     pub(crate) fn take(&self) -> ReaderState {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).take().unwrap_or_default()
     }

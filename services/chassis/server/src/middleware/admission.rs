@@ -1,5 +1,5 @@
-//! Admission, the same in front of every service: deny by default, credential to principal, access rule of the
-//! method, then one decision of the rate limiter.
+//! Admission, the same in front of every service. It denies by default, authenticates the credential, checks the
+//! access rule of the method, and asks the rate limiter once.
 //!
 //! An admitted call ends when its credential ends, also in the middle of a stream.
 

@@ -1,5 +1,5 @@
-//! Limits for request messages while they arrive: the length of each message, the bytes of all calls together, and
-//! the time until a message is complete.
+//! Limits for request messages while they arrive: length of a message, bytes of all calls together, and time until a
+//! message is complete.
 //!
 //! A gRPC message starts with its length, so a message that is too long is refused before it is buffered:
 //! <https://github.com/grpc/grpc/blob/master/doc/PROTOCOL-HTTP2.md#requests>.
@@ -52,7 +52,7 @@ pub(crate) async fn limit_messages(
     next.run(request.map(|body| wrap(body, BoundedBody::new(max_len, memory)))).await
 }
 
-/// Fails a request body whose message exceeds a limit.
+/// Fails a request body when one of its messages exceeds a limit.
 struct BoundedBody {
     messages: MessageScanner,
     max_len: usize,

@@ -10,8 +10,8 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::network_limit::{NetworkLimit, NetworkPermit};
 
-/// One network may hold one part in this many of a pool.
-const NETWORK_SHARE_DIVISOR: usize = 4;
+/// A pool is divided into this many shares, of which one network may hold one.
+const NETWORK_SHARE_COUNT: usize = 4;
 /// Calls that are answered at once, used by probes and load balancers. Long streams must not keep them out.
 const SHORT_RPCS: &[&str] =
     &["/grpc.health.v1.Health/Check", "/hapa.system.v1.SystemService/GetHealth"];
@@ -45,7 +45,7 @@ impl PublicCalls {
         let size = size as usize;
         let pool = || Pool {
             calls: Arc::new(Semaphore::new(size)),
-            networks: NetworkLimit::new((size / NETWORK_SHARE_DIVISOR).max(1), trusted_proxies),
+            networks: NetworkLimit::new((size / NETWORK_SHARE_COUNT).max(1), trusted_proxies),
         };
         PublicCalls { short: pool(), streams: pool(), logins: pool() }
     }

@@ -121,18 +121,9 @@ impl CallRecorder {
             return self.close(Code::Ok, None, true);
         }
         let request_aborted = self.request_aborted.is_set();
-        let mut status = self.span.in_scope(|| publish(status, request_aborted));
-        // The causes of a failure stay in the process.
-        let causes = error_chain::take(status.metadata_mut());
-        headers.remove(error_chain::CAUSES);
-        write_status(&status, headers);
-        let failure = read(&status).map(|(error_code, incident_id)| Failure {
-            error_code,
-            incident_id,
-            message: status.message().to_owned(),
-            causes,
-        });
-        self.close(status.code(), failure.as_ref(), true)
+        let status = self.span.in_scope(|| publish(status, request_aborted));
+        let (code, failure) = write_failure(status, headers);
+        self.close(code, failure.as_ref(), true)
     }
 
     /// Records the call. `needs_ack`: something waits until its events are written.
@@ -223,6 +214,20 @@ impl CallRecorder {
     }
 }
 
+/// Writes a failed status into headers or trailers, without its causes, which stay in the process.
+fn write_failure(mut status: Status, headers: &mut HeaderMap) -> (Code, Option<Failure>) {
+    let causes = error_chain::take(status.metadata_mut());
+    headers.remove(error_chain::CAUSES);
+    write_status(&status, headers);
+    let failure = read(&status).map(|(error_code, incident_id)| Failure {
+        error_code,
+        incident_id,
+        message: status.message().to_owned(),
+        causes,
+    });
+    (status.code(), failure)
+}
+
 fn millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
@@ -294,5 +299,31 @@ impl BodyWrapper for RecordedBody {
 
     fn is_end_stream(&self) -> bool {
         self.last.is_none()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_causes_of_a_failure_reach_its_events_and_never_the_client() {
+        for is_stream in [false, true] {
+            let fault = Fault::internal("the cause");
+            let incident_id = fault.incident_id().to_owned();
+            let mut headers = if is_stream {
+                trailers(&Status::from(fault)).into_trailers().unwrap()
+            } else {
+                refuse(fault).headers().clone()
+            };
+            assert!(headers.contains_key(error_chain::CAUSES));
+            let status = Status::from_header_map(&headers).unwrap();
+            let (code, failure) = write_failure(status, &mut headers);
+            let failure = failure.unwrap();
+            assert_eq!((code, failure.incident_id), (Code::Internal, incident_id));
+            assert_eq!(failure.causes, ["the cause"]);
+            assert!(!headers.contains_key(error_chain::CAUSES));
+            assert_eq!(Status::from_header_map(&headers).unwrap().code(), Code::Internal);
+        }
     }
 }

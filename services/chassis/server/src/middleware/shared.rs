@@ -16,7 +16,7 @@ pub(crate) struct SharedState {
     pub(crate) table: Table,
     /// The maximum duration of a call, whatever its client allows.
     pub(crate) request_timeout: Duration,
-    /// Networks whose `x-forwarded-for` is used.
+    /// Networks of proxies with a trusted `x-forwarded-for` header.
     pub(crate) trusted_proxies: Vec<IpNet>,
     /// One permit for each call in progress with a credential.
     pub(crate) in_flight: Arc<Semaphore>,

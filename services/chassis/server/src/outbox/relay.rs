@@ -1,7 +1,7 @@
 //! Relay: delivers one kind of event, at least once, in batches. A batch is deleted only after the reply.
 //!
 //! If a receiver fails or hangs, the relay retries with a growing delay. If a receiver refuses a batch as invalid, the
-//! relay halves the batch until it finds the one refused event, and drops it, so that it does not block the others.
+//! relay halves the batch until it finds the refused event. It drops that event, so that the others are not blocked.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -260,7 +260,7 @@ fn is_refusal(status: &Status) -> bool {
         || read(status).is_some_and(|(code, _)| code == too_large)
 }
 
-/// The ids of a batch, whose events are sorted by priority and id.
+/// The ids of a batch. Its events must be sorted by priority and id.
 fn id_ranges(events: &[StoredEvent]) -> Vec<IdRange> {
     let groups = events.chunk_by(|left, right| left.priority == right.priority);
     let range = |events: &[StoredEvent]| {

@@ -25,7 +25,7 @@ pub(super) const MAX_INSERT_ROWS: usize = 128;
 pub(super) const BATCH_SIZE: usize = 500;
 /// Maximum size of one delivery. Receivers accept messages of 4 MiB.
 const MAX_BATCH_BYTES: usize = 1024 * 1024;
-/// Number of rows whose age is checked at once.
+/// Maximum number of rows that one check of their age deletes.
 const EXPIRY_BATCH_SIZE: i64 = 500;
 
 const TABLE: &str = "CREATE TABLE IF NOT EXISTS spool

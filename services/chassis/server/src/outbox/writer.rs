@@ -15,7 +15,7 @@ use super::encoded_event::{EncodedEvent, EventKind, Priority};
 use super::state::{DropReason, OutboxState, now_ms};
 use super::store::{IdRange, MAX_INSERT_ROWS, OutboxStore};
 
-/// Maximum number of calls whose events are written together. A call has two events, rarely more.
+/// Maximum number of calls with events that are written together. A call has two events, rarely more.
 const BATCH_SIZE: usize = MAX_INSERT_ROWS / 2;
 const MAINTENANCE_INTERVAL: Duration = Duration::from_secs(1);
 /// How long the writer waits at the end for the events of calls that were dropped with their connections.

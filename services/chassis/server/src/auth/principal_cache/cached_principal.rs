@@ -14,11 +14,11 @@ use super::credential::Credential;
 
 /// Maximum age of an answer while auth sends no heartbeat.
 pub(super) const UNVERIFIED_TTL: Duration = Duration::from_secs(5);
-/// Maximum age of an answer while auth sends heartbeats. Auth sees the use of a key only when it is asked, so this
-/// bounds the age of "last used" (60 s, including the time until auth writes it).
+/// Maximum age of an answer while auth sends heartbeats. Auth sees the use of a key only when it is asked. So this
+/// bounds the age of "last used": 60 s, including the time until auth writes it.
 pub(super) const CACHE_TTL: Duration = Duration::from_secs(45);
-/// `expires` of a credential that does not expire.
-const NEVER: i64 = i64::MAX;
+/// The expiry of a credential that does not expire.
+const MAX_EXPIRY: i64 = i64::MAX;
 
 /// A principal, as auth authenticated it.
 #[derive(Debug)]
@@ -55,7 +55,7 @@ impl CachedPrincipal {
         };
         CachedPrincipal {
             subject: subject.into(),
-            expires: AtomicI64::new(principal.expire_time.as_ref().map_or(NEVER, micros)),
+            expires: AtomicI64::new(principal.expire_time.as_ref().map_or(MAX_EXPIRY, micros)),
             principal: Arc::new(principal),
             ended: CancellationToken::new(),
             credential,

@@ -35,7 +35,7 @@ struct Changes {
     /// Every principal that a change may concern.
     principals: Vec<Weak<CachedPrincipal>>,
     cleanup_size: usize,
-    /// Principals whose calls in progress must be rechecked.
+    /// Principals with calls in progress that must be rechecked.
     pending_recheck: Vec<Weak<CachedPrincipal>>,
 }
 
