@@ -20,7 +20,7 @@ use hapa_proto::system::v1::{
     GetConfigStatusRequest, GetConfigStatusResponse, GetHealthRequest, GetHealthResponse,
 };
 use hapa_server::Server;
-use hapa_server::health::{Health, Part};
+use hapa_server::health::{ComponentStatus, Health};
 use hapa_transport::peer::Wire;
 use prost_types::Timestamp;
 use tokio::time::{sleep, timeout};
@@ -109,14 +109,16 @@ pub(crate) async fn mount(setup: Setup, server: &mut Server) -> anyhow::Result<(
     for (setting, address, services, role) in peers {
         let is_here = services.iter().any(|service| own.iter().any(|(own, _)| own == service));
         let Some(address) = address.filter(|_| !is_here) else { continue };
-        let Some(wire) = server.wire(setting, Some(address), services[0])? else { continue };
+        let Some(wire) = server.peer_channel(setting, Some(address), services[0])? else {
+            continue;
+        };
         for service in services {
             server.check(peer_check(service, role, wire.clone()));
         }
     }
     let last_cleanup = Cleanup::default();
     if let Some(wire) =
-        server.wire("ERRORS_ADDRESS", config.errors_address.as_deref(), ERRORS[0])?
+        server.peer_channel("ERRORS_ADDRESS", config.errors_address.as_deref(), ERRORS[0])?
     {
         server.spawn(last_cleanup.clone().ask(wire));
     }
@@ -168,7 +170,7 @@ impl SystemService for System {
         &self,
         _: Request<GetHealthRequest>,
     ) -> Result<Response<GetHealthResponse>, Status> {
-        let (parts, own) = (self.health.parts(), self.health.services());
+        let (parts, own) = (self.health.components(), self.health.services());
         Ok(Response::new(GetHealthResponse {
             uptime: self.health.uptime().as_secs_f64(),
             last_cleanup: self.last_cleanup.time(),
@@ -185,7 +187,11 @@ impl SystemService for System {
 }
 
 /// What the parts, this process's own services and a drain amount to.
-fn report(parts: &[Part], own: &[(&'static str, bool)], draining: bool) -> GetHealthResponse {
+fn report(
+    parts: &[ComponentStatus],
+    own: &[(&'static str, bool)],
+    draining: bool,
+) -> GetHealthResponse {
     let ill: Vec<_> = parts.iter().filter(|part| part.outcome.is_err()).collect();
     let mut problems: Vec<_> = ill.iter().map(|part| part.problem.clone()).collect();
     problems.dedup(); // a role of several services is one problem
@@ -224,13 +230,13 @@ fn is_vital(part: &str) -> bool {
 }
 
 /// Whether all parts of a name are well; none where there is none.
-fn connected(parts: &[Part], name: &str) -> Option<bool> {
+fn connected(parts: &[ComponentStatus], name: &str) -> Option<bool> {
     let mut named = parts.iter().filter(|part| part.name == name).peekable();
     named.peek()?;
     Some(named.all(|part| part.outcome.is_ok()))
 }
 
-fn mesh(parts: &[Part], own: &[(&'static str, bool)]) -> Vec<MeshService> {
+fn mesh(parts: &[ComponentStatus], own: &[(&'static str, bool)]) -> Vec<MeshService> {
     let own =
         own.iter().map(|(name, serves)| (*name, if *serves { "serving" } else { NOT_SERVING }));
     let peers = parts.iter().filter(|part| part.name.starts_with("hapa."));
@@ -256,9 +262,9 @@ mod tests {
 
     use super::*;
 
-    fn part(name: &'static str, outcome: Result<(), &str>) -> Part {
+    fn part(name: &'static str, outcome: Result<(), &str>) -> ComponentStatus {
         let outcome = outcome.map_err(str::to_owned);
-        Part {
+        ComponentStatus {
             name,
             problem: format!("no {name}"),
             needed_by: &[],

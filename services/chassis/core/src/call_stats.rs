@@ -21,6 +21,8 @@ pub struct Failure {
     pub incident_id: String,
     /// The message for the caller.
     pub message: String,
+    /// The causes, outermost first.
+    pub causes: Vec<String>,
 }
 
 impl Failure {
@@ -30,6 +32,7 @@ impl Failure {
             error_code: fault.code().to_string(),
             incident_id: fault.incident_id().to_owned(),
             message: fault.message().to_owned(),
+            causes: fault.causes().to_vec(),
         }
     }
 }

@@ -1,46 +1,47 @@
-//! Causes of failures by incident id, kept from where they occur until the end of the call takes them. The map is
-//! bounded and evicts the oldest causes.
+//! The causes of failures. They travel with the error from its origin to the end of the call.
 //!
-//! Causes are logged and stored, so they contain no foreign text: a database, a peer or a parser may quote
-//! the value that it rejects. Of such an error only the class and the published code are kept.
+//! A status carries them as metadata within the process. The middleware that records calls removes them from every
+//! status ([`take`]) before it leaves the server.
+//!
+//! Causes are logged and stored, so they contain no foreign text: a database, a peer or a parser may quote the value that
+//! it rejects. Of such an error only the class and the published code are kept.
 
-use std::collections::{HashMap, VecDeque};
 use std::error::Error;
 use std::io;
-use std::sync::{LazyLock, Mutex, MutexGuard, PoisonError};
 
 use sqlx::error::ErrorKind;
 use tonic::Status;
+use tonic::metadata::{MetadataMap, MetadataValue};
 
 use crate::redaction::scrub;
 use crate::rpc_error::{code_name, read};
 
-/// Maximum number of incidents in the map.
-const MAX_INCIDENTS: usize = 10_000;
-/// Maximum number of causes of one incident.
-const MAX_CAUSES: usize = 20;
+/// Maximum number of causes of one error.
+pub(crate) const MAX_CAUSES: usize = 20;
 /// Maximum length of a cause, in characters.
 const MAX_CAUSE_LEN: usize = 500;
+/// Metadata key of the causes of a status, with one value per cause, outermost first.
+pub const CAUSES: &str = "hapa-causes-bin";
 
-static CAUSES: LazyLock<Mutex<Causes>> = LazyLock::new(Mutex::default);
-
-#[derive(Debug, Default)]
-struct Causes {
-    by_incident: HashMap<String, Vec<String>>,
-    /// Incident ids in order of arrival; may contain ids whose causes have been taken.
-    order: VecDeque<String>,
+/// The cause without secrets, truncated to the maximum length.
+pub(crate) fn redact_cause(cause: &str) -> String {
+    scrub(cause, MAX_CAUSE_LEN)
 }
 
-/// Adds causes to an incident, outermost first, and redacts them.
-pub fn remember<T: AsRef<str>>(incident_id: &str, causes: impl Iterator<Item = T>) {
-    let causes: Vec<_> =
-        causes.take(MAX_CAUSES).map(|cause| scrub(cause.as_ref(), MAX_CAUSE_LEN)).collect();
-    lock().add(incident_id, causes);
+/// Adds causes to the metadata of a status.
+pub(crate) fn attach(causes: &[String], metadata: &mut MetadataMap) {
+    for cause in causes {
+        metadata.append_bin(CAUSES, MetadataValue::from_bytes(cause.as_bytes()));
+    }
 }
 
-/// Removes and returns the causes of an incident.
-pub fn take(incident_id: &str) -> Vec<String> {
-    lock().by_incident.remove(incident_id).unwrap_or_default()
+/// Removes and returns the causes in the metadata of a status.
+pub fn take(metadata: &mut MetadataMap) -> Vec<String> {
+    let values = metadata.get_all_bin(CAUSES);
+    let causes = values.iter().filter_map(|value| value.to_bytes().ok());
+    let causes = causes.map(|cause| String::from_utf8_lossy(&cause).into_owned()).collect();
+    metadata.remove_bin(CAUSES);
+    causes
 }
 
 /// The messages of an error and its sources that may be stored, outermost first.
@@ -124,27 +125,6 @@ fn peer_error_class(status: &Status) -> String {
 
 fn is_plain(text: &str) -> bool {
     text.len() <= 40 && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-')
-}
-
-fn lock() -> MutexGuard<'static, Causes> {
-    CAUSES.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-impl Causes {
-    fn add(&mut self, incident_id: &str, causes: Vec<String>) {
-        if let Some(known) = self.by_incident.get_mut(incident_id) {
-            known.extend(causes);
-            known.truncate(MAX_CAUSES);
-            return;
-        }
-        while self.order.len() >= MAX_INCIDENTS {
-            if let Some(oldest) = self.order.pop_front() {
-                self.by_incident.remove(&oldest);
-            }
-        }
-        self.order.push_back(incident_id.to_owned());
-        self.by_incident.insert(incident_id.to_owned(), causes);
-    }
 }
 
 #[cfg(test)]
@@ -231,18 +211,26 @@ mod tests {
     }
 
     #[test]
-    fn causes_are_taken_once_and_the_oldest_are_evicted() {
-        let mut causes = Causes::default();
-        for number in 0..=MAX_INCIDENTS {
-            causes.add(&format!("INC-{number}"), vec![number.to_string()]);
-        }
-        assert_eq!((causes.by_incident.len(), causes.order.len()), (MAX_INCIDENTS, MAX_INCIDENTS));
-        assert!(
-            !causes.by_incident.contains_key("INC-0") && causes.by_incident.contains_key("INC-1")
+    fn causes_travel_with_a_status_redacted_and_bounded_and_are_taken_once() {
+        let fault = Fault::internal("Bearer abc").because(&Own(sqlx::Error::PoolTimedOut));
+        let (mut status, other) = (Status::from(fault), Status::from(Fault::internal("other")));
+        let expected = [
+            "Bearer [removed]",
+            "an own sentence",
+            "no database connection became available in time",
+        ];
+        assert_eq!(
+            take(status.clone().metadata_mut()),
+            expected,
+            "a copy of the status has them too"
         );
-        remember("INC-X", ["one", "Bearer abc"].into_iter());
-        remember("INC-X", ["two"].into_iter());
-        assert_eq!(take("INC-X"), ["one", "Bearer [removed]", "two"]);
-        assert!(take("INC-X").is_empty());
+        assert_eq!(take(status.metadata_mut()), expected);
+        assert!(take(status.metadata_mut()).is_empty());
+        assert!(!status.metadata().contains_key(CAUSES));
+        assert_eq!(take(other.clone().metadata_mut()), ["other"]);
+        let many = (0..20).fold(Fault::internal("x".repeat(600)), |fault, _| fault.because(&other));
+        let causes = take(Status::from(many).metadata_mut());
+        assert_eq!(causes.len(), MAX_CAUSES);
+        assert!(causes[0].chars().count() <= MAX_CAUSE_LEN, "{}", causes[0]);
     }
 }

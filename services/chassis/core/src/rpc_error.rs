@@ -125,6 +125,7 @@ pub struct Fault {
     fields: Vec<(String, String)>,
     retry_after: Option<Duration>,
     quota_subject: Option<String>,
+    causes: Vec<String>,
 }
 
 impl Fault {
@@ -137,16 +138,17 @@ impl Fault {
             fields: Vec::new(),
             retry_after: None,
             quota_subject: None,
+            causes: Vec::new(),
         }
     }
 
     /// An internal error. It is logged here with its cause, which must contain no foreign text. The caller receives a
     /// fixed sentence.
     pub fn internal(cause: impl fmt::Display) -> Self {
-        let fault = Fault::new(ErrorCode::Internal, INTERNAL);
+        let mut fault = Fault::new(ErrorCode::Internal, INTERNAL);
         let cause = cause.to_string();
         fault.log(&cause);
-        error_chain::remember(&fault.incident_id, std::iter::once(cause));
+        fault.add_causes(&[cause]);
         fault
     }
 
@@ -154,10 +156,10 @@ impl Fault {
     /// errors of libraries and peers only the class and the code are kept, because their text may quote what a caller
     /// sent.
     #[must_use]
-    pub fn because(self, cause: &(dyn Error + 'static)) -> Self {
+    pub fn because(mut self, cause: &(dyn Error + 'static)) -> Self {
         let causes = error_chain::describe(cause);
         self.log(&causes.join(": "));
-        error_chain::remember(&self.incident_id, causes.into_iter());
+        self.add_causes(&causes);
         self
     }
 
@@ -195,6 +197,16 @@ impl Fault {
     /// The incident id: `INC-YYYYMMDD-XXXXXXXX`.
     pub fn incident_id(&self) -> &str {
         &self.incident_id
+    }
+
+    /// The causes, outermost first, without secrets and foreign text.
+    pub fn causes(&self) -> &[String] {
+        &self.causes
+    }
+
+    fn add_causes(&mut self, causes: &[String]) {
+        let room = error_chain::MAX_CAUSES - self.causes.len();
+        self.causes.extend(causes.iter().take(room).map(|cause| error_chain::redact_cause(cause)));
     }
 
     fn log(&self, cause: &dyn fmt::Display) {
@@ -235,6 +247,7 @@ impl From<Fault> for Status {
         }
         let grpc = entry.grpc.unwrap_or(Code::Internal);
         let mut status = Status::with_error_details(grpc, fault.message, details);
+        error_chain::attach(&fault.causes, status.metadata_mut());
         if let Some(delay) = fault.retry_after {
             let seconds = delay.as_secs() + u64::from(delay.subsec_nanos() > 0);
             status.metadata_mut().insert("retry-after", seconds.into());

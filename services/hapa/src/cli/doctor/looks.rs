@@ -253,12 +253,12 @@ fn route(role: &str, said: Option<Status>) -> Finding {
 pub(super) async fn spools(roles: &Roles) -> Vec<Finding> {
     let folder = &roles.server.common.data_dir;
     let advice = "are analytics and errors up? Runbook, HapaSpoolOld";
-    let most = roles.server.spool.spool_max_events;
+    let most = roles.server.outbox.outbox_max_events;
     let mut findings = vec![room(folder)];
     let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
-    for file in entries.map(|entry| entry.path()).filter(|path| outbox::is_spool(path)) {
+    for file in entries.map(|entry| entry.path()).filter(|path| outbox::is_outbox_file(path)) {
         let what = format!("spool {}", file.display());
-        let waiting = timeout(PATIENCE, outbox::waiting(&file)).await;
+        let waiting = timeout(PATIENCE, outbox::count_events(&file)).await;
         findings.push(match waiting {
             Ok(Ok(waiting)) if waiting >= most / 2 => {
                 Finding::ill(what, format!("{waiting} events wait, of {most} at most"), advice)
