@@ -157,7 +157,7 @@ impl Redis {
         let Ok(permit) = self.breaker().acquire(Instant::now()) else {
             return Err(Away { asked: false });
         };
-        match self.run(script, keys, arguments).await {
+        match self.run_within_timeout(script, keys, arguments).await {
             Ok(reply) => {
                 self.record(permit, Outcome::Success, None);
                 Ok(reply)
@@ -251,7 +251,7 @@ impl Redis {
         Ok(reply)
     }
 
-    async fn run<R: FromValue>(
+    async fn run_within_timeout<R: FromValue>(
         &self,
         script: &Script,
         keys: Vec<String>,
