@@ -118,6 +118,7 @@ impl Call {
     }
 
     /// A copy with the identity that admission has stored since this clone was made.
+    #[must_use]
     pub fn told(&self) -> Call {
         let Caller { principal, is_mesh } = self.report.caller();
         Call { principal, is_mesh, ..self.clone() }

@@ -72,7 +72,7 @@ pub async fn lock(path: &Path, name: &str, kind: Kind, what: &str) -> anyhow::Re
         match try_lock(&mut file, name, kind) {
             Ok(()) => return Ok(Lock { _file: file }),
             Err(TryLockError::WouldBlock) if begin.elapsed() < HANDOVER_TIMEOUT => {
-                sleep(RETRY_INTERVAL).await
+                sleep(RETRY_INTERVAL).await;
             }
             Err(TryLockError::WouldBlock) => {
                 let problem = format!(

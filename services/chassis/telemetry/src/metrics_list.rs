@@ -181,8 +181,8 @@ pub(crate) fn describe() {
 }
 
 /// Appends the metrics with aliases under their old names to a page in the text format of Prometheus.
-pub(crate) fn with_aliases(page: String) -> String {
-    let mut extended = page.clone();
+pub(crate) fn with_aliases(page: &str) -> String {
+    let mut extended = page.to_owned();
     for metric in KNOWN {
         for alias in metric.aliases {
             for line in page.lines().filter_map(|line| renamed_line(line, metric.name, alias)) {
@@ -214,6 +214,6 @@ mod tests {
                     hapa_outbox_depth{kind=\"usage\"} 3\n\nhapa_outbox_depths 1\nhapa_redis_up 1\n";
         let aliases = "# HELP hapa_spool_depth Deprecated: use hapa_outbox_depth\n\
                        # TYPE hapa_spool_depth gauge\nhapa_spool_depth{kind=\"usage\"} 3\n";
-        assert_eq!(with_aliases(page.to_owned()), format!("{page}{aliases}"));
+        assert_eq!(with_aliases(page), format!("{page}{aliases}"));
     }
 }

@@ -15,7 +15,7 @@ pub struct MetricsHandle(PrometheusHandle);
 impl MetricsHandle {
     /// The metrics in the text format of Prometheus. Renamed metrics appear under their old names too.
     pub fn render(&self) -> String {
-        metrics_list::with_aliases(self.0.render())
+        metrics_list::with_aliases(&self.0.render())
     }
 }
 
