@@ -164,7 +164,7 @@ async fn what_is_for_services_takes_the_mesh_token_and_nothing_else() {
 async fn two_mesh_tokens_are_accepted_while_one_is_being_replaced() {
     const NEXT: &str = "the-mesh-token-that-comes-next-is-long-too";
     for (also, text, is_accepted) in [(NEXT, NEXT, true), (NEXT, "", false), ("", "", false)] {
-        let world = World::with(&[&format!("--mesh-token-also={also}")]).await;
+        let world = World::with(&[&format!("--mesh-token-previous={also}")]).await;
         for (token, is_accepted) in [(world.mesh_token(), true), (text, is_accepted)] {
             let mut request = Request::new(ListKeysRequest::default());
             request.metadata_mut().insert("x-mesh-token", token.parse().unwrap());

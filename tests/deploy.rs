@@ -65,7 +65,7 @@ fn word(value: &Value) -> &str {
 /// Settings whose values nobody may read in a manifest.
 const SECRETS: [&str; 11] = [
     "MESH_TOKEN",
-    "MESH_TOKEN_ALSO",
+    "MESH_TOKEN_PREVIOUS",
     "API_KEY_PEPPER",
     "API_KEY_PEPPER_PREVIOUS",
     "SECRET_KEY",

@@ -149,7 +149,7 @@ fn every_error_code_is_documented_as_the_code_says_it() {
 fn every_metric_is_described_and_documented_as_the_code_says_it() {
     let rows: Vec<_> = KNOWN
         .iter()
-        .map(|Known { name, kind, unit, labels, help }| {
+        .map(|Known { name, kind, unit, labels, help, .. }| {
             let kind = match kind {
                 Kind::Counter => "counter",
                 Kind::Gauge => "gauge",

@@ -153,7 +153,7 @@ async fn a_uri_alone_proves_a_role_where_it_begins_as_it_must() {
     }
     // What codegen has to tell of the call comes to analytics.
     within("the call to be counted", async {
-        while mesh.metrics().await.sum("hapa_spool_shipped_total", &["usage"]) < 1.0 {
+        while mesh.metrics().await.sum("hapa_outbox_relayed_total", &["usage"]) < 1.0 {
             tokio::time::sleep(std::time::Duration::from_millis(10)).await;
         }
     })

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use hapa_proto::analytics::v1::UsageEvent;
 use hapa_proto::codegen::v1::codegen_service_client::CodegenServiceClient;
-use hapa_server::outbox::{Bounds, Receiver, Receivers, Spool};
+use hapa_server::outbox::{Outbox, OutboxLimits, Receiver, Receivers};
 use hapa_tests::engine::Engine;
 use hapa_tests::{Keeper, hapa, within};
 use hapa_transport::peer;
@@ -40,20 +40,21 @@ fn setting(name: &str) -> String {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "a process of the test below"]
 async fn sender() {
-    let (spool, mut tasks) = (Spool::default(), JoinSet::new());
+    let (outbox, mut tasks) = (Outbox::default(), JoinSet::new());
     let address = format!("http://127.0.0.1:{}", setting(PORT));
     let client =
         peer::AnalyticsClient::new(peer::wire(&address, &SecretString::from("any")).unwrap());
-    let receivers = Receivers { analytics: Some(Receiver { client, own: false }), errors: None };
-    let bounds = Bounds { most: 1_000_000, oldest: Duration::from_hours(1) };
+    let receivers =
+        Receivers { analytics: Some(Receiver { client, is_own_process: false }), errors: None };
+    let limits = OutboxLimits { max_events: 1_000_000, max_age: Duration::from_hours(1) };
     let path = PathBuf::from(setting(FOLDER)).join("spool-sender.db");
-    let work = spool.open(path, bounds, receivers).await.unwrap();
-    work.run(|task| drop(tasks.spawn(task)), &CancellationToken::new());
+    let outbox_tasks = outbox.open(path, limits, receivers).await.unwrap();
+    outbox_tasks.run(|task| drop(tasks.spawn(task)), &CancellationToken::new());
     let mut lines = BufReader::new(tokio::io::stdin()).lines();
     let mut calls = JoinSet::new();
     while let Some(event_id) = lines.next_line().await.unwrap() {
         let event = UsageEvent { event_id, method: "/a/b".to_owned(), ..UsageEvent::default() };
-        let receipt = spool.append(Some(&event), None).expect("there is room");
+        let receipt = outbox.append(Some(&event), None).expect("there is room");
         calls.spawn(async move {
             let what = if receipt.await { "stored" } else { "late" };
             println!("{what} {}", event.event_id);

@@ -137,7 +137,7 @@ async fn mount_roles(
     let mut stores = Stores::new(common.clone(), &name);
     let mut server = Server::new(roles.server, listeners).await?;
     if let Some(exporter) = exporter {
-        server.exports(exporter);
+        server.set_exporter(exporter);
     }
     if let Some(config) = &roles.auth {
         server.mount(services::auth(config, &common, &server, &mut stores).await?).await;

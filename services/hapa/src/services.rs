@@ -23,7 +23,8 @@ pub(crate) async fn auth(
         common: common.clone(),
         store: stores.open(hapa_auth::STORE, hapa_auth::SERVICES).await?,
         shutdown: server.shutdown(),
-        find_undelivered_events: async move { outbox::find_of_callers(&data_dir).await }.boxed(),
+        find_undelivered_events: async move { outbox::find_with_user_events(&data_dir).await }
+            .boxed(),
     };
     hapa_auth::service(config, dependencies).await
 }
@@ -35,7 +36,7 @@ pub(crate) fn codegen(
 ) -> anyhow::Result<ServiceSpec> {
     let dependencies = hapa_codegen::Dependencies {
         common: common.clone(),
-        auth: server.auth()?,
+        auth: server.auth_client()?,
         shutdown: server.shutdown(),
         principals: principals(server),
     };
@@ -44,7 +45,7 @@ pub(crate) fn codegen(
 
 /// A handle of the server's principal cache. The cache is empty until the server serves.
 fn principals(server: &Server) -> PrincipalCacheHandle {
-    let (cache, cleared) = (server.callers(), server.callers());
+    let (cache, cleared) = (server.principal_cache(), server.principal_cache());
     let stats = move || {
         let cache = Arc::clone(&cache);
         async move {
@@ -59,7 +60,7 @@ fn principals(server: &Server) -> PrincipalCacheHandle {
         let cache = Arc::clone(&cleared);
         async move {
             match cache.get() {
-                Some(cache) => cache.forget().await,
+                Some(cache) => cache.clear().await,
                 None => 0,
             }
         }
@@ -86,13 +87,13 @@ pub(crate) async fn errors(
     stores: &mut Stores,
 ) -> anyhow::Result<ServiceSpec> {
     let address = server.config().analytics_address.as_deref();
-    let outbox = server.spool();
+    let outbox = server.outbox();
     let record =
         move |occurrence: &_| Some(outbox.append(None, Some(occurrence))?.map(drop).boxed());
     let dependencies = hapa_errors::Dependencies {
         store: stores.open(hapa_errors::STORE, hapa_errors::SERVICES).await?,
         shutdown: server.shutdown(),
-        analytics: server.wire("ANALYTICS_ADDRESS", address, ANALYTICS)?,
+        analytics: server.peer_channel("ANALYTICS_ADDRESS", address, ANALYTICS)?,
         recorder: OccurrenceRecorder(Arc::new(record)),
     };
     Ok(hapa_errors::service(config, dependencies))

@@ -20,7 +20,7 @@ use hapa_proto::system::v1::{
     GetConfigStatusRequest, GetConfigStatusResponse, GetHealthRequest, GetHealthResponse,
 };
 use hapa_server::Server;
-use hapa_server::health::{Health, Part};
+use hapa_server::health::{ComponentStatus, Health};
 use hapa_transport::peer::Wire;
 use prost_types::Timestamp;
 use tokio::time::{sleep, timeout};
@@ -104,15 +104,19 @@ pub(crate) async fn mount(
     for (setting, address, services, role) in peers {
         let is_local = services.iter().any(|service| own.iter().any(|(own, _)| own == service));
         let Some(address) = address.filter(|_| !is_local) else { continue };
-        let Some(wire) = server.wire(setting, Some(address), services[0])? else { continue };
+        let Some(wire) = server.peer_channel(setting, Some(address), services[0])? else {
+            continue;
+        };
         for service in services {
             server.check(peer_check(service, role, wire.clone()));
         }
     }
     let last_cleanup = LastCleanup::default();
-    if let Some(wire) =
-        server.wire("ERRORS_ADDRESS", config.errors_address.as_deref(), ERRORS_SERVICES[0])?
-    {
+    if let Some(wire) = server.peer_channel(
+        "ERRORS_ADDRESS",
+        config.errors_address.as_deref(),
+        ERRORS_SERVICES[0],
+    )? {
         server.spawn(last_cleanup.clone().poll(wire));
     }
     let system = SystemRpc { config_status, health: server.health(), last_cleanup };
@@ -168,7 +172,7 @@ impl SystemService for SystemRpc {
         &self,
         _: Request<GetHealthRequest>,
     ) -> Result<Response<GetHealthResponse>, Status> {
-        let (parts, own) = (self.health.parts(), self.health.services());
+        let (parts, own) = (self.health.components(), self.health.services());
         Ok(Response::new(GetHealthResponse {
             uptime: self.health.uptime().as_secs_f64(),
             last_cleanup: self.last_cleanup.get(),
@@ -186,7 +190,7 @@ impl SystemService for SystemRpc {
 
 /// The health of the mesh, from the results of all checks, the services of this process and its drain state.
 fn health_report(
-    parts: &[Part],
+    parts: &[ComponentStatus],
     own: &[(&'static str, bool)],
     is_draining: bool,
 ) -> GetHealthResponse {
@@ -228,13 +232,13 @@ fn is_vital(part: &str) -> bool {
 }
 
 /// Whether all parts of this name are healthy; `None` if there is no such part.
-fn connected(parts: &[Part], name: &str) -> Option<bool> {
+fn connected(parts: &[ComponentStatus], name: &str) -> Option<bool> {
     let mut named = parts.iter().filter(|part| part.name == name).peekable();
     named.peek()?;
     Some(named.all(|part| part.outcome.is_ok()))
 }
 
-fn mesh_services(parts: &[Part], own: &[(&'static str, bool)]) -> Vec<MeshService> {
+fn mesh_services(parts: &[ComponentStatus], own: &[(&'static str, bool)]) -> Vec<MeshService> {
     let own =
         own.iter().map(|(name, serves)| (*name, if *serves { "serving" } else { NOT_SERVING }));
     let peers = parts.iter().filter(|part| part.name.starts_with("hapa."));
@@ -260,9 +264,9 @@ mod tests {
 
     use super::*;
 
-    fn part(name: &'static str, outcome: Result<(), &str>) -> Part {
+    fn part(name: &'static str, outcome: Result<(), &str>) -> ComponentStatus {
         let outcome = outcome.map_err(str::to_owned);
-        Part {
+        ComponentStatus {
             name,
             problem: format!("no {name}"),
             needed_by: &[],

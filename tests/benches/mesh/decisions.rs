@@ -9,7 +9,7 @@ use anyhow::{Context as _, ensure};
 use hapa_proto::auth::v1::CreateKeyRequest;
 use hapa_proto::auth::v1::auth_service_client::AuthServiceClient;
 use hapa_proto::auth::v1::key_service_client::KeyServiceClient;
-use hapa_server::auth::principal_cache::{Callers, Presented};
+use hapa_server::auth::principal_cache::{Credential, PrincipalCache};
 use hapa_store::rate_limit::{LimitConfig, Limiter, Rate};
 use hapa_transport::peer::{self, MESH_TOKEN};
 use secrecy::{ExposeSecret as _, SecretString};
@@ -49,7 +49,7 @@ pub(crate) async fn measure(stage: &Stage, batches: usize) -> anyhow::Result<Tab
         let whose = if many == 1 { "one key".to_owned() } else { format!("{many} keys by turns") };
         let known = timed(batches, async |at| {
             let Some(presented) = read(&keys[at % many]) else { return false };
-            callers.known(&presented).await.is_some()
+            callers.cached(&presented).await.is_some()
         });
         row(
             format!("who calls, with its checksum and SHA-256, {whose}"),
@@ -78,8 +78,8 @@ pub(crate) fn limiter(redis: Option<&SecretString>) -> anyhow::Result<Limiter> {
     Limiter::new(&limits, redis)
 }
 
-fn read(key: &str) -> Option<Presented> {
-    black_box(Presented::read(black_box(key), false))
+fn read(key: &str) -> Option<Credential> {
+    black_box(Credential::parse(black_box(key), false))
 }
 
 /// Batches of a decision that must be a yes; it is told its number in the batch.
@@ -120,9 +120,11 @@ async fn make_keys(stage: &Stage) -> anyhow::Result<Vec<String>> {
 }
 
 /// Who called is remembered for 5 s here, where no change is heard: longer than all this takes.
-async fn remembering(stage: &Stage, keys: &[String]) -> anyhow::Result<Callers> {
-    let callers =
-        Callers::new(AuthServiceClient::new(peer::wire(&address(stage), &stage.mesh_token)?));
+async fn remembering(stage: &Stage, keys: &[String]) -> anyhow::Result<PrincipalCache> {
+    let callers = PrincipalCache::new(AuthServiceClient::new(peer::wire(
+        &address(stage),
+        &stage.mesh_token,
+    )?));
     for key in keys {
         let presented = read(key).context("no key")?;
         let found = callers.find(&presented).await;

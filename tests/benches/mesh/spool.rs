@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use hapa_proto::analytics::v1::UsageEvent;
-use hapa_server::outbox::{Bounds, Receiver, Receivers, Spool};
+use hapa_server::outbox::{Outbox, OutboxLimits, Receiver, Receivers};
 use hapa_transport::peer;
 use secrecy::SecretString;
 use tokio::task::JoinSet;
@@ -21,21 +21,23 @@ const TARGET: f64 = 50.0;
 /// Calls that end at once.
 const TOGETHER: usize = 32;
 /// None is dropped.
-const BOUNDS: Bounds = Bounds { most: 1_000_000, oldest: Duration::from_hours(1) };
+const LIMITS: OutboxLimits =
+    OutboxLimits { max_events: 1_000_000, max_age: Duration::from_hours(1) };
 const NOBODY: &str = "http://127.0.0.1:1";
 
 pub(crate) async fn measure(rounds: usize) -> anyhow::Result<Table> {
     let folder = tempfile::tempdir()?;
-    let (spool, mut tasks) = (Spool::default(), JoinSet::new());
+    let (outbox, mut tasks) = (Outbox::default(), JoinSet::new());
     let client = peer::AnalyticsClient::new(peer::wire(NOBODY, &SecretString::from("any"))?);
-    let receivers = Receivers { analytics: Some(Receiver { client, own: false }), errors: None };
-    let work = spool.open(folder.path().join("spool.db"), BOUNDS, receivers).await?;
-    work.run(|task| drop(tasks.spawn(task)), &CancellationToken::new());
+    let receivers =
+        Receivers { analytics: Some(Receiver { client, is_own_process: false }), errors: None };
+    let outbox_tasks = outbox.open(folder.path().join("spool.db"), LIMITS, receivers).await?;
+    outbox_tasks.run(|task| drop(tasks.spawn(task)), &CancellationToken::new());
 
     let title = format!("Remembering a call, {rounds} rounds, in us");
     let mut table = Table::new(title, &["", "median", "p99", "target"]);
     for together in [1, TOGETHER] {
-        let Timed { handed, written, late } = timed(&spool, rounds, together).await?;
+        let Timed { handed, written, late } = timed(&outbox, rounds, together).await?;
         let calls =
             if together == 1 { "one call".to_owned() } else { format!("{together} calls at once") };
         let median = handed.median() * 1e3;
@@ -63,7 +65,7 @@ struct Timed {
     late: usize,
 }
 
-async fn timed(spool: &Spool, rounds: usize, together: usize) -> anyhow::Result<Timed> {
+async fn timed(outbox: &Outbox, rounds: usize, together: usize) -> anyhow::Result<Timed> {
     let mut timed = Timed::default();
     let mut receipts = Vec::with_capacity(together);
     for _ in 0..rounds {
@@ -71,7 +73,7 @@ async fn timed(spool: &Spool, rounds: usize, together: usize) -> anyhow::Result<
         let begin = Instant::now();
         for event in &events {
             let from = Instant::now();
-            receipts.push(spool.append(Some(event), None).context("there is no room")?);
+            receipts.push(outbox.append(Some(event), None).context("there is no room")?);
             timed.handed.push(from.elapsed());
         }
         for receipt in receipts.drain(..) {

@@ -1,8 +1,9 @@
-//! The rows of the access table: each service lists its RPCs, and what is not listed is refused.
+//! The access table: each service lists its RPCs with the required credential. The server refuses every RPC that is
+//! not listed.
 
 use std::collections::HashMap;
 
-/// What a key may be allowed to do.
+/// Every scope that a key or a user can have.
 pub const SCOPES: &[&str] = &[
     "codegen:generate",
     "codegen:complete",
@@ -15,97 +16,97 @@ pub const SCOPES: &[&str] = &[
     "auth:admin",
 ];
 
-/// What a user may do unless its maker says otherwise.
+/// Scopes of a new user if the request names none.
 pub const DEFAULT_SCOPES: &[&str] =
     &["codegen:generate", "codegen:complete", "errors:read", "analytics:read"];
 
-/// What a caller must show.
+/// The credential that an RPC requires.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Access {
-    /// Nothing: health and reflection, which live as long as they want.
+    /// None: health and reflection, whose streams have no deadline.
     Public,
-    /// Nothing, since it is how one comes by a credential; failures count for the address.
+    /// None, because the RPC issues credentials. Failures count against the client's network.
     Open,
-    /// Any credential that is alive; the handler shows what is its caller's.
+    /// Any valid credential. The handler returns only what belongs to the caller.
     Caller,
-    /// A session, for what is its user's; or a credential with this scope, for everything.
+    /// A session, for data of its own user; or a credential with this scope, for all data.
     Own(&'static str),
     /// A credential with this scope.
     Scope(&'static str),
-    /// A credential with one of these scopes; the handler shows what its caller's gives.
+    /// A credential with one of these scopes. The handler limits the result to what that scope permits.
     AnyScope(&'static [&'static str]),
-    /// To be a service: by the mesh token, or by a certificate with one of the row's roles.
+    /// The mesh token, or a certificate with one of the RPC's roles.
     Mesh,
 }
 
-/// Calls in a window of seconds, unless the key says otherwise.
+/// Calls, and the window in seconds, unless the key has a limit of its own.
 pub type DefaultLimit = (u32, u32);
 
-/// One RPC of a service.
+/// The access rule of one RPC.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Rpc {
     /// `/package.Service/Method`.
     pub path: &'static str,
-    /// What a caller must show.
+    /// The required credential.
     pub access: Access,
-    /// None: DEFAULT_RATE_LIMIT in RATE_LIMIT_WINDOW_MINUTES.
+    /// `None`: DEFAULT_RATE_LIMIT in RATE_LIMIT_WINDOW_MINUTES.
     pub limit: Option<DefaultLimit>,
-    /// Whose certificates suffice, besides an operator's where it is not for services alone. None:
-    /// every service's where it is, and nobody's where it is not.
+    /// Roles that may call this RPC with a client certificate. `None`: all service roles if the RPC is
+    /// service-only, otherwise none. An operator's certificate may call every RPC that is not service-only.
     pub by: Option<&'static [&'static str]>,
 }
 
-/// The roles that are services.
+/// The roles of services.
 pub const SERVICES: &[&str] = &["auth", "codegen", "errors", "analytics"];
 
-/// The role of people who operate the mesh.
+/// The role of operators' certificates.
 pub const OPERATOR: &str = "operator";
 
 /// The role of the gateway.
 pub const GATEWAY: &str = "gateway";
 
 impl Rpc {
-    /// A row with the default limit.
+    /// A rule with the default limit.
     pub const fn new(path: &'static str, access: Access) -> Self {
         Rpc { path, access, limit: None, by: None }
     }
 
-    /// The same row with a limit of its own.
+    /// The same rule with its own limit.
     #[must_use]
     pub const fn limited(self, calls: u32, window_seconds: u32) -> Self {
         Rpc { limit: Some((calls, window_seconds)), ..self }
     }
 
-    /// Whether anyone may call it.
+    /// Whether the RPC can be called without a credential.
     pub fn needs_no_credential(&self) -> bool {
         matches!(self.access, Access::Public | Access::Open)
     }
 
-    /// Whether it lives as long as its caller wants to hear news.
+    /// Whether the RPC is an event stream, which lasts until its client disconnects.
     pub fn is_watch(&self) -> bool {
         self.method().starts_with("Watch")
     }
 
-    /// The same row for services with these roles, where certificates prove them.
+    /// The same rule with these roles for client certificates.
     #[must_use]
     pub const fn by(self, roles: &'static [&'static str]) -> Self {
         Rpc { by: Some(roles), ..self }
     }
 
-    /// Whether a certificate with this role suffices.
+    /// Whether a certificate with this role may call the RPC.
     pub fn takes(&self, role: &str) -> bool {
         let for_services = self.access == Access::Mesh;
-        let usual = if for_services { SERVICES } else { &[] };
-        !for_services && role == OPERATOR || self.by.unwrap_or(usual).contains(&role)
+        let default_roles = if for_services { SERVICES } else { &[] };
+        !for_services && role == OPERATOR || self.by.unwrap_or(default_roles).contains(&role)
     }
 
-    /// The last part of the path.
+    /// The last segment of the path.
     pub fn method(&self) -> &'static str {
         self.path.rsplit('/').next().unwrap_or(self.path)
     }
 }
 
-/// The rows of what every server has beside its services.
+/// The access rules of health and reflection, which every server has.
 pub const BUILT_IN: &[Rpc] = &[
     Rpc::new("/grpc.health.v1.Health/Check", Access::Public),
     Rpc::new("/grpc.health.v1.Health/Watch", Access::Public),
@@ -113,15 +114,17 @@ pub const BUILT_IN: &[Rpc] = &[
     Rpc::new("/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo", Access::Public),
 ];
 
-/// Every row of a server, by path.
+/// The access rules of a server, by path.
 #[derive(Clone, Debug, Default)]
 pub struct Table(HashMap<&'static str, &'static Rpc>);
 
 impl Table {
+    /// Adds the rules of a service.
     pub fn add(&mut self, rows: &'static [Rpc]) {
         self.0.extend(rows.iter().map(|row| (row.path, row)));
     }
 
+    /// The rule of an RPC; `None` if the RPC is unknown.
     pub fn find(&self, path: &str) -> Option<&'static Rpc> {
         self.0.get(path).copied()
     }

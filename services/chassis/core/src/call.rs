@@ -1,4 +1,4 @@
-//! What is known about a call from its first byte on; handlers and inner layers read it.
+//! The context of a call. The server creates it when the request headers arrive; handlers and middleware read it.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -13,48 +13,48 @@ use crate::access::Rpc;
 use crate::call_stats::{Caller, Report};
 use crate::rpc_error::Fault;
 
-/// Longest request id that is taken over from a caller.
-const LONGEST_ID: usize = 128;
+/// Maximum length of a client's request id, in characters.
+const MAX_REQUEST_ID_LEN: usize = 128;
 
-/// The span's field for the id in a request's body.
+/// The span field for the request id in the body of a request.
 pub const BODY_ID: &str = "body_request_id";
 
-/// One call.
+/// The context of one call.
 #[derive(Clone, Debug)]
 pub struct Call {
-    /// The caller's `x-request-id`, or a new UUIDv7.
+    /// The client's `x-request-id`, or a new UUIDv7.
     pub request_id: Arc<str>,
-    /// When it arrived.
+    /// Time of arrival.
     pub arrived: Instant,
-    /// When it must have ended; none where only the caller decides.
+    /// Time at which the call must have ended; `None` if only the client ends it.
     pub deadline: Option<Instant>,
-    /// Its row of the access table, none for an unknown method.
+    /// The access rule of the RPC; `None` for an unknown method.
     pub rpc: Option<&'static Rpc>,
-    /// From where it came: the client's address, as far as trusted proxies say.
+    /// The client's address, as far as trusted proxies report it.
     pub address: IpAddr,
-    /// Who calls, once admitted with a key or a session.
+    /// The caller's identity, after admission with a key or a session.
     pub principal: Option<Arc<Principal>>,
-    /// Whether the caller is a service of the mesh, or an operator who holds its token.
+    /// Whether the caller is a service of the mesh, or an operator with the mesh token.
     pub is_mesh: bool,
-    /// Fires when the caller's credential ends; none where no credential is behind the call.
+    /// Fires when the caller's credential expires or is revoked; `None` for a call without a credential.
     pub ended: Option<CancellationToken>,
-    /// What is noted about it, shared by its clones.
+    /// Statistics of the call, shared by its clones.
     report: Report,
 }
 
 impl Call {
-    /// The call that a request belongs to.
+    /// The context in the extensions of a request. Fails with E5004 if there is none.
     pub fn of(extensions: &Extensions) -> Result<Call, Status> {
         let call = extensions.get::<Call>().cloned();
-        call.ok_or_else(|| Fault::internal("a handler ran outside of the layers").into())
+        call.ok_or_else(|| Fault::internal("a handler ran without the server's middleware").into())
     }
 
-    /// Whether the caller may do everything.
+    /// Whether the caller has all permissions.
     pub fn is_admin(&self) -> bool {
         self.is_mesh || self.has_scope("auth:admin")
     }
 
-    /// Whether the caller may see what belongs to `owner`.
+    /// Whether the caller may read data of `owner`.
     pub fn may_see(&self, owner: &str) -> bool {
         let principal = self.principal.as_ref();
         self.is_admin() || principal.is_some_and(|principal| principal.owner == owner)
@@ -66,7 +66,7 @@ impl Call {
         principal.is_some_and(|principal| principal.scopes.iter().any(|own| own == scope))
     }
 
-    /// Who calls, as audit and quota failures name it.
+    /// The caller's name in audit events and quota failures, such as `key:key_ab12`.
     pub fn actor(&self) -> String {
         match &self.principal {
             Some(principal) if principal.key_id.is_empty() => {
@@ -78,23 +78,24 @@ impl Call {
         }
     }
 
-    /// The same call for work that others may share: no deadline and no end of a credential ends it,
-    /// and what it does is noted apart.
+    /// A copy for work that several calls may share: it has no deadline, is independent of the credential's end, and
+    /// has its own statistics.
     #[must_use]
     pub fn apart(&self) -> Call {
         Call { deadline: None, ended: None, report: Report::default(), ..self.clone() }
     }
 
-    /// Where its handler notes what it does, for the event that remembers the call.
+    /// The statistics of the call, from which the server builds the usage event.
     pub fn report(&self) -> &Report {
         &self.report
     }
 
-    /// Puts the id that a request's body gives it beside the call's own, in every log line.
+    /// Adds the request id of a request's body to every log line of the call.
     pub fn also_named(&self, request_id: &str) {
         tracing::Span::current().record(BODY_ID, request_id);
     }
 
+    /// The context of a call that has just arrived. An invalid request id is replaced by a new one.
     pub fn new(presented_id: Option<&str>, rpc: Option<&'static Rpc>, address: IpAddr) -> Call {
         let id = presented_id.filter(|id| is_request_id(id));
         Call {
@@ -110,21 +111,22 @@ impl Call {
         }
     }
 
-    /// Says to all clones who calls.
+    /// Stores the caller's identity in the shared statistics, so that all clones have access to it.
     pub fn admitted(&self) {
         let principal = self.principal.clone();
-        self.report.admit(Caller { principal, is_mesh: self.is_mesh });
+        self.report.set_caller(Caller { principal, is_mesh: self.is_mesh });
     }
 
-    /// The same call, with what admission found out since it was cloned.
+    /// A copy with the identity that admission has stored since this clone was made.
+    #[must_use]
     pub fn told(&self) -> Call {
         let Caller { principal, is_mesh } = self.report.caller();
         Call { principal, is_mesh, ..self.clone() }
     }
 }
 
-/// Whether a text may name a request in logs and replies.
+/// Whether a text is a valid request id: 1 to 128 letters, digits, `-`, `_` and `.`.
 pub fn is_request_id(text: &str) -> bool {
     let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte);
-    (1..=LONGEST_ID).contains(&text.len()) && text.bytes().all(plain)
+    (1..=MAX_REQUEST_ID_LEN).contains(&text.len()) && text.bytes().all(plain)
 }

@@ -1,7 +1,7 @@
-//! What a call turned out to be: who called, as admission found out, and what handlers note about
-//! their work. All clones of a `Call` share one, which is read when the call ends, however it ends.
+//! Statistics of a call: the caller's identity from admission, and what handlers record about their work. All clones
+//! of a `Call` share them. The server reads them when the call ends, in success, failure and cancellation.
 
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use hapa_proto::auth::v1::Principal;
@@ -9,28 +9,35 @@ use tokio::time::Instant;
 
 use crate::rpc_error::Fault;
 
-/// Failures of one call that were overcome: more are not remembered.
-const MOST_OVERCOME: usize = 8;
+/// Maximum number of recovered errors that one call records.
+const MAX_RECOVERED_ERRORS: usize = 8;
 
-/// A published failure.
+/// A failure as it is published.
 #[derive(Clone, Debug)]
 pub struct Failure {
+    /// The error code, such as "E5003".
     pub error_code: String,
+    /// The incident id, such as `INC-20260101-0123ABCD`.
     pub incident_id: String,
+    /// The message for the caller.
     pub message: String,
+    /// The causes, outermost first.
+    pub causes: Vec<String>,
 }
 
 impl Failure {
+    /// The published parts of an error.
     pub fn of(fault: &Fault) -> Failure {
         Failure {
             error_code: fault.code().to_string(),
             incident_id: fault.incident_id().to_owned(),
             message: fault.message().to_owned(),
+            causes: fault.causes().to_vec(),
         }
     }
 }
 
-/// What is noted about one call.
+/// The statistics of one call. Clones share them.
 #[derive(Clone, Debug, Default)]
 pub struct Report(Arc<Inner>);
 
@@ -40,120 +47,135 @@ struct Inner {
     work: Mutex<Work>,
 }
 
-/// Who called, as admission found out.
+/// The caller's identity, as admission determined it.
 #[derive(Clone, Debug, Default)]
 pub struct Caller {
+    /// The owner of the key or session; `None` for services and for calls without a credential.
     pub principal: Option<Arc<Principal>>,
+    /// Whether the caller is a service of the mesh, or an operator with the mesh token.
     pub is_mesh: bool,
 }
 
-/// What was done for the caller.
+/// What the call used and how long its parts took.
 #[derive(Clone, Debug, Default)]
 pub struct Work {
+    /// Name of the model.
     pub model: String,
-    /// Whether the model's name is the caller's word alone.
+    /// Whether the model is absent from the engines' list.
     pub unlisted: bool,
+    /// Kind of work, such as "generate".
     pub task: String,
+    /// Tokens of the prompt.
     pub prompt_tokens: u32,
+    /// Tokens of the answer.
     pub completion_tokens: u32,
+    /// From the call's arrival to the first token.
     pub first_token: Option<Duration>,
+    /// Mean time between two tokens.
     pub between_tokens: Option<Duration>,
+    /// Whether the call has looked up a cache.
     pub cacheable: bool,
+    /// Whether the cache had the answer.
     pub cached: bool,
-    /// Waiting for a place at the engines, and then for what an engine said.
+    /// Time in the queue for an engine slot.
     pub queued: Duration,
+    /// From the engine request to the end of its answer, retries included.
     pub engine: Duration,
-    /// When an engine said what the caller has not been given yet.
-    heard: Option<Instant>,
-    /// What failed and was overcome.
+    /// Arrival of an engine's chunk that the caller has not received yet.
+    upstream_chunk_at: Option<Instant>,
+    /// Errors that the call recovered from.
     pub overcome: Vec<Failure>,
 }
 
-/// Where a call's time went.
+/// The parts of a call's duration.
 #[derive(Clone, Copy, Debug)]
 pub struct Times {
+    /// Time in the queue for an engine slot.
     pub queued: Duration,
+    /// From the engine request to the end of its answer, retries included.
     pub engine: Duration,
+    /// From the call's arrival to the first token.
     pub first_token: Option<Duration>,
 }
 
 impl Report {
-    /// The model that answers.
+    /// Sets the name of the model.
     pub fn model(&self, name: &str) {
         self.note(|work| name.clone_into(&mut work.model));
     }
 
-    /// Nobody but the caller knows the model: it is not remembered of a call that fails, or callers
-    /// would make as many names as they like.
+    /// Marks the model as absent from the engines' list. The usage event of a failed call then omits it, so that
+    /// clients cannot create unbounded label values.
     pub fn unlisted(&self) {
         self.note(|work| work.unlisted = true);
     }
 
-    /// The kind of work.
+    /// Sets the kind of work.
     pub fn task(&self, name: &str) {
         self.note(|work| name.clone_into(&mut work.task));
     }
 
-    /// Tokens of the prompt and of the answer, as far as they are known.
+    /// Sets the token counts of the prompt and of the answer, as far as they are known.
     pub fn tokens(&self, prompt: u32, completion: u32) {
         self.note(|work| (work.prompt_tokens, work.completion_tokens) = (prompt, completion));
     }
 
-    /// From the call's arrival to the first token.
+    /// Sets the time from the call's arrival to the first token.
     pub fn time_to_first_token(&self, span: Duration) {
         self.note(|work| work.first_token = Some(span));
     }
 
-    /// Between two tokens, on average.
+    /// Sets the mean time between two tokens.
     pub fn between_tokens(&self, span: Duration) {
         self.note(|work| work.between_tokens = Some(span));
     }
 
-    /// For so long it waited for a place at the engines.
+    /// Sets the time in the queue for an engine slot.
     pub fn queued(&self, span: Duration) {
         self.note(|work| work.queued = span);
     }
 
-    /// From the question to an engine to the end of its answer, with what was asked again.
+    /// Sets the time from the engine request to the end of its answer, retries included.
     pub fn engine(&self, span: Duration) {
         self.note(|work| work.engine = span);
     }
 
-    /// An engine spoke at this time, and what it said is now on its way to the caller.
+    /// Records when an engine's chunk arrived that is being written to the caller.
     pub fn heard(&self, at: Instant) {
-        self.note(|work| work.heard = Some(at));
+        self.note(|work| work.upstream_chunk_at = Some(at));
     }
 
-    /// The same, where what was noted apart is given to this call.
-    pub fn hear_from(&self, apart: &Report) {
-        if let Some(at) = apart.take_heard() {
+    /// Moves the arrival time of the latest chunk from detached statistics to these.
+    pub fn hear_from(&self, detached: &Report) {
+        if let Some(at) = detached.take_heard() {
             self.heard(at);
         }
     }
 
-    /// Once for each time that an engine spoke.
+    /// Removes and returns the arrival time of the latest chunk.
     pub fn take_heard(&self) -> Option<Instant> {
-        self.0.work.lock().unwrap_or_else(PoisonError::into_inner).heard.take()
+        self.lock().upstream_chunk_at.take()
     }
 
-    /// A cache was asked, and answered or did not.
-    pub fn cache(&self, answered: bool) {
-        self.note(|work| (work.cacheable, work.cached) = (true, answered));
+    /// Records a cache lookup.
+    pub fn cache(&self, is_hit: bool) {
+        self.note(|work| (work.cacheable, work.cached) = (true, is_hit));
     }
 
-    /// Something failed, and the call went on all the same: an occurrence that nobody was shown.
+    /// Records an error that the call recovered from, so that the caller does not receive it. At most 8 are kept.
     pub fn overcame(&self, fault: &Fault) {
         self.note(|work| {
-            if work.overcome.len() < MOST_OVERCOME {
+            if work.overcome.len() < MAX_RECOVERED_ERRORS {
                 work.overcome.push(Failure::of(fault));
             }
         });
     }
 
-    /// Takes over what was noted apart: what was used, and what was overcome.
-    pub fn take_over(&self, apart: &Report) -> (u32, u32) {
+    /// Takes over times, token counts and recovered errors of detached statistics. Returns the token counts of the
+    /// prompt and of the answer.
+    pub fn take_over(&self, detached: &Report) -> (u32, u32) {
         let (used, times, overcome) = {
-            let mut work = apart.0.work.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut work = detached.lock();
             let used = (work.prompt_tokens, work.completion_tokens);
             (used, (work.queued, work.engine), std::mem::take(&mut work.overcome))
         };
@@ -161,31 +183,39 @@ impl Report {
             (work.queued, work.engine) = times;
             (work.prompt_tokens, work.completion_tokens) = used;
             work.overcome.extend(overcome);
-            work.overcome.truncate(MOST_OVERCOME);
+            work.overcome.truncate(MAX_RECOVERED_ERRORS);
         });
         used
     }
 
+    /// A copy of what has been recorded so far.
     pub fn work(&self) -> Work {
-        self.0.work.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.lock().clone()
     }
 
+    /// The parts of the call's duration that have been recorded so far.
     pub fn times(&self) -> Times {
-        let work = self.0.work.lock().unwrap_or_else(PoisonError::into_inner);
+        let work = self.lock();
         let Work { queued, engine, first_token, .. } = &*work;
         Times { queued: *queued, engine: *engine, first_token: *first_token }
     }
 
-    pub fn admit(&self, caller: Caller) {
-        // The first word stands: a call is admitted once.
+    /// Sets the caller's identity, once.
+    pub(crate) fn set_caller(&self, caller: Caller) {
+        // A call is admitted once, so the first value stays.
         let _ = self.0.caller.set(caller);
     }
 
+    /// The caller's identity; empty before admission.
     pub fn caller(&self) -> Caller {
         self.0.caller.get().cloned().unwrap_or_default()
     }
 
     fn note(&self, change: impl FnOnce(&mut Work)) {
-        change(&mut self.0.work.lock().unwrap_or_else(PoisonError::into_inner));
+        change(&mut self.lock());
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Work> {
+        self.0.work.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

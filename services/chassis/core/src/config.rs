@@ -1,4 +1,4 @@
-//! Settings that every service shares, the values that settings take, and the error for a value that cannot work.
+//! Settings that every service shares, parsers of setting values, and the error for an invalid value.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -8,29 +8,29 @@ use secrecy::{ExposeSecret as _, SecretString};
 
 use crate::secret;
 
-/// How careful to be.
+/// The deployment environment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Environment {
-    /// Embedded defaults, secrets made on the spot.
+    /// Embedded defaults and generated secrets.
     Development,
-    /// Like production, for trying things.
+    /// Like production, with the relaxed rules for secrets of development.
     Staging,
-    /// Secrets must be set and hard to guess; reflection is off unless asked for.
+    /// Secrets must be set and hard to guess; reflection is off by default.
     Production,
 }
 
-/// A setting with a value that can't work.
+/// A setting with an invalid value.
 #[derive(Debug, thiserror::Error)]
 #[error("{name}: {problem}")]
 pub struct Wrong {
-    /// The environment variable's name.
+    /// Name of the environment variable.
     pub name: &'static str,
-    /// What is wrong and what to do.
+    /// The problem and its remedy.
     pub problem: String,
 }
 
 impl Wrong {
-    /// Names a setting and what is wrong with it.
+    /// An error about the setting `name`.
     pub fn new(name: &'static str, problem: impl Into<String>) -> Self {
         Wrong { name, problem: problem.into() }
     }
@@ -40,10 +40,10 @@ impl Wrong {
 #[derive(Args, Clone, Debug)]
 #[group(id = "common")]
 pub struct CommonConfig {
-    /// Where embedded stores and made secrets live. One `hapa all` has it alone; roles may share it.
+    /// Directory of embedded stores and generated secrets. `hapa all` needs it exclusively; roles may share it.
     #[arg(long, env = "DATA_DIR", default_value = "data")]
     pub data_dir: PathBuf,
-    /// How careful to be.
+    /// Deployment environment. Production requires all secrets to be set and disables server reflection.
     #[arg(
         long,
         env = "ENVIRONMENT",
@@ -52,19 +52,19 @@ pub struct CommonConfig {
         default_value = "development"
     )]
     pub environment: Environment,
-    /// The store: postgres://user:password@host/database, needed for more than one replica, or
-    /// sqlite:///var/lib/hapa/hapa.db, one process per file; without one each service keeps a SQLite
-    /// file of its own in DATA_DIR.
+    /// Database URL: postgres://user:password@host/database, required for more than one replica, or
+    /// sqlite:///var/lib/hapa/hapa.db, one process per file. Default: each service has its own SQLite file in
+    /// DATA_DIR.
     #[arg(long, env = "DATABASE_URL", hide_env_values = true)]
     pub database_url: Option<SecretString>,
-    /// The Redis in which replicas count calls and keep answers together, such as redis://redis:6379
-    /// or rediss://user:password@host; without one each does so on its own.
+    /// Redis in which replicas share rate limits and cached answers, such as redis://redis:6379 or
+    /// rediss://user:password@host. Default: each replica has its own.
     #[arg(long, env = "REDIS_URL", hide_env_values = true)]
     pub redis_url: Option<SecretString>,
 }
 
 impl CommonConfig {
-    /// What is asked of secrets that are set.
+    /// The required strength of configured secrets.
     pub fn secret_strength(&self) -> secret::Strength {
         match self.environment {
             Environment::Production => secret::Strength::HardToGuess,
@@ -72,30 +72,30 @@ impl CommonConfig {
         }
     }
 
-    /// The Redis that replicas share, if there is one.
+    /// The URL of the shared Redis, if one is configured.
     pub fn redis_url(&self) -> Option<&SecretString> {
         self.redis_url.as_ref().filter(|url| !url.expose_secret().is_empty())
     }
 
-    /// Where a service keeps its data.
+    /// The database URL of a service.
     pub fn store_url(&self, service: &str) -> String {
         store_url(self.database_url.as_ref(), &self.data_dir, service)
     }
 
-    /// Whether each service keeps a file of its own in DATA_DIR.
+    /// Whether each service has its own SQLite file in DATA_DIR.
     pub fn has_embedded_stores(&self) -> bool {
         self.database_url.as_ref().is_none_or(|url| url.expose_secret().is_empty())
     }
 }
 
-/// Where a service keeps its data: at the URL that was set, else in a file of its own.
+/// The database URL of a service: the configured one, else its own SQLite file.
 pub fn store_url(set: Option<&SecretString>, data_dir: &Path, service: &str) -> String {
     let embedded = || format!("sqlite://{}/{service}.db?mode=rwc", data_dir.display());
     let set = set.map(SecretString::expose_secret).filter(|url| !url.is_empty());
     set.map_or_else(embedded, str::to_owned)
 }
 
-/// A number of bytes, with KB, MB or GB (of 1024 each) behind it where it has one.
+/// Parses a number of bytes with an optional unit: KB, MB or GB, in powers of 1024. The minimum is 1KB.
 pub fn bytes(text: &str) -> Result<u64, String> {
     let upper = text.trim().to_ascii_uppercase();
     let units = [("KB", 1 << 10), ("MB", 1 << 20), ("GB", 1 << 30), ("", 1)];
@@ -107,7 +107,7 @@ pub fn bytes(text: &str) -> Result<u64, String> {
     parsed.filter(|size| *size >= 1024).ok_or_else(|| problem.to_owned())
 }
 
-/// A positive number of seconds, fractions allowed.
+/// Parses a number of seconds greater than 0, fractions allowed.
 pub fn seconds(text: &str) -> Result<Duration, String> {
     match seconds_or_none(text)? {
         Duration::ZERO => Err("must be more than 0 seconds".to_owned()),
@@ -115,7 +115,7 @@ pub fn seconds(text: &str) -> Result<Duration, String> {
     }
 }
 
-/// A number of seconds, fractions allowed, 0 too.
+/// Parses a number of seconds from 0 to 86,400, fractions allowed.
 pub fn seconds_or_none(text: &str) -> Result<Duration, String> {
     let number: f64 = text.parse().map_err(|_| "must be a number of seconds".to_owned())?;
     if !(0.0..=86_400.0).contains(&number) {

@@ -1,83 +1,85 @@
-//! What lies behind failures, by incident id, from where it is known until the call's end asks for it.
-//! Bounded: what nobody asks for goes, oldest first.
+//! The causes of failures. They travel with the error from its origin to the end of the call.
 //!
-//! Causes are logged and stored, so they hold no foreign text: a database, a peer or a parser may quote
-//! the value that it refuses. Of such an error its class and its published code are kept.
+//! A status carries them as metadata within the process. The middleware that records calls removes them from every
+//! status ([`take`]) before it leaves the server.
+//!
+//! Causes are logged and stored, so they contain no foreign text: a database, a peer or a parser may quote the value that
+//! it rejects. Of such an error only the class and the published code are kept.
 
-use std::collections::{HashMap, VecDeque};
 use std::error::Error;
 use std::io;
-use std::sync::{LazyLock, Mutex, MutexGuard, PoisonError};
 
 use sqlx::error::ErrorKind;
 use tonic::Status;
+use tonic::metadata::{MetadataMap, MetadataValue};
 
 use crate::redaction::scrub;
 use crate::rpc_error::{code_name, read};
 
-/// Incidents that are remembered.
-const MOST: usize = 10_000;
-/// Causes of one, and characters of a cause.
-const MOST_CAUSES: usize = 20;
-const LONGEST: usize = 500;
+/// Maximum number of causes of one error.
+pub(crate) const MAX_CAUSES: usize = 20;
+/// Maximum length of a cause, in characters.
+const MAX_CAUSE_LEN: usize = 500;
+/// Metadata key of the causes of a status, with one value per cause, outermost first.
+pub const CAUSES: &str = "hapa-causes-bin";
 
-static CAUSES: LazyLock<Mutex<Causes>> = LazyLock::new(Mutex::default);
-
-#[derive(Debug, Default)]
-struct Causes {
-    known: HashMap<String, Vec<String>>,
-    /// In the order in which they came; may name some that are taken already.
-    order: VecDeque<String>,
+/// The cause without secrets, truncated to the maximum length.
+pub(crate) fn redact_cause(cause: &str) -> String {
+    scrub(cause, MAX_CAUSE_LEN)
 }
 
-/// Adds to what lies behind an incident, outermost first and free of secrets.
-pub fn remember<T: AsRef<str>>(incident_id: &str, causes: impl Iterator<Item = T>) {
-    let causes: Vec<_> =
-        causes.take(MOST_CAUSES).map(|cause| scrub(cause.as_ref(), LONGEST)).collect();
-    lock().add(incident_id, causes);
+/// Adds causes to the metadata of a status.
+pub(crate) fn attach(causes: &[String], metadata: &mut MetadataMap) {
+    for cause in causes {
+        metadata.append_bin(CAUSES, MetadataValue::from_bytes(cause.as_bytes()));
+    }
 }
 
-/// Takes what lies behind an incident, if anything was said.
-pub fn take(incident_id: &str) -> Vec<String> {
-    lock().known.remove(incident_id).unwrap_or_default()
+/// Removes and returns the causes in the metadata of a status.
+pub fn take(metadata: &mut MetadataMap) -> Vec<String> {
+    let values = metadata.get_all_bin(CAUSES);
+    let causes = values.iter().filter_map(|value| value.to_bytes().ok());
+    let causes = causes.map(|cause| String::from_utf8_lossy(&cause).into_owned()).collect();
+    metadata.remove_bin(CAUSES);
+    causes
 }
 
-/// A chain of errors in words that may be kept, outermost first.
+/// The messages of an error and its sources that may be stored, outermost first.
 pub fn describe(error: &(dyn Error + 'static)) -> Vec<String> {
     let links = std::iter::successors(Some(error), |error| (*error).source());
-    let mut words = Vec::new();
-    for link in links.take(MOST_CAUSES) {
-        if let Some(class) = foreign(link) {
-            // What lies behind it is foreign too.
-            words.push(class);
+    let mut messages = Vec::new();
+    for link in links.take(MAX_CAUSES) {
+        if let Some(class) = foreign_class(link) {
+            // The sources of a foreign error are foreign too.
+            messages.push(class);
             break;
         }
-        let own = link.to_string();
-        // An error that is transparent says what its source says.
-        if words.last() != Some(&own) {
-            words.push(own);
+        let message = link.to_string();
+        // A transparent error repeats the message of its source.
+        if messages.last() != Some(&message) {
+            messages.push(message);
         }
     }
-    words
+    messages
 }
 
-/// The class of an error that is not ours; none of ours.
-fn foreign(error: &(dyn Error + 'static)) -> Option<String> {
+/// The class of an error of a library or a peer; `None` for the mesh's own errors.
+fn foreign_class(error: &(dyn Error + 'static)) -> Option<String> {
     if let Some(error) = error.downcast_ref::<sqlx::Error>() {
-        return Some(store_error(error));
+        return Some(database_error_class(error));
     }
     if let Some(status) = error.downcast_ref::<Status>() {
-        return Some(peer_error(status));
+        return Some(peer_error_class(status));
     }
     if let Some(error) = error.downcast_ref::<io::Error>() {
         return Some(error.kind().to_string());
     }
     let json = error.downcast_ref::<serde_json::Error>()?;
-    Some(format!("JSON that can't be read, at line {}, column {}", json.line(), json.column()))
+    Some(format!("invalid JSON at line {}, column {}", json.line(), json.column()))
 }
 
-fn store_error(error: &sqlx::Error) -> String {
-    let words = match error {
+fn database_error_class(error: &sqlx::Error) -> String {
+    let class = match error {
         sqlx::Error::Database(refusal) => {
             let kind = match refusal.kind() {
                 ErrorKind::UniqueViolation => "unique violation",
@@ -93,57 +95,36 @@ fn store_error(error: &sqlx::Error) -> String {
             return if is_code { format!("{kind}, code {code}") } else { kind.to_owned() };
         }
         sqlx::Error::Io(error) => {
-            return format!("the connection to the store broke: {}", error.kind());
+            return format!("the database connection failed: {}", error.kind());
         }
-        sqlx::Error::Tls(_) => "the TLS handshake with the store failed",
-        sqlx::Error::Protocol(_) => "the store broke its protocol",
-        sqlx::Error::PoolTimedOut => "no connection to the store in time",
-        sqlx::Error::PoolClosed => "the connections to the store are closed",
-        sqlx::Error::WorkerCrashed => "the task of the store's connection ended",
-        sqlx::Error::RowNotFound => "a row is missing in the store",
+        sqlx::Error::Tls(_) => "the TLS handshake with the database failed",
+        sqlx::Error::Protocol(_) => "the database violated its protocol",
+        sqlx::Error::PoolTimedOut => "no database connection became available in time",
+        sqlx::Error::PoolClosed => "the database connections are closed",
+        sqlx::Error::WorkerCrashed => "the task of a database connection ended",
+        sqlx::Error::RowNotFound => "a database row is missing",
         sqlx::Error::ColumnDecode { .. }
         | sqlx::Error::ColumnIndexOutOfBounds { .. }
         | sqlx::Error::ColumnNotFound(_)
         | sqlx::Error::Decode(_)
-        | sqlx::Error::TypeNotFound { .. } => "a row of the store can't be read",
-        sqlx::Error::Migrate(_) => "the store can't be migrated",
-        _ => "the store failed",
+        | sqlx::Error::TypeNotFound { .. } => "a database row can't be decoded",
+        sqlx::Error::Migrate(_) => "the database can't be migrated",
+        _ => "the database failed",
     };
-    words.to_owned()
+    class.to_owned()
 }
 
-/// What another service answered. Its own log has the words under the same incident id.
-fn peer_error(status: &Status) -> String {
+/// The status of another service. The log of that service has the message under the same incident id.
+fn peer_error_class(status: &Status) -> String {
     let grpc = code_name(status.code());
     match read(status).filter(|(code, incident)| is_plain(code) && is_plain(incident)) {
-        Some((code, incident)) => format!("a service answered {grpc} ({code}, {incident})"),
-        None => format!("a service answered {grpc}"),
+        Some((code, incident)) => format!("a service returned {grpc} ({code}, {incident})"),
+        None => format!("a service returned {grpc}"),
     }
 }
 
 fn is_plain(text: &str) -> bool {
     text.len() <= 40 && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-')
-}
-
-fn lock() -> MutexGuard<'static, Causes> {
-    CAUSES.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-impl Causes {
-    fn add(&mut self, incident_id: &str, causes: Vec<String>) {
-        if let Some(known) = self.known.get_mut(incident_id) {
-            known.extend(causes);
-            known.truncate(MOST_CAUSES);
-            return;
-        }
-        while self.order.len() >= MOST {
-            if let Some(oldest) = self.order.pop_front() {
-                self.known.remove(&oldest);
-            }
-        }
-        self.order.push_back(incident_id.to_owned());
-        self.known.insert(incident_id.to_owned(), causes);
-    }
 }
 
 #[cfg(test)]
@@ -158,7 +139,7 @@ mod tests {
     #[error("an own sentence")]
     struct Own(#[source] sqlx::Error);
 
-    /// As PostgreSQL and SQLite refuse a statement.
+    /// An error as PostgreSQL and SQLite return it for a rejected statement.
     #[derive(Debug, thiserror::Error)]
     #[error("{0}")]
     struct Refusal(String, &'static str);
@@ -190,7 +171,7 @@ mod tests {
     }
 
     #[test]
-    fn of_foreign_errors_their_class_and_code_are_kept() {
+    fn of_foreign_errors_only_the_class_and_the_code_are_kept() {
         let refused = |code| {
             sqlx::Error::Database(Box::new(Refusal("Key (email)=(kim@x) exists".into(), code)))
         };
@@ -199,17 +180,17 @@ mod tests {
         assert_eq!(describe(&refused("22P02")), ["database error, code 22P02"]);
         assert_eq!(describe(&refused("not a code!")), ["database error"]);
         let io = io::Error::new(io::ErrorKind::ConnectionRefused, "db.internal:5432");
-        let broke = "the connection to the store broke: connection refused";
-        assert_eq!(describe(&sqlx::Error::Io(io)), [broke]);
+        let failed = "the database connection failed: connection refused";
+        assert_eq!(describe(&sqlx::Error::Io(io)), [failed]);
         let peer = Status::unavailable("can't connect to 10.0.0.7:50051");
-        assert_eq!(describe(&peer), ["a service answered UNAVAILABLE"]);
+        assert_eq!(describe(&peer), ["a service returned UNAVAILABLE"]);
         let fault = Fault::new(ErrorCode::DatabaseError, "kim@x can't be read");
-        let words = format!("a service answered UNAVAILABLE (E5003, {})", fault.incident_id());
-        assert_eq!(describe(&Status::from(fault)), [words]);
+        let expected = format!("a service returned UNAVAILABLE (E5003, {})", fault.incident_id());
+        assert_eq!(describe(&Status::from(fault)), [expected]);
         let json = serde_json::from_str::<u32>("\"what was asked\"").unwrap_err();
-        let words = ["a row", "JSON that can't be read, at line 1, column 16"];
+        let expected = ["a row", "invalid JSON at line 1, column 16"];
         let wrapped = anyhow::Error::from(json).context("a row");
-        assert_eq!(describe(wrapped.as_ref()), words);
+        assert_eq!(describe(wrapped.as_ref()), expected);
     }
 
     proptest! {
@@ -230,16 +211,26 @@ mod tests {
     }
 
     #[test]
-    fn causes_are_taken_once_and_the_oldest_go() {
-        let mut causes = Causes::default();
-        for number in 0..=MOST {
-            causes.add(&format!("INC-{number}"), vec![number.to_string()]);
-        }
-        assert_eq!((causes.known.len(), causes.order.len()), (MOST, MOST));
-        assert!(!causes.known.contains_key("INC-0") && causes.known.contains_key("INC-1"));
-        remember("INC-X", ["one", "Bearer abc"].into_iter());
-        remember("INC-X", ["two"].into_iter());
-        assert_eq!(take("INC-X"), ["one", "Bearer [removed]", "two"]);
-        assert!(take("INC-X").is_empty());
+    fn causes_travel_with_a_status_redacted_and_bounded_and_are_taken_once() {
+        let fault = Fault::internal("Bearer abc").because(&Own(sqlx::Error::PoolTimedOut));
+        let (mut status, other) = (Status::from(fault), Status::from(Fault::internal("other")));
+        let expected = [
+            "Bearer [removed]",
+            "an own sentence",
+            "no database connection became available in time",
+        ];
+        assert_eq!(
+            take(status.clone().metadata_mut()),
+            expected,
+            "a copy of the status has them too"
+        );
+        assert_eq!(take(status.metadata_mut()), expected);
+        assert!(take(status.metadata_mut()).is_empty());
+        assert!(!status.metadata().contains_key(CAUSES));
+        assert_eq!(take(other.clone().metadata_mut()), ["other"]);
+        let many = (0..20).fold(Fault::internal("x".repeat(600)), |fault, _| fault.because(&other));
+        let causes = take(Status::from(many).metadata_mut());
+        assert_eq!(causes.len(), MAX_CAUSES);
+        assert!(causes[0].chars().count() <= MAX_CAUSE_LEN, "{}", causes[0]);
     }
 }

@@ -1,4 +1,4 @@
-//! The `grpc-timeout` header: how long the client waits for a call.
+//! The `grpc-timeout` header: the time that the client allows for a call.
 
 use std::time::Duration;
 
@@ -6,7 +6,8 @@ use http::HeaderMap;
 
 use crate::rpc_error::{ErrorCode, Fault};
 
-/// <https://github.com/grpc/grpc/blob/master/doc/PROTOCOL-HTTP2.md>: at most 8 digits and a unit.
+/// Parses the header: at most 8 digits and a unit
+/// (<https://github.com/grpc/grpc/blob/master/doc/PROTOCOL-HTTP2.md>). `None` if there is no such header.
 pub fn grpc_timeout(headers: &HeaderMap) -> Result<Option<Duration>, Fault> {
     let Some(value) = headers.get("grpc-timeout") else {
         return Ok(None);
@@ -24,7 +25,7 @@ pub fn grpc_timeout(headers: &HeaderMap) -> Result<Option<Duration>, Fault> {
             _ => return None,
         })
     });
-    let problem = || Fault::new(ErrorCode::InvalidInput, "the grpc-timeout header can't be read");
+    let problem = || Fault::new(ErrorCode::InvalidInput, "the grpc-timeout header is invalid");
     parsed.map(Some).ok_or_else(problem)
 }
 
@@ -38,7 +39,7 @@ mod tests {
     }
 
     #[test]
-    fn timeouts_are_read_as_the_protocol_says() {
+    fn timeouts_are_parsed_by_the_specification() {
         assert_eq!(parse("100m").unwrap(), Some(Duration::from_millis(100)));
         assert_eq!(parse("2S").unwrap(), Some(Duration::from_secs(2)));
         assert_eq!(parse("99999999H").unwrap(), Some(Duration::from_hours(99_999_999)));

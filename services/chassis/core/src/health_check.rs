@@ -9,12 +9,12 @@ use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
 use tokio::time::timeout;
 
-/// The longest that a check may take.
+/// Maximum duration of a check.
 pub const TIMEOUT: Duration = Duration::from_secs(2);
 
 type Run = Box<dyn Fn() -> BoxFuture<'static, Result<(), String>> + Send + Sync>;
 
-/// How to find out whether one thing is there.
+/// A check of one dependency.
 pub struct HealthCheck {
     name: &'static str,
     problem: String,
@@ -23,8 +23,8 @@ pub struct HealthCheck {
 }
 
 impl HealthCheck {
-    /// A check, and how its failure is told to everyone: `problem` names no host and no cause. What
-    /// `run` says is for operators; it is stopped after 2 s, which is a failure too.
+    /// A check. `problem` is the public description of a failure and must contain no host and no cause. The error
+    /// of `run` is for operators. A check that takes longer than 2 s fails.
     pub fn new<F>(
         name: &'static str,
         problem: impl Into<String>,
@@ -37,18 +37,19 @@ impl HealthCheck {
         HealthCheck { name, problem: problem.into(), needed_by: &[], run }
     }
 
-    /// These can't work while it fails: they are taken out of load balancers.
+    /// Sets the services that cannot work while the check fails. They report not ready, so that load balancers
+    /// remove them.
     #[must_use]
     pub fn needed_by(self, services: &'static [&'static str]) -> HealthCheck {
         HealthCheck { needed_by: services, ..self }
     }
 
-    /// The name of what it checks, such as "database".
+    /// The name of the dependency, such as "database".
     pub fn name(&self) -> &'static str {
         self.name
     }
 
-    /// How its failure is described to everyone.
+    /// The public description of a failure.
     pub fn problem(&self) -> &str {
         &self.problem
     }

@@ -1,8 +1,8 @@
-//! Idempotency keys: a request that is repeated under its key gets the first reply again.
+//! Idempotency keys: a request that is repeated with its key receives the first reply again.
 //!
 //! A service stores one record per key. The record holds the hash of the request and the reply, both
 //! encrypted. Its id and its encryption key are derived from the idempotency key, the caller, the
-//! method and a secret of the service, so a record alone reveals nothing and belongs to one caller.
+//! method and a secret of the service. So a record alone reveals nothing and belongs to one caller.
 
 use std::time::Duration;
 
@@ -21,23 +21,23 @@ use crate::violations::Violations;
 pub const HEADER: &str = "idempotency-key";
 /// Name of the response header that marks a repeated reply; its value is `true`.
 pub const REPLAYED: &str = "idempotent-replayed";
-/// How long a reply is remembered, from the end of the first call.
+/// How long a reply is stored, from the end of the first call.
 pub const LIFETIME: Duration = Duration::from_hours(24);
 
 const MAX_KEY_LEN: usize = 128;
 const HASH_LEN: usize = 32;
-/// Separates these derived keys from all others of the same secret.
+/// Separates these derived keys from all other keys derived from the same secret.
 const SALT_LABEL: &[u8] = b"hapa idempotency 1";
 
-/// Why a record gives no reply.
+/// Why a record cannot be replayed.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The key was used with another request.
+    /// The key was used with a different request.
     #[error(
-        "this idempotency-key was used with another request body; use a new key for each request"
+        "this idempotency-key was used with a different request body; use a new key for each request"
     )]
     OtherBody,
-    /// The record is damaged, or was made with another secret.
+    /// The record is damaged, or was encrypted with another secret.
     #[error("an idempotency record can't be decrypted")]
     Unreadable,
 }
@@ -51,7 +51,7 @@ impl From<Error> for Fault {
     }
 }
 
-/// A request that came with an idempotency key.
+/// A request with an idempotency key.
 pub struct IdempotentRequest {
     record_id: String,
     caller: String,
@@ -64,11 +64,11 @@ impl IdempotentRequest {
     /// Reads the idempotency key of a request. `None` if the request has none; E4001 if the key is
     /// not 1 to 128 visible ASCII characters.
     pub fn of<M: Message>(request: &Request<M>, secret: &[u8]) -> Result<Option<Self>, Status> {
-        let Some(key) = key(request.metadata())? else { return Ok(None) };
+        let Some(key) = read_key(request.metadata())? else { return Ok(None) };
         let call = Call::of(request.extensions())?;
         let method = call.rpc.map_or("", |rpc| rpc.path);
         let body_hash = Sha256::digest(request.get_ref().encode_to_vec()).into();
-        Ok(Some(Self::new(secret, principal(&call), method, key, body_hash)?))
+        Ok(Some(Self::new(secret, caller_name(&call), method, key, body_hash)?))
     }
 
     fn new(
@@ -78,7 +78,7 @@ impl IdempotentRequest {
         key: &str,
         body_hash: [u8; HASH_LEN],
     ) -> Result<Self, Fault> {
-        let derived = Derived::from(secret, [caller.as_str(), method, key]);
+        let derived = derive(secret, [caller.as_str(), method, key]);
         let (record_id, encryption_key) = derived.map_err(|_| Fault::internal("HKDF failed"))?;
         Ok(IdempotentRequest { record_id, caller, method, encryption_key, body_hash })
     }
@@ -93,7 +93,7 @@ impl IdempotentRequest {
         &self.caller
     }
 
-    /// The record that remembers this reply.
+    /// The encrypted record of a reply.
     pub fn seal(&self, reply: &impl Message) -> Result<Vec<u8>, Fault> {
         let nonce: [u8; NONCE_LEN] = rand::random();
         let mut body = self.body_hash.to_vec();
@@ -105,7 +105,7 @@ impl IdempotentRequest {
         Ok([&nonce[..], &body].concat())
     }
 
-    /// The first reply again, from its record.
+    /// Decrypts the first reply from its record.
     pub fn replay<R: Message + Default>(&self, record: &[u8]) -> Result<Response<R>, Error> {
         let reply = self.open(record);
         let outcome = match &reply {
@@ -141,8 +141,8 @@ impl std::fmt::Debug for IdempotentRequest {
     }
 }
 
-/// The idempotency key, where there is one.
-fn key(metadata: &MetadataMap) -> Result<Option<&str>, Violations> {
+/// Reads and validates the idempotency key, if there is one.
+fn read_key(metadata: &MetadataMap) -> Result<Option<&str>, Violations> {
     let mut values = metadata.get_all(HEADER).iter();
     let Some(value) = values.next() else { return Ok(None) };
     let is_visible = |key: &&str| key.bytes().all(|byte| byte.is_ascii_graphic());
@@ -155,40 +155,39 @@ fn key(metadata: &MetadataMap) -> Result<Option<&str>, Violations> {
     }
 }
 
-/// A user is the same in all of its sessions, so that a repeated request may come after a new login.
-fn principal(call: &Call) -> String {
+/// The caller's name: the user for all of its sessions, so that a request may be repeated after a new login.
+fn caller_name(call: &Call) -> String {
     match &call.principal {
         Some(principal) if principal.key_id.is_empty() => format!("user:{}", principal.user_id),
         _ => call.actor(),
     }
 }
 
-/// Length of what HKDF derives.
-struct Derived(usize);
+/// Length of derived key material, in bytes.
+struct OutputLen(usize);
 
-impl KeyType for Derived {
+impl KeyType for OutputLen {
     fn len(&self) -> usize {
         self.0
     }
 }
 
-impl Derived {
-    fn from(
-        secret: &[u8],
-        parts: [&str; 3],
-    ) -> Result<(String, LessSafeKey), ring::error::Unspecified> {
-        // The length before each part, so that no part runs over into the next.
-        let mut input = Vec::new();
-        for part in [secret].into_iter().chain(parts.map(str::as_bytes)) {
-            input.extend_from_slice(&(part.len() as u64).to_be_bytes());
-            input.extend_from_slice(part);
-        }
-        let prk: Prk = Salt::new(HKDF_SHA256, SALT_LABEL).extract(&input);
-        let mut id = [0; HASH_LEN];
-        prk.expand(&[b"record id"], Derived(HASH_LEN))?.fill(&mut id)?;
-        let key = UnboundKey::from(prk.expand(&[b"encryption"], &AES_256_GCM)?);
-        Ok((hex::encode(id), LessSafeKey::new(key)))
+/// Derives the record id and the encryption key.
+fn derive(
+    secret: &[u8],
+    parts: [&str; 3],
+) -> Result<(String, LessSafeKey), ring::error::Unspecified> {
+    // Each part is preceded by its length, so that different parts never give the same input.
+    let mut input = Vec::new();
+    for part in [secret].into_iter().chain(parts.map(str::as_bytes)) {
+        input.extend_from_slice(&(part.len() as u64).to_be_bytes());
+        input.extend_from_slice(part);
     }
+    let prk: Prk = Salt::new(HKDF_SHA256, SALT_LABEL).extract(&input);
+    let mut id = [0; HASH_LEN];
+    prk.expand(&[b"record id"], OutputLen(HASH_LEN))?.fill(&mut id)?;
+    let key = UnboundKey::from(prk.expand(&[b"encryption"], &AES_256_GCM)?);
+    Ok((hex::encode(id), LessSafeKey::new(key)))
 }
 
 #[cfg(test)]
@@ -213,7 +212,7 @@ mod tests {
             let value = http::HeaderValue::from_bytes(value).expect("a header value");
             headers.append(HEADER, value);
         }
-        key(&MetadataMap::from_headers(headers)).map(|key| key.map(str::to_owned))
+        read_key(&MetadataMap::from_headers(headers)).map(|key| key.map(str::to_owned))
     }
 
     #[test]
@@ -231,7 +230,7 @@ mod tests {
     }
 
     #[test]
-    fn a_reply_comes_back_for_the_same_body_and_for_no_other() {
+    fn a_reply_is_replayed_for_the_same_body_only() {
         let first = request("key:a", "/m", "k", "body");
         let record = first.seal(&message("secret reply")).unwrap();
         let again = request("key:a", "/m", "k", "body").replay::<GetKeyRequest>(&record).unwrap();
@@ -242,14 +241,14 @@ mod tests {
     }
 
     #[test]
-    fn records_of_other_callers_methods_keys_and_secrets_are_apart() {
+    fn records_of_other_callers_methods_keys_and_secrets_are_separate() {
         let first = request("key:a", "/m", "k", "body");
         let record = first.seal(&message("reply")).unwrap();
         let others = [
             request("key:b", "/m", "k", "body"),
             request("key:a", "/n", "k", "body"),
             request("key:a", "/m", "l", "body"),
-            // The same letters, cut elsewhere.
+            // The same characters, split elsewhere.
             request("key:a/", "m", "k", "body"),
             IdempotentRequest::new(b"other", "key:a".to_owned(), "/m", "k", first.body_hash)
                 .unwrap(),
@@ -261,7 +260,7 @@ mod tests {
     }
 
     #[test]
-    fn a_record_shows_neither_reply_nor_hash_and_is_another_each_time() {
+    fn a_record_reveals_neither_reply_nor_hash_and_differs_each_time() {
         let first = request("key:a", "/m", "idempotency-key-1", "body");
         let records =
             [first.seal(&message("reply")).unwrap(), first.seal(&message("reply")).unwrap()];
@@ -283,7 +282,7 @@ mod tests {
         };
         let session = |id: &str| {
             let (session_id, user_id) = (id.to_owned(), "usr_1".to_owned());
-            principal(&call(Principal { session_id, user_id, ..Principal::default() }))
+            caller_name(&call(Principal { session_id, user_id, ..Principal::default() }))
         };
         assert_eq!(session("ses_1"), session("ses_2"));
         let key = Principal {
@@ -291,7 +290,7 @@ mod tests {
             user_id: "usr_1".to_owned(),
             ..Principal::default()
         };
-        assert_eq!(principal(&call(key)), "key:key_1");
+        assert_eq!(caller_name(&call(key)), "key:key_1");
     }
 
     proptest! {

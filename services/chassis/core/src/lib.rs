@@ -1,9 +1,10 @@
-//! What every other crate builds on: the call and its statistics, errors with published codes, access rules,
-//! settings, secrets, redaction, pagination and timestamps.
+//! The base of every other crate: calls and their statistics, errors with published codes, access rules, settings,
+//! secrets, redaction, the circuit breaker, pagination and timestamps.
 
 pub mod access;
 pub mod call;
 pub mod call_stats;
+pub mod circuit_breaker;
 pub mod config;
 pub mod error_chain;
 pub mod grpc_timeout;

@@ -1,45 +1,45 @@
-//! Pages of lists: a size within bounds, and a token that leads on from the last row.
+//! Pagination of lists: page sizes within bounds, and tokens that point to the last row of a page.
 
 use base64::Engine as _;
 use base64::prelude::BASE64_URL_SAFE_NO_PAD;
 
 use crate::violations::Violations;
 
-const DEFAULT_SIZE: i32 = 50;
-const LARGEST_SIZE: i32 = 1_000;
+const DEFAULT_PAGE_SIZE: i32 = 50;
+const MAX_PAGE_SIZE: i32 = 1_000;
 
-/// Where a page begins: after this row.
+/// A position in a list. The next page begins after this row.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct After {
-    /// The time that the list is sorted by.
+    /// The sort key: a time in microseconds since 1970.
     pub time: i64,
-    /// The row's id, where times are equal.
+    /// The row's id, which orders rows with equal times.
     pub id: String,
 }
 
-/// Rows to return.
-pub fn size(asked: i32) -> Result<i64, Violations> {
-    match asked {
-        0 => Ok(DEFAULT_SIZE.into()),
-        1..=LARGEST_SIZE => Ok(asked.into()),
+/// Validates a requested page size; 0 selects the default of 50.
+pub fn size(requested: i32) -> Result<i64, Violations> {
+    match requested {
+        0 => Ok(DEFAULT_PAGE_SIZE.into()),
+        1..=MAX_PAGE_SIZE => Ok(requested.into()),
         _ => Err(Violations::one("page_size", "must be from 0 to 1000")),
     }
 }
 
-/// Of rows that were asked for with one more than a page holds: the page, and whether there is more.
+/// Splits a query result that contains up to one row more than the page: the page, and whether there are more rows.
 pub fn cut<T>(mut rows: Vec<T>, size: i64) -> (Vec<T>, bool) {
     let size = usize::try_from(size).unwrap_or(usize::MAX);
-    let more = rows.len() > size;
+    let has_more = rows.len() > size;
     rows.truncate(size);
-    (rows, more)
+    (rows, has_more)
 }
 
-/// Leads on from a row.
+/// The page token of a row.
 pub fn token(time: i64, id: &str) -> String {
     BASE64_URL_SAFE_NO_PAD.encode(format!("{time}/{id}"))
 }
 
-/// Where a token leads; "" to the begin.
+/// Parses a page token. An empty token selects the first page.
 pub fn after(token: &str) -> Result<After, Violations> {
     if token.is_empty() {
         return Ok(After { time: i64::MAX, id: String::new() });
@@ -47,11 +47,11 @@ pub fn after(token: &str) -> Result<After, Violations> {
     let parse = || {
         let text = String::from_utf8(BASE64_URL_SAFE_NO_PAD.decode(token).ok()?).ok()?;
         let (time, id) = text.split_once('/')?;
-        // A zero byte is no text of PostgreSQL's.
-        let plain = !id.chars().any(char::is_control);
-        plain.then_some(After { time: time.parse().ok()?, id: id.to_owned() })
+        // PostgreSQL rejects text with a zero byte.
+        let is_valid = !id.chars().any(char::is_control);
+        is_valid.then_some(After { time: time.parse().ok()?, id: id.to_owned() })
     };
-    parse().ok_or_else(|| Violations::one("page_token", "is not one that a reply gave"))
+    parse().ok_or_else(|| Violations::one("page_token", "is not the token of a previous reply"))
 }
 
 #[cfg(test)]
@@ -61,14 +61,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_token_leads_back_to_its_row() {
+    fn a_token_points_to_its_row() {
         let expected = After { time: 42, id: "key_1".to_owned() };
         assert_eq!(after(&token(42, "key_1")).unwrap(), expected);
     }
 
     proptest! {
         #[test]
-        fn a_made_up_token_never_panics(token in "\\PC{1,40}") {
+        fn an_invalid_token_never_panics(token in "\\PC{1,40}") {
             let _ = after(&token);
         }
     }

@@ -13,7 +13,7 @@ pub struct PrincipalCacheStats {
     pub entries: u64,
     /// Calls whose principal was cached.
     pub hits: u64,
-    /// Calls for which auth was asked.
+    /// Calls whose principal was requested from the auth service.
     pub misses: u64,
     /// The maximum number of entries.
     pub capacity: u64,
@@ -44,7 +44,8 @@ impl PrincipalCacheHandle {
         (self.stats)().await
     }
 
-    /// Removes every entry, so that auth is asked again; calls in progress go on. Returns the number of entries removed.
+    /// Removes every entry, so that the next calls request their principals from the auth service. Calls in progress
+    /// are not affected. Returns the number of removed entries.
     pub async fn clear(&self) -> u64 {
         (self.clear)().await
     }

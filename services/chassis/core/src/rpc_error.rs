@@ -1,8 +1,8 @@
-//! The published error codes, and the one way to a failed call: every status that leaves a service
-//! carries an `ErrorInfo` with its code and the id of its incident.
+//! The published error codes, and the error type of every RPC. Each status that leaves a service carries an
+//! `ErrorInfo` with its code and its incident id.
 
 use std::error::Error;
-use std::fmt::{self, Write as _};
+use std::fmt;
 use std::time::Duration;
 
 use time::OffsetDateTime;
@@ -13,22 +13,22 @@ use crate::error_chain;
 
 pub use crate::error_chain::describe;
 
-/// `ErrorInfo.domain` of every failure.
+/// `ErrorInfo.domain` of every error.
 pub const DOMAIN: &str = "hapa";
 
-/// The words for the unexpected.
+/// Message of an internal error.
 pub const INTERNAL: &str = "an internal error; report the incident id";
 
-/// The words for a store that fails.
-pub const STORE_AWAY: &str = "the store can't be asked at the moment; try again";
+/// Message of a database error.
+pub const STORE_AWAY: &str = "the database is not available; try again";
 
-/// The header in which the gateway names the incident of a refusal of its own.
-const INCIDENT_ID: &str = "x-hapa-incident-id";
+/// The header that contains the incident id of the gateway's own errors.
+const INCIDENT_ID_HEADER: &str = "x-hapa-incident-id";
 
-/// How tonic begins what it says, as INTERNAL, of a request that is no message of its method: not
-/// protobuf, a wrong compression flag, no message at all, less than its length says, not compressed as
-/// its header says. `tests/unreadable.rs` sends each.
-const UNREADABLE: [&str; 5] = [
+/// Prefixes of tonic's INTERNAL messages for a request that is not a message of its method: not protobuf, a wrong
+/// compression flag, no message at all, shorter than its length, not compressed as its header states. An end-to-end
+/// test sends each.
+const UNREADABLE_REQUEST_PREFIXES: [&str; 5] = [
     "failed to decode Protobuf message",
     "protocol error",
     "Missing request message",
@@ -36,31 +36,31 @@ const UNREADABLE: [&str; 5] = [
     "Error decompressing",
 ];
 
-/// Whether the same call can work later.
+/// Whether the same call may succeed later.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Retry {
-    /// The call has to change first.
+    /// No: the call must change first.
     No,
-    /// With backoff.
+    /// Yes, with backoff.
     Yes,
-    /// When `RetryInfo` says.
+    /// Yes, after the delay in `RetryInfo`.
     AfterDelay,
 }
 
-/// What is published about a code.
+/// The published description of an error code.
 #[derive(Debug)]
-pub struct Entry {
+pub struct ErrorCodeEntry {
     /// Such as "E4001".
     pub name: &'static str,
     /// `ErrorInfo.reason`: `UPPER_SNAKE_CASE`, as AIP-193 asks.
     pub reason: &'static str,
-    /// The gRPC status, none where the code never fails a call.
+    /// The gRPC status; `None` if the code never fails a call.
     pub grpc: Option<Code>,
     /// Whether a retry can help.
     pub retry: Retry,
-    /// What it means.
+    /// The meaning.
     pub meaning: &'static str,
-    /// What to do about it.
+    /// What the caller should do.
     pub advice: &'static str,
 }
 
@@ -74,9 +74,9 @@ macro_rules! error_codes {
             /// Every code, in order.
             pub const ALL: &[ErrorCode] = &[$(ErrorCode::$variant),*];
 
-            /// What is published about it.
-            pub fn entry(self) -> &'static Entry {
-                match self { $(ErrorCode::$variant => const { &Entry {
+            /// The published description of the code.
+            pub fn entry(self) -> &'static ErrorCodeEntry {
+                match self { $(ErrorCode::$variant => const { &ErrorCodeEntry {
                     name: $name, reason: $reason, grpc: $grpc, retry: Retry::$retry,
                     meaning: $meaning, advice: $advice,
                 }}),* }
@@ -88,26 +88,26 @@ macro_rules! error_codes {
 error_codes! {
     InvalidInput "E4001" "INVALID_INPUT" Some(Code::InvalidArgument), No, "invalid input", "Correct the fields that the error names.";
     MissingField "E4002" "MISSING_FIELD" Some(Code::InvalidArgument), No, "required field missing", "Send the fields that the error names.";
-    BadKey "E4003" "BAD_API_KEY" Some(Code::Unauthenticated), No, "bad or missing API key or token", "Present a key as `x-api-key` or a token as `authorization: Bearer`; check it for typos.";
-    RateLimited "E4004" "RATE_LIMITED" Some(Code::ResourceExhausted), AfterDelay, "rate limit reached", "Wait as long as RetryInfo says, or ask for a higher limit.";
+    BadKey "E4003" "BAD_API_KEY" Some(Code::Unauthenticated), No, "bad or missing API key or token", "Send a key as `x-api-key` or a token as `authorization: Bearer`; check it for typos.";
+    RateLimited "E4004" "RATE_LIMITED" Some(Code::ResourceExhausted), AfterDelay, "rate limit reached", "Retry after the delay in RetryInfo, or request a higher limit.";
     NoPermission "E4005" "NO_PERMISSION" Some(Code::PermissionDenied), No, "no permission (scope)", "Use a key or a session with the scope that the error names.";
-    TooLarge "E4006" "TOO_LARGE" Some(Code::ResourceExhausted), No, "message or header too large", "Send less.";
-    KeyEnded "E4007" "KEY_ENDED" Some(Code::Unauthenticated), No, "key or session expired or revoked", "Ask for a new key, or log in again.";
-    BudgetUsedUp "E4008" "BUDGET_USED_UP" Some(Code::ResourceExhausted), AfterDelay, "token budget used up", "Wait for the reset time, or ask for a larger budget.";
-    Conflict "E4009" "CONFLICT" Some(Code::Aborted), No, "conflict (idempotency, version)", "Read the current state and decide again.";
+    TooLarge "E4006" "TOO_LARGE" Some(Code::ResourceExhausted), No, "message or header too large", "Send a smaller message.";
+    KeyEnded "E4007" "KEY_ENDED" Some(Code::Unauthenticated), No, "key or session expired or revoked", "Request a new key, or log in again.";
+    BudgetUsedUp "E4008" "BUDGET_USED_UP" Some(Code::ResourceExhausted), AfterDelay, "token budget used up", "Retry after the budget's reset time, or request a larger budget.";
+    Conflict "E4009" "CONFLICT" Some(Code::Aborted), No, "conflict (idempotency, version)", "Read the current state and send a new request.";
     NotFound "E4010" "NOT_FOUND" Some(Code::NotFound), No, "not found", "Check the id or the name.";
-    StreamGivenUp "E4011" "STREAM_GIVEN_UP" Some(Code::Cancelled), No, "stream given up (client left or reads too slowly)", "Read the stream as it comes, to its end.";
-    Unsupported "E4012" "UNSUPPORTED" Some(Code::Unimplemented), No, "unsupported method or content type", "Check the method's name, and that the client and the mesh are of one version.";
-    ModelTimeout "E5001" "MODEL_TIMEOUT" Some(Code::DeadlineExceeded), Yes, "AI model timeout", "Try again, ask for less, or allow more time.";
-    CacheError "E5002" "CACHE_ERROR" None, No, "cache error (bypassed; shown as a warning, never fails a request)", "Nothing to do for a caller; operators look at the cache.";
-    DatabaseError "E5003" "DATABASE_ERROR" Some(Code::Unavailable), Yes, "database error", "Try again; operators look at the store.";
+    StreamGivenUp "E4011" "STREAM_GIVEN_UP" Some(Code::Cancelled), No, "stream cancelled (client disconnected or reads too slowly)", "Read the stream to its end, without pauses.";
+    Unsupported "E4012" "UNSUPPORTED" Some(Code::Unimplemented), No, "unsupported method or content type", "Check the method name, and that client and mesh have the same version.";
+    ModelTimeout "E5001" "MODEL_TIMEOUT" Some(Code::DeadlineExceeded), Yes, "AI model timeout", "Try again, request a shorter answer, or allow more time.";
+    CacheError "E5002" "CACHE_ERROR" None, No, "cache error (bypassed; reported as a warning, never fails a request)", "No action for callers; operators check the cache.";
+    DatabaseError "E5003" "DATABASE_ERROR" Some(Code::Unavailable), Yes, "database error", "Try again; operators check the database.";
     Internal "E5004" "INTERNAL" Some(Code::Internal), No, "internal error", "Report the incident id.";
-    Overloaded "E5005" "OVERLOADED" Some(Code::Unavailable), AfterDelay, "overloaded", "Wait as long as RetryInfo says.";
-    ModelUnreachable "E5006" "MODEL_UNREACHABLE" Some(Code::Unavailable), Yes, "AI model unreachable", "Try again; operators look at the engine.";
-    CutShort "E5007" "CUT_SHORT" Some(Code::Unavailable), No, "generation cut short", "Keep or drop the partial text, then ask again.";
-    ShuttingDown "E5008" "SHUTTING_DOWN" Some(Code::Unavailable), Yes, "shutting down", "Try again at once: another replica answers.";
-    CircuitOpen "E5009" "CIRCUIT_OPEN" Some(Code::Unavailable), AfterDelay, "circuit open", "Wait as long as RetryInfo says.";
-    SpoolFull "E5010" "SPOOL_FULL" None, No, "event spool full (health only)", "Operators look at the services that take the events.";
+    Overloaded "E5005" "OVERLOADED" Some(Code::Unavailable), AfterDelay, "overloaded", "Retry after the delay in RetryInfo.";
+    ModelUnreachable "E5006" "MODEL_UNREACHABLE" Some(Code::Unavailable), Yes, "AI model unreachable", "Try again; operators check the engines.";
+    CutShort "E5007" "CUT_SHORT" Some(Code::Unavailable), No, "generation cut short", "Keep or discard the partial text, then try again.";
+    ShuttingDown "E5008" "SHUTTING_DOWN" Some(Code::Unavailable), Yes, "shutting down", "Try again at once: another replica takes the call.";
+    CircuitOpen "E5009" "CIRCUIT_OPEN" Some(Code::Unavailable), AfterDelay, "circuit open", "Retry after the delay in RetryInfo.";
+    SpoolFull "E5010" "SPOOL_FULL" None, No, "event outbox full (health only)", "Operators check the services that receive the events.";
 }
 
 impl fmt::Display for ErrorCode {
@@ -116,7 +116,7 @@ impl fmt::Display for ErrorCode {
     }
 }
 
-/// A call that failed, before it is a status: a code, words for the caller, and the details.
+/// The error of a call, before its conversion to a gRPC status: a code, a message for the caller, and the details.
 #[derive(Debug)]
 pub struct Fault {
     code: ErrorCode,
@@ -125,10 +125,11 @@ pub struct Fault {
     fields: Vec<(String, String)>,
     retry_after: Option<Duration>,
     quota_subject: Option<String>,
+    causes: Vec<String>,
 }
 
 impl Fault {
-    /// A failure with words that a caller may read. It has its incident id from here on.
+    /// An error with a message that a caller may read, and with a new incident id.
     pub fn new(code: ErrorCode, message: impl Into<String>) -> Self {
         Fault {
             code,
@@ -137,64 +138,75 @@ impl Fault {
             fields: Vec::new(),
             retry_after: None,
             quota_subject: None,
+            causes: Vec::new(),
         }
     }
 
-    /// The unexpected: logged here with its cause, which has no foreign text, and shown as a fixed
-    /// sentence.
+    /// An internal error. It is logged here with its cause, which must contain no foreign text. The caller receives a
+    /// fixed sentence.
     pub fn internal(cause: impl fmt::Display) -> Self {
-        let fault = Fault::new(ErrorCode::Internal, INTERNAL);
+        let mut fault = Fault::new(ErrorCode::Internal, INTERNAL);
         let cause = cause.to_string();
         fault.log(&cause);
-        error_chain::remember(&fault.incident_id, std::iter::once(cause));
+        fault.add_causes(&[cause]);
         fault
     }
 
-    /// Logs what lies behind the failure, under its incident id, and keeps it from the caller; the
-    /// call's occurrence will have it. Of errors that are not ours the class and the code are kept:
-    /// their text may quote what a caller sent.
+    /// Logs the cause under the incident id and adds it to the call's occurrence. The caller does not receive it. Of
+    /// errors of libraries and peers only the class and the code are kept, because their text may quote what a caller
+    /// sent.
     #[must_use]
-    pub fn because(self, cause: &(dyn Error + 'static)) -> Self {
+    pub fn because(mut self, cause: &(dyn Error + 'static)) -> Self {
         let causes = error_chain::describe(cause);
         self.log(&causes.join(": "));
-        error_chain::remember(&self.incident_id, causes.into_iter());
+        self.add_causes(&causes);
         self
     }
 
-    /// Names a field and what is wrong with it (`BadRequest`).
+    /// Adds an invalid field and its problem (`BadRequest`).
     #[must_use]
     pub fn field(mut self, name: impl Into<String>, problem: impl Into<String>) -> Self {
         self.fields.push((name.into(), problem.into()));
         self
     }
 
-    /// Says when to come back (`RetryInfo`).
+    /// Sets the delay before a retry (`RetryInfo`).
     #[must_use]
     pub fn retry_after(mut self, delay: Duration) -> Self {
         self.retry_after = Some(delay);
         self
     }
 
-    /// Says whose quota it was (`QuotaFailure`).
+    /// Sets the subject whose quota is used up (`QuotaFailure`).
     #[must_use]
     pub fn quota(mut self, subject: impl Into<String>) -> Self {
         self.quota_subject = Some(subject.into());
         self
     }
 
-    /// Its code.
+    /// The error code.
     pub fn code(&self) -> ErrorCode {
         self.code
     }
 
-    /// Its words.
+    /// The message for the caller.
     pub fn message(&self) -> &str {
         &self.message
     }
 
-    /// `INC-YYYYMMDD-XXXXXXXX`.
+    /// The incident id: `INC-YYYYMMDD-XXXXXXXX`.
     pub fn incident_id(&self) -> &str {
         &self.incident_id
+    }
+
+    /// The causes, outermost first, without secrets and foreign text.
+    pub fn causes(&self) -> &[String] {
+        &self.causes
+    }
+
+    fn add_causes(&mut self, causes: &[String]) {
+        let room = error_chain::MAX_CAUSES - self.causes.len();
+        self.causes.extend(causes.iter().take(room).map(|cause| error_chain::redact_cause(cause)));
     }
 
     fn log(&self, cause: &dyn fmt::Display) {
@@ -235,6 +247,7 @@ impl From<Fault> for Status {
         }
         let grpc = entry.grpc.unwrap_or(Code::Internal);
         let mut status = Status::with_error_details(grpc, fault.message, details);
+        error_chain::attach(&fault.causes, status.metadata_mut());
         if let Some(delay) = fault.retry_after {
             let seconds = delay.as_secs() + u64::from(delay.subsec_nanos() > 0);
             status.metadata_mut().insert("retry-after", seconds.into());
@@ -267,43 +280,45 @@ pub fn code_name(code: Code) -> &'static str {
     }
 }
 
-/// The published code and incident id that a status carries, none where it is not one of ours. An
-/// overloaded gateway has its incident id in a header alone.
+/// The published code and the incident id of a status; `None` if the status does not come from the mesh. An
+/// overloaded gateway sends its incident id only in a header.
 pub fn read(status: &Status) -> Option<(String, String)> {
     let mut info = status.get_details_error_info().filter(|info| info.domain == DOMAIN)?;
     let incident_id = info.metadata.remove("incident_id").or_else(|| {
-        let header = status.metadata().get(INCIDENT_ID)?;
+        let header = status.metadata().get(INCIDENT_ID_HEADER)?;
         Some(header.to_str().ok()?.to_owned())
     });
     Some((info.metadata.remove("error_code")?, incident_id?))
 }
 
-/// Gives a status that a library made the code, the words and the details that we publish. A library's
-/// own words are never passed on: they may quote what the caller sent.
-pub fn publish(status: Status, request_broke_off: bool) -> Status {
+/// Converts the status of a library to one with a published code, message and details. The library's message is
+/// dropped, because it may quote what the caller sent.
+pub fn publish(status: Status, is_request_aborted: bool) -> Status {
     if read(&status).is_some() {
         return status;
     }
-    if request_broke_off && status.code() != Code::DeadlineExceeded {
-        let words = "the client broke off its request";
-        return Fault::new(ErrorCode::StreamGivenUp, words).into();
+    if is_request_aborted && status.code() != Code::DeadlineExceeded {
+        let message = "the client aborted its request";
+        return Fault::new(ErrorCode::StreamGivenUp, message).into();
     }
-    let (code, words) = match status.code() {
-        Code::Internal if UNREADABLE.iter().any(|begin| status.message().starts_with(begin)) => (
+    let (code, message) = match status.code() {
+        Code::Internal if is_unreadable_request(&status) => (
             ErrorCode::InvalidInput,
-            "the message can't be read: send one whole protobuf message of this method",
+            "the message can't be decoded: send one complete protobuf message of this method",
         ),
         Code::InvalidArgument | Code::FailedPrecondition => {
             (ErrorCode::InvalidInput, "the request is not valid for this method")
         }
-        Code::Unauthenticated => (ErrorCode::BadKey, "a valid credential is needed"),
-        Code::PermissionDenied => (ErrorCode::NoPermission, "this credential may not do that"),
-        // tonic's word for a message over the limit
+        Code::Unauthenticated => (ErrorCode::BadKey, "a valid credential is required"),
+        Code::PermissionDenied => {
+            (ErrorCode::NoPermission, "this credential has no permission for this method")
+        }
+        // tonic's status for a message over the size limit.
         Code::OutOfRange | Code::ResourceExhausted => {
-            (ErrorCode::TooLarge, "the message is larger than this method takes")
+            (ErrorCode::TooLarge, "the message is larger than this method accepts")
         }
         Code::Aborted | Code::AlreadyExists => (ErrorCode::Conflict, "the state has changed"),
-        Code::NotFound => (ErrorCode::NotFound, "there is no such thing"),
+        Code::NotFound => (ErrorCode::NotFound, "the requested item does not exist"),
         Code::Cancelled => (ErrorCode::StreamGivenUp, "the call was cancelled"),
         Code::Unimplemented => {
             (ErrorCode::Unsupported, "this method, content type or compression is not supported")
@@ -314,27 +329,24 @@ pub fn publish(status: Status, request_broke_off: bool) -> Status {
             return Fault::new(ErrorCode::Internal, INTERNAL).because(&status).into();
         }
     };
-    Fault::new(code, words).into()
+    Fault::new(code, message).into()
 }
 
-/// A new name for a failure: `INC-YYYYMMDD-XXXXXXXX`.
+fn is_unreadable_request(status: &Status) -> bool {
+    UNREADABLE_REQUEST_PREFIXES.iter().any(|prefix| status.message().starts_with(prefix))
+}
+
+/// A new incident id: `INC-YYYYMMDD-XXXXXXXX`.
 pub fn incident_id() -> String {
     let day = OffsetDateTime::now_utc().date();
     let (year, month, day) = (day.year(), u8::from(day.month()), day.day());
     format!("INC-{year:04}{month:02}{day:02}-{:08X}", rand::random::<u32>())
 }
 
-/// An error and what caused it, outermost first.
+/// The messages of an error and its sources, outermost first, separated by colons.
 pub fn chain(error: &(dyn Error + 'static)) -> String {
-    let mut text = error.to_string();
-    for cause in links(error).skip(1) {
-        let _ = write!(text, ": {cause}");
-    }
-    text
-}
-
-fn links<'e>(error: &'e (dyn Error + 'static)) -> impl Iterator<Item = &'e (dyn Error + 'static)> {
-    std::iter::successors(Some(error), |error| (*error).source())
+    let links = std::iter::successors(Some(error), |error| (*error).source());
+    links.map(ToString::to_string).collect::<Vec<_>>().join(": ")
 }
 
 #[cfg(test)]
@@ -365,7 +377,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_library_says_becomes_what_is_published() {
+    fn a_status_of_a_library_gets_a_published_code() {
         let code = |status| read(&publish(status, false)).unwrap().0;
         assert_eq!(code(Status::unimplemented("")), "E4012");
         assert_eq!(code(Status::out_of_range("decoded message length too large")), "E4006");
@@ -376,25 +388,25 @@ mod tests {
     }
 
     #[test]
-    fn a_request_that_cannot_be_read_is_no_bug_of_ours() {
-        for words in [
+    fn an_undecodable_request_is_no_internal_error() {
+        for message in [
             "failed to decode Protobuf message: buffer underflow",
             "protocol error: received message with invalid compression flag: 7",
             "Missing request message.",
             "Unexpected EOF decoding stream.",
             "Error decompressing: invalid gzip header",
         ] {
-            let status = publish(Status::internal(words), false);
-            assert_eq!(read(&status).unwrap().0, "E4001", "{words}");
+            let status = publish(Status::internal(message), false);
+            assert_eq!(read(&status).unwrap().0, "E4001", "{message}");
         }
-        let broken = publish(Status::internal("h2 protocol error: stream reset"), true);
-        assert_eq!(read(&broken).unwrap().0, "E4011");
+        let aborted = publish(Status::internal("h2 protocol error: stream reset"), true);
+        assert_eq!(read(&aborted).unwrap().0, "E4011");
         let bug = publish(Status::unknown("else"), false);
         assert_eq!(read(&bug).unwrap().0, "E5004");
     }
 
     #[test]
-    fn a_librarys_words_are_not_passed_on() {
+    fn messages_of_libraries_are_not_published() {
         for code in 1..=16 {
             let status = publish(Status::new(Code::from(code), "quotes hunter2"), code % 2 == 0);
             assert!(!status.message().contains("hunter2"), "{code}");

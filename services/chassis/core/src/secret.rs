@@ -1,5 +1,5 @@
-//! Secrets: what is asked of those that an operator sets, and those that embedded defaults make for
-//! themselves, each in a file under the data folder, readable by its owner alone, written once.
+//! Secrets: the required strength of configured ones, and the generation of default ones. Each generated secret is
+//! written once to a file in DATA_DIR that only its owner can read.
 
 use std::collections::HashSet;
 use std::fs::{self, OpenOptions};
@@ -12,15 +12,15 @@ use secrecy::{ExposeSecret as _, SecretString};
 
 use crate::config::Wrong;
 
-/// Where DATA_DIR keeps a mesh token that was made.
+/// Name of the file in DATA_DIR that contains a generated mesh token.
 pub const MESH_TOKEN_FILE: &str = "mesh-token";
 
-/// Fewest characters of a secret that an operator sets.
-const SHORTEST: usize = 32;
-/// Fewest different characters of one that is hard to guess.
-const FEWEST_DISTINCT: usize = 10;
-/// Parts of secrets that stand in examples, in lower case.
-const WELL_KNOWN: &[&str] = &[
+/// Minimum length of a secret, in characters.
+const MIN_SECRET_LEN: usize = 32;
+/// Minimum number of distinct characters of a secret that is hard to guess.
+const MIN_DISTINCT_COUNT: usize = 10;
+/// Parts of secrets from examples, in lower case.
+const EXAMPLE_PARTS: &[&str] = &[
     "changeme",
     "change-me",
     "change_me",
@@ -41,16 +41,16 @@ const WELL_KNOWN: &[&str] = &[
     "qwerty",
 ];
 
-/// What is asked of a secret.
+/// The required strength of a secret.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Strength {
-    /// 32 characters.
+    /// At least 32 characters.
     Long,
-    /// That, no part of an example, and no repetition.
+    /// At least 32 characters, no part of an example, and no repetition.
     HardToGuess,
 }
 
-/// A secret that is set, and not to nothing; refused where it is too weak.
+/// Validates a configured secret. An empty secret counts as not configured; a weak one is an error.
 pub fn set<'a>(
     name: &'static str,
     secret: Option<&'a SecretString>,
@@ -63,42 +63,42 @@ pub fn set<'a>(
 
 fn weakness(secret: &str, strength: Strength) -> Option<String> {
     let characters: Vec<_> = secret.chars().collect();
-    if characters.len() < SHORTEST {
-        return Some(format!("needs {SHORTEST} characters or more"));
+    if characters.len() < MIN_SECRET_LEN {
+        return Some(format!("must have at least {MIN_SECRET_LEN} characters"));
     }
     if strength == Strength::Long {
         return None;
     }
     let lower = secret.to_lowercase();
-    if let Some(known) = WELL_KNOWN.iter().find(|known| lower.contains(**known)) {
-        return Some(format!("has {known:?} in it: make one with `openssl rand -hex 32`"));
+    if let Some(known) = EXAMPLE_PARTS.iter().find(|known| lower.contains(**known)) {
+        return Some(format!("contains {known:?}: generate one with `openssl rand -hex 32`"));
     }
     let distinct = characters.iter().collect::<HashSet<_>>().len();
-    if distinct < FEWEST_DISTINCT || repeats(&characters) {
-        return Some("repeats itself: make one with `openssl rand -hex 32`".to_owned());
+    if distinct < MIN_DISTINCT_COUNT || repeats(&characters) {
+        return Some("repeats itself: generate one with `openssl rand -hex 32`".to_owned());
     }
     None
 }
 
-/// Whether it is one part again and again, the last time perhaps cut short.
+/// Whether the text is a repetition of one part; the last copy may be truncated.
 fn repeats(characters: &[char]) -> bool {
     let is_period =
         |length: usize| characters[length..].iter().zip(characters).all(|(a, b)| a == b);
     (1..=characters.len() / 2).any(is_period)
 }
 
-/// The secret that was set, else the one in `file`, else a new one that `file` keeps.
+/// The configured secret, else the one in `file`, else a new one that is written to `file`.
 pub fn set_or_kept(set: Option<&SecretString>, file: &Path) -> anyhow::Result<SecretString> {
     if let Some(secret) = set.filter(|secret| !secret.expose_secret().is_empty()) {
         return Ok(secret.clone());
     }
     match read(file)? {
         Some(secret) => Ok(secret),
-        None => make(file),
+        None => generate(file),
     }
 }
 
-/// The secret that was set, else the one in `file`, if there is any.
+/// The configured secret, else the one in `file`, if there is any.
 pub fn set_or_found(
     set: Option<&SecretString>,
     file: &Path,
@@ -108,31 +108,35 @@ pub fn set_or_found(
 
 fn read(file: &Path) -> anyhow::Result<Option<SecretString>> {
     match fs::read_to_string(file) {
-        Ok(text) if text.trim().len() >= SHORTEST => Ok(Some(SecretString::from(text.trim()))),
-        Ok(_) => anyhow::bail!("{} holds no secret; remove it to have one made", file.display()),
+        Ok(text) if text.trim().len() >= MIN_SECRET_LEN => {
+            Ok(Some(SecretString::from(text.trim())))
+        }
+        Ok(_) => {
+            anyhow::bail!("{} contains no secret; remove it to generate one", file.display())
+        }
         Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
         Err(error) => Err(error).with_context(|| format!("reading {}", file.display())),
     }
 }
 
-fn make(file: &Path) -> anyhow::Result<SecretString> {
+fn generate(file: &Path) -> anyhow::Result<SecretString> {
     if let Some(folder) = file.parent() {
-        fs::create_dir_all(folder).with_context(|| format!("making {}", folder.display()))?;
+        fs::create_dir_all(folder).with_context(|| format!("creating {}", folder.display()))?;
     }
     let secret = hex::encode(rand::random::<[u8; 32]>());
-    // Written aside and linked into place: of two that start together one wins, and nobody reads
-    // a half-written file.
-    let aside = file.with_extension(format!("new-{}", std::process::id()));
+    // Written to a temporary file and linked into place: if two processes start at the same time, one secret wins, and
+    // no process reads a partial file.
+    let temporary = file.with_extension(format!("new-{}", std::process::id()));
     let mut new =
-        OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&aside)?;
+        OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&temporary)?;
     new.write_all(secret.as_bytes())?;
     new.sync_all()?;
-    let linked = fs::hard_link(&aside, file);
-    fs::remove_file(&aside)?;
+    let linked = fs::hard_link(&temporary, file);
+    fs::remove_file(&temporary)?;
     match linked {
         Ok(()) => Ok(SecretString::from(secret)),
         Err(error) if error.kind() == ErrorKind::AlreadyExists => {
-            read(file)?.context("the secret that was just made is gone")
+            read(file)?.context("the secret that another process has just generated is missing")
         }
         Err(error) => Err(error).with_context(|| format!("writing {}", file.display())),
     }
@@ -147,13 +151,13 @@ mod tests {
     const SECRET: &str = "q8Zt0rW3mXv7Kc1Ly5Nb9Hd2Jf6Gp4Sa";
 
     #[test]
-    fn a_secret_that_could_be_guessed_is_refused_where_it_matters() {
+    fn a_guessable_secret_is_rejected_if_it_must_be_hard_to_guess() {
         use Strength::{HardToGuess, Long};
         for strength in [Long, HardToGuess] {
             assert!(weakness(&SECRET[1..], strength).unwrap().contains("32 characters"));
             assert_eq!(weakness(SECRET, strength), None);
         }
-        for known in WELL_KNOWN {
+        for known in EXAMPLE_PARTS {
             let text = format!("{SECRET}{}", known.to_uppercase());
             assert!(weakness(&text, HardToGuess).unwrap().contains(known));
             assert_eq!(weakness(&text, Long), None);
@@ -166,7 +170,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_set_to_nothing_is_not_set() {
+    fn an_empty_secret_counts_as_not_configured() {
         let empty = SecretString::from("");
         assert!(set("X", Some(&empty), Strength::HardToGuess).unwrap().is_none());
         assert!(set("X", None, Strength::HardToGuess).unwrap().is_none());
@@ -174,32 +178,32 @@ mod tests {
 
     proptest! {
         #[test]
-        fn what_openssl_makes_is_never_refused(bytes: [u8; 32]) {
+        fn a_secret_from_openssl_is_never_rejected(bytes: [u8; 32]) {
             use base64::Engine as _;
-            // All bytes alike or two in turn: what no generator makes, and a shrinking test does.
+            // Few distinct bytes come from a shrinking test, never from a generator.
             prop_assume!(bytes.iter().collect::<HashSet<_>>().len() > 20);
             let base64 = base64::prelude::BASE64_STANDARD.encode(bytes);
-            let refused = [hex::encode(bytes), base64].map(|text| {
+            let rejected = [hex::encode(bytes), base64].map(|text| {
                 weakness(&text, Strength::HardToGuess)
-                    // A word in base64 comes once in millions.
+                    // Base64 contains one of the words once in millions.
                     .filter(|problem| problem.contains("repeats"))
             });
-            prop_assert_eq!(refused, [None, None]);
+            prop_assert_eq!(rejected, [None, None]);
         }
 
         #[test]
-        fn what_repeats_is_always_refused(part in "\\PC{1,40}", times in 2_usize..40, cut in 0_usize..40) {
+        fn a_repetition_is_always_rejected(part in "\\PC{1,40}", times in 2_usize..40, cut in 0_usize..40) {
             let mut text: Vec<char> = part.repeat(times).chars().collect();
             text.truncate((text.len() - cut.min(part.chars().count() - 1)).max(1));
             let text: String = text.into_iter().collect();
-            // Where it is cut, two whole parts must be left.
+            // At least two complete copies must remain.
             prop_assume!(text.chars().count() >= 2 * part.chars().count());
             prop_assert!(weakness(&text, Strength::HardToGuess).is_some());
         }
 
         #[test]
-        fn a_known_word_is_refused_wherever_it_stands(at in 0_usize..=32, word in 0..WELL_KNOWN.len()) {
-            let text = format!("{}{}{}", &SECRET[..at], WELL_KNOWN[word], &SECRET[at..]);
+        fn a_part_of_an_example_is_rejected_at_any_position(at in 0_usize..=32, word in 0..EXAMPLE_PARTS.len()) {
+            let text = format!("{}{}{}", &SECRET[..at], EXAMPLE_PARTS[word], &SECRET[at..]);
             prop_assert!(weakness(&text, Strength::HardToGuess).is_some());
             prop_assert!(weakness(&text, Strength::Long).is_none());
         }

@@ -15,7 +15,7 @@ use tower::Service;
 use crate::access::Rpc;
 use crate::health_check::HealthCheck;
 
-/// A background task, from the token that ends it.
+/// A background task as a function of the token that ends it.
 pub type Task = Box<dyn FnOnce(CancellationToken) -> BoxFuture<'static, ()> + Send>;
 
 /// A gRPC service as tonic generates it.
@@ -39,7 +39,7 @@ impl<S> Mountable for S where
 {
 }
 
-/// The two moments of a shutdown that streams wait for. Clones share both.
+/// The two phases of a shutdown that streams wait for. Clones share both.
 #[derive(Clone, Debug, Default)]
 pub struct Shutdown {
     /// Fires when the server stops accepting connections: streams that only wait for events end at once.

@@ -1,8 +1,8 @@
-//! SIGHUP: a process reads again what it can read again. Its environment is not among that.
+//! SIGHUP: a process reloads its files. It does not reread its environment.
 
 use tokio::signal::unix::{SignalKind, signal};
 
-/// Runs this at each SIGHUP, for as long as it is awaited.
+/// Calls `reload` at each SIGHUP, until the future is dropped.
 pub async fn at_each_hangup(mut reload: impl FnMut()) {
     match signal(SignalKind::hangup()) {
         Ok(mut hangups) => {
@@ -10,6 +10,6 @@ pub async fn at_each_hangup(mut reload: impl FnMut()) {
                 reload();
             }
         }
-        Err(error) => tracing::error!(%error, "SIGHUP can't be heard: nothing is read again"),
+        Err(error) => tracing::error!(%error, "no handler for SIGHUP: files are not reloaded"),
     }
 }

@@ -1,4 +1,4 @@
-//! Checks of a request: every field that is wrong is named, all at once.
+//! Validation of requests: one error names every invalid field.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -7,7 +7,7 @@ use tonic::Status;
 
 use crate::rpc_error::{ErrorCode, Fault};
 
-/// The fields that are wrong, and how.
+/// The invalid fields of a request, and their problems.
 #[derive(Clone, Debug, Default)]
 pub struct Violations(Vec<Violation>);
 
@@ -15,7 +15,7 @@ pub struct Violations(Vec<Violation>);
 struct Violation {
     field: Cow<'static, str>,
     problem: String,
-    missing: bool,
+    is_missing: bool,
 }
 
 impl Extend<(&'static str, String)> for Violations {
@@ -27,33 +27,33 @@ impl Extend<(&'static str, String)> for Violations {
 }
 
 impl Violations {
-    /// One field that holds what it must not.
+    /// Violations of one invalid field.
     pub fn one(field: &'static str, problem: impl Into<String>) -> Self {
         let mut violations = Violations::default();
         violations.wrong(field, problem);
         violations
     }
 
-    /// A field holds what it must not.
+    /// Adds an invalid field.
     pub fn wrong(&mut self, field: impl Into<Cow<'static, str>>, problem: impl Into<String>) {
         let (field, problem) = (field.into(), problem.into());
-        self.0.push(Violation { field, problem, missing: false });
+        self.0.push(Violation { field, problem, is_missing: false });
     }
 
-    /// Records `word` as wrong unless it is one of `words`.
+    /// Adds the field if `word` is not one of `words`.
     pub fn check_word(&mut self, field: &'static str, word: &str, words: &[&str]) {
         if !words.contains(&word) {
             self.wrong(field, format!("is unknown; known are {}", words.join(", ")));
         }
     }
 
-    /// A field that must be there is not.
+    /// Adds a required field that the request lacks.
     pub fn missing(&mut self, field: impl Into<Cow<'static, str>>) {
         let (field, problem) = (field.into(), "is required".to_owned());
-        self.0.push(Violation { field, problem, missing: true });
+        self.0.push(Violation { field, problem, is_missing: true });
     }
 
-    /// An error if any field is wrong.
+    /// An error if any field is invalid.
     pub fn check(self) -> Result<(), Violations> {
         if self.0.is_empty() { Ok(()) } else { Err(self) }
     }
@@ -63,7 +63,7 @@ impl Violations {
         self.0.iter().map(|violation| violation.field.clone()).collect()
     }
 
-    /// How many are wrong.
+    /// The number of violations.
     pub fn count(&self) -> usize {
         self.0.len()
     }
@@ -83,11 +83,13 @@ impl std::error::Error for Violations {}
 
 impl From<Violations> for Fault {
     fn from(violations: Violations) -> Fault {
-        let missing = violations.0.iter().all(|violation| violation.missing);
-        let code = if missing { ErrorCode::MissingField } else { ErrorCode::InvalidInput };
+        let is_missing = violations.0.iter().all(|violation| violation.is_missing);
+        let code = if is_missing { ErrorCode::MissingField } else { ErrorCode::InvalidInput };
         let fault = Fault::new(code, violations.to_string());
-        let named = |fault: Fault, wrong: Violation| fault.field(wrong.field, wrong.problem);
-        violations.0.into_iter().fold(fault, named)
+        violations
+            .0
+            .into_iter()
+            .fold(fault, |fault, violation| fault.field(violation.field, violation.problem))
     }
 }
 

@@ -1,15 +1,14 @@
-//! Takes connections: the wire's settings, the first-byte guard, and an end that is always reached.
+//! Accept loop: connection settings, the time limit for the first bytes, and a bounded drain.
 //!
-//! Our own loop over hyper, because tonic's server applies grpc-timeout itself (to headers only, as
-//! CANCELLED), waits for silent sockets when it ends, and can't bound what never speaks.
+//! It is an own loop over hyper because tonic's server has three properties that do not fit. It applies grpc-timeout
+//! itself (to headers only, as CANCELLED). It waits for silent sockets at shutdown. It can't limit connections that
+//! never send a byte.
 
 use std::future::pending;
-use std::io;
 use std::net::SocketAddr;
-use std::pin::{Pin, pin};
+use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::task::{Context, Poll};
 use std::time::Duration;
 
 use axum::Router;
@@ -19,11 +18,12 @@ use http::Request;
 use hyper::body::Incoming;
 use hyper::rt::Executor;
 use hyper::server::conn::http2;
+use hyper::service::{Service as _, service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use ipnet::IpNet;
 use rustls::pki_types::CertificateDer;
-use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio::time::{Instant, sleep, timeout_at};
@@ -31,138 +31,141 @@ use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-use tower::ServiceExt as _;
 
-use crate::client_address::{Peer, Proven};
-use crate::config::Config;
-use crate::file_descriptors;
+use crate::client_address::{CertificateRoles, PeerAddress};
 use crate::network_limit::NetworkLimit;
-use crate::slow_reader::Read;
+use crate::rewind_io::RewindIo;
+use crate::slow_reader::{ReaderHandoff, SlowReaderTimeout};
 
 /// <https://www.rfc-editor.org/rfc/rfc9113#section-3.4>
-const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
-/// How every TLS connection begins: a handshake's record.
-const HANDSHAKE: u8 = 0x16;
-/// From connecting to the end of the preface, TLS's handshake within it.
-const PREFACE_PATIENCE: Duration = Duration::from_secs(5);
-/// From a connection's begin to its first request, where fewer than half of all connections are free.
+const PREFACE: &[u8; PREFACE_LEN] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+const PREFACE_LEN: usize = 24;
+/// The first byte of every TLS connection: the record type of a handshake.
+const TLS_HANDSHAKE_RECORD: u8 = 0x16;
+/// Maximum time from connecting to the end of the preface, including the TLS handshake.
+const PREFACE_TIMEOUT: Duration = Duration::from_secs(5);
+/// Maximum time from the start of a connection to its first request, while fewer than half of all connections are
+/// free.
 const FIRST_REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
-/// After the door closed: for who had just connected to say so. Its call must not be lost, as it would be
-/// where nobody can tell whether it was seen.
-const LATE_PATIENCE: Duration = Duration::from_millis(500);
-/// After an accept that failed, so that a lasting cause does not spin.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(20);
-/// Without it, 3,000 small calls at once exhaust h2's budget for small frames and all fail.
+/// How long after the end of accepting a new connection may still send its preface. A call that is lost on the way
+/// can't be retried, because its client can't know whether it was processed.
+const LATE_PREFACE_TIMEOUT: Duration = Duration::from_millis(500);
+/// Delay after a failed accept, so that a lasting cause does not make the loop spin.
+const ACCEPT_RETRY_DELAY: Duration = Duration::from_millis(20);
+/// Maximum number of concurrent streams of a connection. Without a limit, 3,000 small calls at once exhaust h2's
+/// budget for small frames, and all of them fail.
 const MAX_STREAMS: u32 = 256;
-/// What one caller may send before a handler reads.
-const STREAM_WINDOW: u32 = 64 * 1024;
-const CONNECTION_WINDOW: u32 = 1024 * 1024;
-/// Equal to the gateway's `max_request_headers_kb`: a larger header must fail alone there, since
-/// h2 closes the shared connection over it.
-const MAX_HEADERS: u32 = 60 * 1024;
-/// What one stream may hold for a slow reader.
-const SEND_BUFFER: usize = 16 * 1024;
+/// Bytes that a client may send on one stream before a handler reads them.
+const STREAM_WINDOW_BYTES: u32 = 64 * 1024;
+/// Bytes that a client may send on one connection before handlers read them.
+const CONNECTION_WINDOW_BYTES: u32 = 1024 * 1024;
+/// Equal to the gateway's `max_request_headers_kb`. The gateway must refuse a larger header, because h2 closes the
+/// whole connection over it.
+const MAX_HEADER_BYTES: u32 = 60 * 1024;
+/// Bytes that one stream may buffer for a slow reader.
+const MAX_SEND_BUFFER_BYTES: usize = 16 * 1024;
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(20);
 const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// When to stop.
+/// The two steps of a shutdown, for the accept loop and its connections.
 #[derive(Clone, Default)]
-pub(crate) struct Door {
-    /// No new connections; open ones finish their calls.
-    pub(crate) closing: CancellationToken,
-    /// Every connection ends now.
-    pub(crate) closed: CancellationToken,
+pub(crate) struct Drain {
+    /// Fires when no new connections are accepted; open ones finish their calls.
+    pub(crate) stop_accepting: CancellationToken,
+    /// Fires when every connection must close.
+    pub(crate) force_close: CancellationToken,
 }
 
-/// What one server takes on.
+/// The limits of connections.
 #[derive(Clone)]
-pub(crate) struct Bounds {
-    pub(crate) connections: u32,
-    /// Of one address; 0: no bound.
-    pub(crate) per_address: u32,
-    /// These may hold as many as there are.
+pub(crate) struct ConnectionLimits {
+    pub(crate) max_connections: u32,
+    /// Maximum for one client network; 0: no limit.
+    pub(crate) max_per_network: u32,
+    /// Networks without a limit of their own.
     pub(crate) trusted_proxies: Vec<IpNet>,
-    /// How long a client may leave what is there for it unread.
-    pub(crate) reader: Duration,
-    /// When a connection is asked to go, and how much longer it may take; none: never.
-    pub(crate) age: Option<(Duration, Duration)>,
+    /// How long a client may leave response data unread.
+    pub(crate) reader_timeout: Duration,
+    /// When a connection is asked to close. `None`: never.
+    pub(crate) max_age: Option<MaxConnectionAge>,
 }
 
-impl Bounds {
-    pub(crate) fn of(config: &Config) -> Bounds {
-        let age = config.max_connection_age_seconds;
-        Bounds {
-            connections: file_descriptors::connections(config),
-            per_address: config.max_connections_per_address,
-            trusted_proxies: config.trusted_proxies.clone(),
-            reader: config.reader_timeout_seconds,
-            age: (age > Duration::ZERO).then_some((age, config.request_timeout)),
-        }
-    }
+/// The maximum age of a connection.
+#[derive(Clone, Copy)]
+pub(crate) struct MaxConnectionAge {
+    /// When the connection is asked to close, give or take a tenth.
+    pub(crate) age: Duration,
+    /// How long its calls may go on after that.
+    pub(crate) grace: Duration,
 }
 
-/// Where connections come from, and what they must speak.
+/// A listening socket and the protocol of its connections.
 pub(crate) struct Socket {
     pub(crate) listener: TcpListener,
-    /// None: plain HTTP/2.
+    /// `None`: HTTP/2 without TLS.
     pub(crate) tls: Option<Tls>,
 }
 
-/// Accepts until the door closes. Connections and their calls run on `tasks`.
+/// Accepts connections until `drain.stop_accepting`. Connections and their calls run on `tasks`.
 pub(crate) async fn accept(
     socket: Socket,
     router: Router,
-    bounds: Bounds,
-    door: Door,
+    limits: ConnectionLimits,
+    drain: Drain,
     tasks: TaskTracker,
 ) {
-    let room = Arc::new(Semaphore::new(bounds.connections as usize));
-    let networks = NetworkLimit::new(bounds.per_address as usize, &bounds.trusted_proxies);
-    let half = bounds.connections as usize / 2;
+    let permits = Arc::new(Semaphore::new(limits.max_connections as usize));
+    let networks = NetworkLimit::new(limits.max_per_network as usize, &limits.trusted_proxies);
+    let half = limits.max_connections as usize / 2;
     let serve = |stream, peer: SocketAddr, permit| {
-        let Some(counted) = networks.enter(peer.ip()) else {
+        let Some(network_permit) = networks.enter(peer.ip()) else {
             metrics::counter!("hapa_connections_refused_total").increment(1);
             return;
         };
-        let calls = OnTracker { tasks: tasks.clone(), patience: bounds.reader };
-        let peer = Peer(peer.ip());
-        let room = Arc::clone(&room);
-        let is_crowded = Box::new(move || room.available_permits() < half);
-        let life = Life { peer, age: bounds.age, door: door.clone(), calls, is_crowded };
-        let connection = connection(stream, socket.tls.clone(), router.clone(), life);
-        tasks.spawn(hold((permit, counted), connection));
+        let permits = Arc::clone(&permits);
+        let context = ConnectionContext {
+            peer: PeerAddress(peer.ip()),
+            max_age: limits.max_age,
+            drain: drain.clone(),
+            tasks: tasks.clone(),
+            reader_timeout: limits.reader_timeout,
+            is_crowded: Box::new(move || permits.available_permits() < half),
+        };
+        let connection = connection(stream, socket.tls.clone(), router.clone(), context);
+        tasks.spawn(hold((permit, network_permit), connection));
     };
     loop {
         let accepted = async {
-            let permit = Arc::clone(&room).acquire_owned().await.ok()?;
-            // Out of file descriptors, or a peer that left again: neither ends the server.
+            let permit = Arc::clone(&permits).acquire_owned().await.ok()?;
+            // Neither exhausted file descriptors nor a peer that has left may end the server.
             let (stream, peer) = socket.listener.accept().await.ok()?;
             Some((stream, peer, permit))
         };
         let accepted = tokio::select! {
-            () = door.closing.cancelled() => break,
+            () = drain.stop_accepting.cancelled() => break,
             accepted = accepted => accepted,
         };
         match accepted {
             Some((stream, peer, permit)) => serve(stream, peer, permit),
-            None => sleep(ACCEPT_PAUSE).await,
+            None => sleep(ACCEPT_RETRY_DELAY).await,
         }
     }
-    // For the kernel they are connected already, and may have sent their calls.
-    while let Ok(permit) = Arc::clone(&room).try_acquire_owned()
+    // The kernel has accepted these connections already, and they may have sent calls.
+    while let Ok(permit) = Arc::clone(&permits).try_acquire_owned()
         && let Some(Ok((stream, peer))) = socket.listener.accept().now_or_never()
     {
         serve(stream, peer, permit);
     }
 }
 
-/// What one connection is given on its way.
-struct Life {
-    peer: Peer,
-    age: Option<(Duration, Duration)>,
-    door: Door,
-    calls: OnTracker,
-    /// Whether the server has few places left for connections.
+/// The context of one connection.
+struct ConnectionContext {
+    peer: PeerAddress,
+    max_age: Option<MaxConnectionAge>,
+    drain: Drain,
+    tasks: TaskTracker,
+    reader_timeout: Duration,
+    /// Whether fewer than half of the server's connections are free.
     is_crowded: Box<dyn Fn() -> bool + Send + Sync>,
 }
 
@@ -170,57 +173,65 @@ async fn hold<P>(_permits: P, connection: impl Future<Output = ()>) {
     connection.await;
 }
 
-async fn connection(stream: TcpStream, tls: Option<Tls>, router: Router, life: Life) {
+async fn connection(
+    stream: TcpStream,
+    tls: Option<Tls>,
+    router: Router,
+    context: ConnectionContext,
+) {
     if let Err(error) = stream.set_nodelay(true) {
-        return tracing::debug!(%error, "a connection was gone at once");
+        return tracing::debug!(%error, "a connection closed at once");
     }
-    let until = Instant::now() + PREFACE_PATIENCE;
-    let closing = life.door.closing.clone();
-    let late = async {
-        closing.cancelled().await;
-        sleep(LATE_PATIENCE).await;
+    let deadline = Instant::now() + PREFACE_TIMEOUT;
+    let stop_accepting = context.drain.stop_accepting.clone();
+    let too_late = async {
+        stop_accepting.cancelled().await;
+        sleep(LATE_PREFACE_TIMEOUT).await;
     };
     let Some(tls) = tls else {
-        let opened = timeout_at(until, opened(stream));
-        let opened = tokio::select! {
-            opened = opened => opened.ok().flatten(),
-            () = late => return,
+        let preface = timeout_at(deadline, read_preface(stream));
+        let preface = tokio::select! {
+            preface = preface => preface.ok().flatten(),
+            () = too_late => return,
         };
-        let Some(io) = opened else {
-            return tracing::debug!("a connection did not speak HTTP/2");
+        let Some(io) = preface else {
+            return tracing::debug!("a connection did not start with the HTTP/2 preface");
         };
-        return serve(io, None, router, life).await;
+        return serve(io, None, router, context).await;
     };
-    let secured = timeout_at(until, secured(stream, &tls));
-    let secured = tokio::select! {
-        secured = secured => secured.unwrap_or_else(|_| Err("it was too slow".to_owned())),
-        () = late => return,
+    let handshake = timeout_at(deadline, tls_handshake(stream, &tls));
+    let handshake = tokio::select! {
+        handshake = handshake => handshake.unwrap_or_else(|_| Err("it was too slow".to_owned())),
+        () = too_late => return,
     };
-    match secured {
-        Ok((io, proven)) => serve(io, Some(proven), router, life).await,
+    match handshake {
+        Ok((io, roles)) => serve(io, Some(roles), router, context).await,
         Err(why) => {
             metrics::counter!("hapa_handshakes_refused_total").increment(1);
-            tracing::debug!(why, "a connection was refused");
+            tracing::debug!(why, "a TLS handshake failed");
         }
     }
 }
 
-/// A connection whose first bytes are those of HTTP/2.
-async fn opened<I: AsyncRead + Unpin>(mut stream: I) -> Option<Replay<I>> {
-    let mut preface = [0; PREFACE.len()];
+/// A connection after `read_preface`.
+type PrefacedIo<I> = RewindIo<I, PREFACE_LEN>;
+
+/// Reads the HTTP/2 preface. `None`: the connection starts with other bytes.
+async fn read_preface<I: AsyncRead + Unpin>(mut stream: I) -> Option<PrefacedIo<I>> {
+    let mut preface = [0; PREFACE_LEN];
     stream.read_exact(&mut preface).await.ok()?;
-    (preface == *PREFACE).then_some(Replay { seen: preface, next: 0, stream })
+    (preface == *PREFACE).then(|| RewindIo::new(preface, stream))
 }
 
-/// A connection over TLS, and what the certificate at its other end proves.
-async fn secured(
+/// Runs the TLS handshake and reads the preface. Returns the roles of the client certificate as well.
+async fn tls_handshake(
     stream: TcpStream,
     tls: &Tls,
-) -> Result<(Replay<TlsStream<TcpStream>>, Proven), String> {
+) -> Result<(PrefacedIo<TlsStream<TcpStream>>, CertificateRoles), String> {
     let mut first = [0];
-    // Plain text costs one byte and no handshake.
-    if !matches!(stream.peek(&mut first).await, Ok(1)) || first != [HANDSHAKE] {
-        return Err("it did not speak TLS".to_owned());
+    // A plain-text client is refused after one byte, without a handshake.
+    if !matches!(stream.peek(&mut first).await, Ok(1)) || first != [TLS_HANDSHAKE_RECORD] {
+        return Err("it did not start with a TLS handshake".to_owned());
     }
     let acceptor = TlsAcceptor::from(tls.server());
     let stream = acceptor.accept(stream).await.map_err(|error| error.to_string())?;
@@ -229,68 +240,78 @@ async fn secured(
         return Err("it did not offer HTTP/2".to_owned());
     }
     let certificate = session.peer_certificates().and_then(<[CertificateDer<'_>]>::first);
-    let proven = certificate.map(|certificate| tls.proven(certificate)).unwrap_or_default();
-    let io = opened(stream).await.ok_or("it did not speak HTTP/2")?;
-    Ok((io, Proven(proven.into())))
+    let roles = certificate.map(|certificate| tls.proven(certificate)).unwrap_or_default();
+    let io = read_preface(stream).await.ok_or("it did not start with the HTTP/2 preface")?;
+    Ok((io, CertificateRoles(roles.into())))
 }
 
-async fn serve<I>(io: Replay<I>, proven: Option<Proven>, router: Router, life: Life)
-where
+/// Serves the calls of a connection until it closes.
+async fn serve<I>(
+    io: PrefacedIo<I>,
+    roles: Option<CertificateRoles>,
+    router: Router,
+    context: ConnectionContext,
+) where
     I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
-    let Life { peer, age, door, calls, is_crowded } = life;
+    let ConnectionContext { peer, max_age, drain, tasks, reader_timeout, is_crowded } = context;
     let has_called = Arc::new(AtomicBool::new(false));
     let called = Arc::clone(&has_called);
-    let service = router.map_request(move |mut request: Request<Incoming>| {
+    let readers = ReaderHandoff::default();
+    let executor = TrackedExecutor { tasks, reader_timeout, readers: readers.clone() };
+    let router = TowerToHyperService::new(router);
+    let service = service_fn(move |mut request: Request<Incoming>| {
         called.store(true, Ordering::Relaxed);
+        request.extensions_mut().insert(readers.start());
         request.extensions_mut().insert(peer);
-        if let Some(proven) = &proven {
-            request.extensions_mut().insert(proven.clone());
+        if let Some(roles) = &roles {
+            request.extensions_mut().insert(roles.clone());
         }
-        request
+        router.call(request)
     });
-    let io = TokioIo::new(io);
-    let served = builder(calls).serve_connection(io, TowerToHyperService::new(service));
+    let served = http2_builder(executor).serve_connection(TokioIo::new(io), service);
     let mut served = pin!(served);
-    let ended = tokio::select! {
-        ended = &mut served => ended,
-        // None: until the server drops what is left.
-        bound = asked_to_go(age, &door, &has_called, &*is_crowded) => {
+    let outcome = tokio::select! {
+        outcome = &mut served => outcome,
+        // Without a grace period the calls may go on until the server drops them.
+        grace = close_requested(max_age, &drain, &has_called, &*is_crowded) => {
             served.as_mut().graceful_shutdown();
-            let late = async {
-                match bound {
-                    Some(more) => sleep(more).await,
+            let grace_ended = async {
+                match grace {
+                    Some(grace) => sleep(grace).await,
                     None => pending().await,
                 }
             };
             tokio::select! {
-                ended = served => ended,
-                () = door.closed.cancelled() => Ok(()),
-                () = late => Ok(()),
+                outcome = served => outcome,
+                () = drain.force_close.cancelled() => Ok(()),
+                () = grace_ended => Ok(()),
             }
         }
     };
-    if let Err(error) = ended {
-        tracing::debug!(%error, "a connection broke");
+    if let Err(error) = outcome {
+        tracing::debug!(%error, "a connection failed");
     }
 }
 
-/// Returns when a connection has to go, with how much longer its calls may take.
-async fn asked_to_go(
-    age: Option<(Duration, Duration)>,
-    door: &Door,
+/// Completes when a connection must close. Returns the grace period for its calls, if it has one.
+async fn close_requested(
+    max_age: Option<MaxConnectionAge>,
+    drain: &Drain,
     has_called: &AtomicBool,
     is_crowded: &(dyn Fn() -> bool + Send + Sync),
 ) -> Option<Duration> {
-    let aged = async {
-        match age {
-            // Not all at once that came at once.
-            Some((age, _)) => sleep(age.mul_f64(rand::random_range(0.9..1.1))).await,
+    let too_old = async {
+        match max_age {
+            // Spread, so that connections that were opened together do not close together.
+            Some(MaxConnectionAge { age, .. }) => {
+                sleep(age.mul_f64(rand::random_range(0.9..1.1))).await;
+            }
             None => pending().await,
         }
     };
-    // Services connect before they have a call to make, so silence costs a connection only where others wait.
-    let silent = async {
+    // Services connect before they have a call, so an unused connection is closed only while few are free.
+    let unused = async {
         loop {
             sleep(FIRST_REQUEST_TIMEOUT).await;
             if has_called.load(Ordering::Relaxed) {
@@ -302,91 +323,39 @@ async fn asked_to_go(
         }
     };
     tokio::select! {
-        () = aged => age.map(|(_, more)| more),
-        () = silent => Some(Duration::ZERO),
-        () = door.closing.cancelled() => None,
+        () = too_old => max_age.map(|max_age| max_age.grace),
+        () = unused => Some(Duration::ZERO),
+        () = drain.stop_accepting.cancelled() => None,
     }
 }
 
-fn builder(calls: OnTracker) -> http2::Builder<OnTracker> {
-    let mut builder = http2::Builder::new(calls);
+fn http2_builder(executor: TrackedExecutor) -> http2::Builder<TrackedExecutor> {
+    let mut builder = http2::Builder::new(executor);
     builder
         .timer(TokioTimer::new())
         .max_concurrent_streams(MAX_STREAMS)
-        // A client may cancel all that it has open at once; h2's own limit of 20 would end its other calls too.
+        // A client may cancel all of its streams at once. h2's default of 20 would end the whole connection.
         .max_pending_accept_reset_streams(MAX_STREAMS as usize)
-        .initial_stream_window_size(STREAM_WINDOW)
-        .initial_connection_window_size(CONNECTION_WINDOW)
-        .max_header_list_size(MAX_HEADERS)
-        .max_send_buf_size(SEND_BUFFER)
+        .initial_stream_window_size(STREAM_WINDOW_BYTES)
+        .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
+        .max_header_list_size(MAX_HEADER_BYTES)
+        .max_send_buf_size(MAX_SEND_BUFFER_BYTES)
         .keep_alive_interval(KEEPALIVE_INTERVAL)
         .keep_alive_timeout(KEEPALIVE_TIMEOUT);
     builder
 }
 
-/// hyper's calls, on the server's tracker, each for as long as its client reads.
+/// Runs the calls of one connection on the server's task tracker, with the slow-reader guard.
 #[derive(Clone)]
-struct OnTracker {
+struct TrackedExecutor {
     tasks: TaskTracker,
-    patience: Duration,
+    reader_timeout: Duration,
+    readers: ReaderHandoff,
 }
 
-impl<F: Future<Output: Send> + Send + 'static> Executor<F> for OnTracker {
+impl<F: Future<Output: Send> + Send + 'static> Executor<F> for TrackedExecutor {
     fn execute(&self, call: F) {
-        self.tasks.spawn(Read::new(call, self.patience));
-    }
-}
-
-/// A stream whose preface was read already, as if it had not been.
-struct Replay<I> {
-    seen: [u8; PREFACE.len()],
-    next: usize,
-    stream: I,
-}
-
-impl<I: AsyncRead + Unpin> AsyncRead for Replay<I> {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buffer: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        let rest = &self.seen[self.next..];
-        if rest.is_empty() {
-            return Pin::new(&mut self.stream).poll_read(cx, buffer);
-        }
-        let taken = rest.len().min(buffer.remaining());
-        buffer.put_slice(&rest[..taken]);
-        self.next += taken;
-        Poll::Ready(Ok(()))
-    }
-}
-
-impl<I: AsyncWrite + Unpin> AsyncWrite for Replay<I> {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        bytes: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write(cx, bytes)
-    }
-
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        slices: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write_vectored(cx, slices)
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        self.stream.is_write_vectored()
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(cx)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(cx)
+        let reader = self.readers.take();
+        self.tasks.spawn(SlowReaderTimeout::new(call, self.reader_timeout, reader));
     }
 }

@@ -5,19 +5,24 @@ use std::sync::Arc;
 
 use ipnet::IpNet;
 
-/// The other end of a connection.
+/// The address of the other end of a connection.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Peer(pub(crate) IpAddr);
+pub(crate) struct PeerAddress(pub(crate) IpAddr);
 
-/// What the certificate at the other end of a connection proves.
+/// The service roles of the client certificate of a connection.
 #[derive(Clone, Debug)]
-pub(crate) struct Proven(pub(crate) Arc<[&'static str]>);
+pub(crate) struct CertificateRoles(pub(crate) Arc<[&'static str]>);
 
-/// Where a request came from. A trusted proxy appends whom it heard to x-forwarded-for, so the last
-/// entry that no trusted proxy made is the client; anyone else's header is inert.
-pub(crate) fn origin(request: &http::Request<axum::body::Body>, trusted: &[IpNet]) -> IpAddr {
-    let peer =
-        request.extensions().get::<Peer>().map_or(Ipv4Addr::UNSPECIFIED.into(), |peer| peer.0);
+/// The address of the client. A trusted proxy appends the address of its own client to x-forwarded-for, so the last
+/// entry that is not a trusted proxy is the client. The header of any other peer is ignored.
+pub(crate) fn client_address(
+    request: &http::Request<axum::body::Body>,
+    trusted: &[IpNet],
+) -> IpAddr {
+    let peer = request
+        .extensions()
+        .get::<PeerAddress>()
+        .map_or(Ipv4Addr::UNSPECIFIED.into(), |peer| peer.0);
     let is_trusted = |address: &IpAddr| trusted.iter().any(|net| net.contains(address));
     let mut client = peer.to_canonical();
     let headers = request.headers().get_all("x-forwarded-for").iter().rev();
@@ -38,23 +43,23 @@ mod tests {
 
     use super::*;
 
-    fn from(peer: &str, forwarded: &[&str]) -> String {
+    fn client(peer: &str, forwarded: &[&str]) -> String {
         let mut request = http::Request::new(Body::empty());
-        request.extensions_mut().insert(Peer(peer.parse().unwrap()));
+        request.extensions_mut().insert(PeerAddress(peer.parse().unwrap()));
         for value in forwarded {
             request.headers_mut().append("x-forwarded-for", value.parse().unwrap());
         }
-        origin(&request, &["127.0.0.0/8".parse().unwrap(), "10.0.0.0/8".parse().unwrap()])
+        client_address(&request, &["127.0.0.0/8".parse().unwrap(), "10.0.0.0/8".parse().unwrap()])
             .to_string()
     }
 
     #[test]
-    fn only_trusted_proxies_are_believed_about_where_a_call_came_from() {
-        assert_eq!(from("203.0.113.7", &["198.51.100.1"]), "203.0.113.7");
-        assert_eq!(from("127.0.0.1", &[]), "127.0.0.1");
-        assert_eq!(from("127.0.0.1", &["198.51.100.1"]), "198.51.100.1");
-        assert_eq!(from("127.0.0.1", &["6.6.6.6, 198.51.100.1, 10.1.2.3"]), "198.51.100.1");
-        assert_eq!(from("::ffff:127.0.0.1", &["6.6.6.6", "198.51.100.1"]), "198.51.100.1");
-        assert_eq!(from("127.0.0.1", &["6.6.6.6, nonsense"]), "127.0.0.1");
+    fn only_the_entries_of_trusted_proxies_name_the_client() {
+        assert_eq!(client("203.0.113.7", &["198.51.100.1"]), "203.0.113.7");
+        assert_eq!(client("127.0.0.1", &[]), "127.0.0.1");
+        assert_eq!(client("127.0.0.1", &["198.51.100.1"]), "198.51.100.1");
+        assert_eq!(client("127.0.0.1", &["6.6.6.6, 198.51.100.1, 10.1.2.3"]), "198.51.100.1");
+        assert_eq!(client("::ffff:127.0.0.1", &["6.6.6.6", "198.51.100.1"]), "198.51.100.1");
+        assert_eq!(client("127.0.0.1", &["6.6.6.6, nonsense"]), "127.0.0.1");
     }
 }

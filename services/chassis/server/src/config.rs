@@ -1,5 +1,5 @@
-//! The settings that every role shares. The struct is the flag is the environment variable; what is
-//! wrong is refused before anything starts, by its name.
+//! The settings that all roles share. Each field is a flag and an environment variable. An invalid setting is refused by
+//! its name before anything starts.
 
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
@@ -16,7 +16,7 @@ use ipnet::IpNet;
 use secrecy::SecretString;
 use tokio::sync::Semaphore;
 
-use crate::outbox::SpoolConfig;
+use crate::outbox::OutboxConfig;
 
 /// Settings of the server.
 #[derive(Args, Clone, Debug)]
@@ -32,71 +32,72 @@ pub struct Config {
     /// HTTP port of /metrics, /livez and /readyz; 0 picks a free one.
     #[arg(long, env = "METRICS_PORT", default_value_t = 9464)]
     pub metrics_port: u16,
-    /// Settings that services read too.
+    /// Settings that services use too.
     #[command(flatten)]
     pub common: CommonConfig,
-    /// Secret that services of one mesh share, 32 characters or more; without one it is made and
-    /// kept in DATA_DIR/mesh-token.
+    /// Secret that the services of one mesh share, at least 32 characters. If it is not set, the server generates one and
+    /// keeps it in DATA_DIR/mesh-token.
     #[arg(long, env = "MESH_TOKEN", hide_env_values = true)]
     pub mesh_token: Option<SecretString>,
-    /// Another such secret, which is accepted and never sent, while MESH_TOKEN is being replaced.
-    #[arg(long, env = "MESH_TOKEN_ALSO", hide_env_values = true)]
-    pub mesh_token_also: Option<SecretString>,
-    /// Certificates that prove who is a service.
+    /// The previous MESH_TOKEN during a rotation. It is accepted from callers but never sent.
+    #[arg(long, alias = "mesh-token-also", env = "MESH_TOKEN_PREVIOUS", hide_env_values = true)]
+    pub mesh_token_previous: Option<SecretString>,
+    /// Certificates by which services authenticate to each other.
     #[command(flatten)]
     pub tls: TlsConfig,
-    /// The auth service, such as http://auth:50051, several with commas between; a process that has the auth role asks itself.
+    /// Addresses of the auth service, comma-separated, such as http://auth:50051. A process with the auth role uses itself
+    /// by default.
     #[arg(long, env = "AUTH_ADDRESS")]
     pub auth_address: Option<String>,
-    /// The errors service, such as http://errors:50051; a process that has the errors role tells
-    /// itself, and without one failures are logged only.
+    /// Addresses of the errors service, comma-separated, such as http://errors:50051. A process with the errors role uses
+    /// itself by default. Without errors service failures are only logged.
     #[arg(long, env = "ERRORS_ADDRESS")]
     pub errors_address: Option<String>,
-    /// The analytics service, such as http://analytics:50051; a process that has the analytics role
-    /// tells itself, and without one nothing is recorded.
+    /// Addresses of the analytics service, comma-separated, such as http://analytics:50051. A process with the analytics
+    /// role uses itself by default. Without analytics service no usage is recorded.
     #[arg(long, env = "ANALYTICS_ADDRESS")]
     pub analytics_address: Option<String>,
-    /// Server reflection; on unless ENVIRONMENT is production.
+    /// Whether the server supports gRPC reflection. Default: true, but false if ENVIRONMENT is production.
     #[arg(long, env = "REFLECTION", action = ArgAction::Set)]
     pub reflection: Option<bool>,
-    /// Longest that a call may take, in seconds, whatever its caller allows.
+    /// Maximum duration of a call, in seconds. A longer deadline of the client is shortened to it.
     #[arg(long, env = "REQUEST_TIMEOUT", default_value = "300", value_parser = seconds)]
     pub request_timeout: Duration,
-    /// Most calls in progress at once; more are refused with E5005.
+    /// Maximum number of calls in progress; further calls are refused with E5005.
     #[arg(long, env = "MAX_IN_FLIGHT", default_value_t = 2048, value_parser = clap::value_parser!(u32).range(1..))]
     pub max_in_flight: u32,
-    /// Maximum number of calls in progress that need no credential, in each of three pools: health checks,
-    /// streams of health and reflection, logins. One network may hold a quarter of a pool; more are
-    /// refused with E5005.
+    /// Maximum number of calls in progress that need no credential, in each of three pools: health checks, streams of
+    /// health and reflection, logins. One network may hold a quarter of a pool. Further calls are refused with E5005.
     #[arg(long, env = "MAX_PUBLIC_CALLS", default_value_t = 256, value_parser = clap::value_parser!(u32).range(1..))]
     pub max_public_calls: u32,
-    /// Maximum size of all request messages that are arriving at once: 64MB, 500KB, 1GB, or a number of bytes;
-    /// 1MB or more. Requests beyond are refused with E5005.
+    /// Maximum size of all request messages that are being received: 64MB, 500KB, 1GB, or a number of bytes; from 1MB to
+    /// 1024GB. Further requests are refused with E5005.
     #[arg(long, env = "MAX_REQUEST_MEMORY", default_value = "64MB", value_parser = request_memory)]
     pub max_request_memory: u64,
-    /// Maximum number of connections; more wait to be accepted. Fewer where RLIMIT_NOFILE leaves no room for
-    /// them, which is said at the start.
+    /// Maximum number of connections; further ones wait to be accepted. If RLIMIT_NOFILE is too low, the server accepts
+    /// fewer and logs a warning.
     #[arg(long, env = "MAX_CONNECTIONS", default_value_t = 8192, value_parser = clap::value_parser!(u32).range(1..))]
     pub max_connections: u32,
-    /// Maximum number of connections from one address (IPv6: one /64) that is not in TRUSTED_PROXIES; more are
-    /// closed at once. 0: no bound.
+    /// Maximum number of connections from one address (IPv6: one /64) that is not in TRUSTED_PROXIES. Further ones are
+    /// closed at once. 0: no limit.
     #[arg(long, env = "MAX_CONNECTIONS_PER_ADDRESS", default_value_t = 512)]
     pub max_connections_per_address: u32,
-    /// How long a client may leave a reply or stream unread before it loses it (E4011), in seconds.
+    /// How long a client may leave a response or stream unread before it is closed with E4011, in seconds.
     #[arg(long, env = "READER_TIMEOUT_SECONDS", default_value = "30", value_parser = seconds)]
     pub reader_timeout_seconds: Duration,
-    /// When a connection is asked to go, in seconds, give or take a tenth, so that callers come anew: to
-    /// new certificates, and to new replicas. It ends when its calls have, and REQUEST_TIMEOUT later
-    /// at the latest; 0: never.
+    /// Maximum age of a connection, in seconds, varied by up to a tenth, so that clients reconnect to new replicas and
+    /// with new certificates. The connection closes when its calls have ended, and at the latest after a further
+    /// REQUEST_TIMEOUT. 0: no maximum.
     #[arg(long, env = "MAX_CONNECTION_AGE_SECONDS", default_value = "1800", value_parser = seconds_or_none)]
     pub max_connection_age_seconds: Duration,
-    /// Between "not serving" and the closed door, in seconds, so that load balancers notice.
+    /// Delay between reporting NOT_SERVING and closing the listener, in seconds. It gives load balancers time to remove the
+    /// instance.
     #[arg(long, env = "DRAIN_DELAY_SECONDS", default_value = "0", value_parser = seconds_or_none)]
     pub drain_delay_seconds: Duration,
-    /// Longest that open calls may go on after the door closed, in seconds.
+    /// Maximum time that open calls may go on after the listener is closed, in seconds.
     #[arg(long, env = "DRAIN_TIMEOUT_SECONDS", default_value = "25", value_parser = seconds)]
     pub drain_timeout_seconds: Duration,
-    /// Networks whose x-forwarded-for is believed: the gateway's. Comma-separated.
+    /// Networks of proxies with a trusted x-forwarded-for header, comma-separated: those of the gateway.
     #[arg(
         long,
         env = "TRUSTED_PROXIES",
@@ -104,32 +105,32 @@ pub struct Config {
         default_value = "127.0.0.0/8,::1/128"
     )]
     pub trusted_proxies: Vec<IpNet>,
-    /// How often a key may call.
+    /// Rate limits.
     #[command(flatten)]
     pub limits: LimitConfig,
-    /// What is remembered of calls until it is delivered.
+    /// The outbox of events.
     #[command(flatten)]
-    pub spool: SpoolConfig,
-    /// What is logged, and how.
+    pub outbox: OutboxConfig,
+    /// Logging.
     #[command(flatten)]
     pub log: LogConfig,
-    /// Where traces go.
+    /// Tracing.
     #[command(flatten)]
     pub trace: TraceConfig,
 }
 
 impl Config {
-    /// Where the mesh port is.
+    /// The address of the gRPC port.
     pub fn address(&self) -> SocketAddr {
         (self.host, self.port).into()
     }
 
-    /// Where probes and metrics are.
+    /// The address of the port of probes and metrics.
     pub fn metrics_address(&self) -> SocketAddr {
         (self.host, self.metrics_port).into()
     }
 
-    /// What only the settings together can say.
+    /// Checks settings that depend on each other.
     pub fn check(&self) -> Result<(), Wrong> {
         let strength = self.common.secret_strength();
         let token = secret::set("MESH_TOKEN", self.mesh_token.as_ref(), strength)?;
@@ -137,7 +138,7 @@ impl Config {
         if !certificates && token.is_none() && self.common.environment == Environment::Production {
             return Err(Wrong::new("MESH_TOKEN", "must be set when ENVIRONMENT is production"));
         }
-        secret::set("MESH_TOKEN_ALSO", self.mesh_token_also.as_ref(), strength)?;
+        secret::set("MESH_TOKEN_PREVIOUS", self.mesh_token_previous.as_ref(), strength)?;
         let addresses = [
             ("AUTH_ADDRESS", &self.auth_address),
             ("ERRORS_ADDRESS", &self.errors_address),
@@ -149,19 +150,19 @@ impl Config {
         self.common.redis_url().map_or(Ok(()), check_redis_url)
     }
 
-    /// Bytes of request messages that may be arriving at once.
+    /// MAX_REQUEST_MEMORY as the size of a semaphore.
     pub(crate) fn max_request_memory(&self) -> usize {
         usize::try_from(self.max_request_memory).unwrap_or(Semaphore::MAX_PERMITS)
     }
 
-    /// Whether to serve reflection.
+    /// Whether the server supports reflection.
     pub fn reflects(&self) -> bool {
         self.reflection.unwrap_or(self.common.environment != Environment::Production)
     }
 }
 
-/// A size that the largest message fits into, and a semaphore can count.
+/// Parses a size of at least the largest message and at most what a semaphore can count.
 fn request_memory(text: &str) -> Result<u64, String> {
-    let fits = |size: &u64| (1 << 20..=1 << 40).contains(size);
-    bytes(text).ok().filter(fits).ok_or_else(|| "must be from 1MB to 1024GB".to_owned())
+    let is_allowed = |size: &u64| (1 << 20..=1 << 40).contains(size);
+    bytes(text).ok().filter(is_allowed).ok_or_else(|| "must be from 1MB to 1024GB".to_owned())
 }

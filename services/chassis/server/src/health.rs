@@ -1,7 +1,7 @@
-//! Whether what the services stand on is there: checks that run in the background, bounded, so that
-//! a question about health asks nobody and waits for nothing.
+//! Health of the process: background checks of its dependencies, with a timeout, so that a health request calls no
+//! dependency and never waits.
 //!
-//! One task alone sets the gRPC health, in order: nothing says "serving" after a drain has begun.
+//! One task alone sets the gRPC health, in order: no service reports SERVING after the drain has started.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -13,115 +13,118 @@ use tokio_util::sync::CancellationToken;
 use tonic_health::ServingStatus;
 use tonic_health::server::HealthReporter;
 
-/// From the beginning of a round to that of the next. With the bound it makes 5 s: nothing that is
-/// told is older.
-const PERIOD: Duration = Duration::from_secs(3);
-/// Pause before the next round while a check fails, so that a recovery is reported within 2 s.
+/// The check of the Redis that replicas share for rate limits.
+pub(crate) const REDIS: &str = "redis";
+
+/// Interval between the starts of two rounds of checks. With the timeout of a check, no reported result is older than
+/// 5 s.
+const CHECK_INTERVAL: Duration = Duration::from_secs(3);
+/// Delay before the next round while a check fails, so that a recovery is reported within 2 s.
 const RECHECK_INTERVAL: Duration = Duration::from_millis(500);
 
-/// What a check found last.
+/// The last result of a check.
 #[derive(Clone, Debug)]
-pub struct Part {
-    /// Such as "database".
+pub struct ComponentStatus {
+    /// The name of the check, such as "database".
     pub name: &'static str,
-    /// What to tell everyone while it is ill.
+    /// The message for all callers while the check fails.
     pub problem: String,
-    /// Which services can't work while it is ill.
+    /// The services that can't work while the check fails.
     pub needed_by: &'static [&'static str],
-    /// What was found; the words are for operators.
+    /// The result; the error is for operators.
     pub outcome: Result<(), String>,
-    /// When.
+    /// When the check ran.
     pub checked: Instant,
 }
 
-/// What is known now. Clones are one.
+/// A handle on the health of the process. Clones share one state.
 #[derive(Clone, Debug)]
-pub struct Health(Arc<Inner>);
+pub struct Health(Arc<HealthState>);
 
 #[derive(Debug)]
-struct Inner {
+struct HealthState {
     started: Instant,
-    known: Mutex<Known>,
+    snapshot: Mutex<HealthSnapshot>,
 }
 
 #[derive(Debug, Default)]
-struct Known {
-    parts: Vec<Part>,
-    services: Vec<Service>,
-    draining: bool,
+struct HealthSnapshot {
+    components: Vec<ComponentStatus>,
+    services: Vec<MountedService>,
+    is_draining: bool,
 }
 
 #[derive(Clone, Copy, Debug)]
-struct Service {
+struct MountedService {
     name: &'static str,
-    /// Whether this process is there for it, not it for this process.
+    /// Whether the service counts towards the readiness of the process.
     is_work: bool,
 }
 
 impl Health {
-    /// Since this process started.
+    /// The time since the process started.
     pub fn uptime(&self) -> Duration {
         self.0.started.elapsed()
     }
 
-    /// What each check found last.
-    pub fn parts(&self) -> Vec<Part> {
-        self.known().parts.clone()
+    /// The last result of every check.
+    pub fn components(&self) -> Vec<ComponentStatus> {
+        self.snapshot().components.clone()
     }
 
     /// The services of this process, and whether each can work.
     pub fn services(&self) -> Vec<(&'static str, bool)> {
-        let known = self.known();
-        known.services.iter().map(|service| (service.name, known.serves(service.name))).collect()
+        let snapshot = self.snapshot();
+        let services = snapshot.services.iter();
+        services.map(|service| (service.name, snapshot.serves(service.name))).collect()
     }
 
-    /// Whether this process is on its way out.
+    /// Whether the process is shutting down.
     pub fn is_draining(&self) -> bool {
-        self.known().draining
+        self.snapshot().is_draining
     }
 
-    /// Whether calls should be sent here: while any of its services can work. Of many, one may lack
-    /// what another does without.
+    /// Whether calls should be sent to this process: one of its services can work, or it has none.
     pub fn is_ready(&self) -> bool {
-        self.known().is_ready()
+        self.snapshot().is_ready()
     }
 
-    fn known(&self) -> MutexGuard<'_, Known> {
-        self.0.known.lock().unwrap_or_else(PoisonError::into_inner)
+    fn snapshot(&self) -> MutexGuard<'_, HealthSnapshot> {
+        self.0.snapshot.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl Known {
+impl HealthSnapshot {
     fn serves(&self, service: &str) -> bool {
-        let mut ill = self.parts.iter().filter(|part| part.outcome.is_err());
-        !self.draining && !ill.any(|part| part.needed_by.contains(&service))
+        let mut failing = self.components.iter().filter(|component| component.outcome.is_err());
+        !self.is_draining && !failing.any(|component| component.needed_by.contains(&service))
     }
 
     fn is_ready(&self) -> bool {
         let mut work = self.services.iter().filter(|service| service.is_work).peekable();
         let has_none = work.peek().is_none();
-        !self.draining && (has_none || work.any(|service| self.serves(service.name)))
+        !self.is_draining && (has_none || work.any(|service| self.serves(service.name)))
     }
 }
 
 /// The checks of a server, and the gRPC health that follows from them.
-pub(crate) struct Checks {
-    list: Vec<HealthCheck>,
+pub(crate) struct HealthChecks {
+    checks: Vec<HealthCheck>,
     health: Health,
     reporter: HealthReporter,
-    /// What was said of each service last; "" is the whole.
-    told: Vec<(&'static str, bool)>,
-    /// The problems that stand in the log and are not over.
+    /// The last reported status of each service; "" is the whole process.
+    reported: Vec<(&'static str, bool)>,
+    /// The problems that are logged and not over.
     logged: Vec<(&'static str, String)>,
 }
 
-impl Checks {
-    /// Of a server that serves nothing yet.
+impl HealthChecks {
+    /// The checks of a server that does not serve yet.
     pub(crate) async fn new(reporter: HealthReporter) -> Self {
         reporter.set_service_status("", ServingStatus::NotServing).await;
-        let inner = Inner { started: Instant::now(), known: Mutex::default() };
-        let health = Health(Arc::new(inner));
-        Checks { list: Vec::new(), health, reporter, told: vec![("", false)], logged: Vec::new() }
+        let state = HealthState { started: Instant::now(), snapshot: Mutex::default() };
+        let (health, reported) = (Health(Arc::new(state)), vec![("", false)]);
+        HealthChecks { checks: Vec::new(), health, reporter, reported, logged: Vec::new() }
     }
 
     pub(crate) fn health(&self) -> Health {
@@ -129,49 +132,51 @@ impl Checks {
     }
 
     pub(crate) fn add(&mut self, check: HealthCheck) {
-        self.list.push(check);
+        self.checks.push(check);
     }
 
-    /// A service that does not serve yet.
+    /// Adds a service that does not serve yet.
     pub(crate) async fn add_service(&mut self, name: &'static str, is_work: bool) {
         self.reporter.set_service_status(name, ServingStatus::NotServing).await;
-        self.told.push((name, false));
-        self.health.known().services.push(Service { name, is_work });
+        self.reported.push((name, false));
+        self.health.snapshot().services.push(MountedService { name, is_work });
     }
 
-    /// Runs every check once, side by side.
-    pub(crate) async fn round(&self) {
-        let outcomes = join_all(self.list.iter().map(HealthCheck::run)).await;
-        let found = self.list.iter().zip(outcomes).map(|(check, outcome)| Part {
+    /// Runs every check once, concurrently.
+    pub(crate) async fn run(&self) {
+        let outcomes = join_all(self.checks.iter().map(HealthCheck::run)).await;
+        let components = self.checks.iter().zip(outcomes).map(|(check, outcome)| ComponentStatus {
             name: check.name(),
             problem: check.problem().to_owned(),
             needed_by: check.services(),
             outcome,
             checked: Instant::now(),
         });
-        let found = found.collect();
-        self.health.known().parts = found;
+        let components = components.collect();
+        self.health.snapshot().components = components;
     }
 
-    /// From the end of a round to the begin of the next, at most.
-    fn pause(&self) -> Duration {
-        let fails = self.health.known().parts.iter().any(|part| part.outcome.is_err());
-        if fails { RECHECK_INTERVAL } else { PERIOD }
+    /// Maximum delay from the end of a round to the start of the next.
+    fn max_delay(&self) -> Duration {
+        let components = &self.health.snapshot().components;
+        let has_failure = components.iter().any(|component| component.outcome.is_err());
+        if has_failure { RECHECK_INTERVAL } else { CHECK_INTERVAL }
     }
 
-    /// Logs what changed. The first line of a process is that it serves, so a round does not.
+    /// Logs what has changed. It is separate from `run`, because the first log line of a process must be that it
+    /// serves.
     fn log(&mut self) {
-        for part in self.health.parts() {
-            let (name, problem) = (part.name, part.problem);
-            let at = self.logged.iter().position(|known| *known == (name, problem.clone()));
-            match part.outcome {
-                Err(why) if at.is_none() => {
+        for component in self.health.components() {
+            let (name, problem) = (component.name, component.problem);
+            let logged = self.logged.iter().position(|logged| *logged == (name, problem.clone()));
+            match component.outcome {
+                Err(why) if logged.is_none() => {
                     tracing::warn!(check = name, why, "{problem}");
                     self.logged.push((name, problem));
                 }
                 Ok(()) => {
-                    if let Some((_, problem)) = at.map(|at| self.logged.swap_remove(at)) {
-                        tracing::info!(check = name, "no more: {problem}");
+                    if let Some((_, problem)) = logged.map(|at| self.logged.swap_remove(at)) {
+                        tracing::info!(check = name, "resolved: {problem}");
                     }
                 }
                 Err(_) => {}
@@ -179,15 +184,15 @@ impl Checks {
         }
     }
 
-    /// Says of each service what follows, where that is news: watchers are told every time.
-    pub(crate) async fn tell(&mut self) {
+    /// Reports the status of each service if it has changed, because watchers get a message for every report.
+    pub(crate) async fn report(&mut self) {
         let health = self.health();
-        for (name, told) in &mut self.told {
+        for (name, reported) in &mut self.reported {
             let serves = match *name {
                 "" => health.is_ready(),
-                name => health.known().serves(name),
+                name => health.snapshot().serves(name),
             };
-            if std::mem::replace(told, serves) != serves {
+            if std::mem::replace(reported, serves) != serves {
                 let status =
                     if serves { ServingStatus::Serving } else { ServingStatus::NotServing };
                 self.reporter.set_service_status(*name, status).await;
@@ -195,30 +200,30 @@ impl Checks {
         }
     }
 
-    /// Goes on with rounds until the drain; says then that nothing serves, and ends.
+    /// Runs rounds of checks until the drain, then reports that nothing serves, and ends.
     pub(crate) async fn watch(mut self, draining: CancellationToken) {
         self.log();
-        let mut next = Instant::now() + self.pause();
+        let mut next = Instant::now() + self.max_delay();
         let rounds = async {
             loop {
                 sleep_until(next).await;
-                let begun = Instant::now();
-                self.round().await;
-                self.tell().await;
+                let started = Instant::now();
+                self.run().await;
+                self.report().await;
                 self.log();
-                next = (begun + PERIOD).min(Instant::now() + self.pause());
+                next = (started + CHECK_INTERVAL).min(Instant::now() + self.max_delay());
             }
         };
-        // Dropped half way it has said nothing wrong: what follows says the last word.
+        // A round may be dropped at any await: the report below comes last.
         tokio::select! {
             biased;
             () = draining.cancelled() => {}
             () = rounds => {}
         }
-        self.health.known().draining = true;
-        // What was being told when the drain began may be told, and not be noted.
-        self.told.iter_mut().for_each(|(_, told)| *told = true);
-        self.tell().await;
+        self.health.snapshot().is_draining = true;
+        // A report that was dropped half-way may have changed a status without recording it.
+        self.reported.iter_mut().for_each(|(_, reported)| *reported = true);
+        self.report().await;
     }
 }
 
@@ -237,85 +242,87 @@ mod tests {
 
     const STORE: &str = "hapa.test.v1.NeedsStore";
     const FREE: &str = "hapa.test.v1.NeedsNothing";
-    const ASIDE: &str = "hapa.test.v1.TellsOfOthers";
+    const AUXILIARY: &str = "hapa.test.v1.Auxiliary";
 
-    async fn checks(check: HealthCheck) -> (Checks, HealthService) {
+    async fn checks(check: HealthCheck) -> (HealthChecks, HealthService) {
         let reporter = HealthReporter::new();
         let service = HealthService::from_health_reporter(reporter.clone());
-        let mut checks = Checks::new(reporter).await;
+        let mut checks = HealthChecks::new(reporter).await;
         checks.add_service(STORE, true).await;
-        checks.add_service(ASIDE, false).await;
+        checks.add_service(AUXILIARY, false).await;
         checks.add(check);
         (checks, service)
     }
 
     async fn serves(service: &HealthService, name: &str) -> bool {
-        let asked = tonic::Request::new(HealthCheckRequest { service: name.to_owned() });
-        let status = service.check(asked).await.unwrap().into_inner().status;
+        let request = tonic::Request::new(HealthCheckRequest { service: name.to_owned() });
+        let status = service.check(request).await.unwrap().into_inner().status;
         status == ServingStatus::Serving as i32
     }
 
     fn switch() -> (Arc<AtomicBool>, HealthCheck) {
-        let well = Arc::new(AtomicBool::new(true));
-        let seen = Arc::clone(&well);
+        let is_healthy = Arc::new(AtomicBool::new(true));
+        let probed = Arc::clone(&is_healthy);
         let run = move || {
-            let well = seen.load(Ordering::Relaxed);
-            async move { well.then_some(()).ok_or_else(|| "secret words".to_owned()) }
+            let is_healthy = probed.load(Ordering::Relaxed);
+            async move { is_healthy.then_some(()).ok_or_else(|| "secret words".to_owned()) }
         };
-        (well, HealthCheck::new("database", "no store", run).needed_by(&[STORE]))
+        (is_healthy, HealthCheck::new("database", "no store", run).needed_by(&[STORE]))
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_failing_check_takes_out_what_needs_it_and_a_good_one_brings_it_back() {
-        let (well, check) = switch();
+    async fn a_failing_check_takes_out_the_services_that_need_it_until_it_succeeds() {
+        let (is_healthy, check) = switch();
         let (mut checks, service) = checks(check).await;
         checks.add_service(FREE, true).await;
         let (health, draining) = (checks.health(), CancellationToken::new());
-        checks.round().await;
-        assert!(!serves(&service, STORE).await && !serves(&service, "").await, "not told yet");
-        checks.tell().await;
+        checks.run().await;
+        assert!(!serves(&service, STORE).await && !serves(&service, "").await, "not reported yet");
+        checks.report().await;
         assert!(serves(&service, STORE).await && serves(&service, "").await);
         let watch = checks.watch(draining.clone());
-        let story = async {
-            well.store(false, Ordering::Relaxed);
-            tokio::time::sleep(PERIOD + health_check::TIMEOUT).await;
+        let scenario = async {
+            is_healthy.store(false, Ordering::Relaxed);
+            tokio::time::sleep(CHECK_INTERVAL + health_check::TIMEOUT).await;
             assert!(!serves(&service, STORE).await && serves(&service, FREE).await);
-            assert!(serves(&service, "").await, "one of two can work");
-            assert_eq!(health.parts()[0].outcome, Err("secret words".to_owned()));
-            assert!(health.parts()[0].checked.elapsed() <= PERIOD + health_check::TIMEOUT);
-            well.store(true, Ordering::Relaxed);
-            tokio::time::sleep(PERIOD + health_check::TIMEOUT).await;
+            assert!(serves(&service, "").await, "one of two services can work");
+            assert_eq!(health.components()[0].outcome, Err("secret words".to_owned()));
+            assert!(
+                health.components()[0].checked.elapsed() <= CHECK_INTERVAL + health_check::TIMEOUT
+            );
+            is_healthy.store(true, Ordering::Relaxed);
+            tokio::time::sleep(CHECK_INTERVAL + health_check::TIMEOUT).await;
             assert!(serves(&service, STORE).await);
             draining.cancel();
         };
-        tokio::join!(watch, story);
-        for name in ["", STORE, FREE, ASIDE] {
+        tokio::join!(watch, scenario);
+        for name in ["", STORE, FREE, AUXILIARY] {
             assert!(!serves(&service, name).await, "{name:?} serves while it drains");
         }
         assert!(health.is_draining() && !health.is_ready());
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_process_whose_work_can_not_be_done_is_not_ready_whatever_tells_of_it() {
-        let (well, check) = switch();
+    async fn an_auxiliary_service_does_not_make_a_process_ready() {
+        let (is_healthy, check) = switch();
         let (mut checks, service) = checks(check).await;
-        well.store(false, Ordering::Relaxed);
-        checks.round().await;
-        checks.tell().await;
+        is_healthy.store(false, Ordering::Relaxed);
+        checks.run().await;
+        checks.report().await;
         assert!(!serves(&service, STORE).await && !serves(&service, "").await);
-        assert!(serves(&service, ASIDE).await);
+        assert!(serves(&service, AUXILIARY).await);
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_check_that_hangs_or_panics_is_a_failure_and_bounded() {
+    async fn a_check_that_hangs_or_panics_fails_within_its_timeout() {
         let hangs = HealthCheck::new("engine", "no engine", pending);
         let (mut checks, _) = checks(hangs).await;
         checks.add(HealthCheck::new("panics", "?", || async { panic!("on purpose") }));
-        let begun = Instant::now();
-        checks.round().await;
-        assert_eq!(begun.elapsed(), health_check::TIMEOUT);
+        let started = Instant::now();
+        checks.run().await;
+        assert_eq!(started.elapsed(), health_check::TIMEOUT);
         let outcomes: Vec<_> =
-            checks.health().parts().into_iter().map(|part| part.outcome).collect();
+            checks.health().components().into_iter().map(|component| component.outcome).collect();
         let words = ["no answer within 2 s", "the check panicked"];
         assert_eq!(outcomes, words.map(|words| Err(words.to_owned())));
     }

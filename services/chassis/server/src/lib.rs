@@ -10,6 +10,7 @@ mod middleware;
 mod network_limit;
 pub mod outbox;
 mod probes;
+mod rewind_io;
 mod server;
 mod server_span;
 mod slow_reader;

@@ -1,13 +1,17 @@
-//! Events on their way to the services that keep them: usage and failures, first in a file of this
-//! process, then delivered.
+//! Outbox: usage events and occurrences of failures wait in a file of this process until they are delivered to
+//! analytics and errors.
 //!
-//! What was appended and acknowledged survives the process. It is delivered at least once, under
-//! an id that lets the receiver count it once. No call waits for the network, and none longer than
-//! [`PATIENCE`] for the file: then it goes on, and its event is written when it can be. What finds
-//! no room among those that wait, or can't be written at all, is dropped and counted.
+//! An acknowledged event survives the end of the process. It is delivered at least once, with an id by which its
+//! receiver counts it once. No call waits for the network, and none longer than 50 ms for the file. After that the
+//! call goes on, and its event is written later. Events that find the queue full, or that can't be written, are
+//! dropped and counted.
 
-mod event;
+mod completed_call;
+mod config;
+mod encoded_event;
+mod files;
 mod relay;
+mod state;
 mod store;
 #[cfg(test)]
 mod tests;
@@ -16,313 +20,161 @@ mod writer;
 use std::path::PathBuf;
 use std::pin::Pin;
 use std::slice;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll, ready};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
-use clap::{ArgAction, Args};
 use futures_util::future::BoxFuture;
 use hapa_proto::analytics::v1::UsageEvent;
 use hapa_proto::errors::v1::Occurrence;
 use hapa_transport::peer::{AnalyticsClient, ErrorsClient};
 use prost::Message as _;
-use tokio::sync::{Mutex, Notify, mpsc, oneshot};
+use tokio::sync::{Mutex, mpsc, oneshot};
 use tokio::time::{Timeout, timeout};
 use tokio_util::sync::CancellationToken;
 
-use self::relay::Shipper;
-use self::store::Store;
-use self::writer::Writer;
+use self::encoded_event::{EncodedEvent, EventKind, Priority};
+use self::relay::Relay;
+use self::state::{DropReason, OutboxState};
+use self::store::OutboxStore;
+use self::writer::{AppendRequest, OutboxWriter};
 
-pub(crate) use self::event::Ended;
+pub(crate) use self::completed_call::CompletedCall;
+pub use self::config::{OutboxConfig, OutboxLimits};
+pub use self::files::{count_events, find_with_user_events, is_outbox_file};
 
-/// How long a call waits for its event to be written.
-const PATIENCE: Duration = Duration::from_millis(50);
-/// Calls whose events wait to be written.
-const WAITING: usize = 1_024;
-/// Of those, calls of owners alone: a flood of refused strangers must not push out the events of others.
-const RESERVED: usize = WAITING / 2;
-/// For how long health speaks of an event that was dropped.
-const LATELY: Duration = Duration::from_mins(1);
+/// Maximum time that a call waits for its events to be written.
+const WRITE_TIMEOUT: Duration = Duration::from_millis(50);
+/// Capacity of the queue in front of the writer, in calls.
+const QUEUE_CAPACITY: usize = 1_024;
+/// The part of the queue for calls with an owner, so that many refused calls do not displace the events of users.
+const OWNER_QUEUE_CAPACITY: usize = QUEUE_CAPACITY / 2;
+/// Capacity of the queue of deletions, one for each relay.
+const DELETE_QUEUE_CAPACITY: usize = 2;
 
-/// Settings of the event spool.
-#[derive(Args, Clone, Debug)]
-#[command(next_help_heading = "Event spool")]
-pub struct SpoolConfig {
-    /// Most events that wait in DATA_DIR for the services that keep them; beyond, the oldest go,
-    /// those of calls that succeeded first.
-    #[arg(long, env = "SPOOL_MAX_EVENTS", default_value_t = 1_000_000, value_parser = clap::value_parser!(u64).range(1..))]
-    pub spool_max_events: u64,
-    /// How long an event waits at most, in hours.
-    #[arg(long, env = "SPOOL_MAX_AGE_HOURS", default_value_t = 168, value_parser = clap::value_parser!(u32).range(1..=8760))]
-    pub spool_max_age_hours: u32,
-    /// Whether failures are reported to the errors service.
-    #[arg(long, env = "ERROR_MONITORING_ENABLED", action = ArgAction::Set, default_value_t = true)]
-    pub error_monitoring_enabled: bool,
-    /// Whether what calls use is recorded.
-    #[arg(long, env = "USAGE_RECORDING_ENABLED", action = ArgAction::Set, default_value_t = true)]
-    pub usage_recording_enabled: bool,
-}
-
-/// What is spooled; kinds are delivered on their own, so that none waits for another's receiver.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Kind {
-    Usage,
-    Occurrence,
-}
-
-impl Kind {
-    const ALL: [Kind; 2] = [Kind::Usage, Kind::Occurrence];
-
-    /// As metrics call it.
-    fn name(self) -> &'static str {
-        match self {
-            Kind::Usage => "usage",
-            Kind::Occurrence => "occurrence",
-        }
-    }
-
-    /// Most worth keeping first.
-    fn ranks(self) -> &'static [Rank] {
-        match self {
-            Kind::Usage => &[Rank::FailedUsage, Rank::Usage],
-            Kind::Occurrence => &[Rank::Occurrence],
-        }
-    }
-}
-
-/// Why an event is dropped.
-const REASONS: [&str; 6] = ["busy", DISK, "ended", "full", "old", "refused"];
-/// The file could not be written.
-const DISK: &str = "disk";
-
-/// How much an event is worth keeping, least first; the number is in the file.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Rank {
-    Usage = 0,
-    FailedUsage = 1,
-    Occurrence = 2,
-}
-
-impl Rank {
-    const ALL: [Rank; 3] = [Rank::Usage, Rank::FailedUsage, Rank::Occurrence];
-
-    fn kind(self) -> Kind {
-        if self == Rank::Occurrence { Kind::Occurrence } else { Kind::Usage }
-    }
-}
-
-/// One event, as it is written.
-#[derive(Debug)]
-struct Item {
-    rank: Rank,
-    body: Vec<u8>,
-}
-
-/// One call's events.
-#[derive(Debug)]
-struct Append {
-    items: Vec<Item>,
-    /// None: nobody waits.
-    written: Option<oneshot::Sender<()>>,
-}
-
-/// How many events wait in a spool's file, which stays as it is.
-pub async fn waiting(file: &std::path::Path) -> anyhow::Result<u64> {
-    store::waiting(file).await
-}
-
-/// A spool in this folder in which an event waits of a call that was made with a credential; it stays as it is.
-/// What services do among themselves leaves events too, also in a mesh that was never used.
-pub async fn find_of_callers(folder: &std::path::Path) -> Option<PathBuf> {
-    let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
-    for file in entries.map(|entry| entry.path()).filter(|path| is_spool(path)) {
-        // One that can't be read says nothing.
-        let bodies = store::oldest(&file).await.unwrap_or_default();
-        if bodies.iter().any(|(kind, body)| is_of_a_caller(*kind, body)) {
-            return Some(file);
-        }
-    }
-    None
-}
-
-fn is_of_a_caller(kind: Kind, body: &[u8]) -> bool {
-    match kind {
-        Kind::Usage => UsageEvent::decode(body).is_ok_and(|event| !event.owner.is_empty()),
-        Kind::Occurrence => Occurrence::decode(body).is_ok_and(|event| !event.owner.is_empty()),
-    }
-}
-
-/// Whether a file is called as spools are.
-pub fn is_spool(path: &std::path::Path) -> bool {
-    let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
-    name.starts_with("spool-") && path.extension().is_some_and(|ending| ending == "db")
-}
-
-/// How much is kept, and for how long.
-#[derive(Clone, Copy, Debug)]
-pub struct Bounds {
-    /// Events of all kinds.
-    pub most: u64,
-    /// Of an event.
-    pub oldest: Duration,
-}
-
-/// Where one kind goes.
+/// The service that receives one kind of event.
 #[derive(Debug)]
 pub struct Receiver<C> {
-    /// Its client.
+    /// The client of the service.
     pub client: C,
-    /// Whether this process is the receiver: then its port is closed when the flush would begin.
-    pub own: bool,
+    /// Whether this process runs the service. Its port is closed when the final flush would start.
+    pub is_own_process: bool,
 }
 
-/// Where events go; a kind without a receiver is not spooled.
+/// The services that receive events. Events of a kind without a receiver are not stored.
 #[derive(Debug, Default)]
 pub struct Receivers {
-    /// Usage.
+    /// Receives usage events.
     pub analytics: Option<Receiver<AnalyticsClient>>,
-    /// Failures.
+    /// Receives occurrences.
     pub errors: Option<Receiver<ErrorsClient>>,
 }
 
-/// What the tasks and the callers share.
-#[derive(Debug, Default)]
-struct State {
-    most: AtomicU64,
-    depth: [AtomicU64; 3],
-    /// Milliseconds since 1970, of what was dropped while the file could be written.
-    last_drop: AtomicU64,
-    /// The file can't be written at the moment.
-    unwritable: AtomicBool,
-    /// Fires when there is more to deliver.
-    more: [Notify; 2],
-    /// The log beside the file has grown: the writer must fold it in.
-    heavy: AtomicBool,
-}
-
-impl State {
-    /// There from the begin, so that the first that is dropped is a change.
-    fn none_dropped() {
-        for kind in [Kind::Usage, Kind::Occurrence] {
-            for reason in REASONS {
-                let labels = [("kind", kind.name()), ("reason", reason)];
-                metrics::counter!("hapa_spool_dropped_total", &labels).increment(0);
-            }
-        }
-    }
-
-    fn dropped(&self, kind: Kind, reason: &'static str, count: u64) {
-        if count == 0 {
-            return;
-        }
-        let labels = [("kind", kind.name()), ("reason", reason)];
-        metrics::counter!("hapa_spool_dropped_total", &labels).increment(count);
-        if reason == DISK {
-            return; // health reports it for as long as the disk fails
-        }
-        self.last_drop.store(now_ms(), Ordering::Relaxed);
-    }
-
-    fn depth(&self, kind: Kind) -> u64 {
-        kind.ranks().iter().map(|rank| self.depth[*rank as usize].load(Ordering::Relaxed)).sum()
-    }
-}
-
 #[derive(Debug)]
-struct Open {
-    appends: mpsc::Sender<Append>,
-    takes: [bool; 2],
+struct OpenOutbox {
+    appends: mpsc::Sender<AppendRequest>,
+    /// Which kinds have a receiver.
+    accepts: [bool; 2],
 }
 
-/// A handle. It takes nothing until it is opened.
+/// A handle on an outbox, which accepts no events until it is opened. Clones share one outbox.
 #[derive(Clone, Debug, Default)]
-pub struct Spool {
-    open: Arc<OnceLock<Open>>,
-    state: Arc<State>,
+pub struct Outbox {
+    open: Arc<OnceLock<OpenOutbox>>,
+    state: Arc<OutboxState>,
 }
 
-/// What an open spool needs to be run.
-pub struct Work {
-    writer: Writer,
-    shippers: Vec<Shipper>,
+/// The tasks of an open outbox.
+pub struct OutboxTasks {
+    writer: OutboxWriter,
+    relays: Vec<Relay>,
 }
 
-impl Spool {
-    /// Opens the file at `path`, which no other process may have open.
+impl Outbox {
+    /// Opens the file at `path`. It fails if another process has the file open.
     pub async fn open(
         &self,
         path: PathBuf,
-        bounds: Bounds,
+        limits: OutboxLimits,
         receivers: Receivers,
-    ) -> anyhow::Result<Work> {
-        let (store, reader) = Store::open(&path).await?;
+    ) -> anyhow::Result<OutboxTasks> {
+        let (store, reader) = OutboxStore::open(&path).await?;
         let reader = Arc::new(Mutex::new(reader));
-        let (appends, waiting) = mpsc::channel(WAITING);
-        let (deletes, deleting) = mpsc::channel(2);
-        let takes = [receivers.analytics.is_some(), receivers.errors.is_some()];
-        self.state.most.store(bounds.most, Ordering::Relaxed);
-        let writer = Writer::new(store, Arc::clone(&self.state), bounds, (waiting, deleting));
-        let shippers = Shipper::all(receivers, &reader, &deletes, &self.state);
-        anyhow::ensure!(self.open.set(Open { appends, takes }).is_ok(), "a spool opens once");
-        State::none_dropped();
-        Ok(Work { writer, shippers })
+        let (appends, append_requests) = mpsc::channel(QUEUE_CAPACITY);
+        let (deletes, delete_requests) = mpsc::channel(DELETE_QUEUE_CAPACITY);
+        let accepts = [receivers.analytics.is_some(), receivers.errors.is_some()];
+        self.state.max_events.store(limits.max_events, Ordering::Relaxed);
+        let requests = (append_requests, delete_requests);
+        let writer = OutboxWriter::new(store, Arc::clone(&self.state), limits, requests);
+        let relays = Relay::for_receivers(receivers, &reader, &deletes, &self.state);
+        let opened = self.open.set(OpenOutbox { appends, accepts });
+        anyhow::ensure!(opened.is_ok(), "an outbox can be opened once only");
+        OutboxState::register_drop_counters();
+        Ok(OutboxTasks { writer, relays })
     }
 
-    /// Appends what there is a receiver for; the receipt says when it is written. None: nothing was
-    /// taken, so there is nothing to wait for.
+    /// Appends the events that have a receiver. The acknowledgement completes when they are written; `None`: there
+    /// is no event to wait for.
     pub fn append(
         &self,
         usage: Option<&UsageEvent>,
         occurrence: Option<&Occurrence>,
-    ) -> Option<Receipt> {
+    ) -> Option<DurabilityAck> {
         self.append_all(usage, occurrence.map_or(&[], slice::from_ref), true)
     }
 
-    /// The same for all that one call failed with; no receipt where nobody `waits`.
-    pub(crate) fn append_all(
+    /// Appends the events of a call. `needs_ack`: something waits for the acknowledgement.
+    pub(crate) fn append_call(
+        &self,
+        completed: &CompletedCall<'_>,
+        needs_ack: bool,
+    ) -> Option<DurabilityAck> {
+        let usage = self.accepts(EventKind::Usage).then(|| completed.usage()).flatten();
+        let occurrences =
+            if self.accepts(EventKind::Occurrence) { completed.occurrences() } else { Vec::new() };
+        self.append_all(usage.as_ref(), &occurrences, needs_ack)
+    }
+
+    fn append_all(
         &self,
         usage: Option<&UsageEvent>,
         occurrences: &[Occurrence],
-        waits: bool,
-    ) -> Option<Receipt> {
-        let (written, receipt) = waits.then(oneshot::channel).unzip();
-        let taken = self.send(usage, occurrences, written);
-        let receipt = receipt.filter(|_| taken)?;
-        Some(Receipt(Box::pin(timeout(PATIENCE, receipt))))
+        needs_ack: bool,
+    ) -> Option<DurabilityAck> {
+        let (written, ack) = needs_ack.then(oneshot::channel).unzip();
+        let is_queued = self.enqueue(usage, occurrences, written);
+        let ack = ack.filter(|_| is_queued)?;
+        Some(DurabilityAck(Box::pin(timeout(WRITE_TIMEOUT, ack))))
     }
 
-    /// Words for an operator while events are lost or about to be.
+    /// A message for operators while events are dropped or about to be.
     pub fn problem(&self) -> Option<&'static str> {
         self.open.get()?;
-        if self.state.unwritable.load(Ordering::Relaxed) {
-            return Some("E5010: the event spool can't be written, and new events are dropped");
+        if self.state.is_unwritable.load(Ordering::Relaxed) {
+            return Some("E5010: the outbox can't be written, and new events are dropped");
         }
-        let depth: u64 = Kind::ALL.iter().map(|kind| self.state.depth(*kind)).sum();
-        if depth >= self.state.most.load(Ordering::Relaxed) {
-            return Some("E5010: the event spool is full, and the oldest events are dropped");
+        let depth: u64 = EventKind::ALL.iter().map(|kind| self.state.depth(*kind)).sum();
+        if depth >= self.state.max_events.load(Ordering::Relaxed) {
+            return Some("E5010: the outbox is full, and the oldest events are dropped");
         }
-        let since = now_ms().saturating_sub(self.state.last_drop.load(Ordering::Relaxed));
-        let lately = u128::from(since) < LATELY.as_millis();
-        lately.then_some("E5010: events were dropped within the last minute")
+        let has_dropped = self.state.has_dropped_recently();
+        has_dropped.then_some("E5010: events were dropped within the last minute")
     }
 
-    /// Tells an operator what is not spooled.
-    pub(crate) fn tell(&self) {
-        for kind in Kind::ALL.into_iter().filter(|kind| !self.takes(*kind)) {
-            tracing::info!(
-                kind = kind.name(),
-                "no service keeps these events: they are not spooled"
-            );
+    /// Logs the kinds of events that are not stored.
+    pub(crate) fn log_missing_receivers(&self) {
+        for kind in EventKind::ALL.into_iter().filter(|kind| !self.accepts(*kind)) {
+            tracing::info!(kind = kind.label(), "these events have no receiver and are not stored");
         }
     }
 
-    fn takes(&self, kind: Kind) -> bool {
-        self.open.get().is_some_and(|open| open.takes[kind as usize])
+    fn accepts(&self, kind: EventKind) -> bool {
+        self.open.get().is_some_and(|open| open.accepts[kind as usize])
     }
 
-    fn send(
+    /// Queues the events that have a receiver. Returns whether any is queued.
+    fn enqueue(
         &self,
         usage: Option<&UsageEvent>,
         occurrences: &[Occurrence],
@@ -331,60 +183,61 @@ impl Spool {
         let Some(open) = self.open.get() else { return false };
         let has_owner = usage.is_some_and(|event| !event.owner.is_empty())
             || occurrences.iter().any(|event| !event.owner.is_empty());
-        let usage = usage.filter(|_| self.takes(Kind::Usage)).map(|event| {
-            let failed = !event.error_code.is_empty();
-            let rank = if failed { Rank::FailedUsage } else { Rank::Usage };
-            Item { rank, body: event.encode_to_vec() }
-        });
-        let occurrences = occurrences.iter().filter(|_| self.takes(Kind::Occurrence));
-        let occurrences =
-            occurrences.map(|event| Item { rank: Rank::Occurrence, body: event.encode_to_vec() });
-        let items: Vec<_> = usage.into_iter().chain(occurrences).collect();
-        if items.is_empty() {
+        let events = self.encode(usage, occurrences);
+        if events.is_empty() {
             return false;
         }
-        let append = Append { items, written };
-        let (append, reason) = if !has_owner && open.appends.capacity() <= RESERVED {
-            (append, "busy")
+        let append = AppendRequest { events, written };
+        let is_reserved = open.appends.capacity() <= OWNER_QUEUE_CAPACITY;
+        let (append, reason) = if is_reserved && !has_owner {
+            (append, DropReason::QueueFull)
         } else {
             match open.appends.try_send(append) {
                 Ok(()) => return true,
-                Err(mpsc::error::TrySendError::Full(append)) => (append, "busy"),
-                Err(mpsc::error::TrySendError::Closed(append)) => (append, "ended"),
+                Err(mpsc::error::TrySendError::Full(append)) => (append, DropReason::QueueFull),
+                Err(mpsc::error::TrySendError::Closed(append)) => (append, DropReason::Closed),
             }
         };
-        for item in append.items {
-            self.state.dropped(item.rank.kind(), reason, 1);
+        for event in append.events {
+            self.state.record_drop(event.priority.kind(), reason, 1);
         }
         false
     }
+
+    fn encode(&self, usage: Option<&UsageEvent>, occurrences: &[Occurrence]) -> Vec<EncodedEvent> {
+        let usage = usage.filter(|_| self.accepts(EventKind::Usage)).map(|event| {
+            let has_failed = !event.error_code.is_empty();
+            let priority = if has_failed { Priority::FailedUsage } else { Priority::Usage };
+            EncodedEvent { priority, body: event.encode_to_vec() }
+        });
+        let occurrences = occurrences.iter().filter(|_| self.accepts(EventKind::Occurrence));
+        let occurrences = occurrences.map(|event| EncodedEvent {
+            priority: Priority::Occurrence,
+            body: event.encode_to_vec(),
+        });
+        usage.into_iter().chain(occurrences).collect()
+    }
 }
 
-impl Work {
-    /// Runs until `end`, and then for as long as it takes to flush, at most 2 s.
+impl OutboxTasks {
+    /// Runs until `end`, and then until the remaining events are flushed, at most 2 s.
     pub fn run(self, mut spawn: impl FnMut(BoxFuture<'static, ()>), end: &CancellationToken) {
-        for shipper in self.shippers {
-            spawn(Box::pin(shipper.run(end.clone())));
+        for relay in self.relays {
+            spawn(Box::pin(relay.run(end.clone())));
         }
         spawn(Box::pin(self.writer.run(end.clone())));
     }
 }
 
-/// Comes when a call's events are written, or when waiting for that has taken long enough: true
-/// where they are.
+/// Completes when the events of a call are written, with true, or when the wait for that times out, with false.
 #[derive(Debug)]
-pub struct Receipt(Pin<Box<Timeout<oneshot::Receiver<()>>>>);
+pub struct DurabilityAck(Pin<Box<Timeout<oneshot::Receiver<()>>>>);
 
-impl Future for Receipt {
+impl Future for DurabilityAck {
     type Output = bool;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<bool> {
         let written = ready!(self.0.as_mut().poll(cx));
         Poll::Ready(matches!(written, Ok(Ok(()))))
     }
-}
-
-fn now_ms() -> u64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }

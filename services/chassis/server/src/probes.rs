@@ -1,5 +1,5 @@
-//! The HTTP port for machines that watch: /metrics, /livez, /readyz. No credential, so never routed
-//! from outside.
+//! The HTTP port for probes and monitoring: /metrics, /livez, /readyz. It needs no credential, so it must not be
+//! reachable from outside.
 
 use std::pin::pin;
 use std::sync::Arc;
@@ -9,40 +9,39 @@ use axum::Router;
 use axum::http::StatusCode;
 use axum::routing::get;
 use hapa_store::rate_limit::Limiter;
+use hapa_telemetry::recorder::MetricsHandle;
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
-use metrics_exporter_prometheus::PrometheusHandle;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::file_descriptors::Reserve;
-use crate::health::Health;
-use crate::server::REDIS;
+use crate::file_descriptors::DescriptorReserve;
+use crate::health::{Health, REDIS};
 
-/// Most connections at once; each is for one request.
+/// Maximum number of concurrent connections; each serves one request.
 const MAX_CONNECTIONS: usize = 64;
-/// Longest wait for a request.
+/// Maximum time until the headers of a request are complete.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(5);
-/// Longest life of a connection.
+/// Maximum age of a connection.
 const CONNECTION_TIMEOUT: Duration = Duration::from_secs(10);
-/// Longest wait for requests that are being answered, at the end.
-const LAST_ANSWER: Duration = Duration::from_millis(200);
-/// After an accept that failed, so that a lasting cause does not spin.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(20);
+/// Maximum time at the end for requests that are being answered.
+const SHUTDOWN_TIMEOUT: Duration = Duration::from_millis(200);
+/// Delay after a failed accept, so that a lasting cause does not make the loop spin.
+const ACCEPT_RETRY_DELAY: Duration = Duration::from_millis(20);
 
-/// Serves until `end`; not ready from `draining` on.
+/// Serves until `end`. /readyz fails as soon as `draining` fires.
 pub(crate) async fn serve(
     listener: TcpListener,
-    metrics: &'static PrometheusHandle,
+    metrics: &'static MetricsHandle,
     (limiter, health): (Arc<Limiter>, Health),
     draining: CancellationToken,
     end: CancellationToken,
 ) {
-    let counting = Arc::clone(&limiter);
+    let gauges = Arc::clone(&limiter);
     let ready = move || async move {
         if draining.is_cancelled() {
             return (StatusCode::SERVICE_UNAVAILABLE, "draining\n".to_owned());
@@ -55,7 +54,7 @@ pub(crate) async fn serve(
         }
     };
     let metrics = move || async move {
-        counting.gauge();
+        gauges.gauge();
         metrics.render()
     };
     let router = Router::new()
@@ -65,13 +64,13 @@ pub(crate) async fn serve(
     accept(listener, router, end).await;
 }
 
-/// Our own loop, because axum's can neither give up a descriptor of a reserve nor end who says nothing.
+/// An own accept loop, because axum's can neither use a descriptor of the reserve nor close idle connections.
 async fn accept(listener: TcpListener, router: Router, end: CancellationToken) {
-    let (reserve, tasks) = (Reserve::new(), TaskTracker::new());
-    let room = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    let (reserve, tasks) = (DescriptorReserve::new(), TaskTracker::new());
+    let permits = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     loop {
         let accepted = async {
-            let permit = Arc::clone(&room).acquire_owned().await.ok();
+            let permit = Arc::clone(&permits).acquire_owned().await.ok();
             (reserve.accept(&listener).await, permit)
         };
         let (accepted, permit) = tokio::select! {
@@ -79,14 +78,14 @@ async fn accept(listener: TcpListener, router: Router, end: CancellationToken) {
             accepted = accepted => accepted,
         };
         let Ok(stream) = accepted else {
-            sleep(ACCEPT_PAUSE).await;
+            sleep(ACCEPT_RETRY_DELAY).await;
             continue;
         };
         let connection = connection(stream, router.clone(), end.clone());
         let reserve = reserve.clone();
         tasks.spawn(async move {
             connection.await;
-            // Before anything else takes what it gave back.
+            // Before another task takes the descriptor of the closed connection.
             reserve.fill();
             drop(permit);
         });
@@ -102,20 +101,20 @@ async fn connection(stream: TcpStream, router: Router, end: CancellationToken) {
     let mut served = pin!(timeout(CONNECTION_TIMEOUT, served));
     let outcome = tokio::select! {
         outcome = &mut served => outcome,
-        // What was asked is answered; who has not asked is left.
-        () = end.cancelled() => return drop(timeout(LAST_ANSWER, served).await),
+        // A started request is answered; an idle connection is closed.
+        () = end.cancelled() => return drop(timeout(SHUTDOWN_TIMEOUT, served).await),
     };
     if let Ok(Err(error)) = outcome {
-        tracing::debug!(%error, "a connection to the port of metrics broke");
+        tracing::debug!(%error, "a connection to the metrics port failed");
     }
 }
 
-/// A line for each thing that is away. The limiter knows of Redis what its last call found.
+/// One line for each failing component. The rate limiter reports Redis by the result of its last call.
 fn problems(limiter: &Limiter, health: &Health) -> String {
     let mut lines: Vec<_> = limiter.degraded().map(str::to_owned).into_iter().collect();
-    for part in health.parts().into_iter().filter(|part| part.name != REDIS) {
-        if let Err(why) = part.outcome {
-            lines.push(format!("{}: {why}", part.problem));
+    for component in health.components().into_iter().filter(|component| component.name != REDIS) {
+        if let Err(why) = component.outcome {
+            lines.push(format!("{}: {why}", component.problem));
         }
     }
     lines.into_iter().map(|line| line + "\n").collect()

@@ -1,7 +1,7 @@
-//! What services are mounted on, and the life of a process: ready, serving, draining, gone.
+//! The server: services are mounted on it, and it runs through start, serving and drain.
 //!
-//! The drain is bounded by us and not by the slowest peer: not ready, door closed, streams told,
-//! and at the end of DRAIN_TIMEOUT_SECONDS every connection is dropped.
+//! The drain has a maximum duration, whatever the peers do: report NOT_SERVING, close the listener, ask streams to
+//! end, and after DRAIN_TIMEOUT_SECONDS close every connection.
 
 use std::net::SocketAddr;
 use std::sync::{Arc, OnceLock};
@@ -25,38 +25,40 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tonic::service::RoutesBuilder;
 
-use crate::accept::{self, Door, accept};
-use crate::auth::principal_cache::Callers;
+use crate::accept::{ConnectionLimits, Drain, MaxConnectionAge, Socket, accept};
+use crate::auth::principal_cache::PrincipalCache;
 use crate::config::Config;
-use crate::health::{Checks, Health};
+use crate::file_descriptors;
+use crate::health::{Health, HealthChecks, REDIS};
 use crate::middleware::admission::Admission;
 use crate::middleware::public_calls::PublicCalls;
-use crate::middleware::{Shared, stack};
-use crate::outbox::{Bounds, Receiver, Receivers, Spool};
+use crate::middleware::shared::SharedState;
+use crate::middleware::stack;
+use crate::outbox::{Outbox, Receiver, Receivers};
 use crate::probes;
 
-/// How long background tasks may take to notice the end.
-const TASKS_PATIENCE: Duration = Duration::from_secs(2);
-/// How long saying that nothing serves may take.
-const TELLING: Duration = Duration::from_secs(1);
-/// The check of what replicas count calls in.
-pub(crate) const REDIS: &str = "redis";
+/// Maximum time for background tasks to end.
+const TASK_SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(2);
+/// Maximum time for reporting NOT_SERVING.
+const HEALTH_REPORT_TIMEOUT: Duration = Duration::from_secs(1);
+/// How long before the end of the drain open streams are asked to end, but at most half of the drain.
+const STREAM_END_PERIOD: Duration = Duration::from_secs(5);
 
-/// Sockets that are bound already, so that callers choose the port and learn it.
+/// The bound sockets of a server. They are bound before it is built, so that the ports are known.
 #[derive(Debug)]
 pub struct Listeners {
-    /// gRPC.
+    /// The gRPC port.
     pub mesh: TcpListener,
-    /// Metrics and probes.
+    /// The port of metrics and probes.
     pub metrics: TcpListener,
 }
 
 impl Listeners {
-    /// Binds both, and names the setting of one that can't be bound.
+    /// Binds both sockets. The error names the setting of the one that can't be bound.
     pub async fn bind(config: &Config) -> Result<Self, Wrong> {
         let bind = async |name, address: SocketAddr| {
-            let taken = |error| Wrong::new(name, format!("can't listen on {address}: {error}"));
-            TcpListener::bind(address).await.map_err(taken)
+            let failed = |error| Wrong::new(name, format!("can't listen on {address}: {error}"));
+            TcpListener::bind(address).await.map_err(failed)
         };
         let mesh = bind("PORT", config.address()).await?;
         let metrics = bind("METRICS_PORT", config.metrics_address()).await?;
@@ -71,24 +73,24 @@ pub struct Server {
     proof: Proof,
     routes: RoutesBuilder,
     table: Table,
-    checks: Checks,
-    names: Vec<&'static str>,
+    checks: HealthChecks,
+    service_names: Vec<&'static str>,
     tasks: TaskTracker,
     tasks_end: CancellationToken,
     shutdown: Shutdown,
-    /// Fires when open connections are dropped.
+    /// Fires when open connections are closed.
     force_close: CancellationToken,
-    spool: Spool,
-    callers: Arc<OnceLock<Callers>>,
+    outbox: Outbox,
+    principal_cache: Arc<OnceLock<PrincipalCache>>,
     exporter: Option<Exporter>,
 }
 
 impl Server {
-    /// A server with health and reflection, and nothing else yet.
+    /// A server with health and reflection, and without other services.
     pub async fn new(config: Config, listeners: Listeners) -> anyhow::Result<Self> {
         config.check()?;
         recorder::metrics()?;
-        let proof = proof(&config)?;
+        let proof = service_auth(&config)?;
         let (reporter, health_service) = tonic_health::server::health_reporter();
         let mut server = Server {
             config,
@@ -96,14 +98,14 @@ impl Server {
             proof,
             routes: RoutesBuilder::default(),
             table: Table::default(),
-            checks: Checks::new(reporter).await,
-            names: Vec::new(),
+            checks: HealthChecks::new(reporter).await,
+            service_names: Vec::new(),
             tasks: TaskTracker::new(),
             tasks_end: CancellationToken::new(),
             shutdown: Shutdown::default(),
             force_close: CancellationToken::new(),
-            spool: Spool::default(),
-            callers: Arc::default(),
+            outbox: Outbox::default(),
+            principal_cache: Arc::default(),
             exporter: None,
         };
         server.table.add(BUILT_IN);
@@ -114,85 +116,89 @@ impl Server {
         Ok(server)
     }
 
-    /// Its settings.
+    /// The settings of the server.
     pub fn config(&self) -> &Config {
         &self.config
     }
 
-    /// Takes over what sends the process's spans to a collector.
-    pub fn exports(&mut self, exporter: Exporter) {
+    /// Sets the exporter that sends the spans of the process to a collector.
+    pub fn set_exporter(&mut self, exporter: Exporter) {
         self.exporter = Some(exporter);
     }
 
-    /// The moments of the shutdown that streams wait for.
+    /// The events of the shutdown that streams wait for.
     pub fn shutdown(&self) -> Shutdown {
         self.shutdown.clone()
     }
 
     /// A client of the auth service, which may be in this process.
-    pub fn auth(&self) -> anyhow::Result<AuthClient> {
+    pub fn auth_client(&self) -> anyhow::Result<AuthClient> {
         let address = self.config.auth_address.as_deref();
-        let wire = self.wire("AUTH_ADDRESS", address, "hapa.auth.v1.AuthService")?;
-        let words = "this role needs the address of auth";
-        Ok(AuthClient::new(wire.ok_or_else(|| Wrong::new("AUTH_ADDRESS", words))?))
+        let channel = self.peer_channel("AUTH_ADDRESS", address, "hapa.auth.v1.AuthService")?;
+        let problem = "must be set: this role needs the auth service";
+        Ok(AuthClient::new(channel.ok_or_else(|| Wrong::new("AUTH_ADDRESS", problem))?))
     }
 
-    /// A connection of its own to a service, as a service: to the address that `setting` gives, else
-    /// to this process where it has the service; none where nobody is known to have it.
-    pub fn wire(
+    /// A separate channel to a service, authenticated as a service. It goes to `address`, which `setting` names, or to
+    /// this process if it has the service. `None`: the service has no known address.
+    pub fn peer_channel(
         &self,
         setting: &'static str,
         address: Option<&str>,
         service: &str,
     ) -> anyhow::Result<Option<Wire>> {
-        Ok(self.wire_to(setting, address, service)?.map(|(wire, _)| wire))
+        Ok(self.open_channel(setting, address, service)?.map(|(channel, _)| channel))
     }
 
-    /// The same, and whether it is this process.
-    fn wire_to(
+    /// The same, and whether the channel goes to this process.
+    fn open_channel(
         &self,
         setting: &'static str,
         address: Option<&str>,
         service: &str,
     ) -> anyhow::Result<Option<(Wire, bool)>> {
-        let Some((address, own)) = self.reach(address, service)? else { return Ok(None) };
-        // Itself by all that it is: the name of its own address stands in no certificate.
+        let Some((address, is_own)) = self.locate(address, service)? else { return Ok(None) };
+        // Verified by its roles, because the certificate does not contain its own address.
         let roles = match &self.proof {
-            Proof::Certificates(tls) if own => tls.roles(),
+            Proof::Certificates(tls) if is_own => tls.roles(),
             _ => service.split('.').nth(1).into_iter().collect(),
         };
-        let (wire, balanced) = peer::proving(&address, &self.proof, &roles).context(setting)?;
-        if !own {
+        let (channel, balanced) = peer::proving(&address, &self.proof, &roles).context(setting)?;
+        if !is_own {
             self.spawn(balanced.follow());
         }
-        Ok(Some((wire, own)))
+        Ok(Some((channel, is_own)))
     }
 
-    /// What is known of the health of this process and of what it stands on.
+    /// The health of this process and of its dependencies.
     pub fn health(&self) -> Health {
         self.checks.health()
     }
 
-    /// Adds a check, which runs every few seconds from before the server serves until it drains.
+    /// Adds a check, which runs every 3 s from before the server serves until it drains.
     pub fn check(&mut self, check: HealthCheck) {
         self.checks.add(check);
     }
 
-    /// What is remembered of calls, for health; it opens when the server serves.
-    pub fn spool(&self) -> Spool {
-        self.spool.clone()
+    /// The outbox, which is opened when the server serves.
+    pub fn outbox(&self) -> Outbox {
+        self.outbox.clone()
     }
 
-    /// What is known of callers; there from when the server serves.
-    pub fn callers(&self) -> Arc<OnceLock<Callers>> {
-        self.callers.clone()
+    /// The principal cache, which exists from when the server serves.
+    pub fn principal_cache(&self) -> Arc<OnceLock<PrincipalCache>> {
+        Arc::clone(&self.principal_cache)
     }
 
-    /// Where a service is, and whether that is this process; none where nobody said.
-    fn reach(&self, set: Option<&str>, service: &str) -> anyhow::Result<Option<(String, bool)>> {
-        Ok(match set.filter(|address| !address.is_empty()) {
+    /// The address of a service, and whether it is this process. `None`: no address is known.
+    fn locate(
+        &self,
+        address: Option<&str>,
+        service: &str,
+    ) -> anyhow::Result<Option<(String, bool)>> {
+        Ok(match address.filter(|address| !address.is_empty()) {
             Some(address) => Some((address.to_owned(), false)),
-            None if self.names.contains(&service) => Some((
+            None if self.service_names.contains(&service) => Some((
                 format!(
                     "{}://{}",
                     self.scheme(),
@@ -212,7 +218,7 @@ impl Server {
     pub async fn mount(&mut self, spec: ServiceSpec) {
         for route in spec.routes {
             self.checks.add_service(route.name, !route.is_auxiliary).await;
-            self.names.push(route.name);
+            self.service_names.push(route.name);
             self.table.add(route.rpcs);
             (route.mount)(&mut self.routes);
         }
@@ -224,7 +230,7 @@ impl Server {
         }
     }
 
-    /// Runs a background task until the server ends; it is dropped at an await of its own.
+    /// Runs a background task until the server ends, which drops the task at its current await.
     pub fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
         let end = self.tasks_end.clone();
         self.tasks.spawn(async move {
@@ -235,30 +241,31 @@ impl Server {
         });
     }
 
-    /// Runs a background task that ends by itself, within 2 s of its token.
-    pub fn spawn_to_end<F: Future<Output = ()> + Send + 'static>(
+    /// Runs a background task that ends by itself within 2 s after its token fires.
+    pub fn spawn_until<F: Future<Output = ()> + Send + 'static>(
         &self,
         task: impl FnOnce(CancellationToken) -> F,
     ) {
         self.tasks.spawn(task(self.tasks_end.clone()));
     }
 
-    /// Serves until `shutdown`, then drains; returns when all is over.
+    /// Serves until `shutdown`, then drains. Returns when all calls and tasks have ended.
     pub async fn serve(mut self, shutdown: impl Future<Output = ()>) -> anyhow::Result<()> {
         let address = self.listeners.mesh.local_addr()?;
         let metrics_address = self.listeners.metrics.local_addr()?;
-        self.open_spool().await?;
-        self.export();
-        let shared = Arc::new(self.shared()?);
+        self.open_outbox().await?;
+        self.start_exporter();
+        let shared = Arc::new(self.shared_state()?);
         let limiter = Arc::clone(&shared.admission.limiter);
         self.check_redis(&limiter);
         self.watch_certificates();
         self.spawn(scheduler_lag::watch());
-        // Before the first call, so that nobody is told what nobody has looked at.
-        self.checks.round().await;
+        // Before the first call, so that the first health report has results.
+        self.checks.run().await;
         let router = stack(self.routes.routes().into_axum_router().with_state(()), &shared);
         let calls = TaskTracker::new();
-        let door = Door { closing: self.shutdown.stop_accepting.clone(), closed: self.force_close };
+        let stop_accepting = self.shutdown.stop_accepting.clone();
+        let drain = Drain { stop_accepting, force_close: self.force_close };
         let (draining, config) = (CancellationToken::new(), &self.config);
         let probes = probes::serve(
             self.listeners.metrics,
@@ -268,55 +275,61 @@ impl Server {
             self.tasks_end.clone(),
         );
         self.tasks.spawn(probes);
-        let bounds = accept::Bounds::of(config);
-        let tls = self.proof.tls();
-        let mesh = accept::Socket { listener: self.listeners.mesh, tls };
-        let accepting = accept(mesh, router, bounds, door.clone(), calls.clone());
-        calls.spawn(accepting);
-        self.checks.tell().await;
+        let socket = Socket { listener: self.listeners.mesh, tls: self.proof.tls() };
+        let limits = connection_limits(config);
+        calls.spawn(accept(socket, router, limits, drain.clone(), calls.clone()));
+        self.checks.report().await;
         tracing::info!(%address, %metrics_address, "serving");
         let health = self.tasks.spawn(self.checks.watch(draining.clone()));
-        self.spool.tell();
+        self.outbox.log_missing_receivers();
 
         shutdown.await;
         tracing::info!("draining");
         draining.cancel();
-        if timeout(TELLING, health).await.is_err() {
-            tracing::warn!("health was not told to the end");
+        if timeout(HEALTH_REPORT_TIMEOUT, health).await.is_err() {
+            tracing::warn!("NOT_SERVING was not reported in time");
         }
         tokio::time::sleep(config.drain_delay_seconds).await;
-        drain(&door, &calls, &self.shutdown.end_streams, config.drain_timeout_seconds).await;
+        let drain_timeout = config.drain_timeout_seconds;
+        end_calls(&drain, &calls, &self.shutdown.end_streams, drain_timeout).await;
         self.tasks.close();
         self.tasks_end.cancel();
-        if timeout(TASKS_PATIENCE, self.tasks.wait()).await.is_err() {
-            tracing::warn!("a background task did not end");
+        if timeout(TASK_SHUTDOWN_TIMEOUT, self.tasks.wait()).await.is_err() {
+            tracing::warn!("a background task did not end in time");
         }
         tracing::info!("stopped");
         Ok(())
     }
 
-    fn shared(&self) -> anyhow::Result<Shared> {
+    /// Starts the principal cache and its tasks.
+    fn start_principal_cache(&self) -> anyhow::Result<PrincipalCache> {
+        let new_cache = PrincipalCache::new(self.auth_client()?);
+        let cache = self.principal_cache.get_or_init(|| new_cache).clone();
+        // On a separate connection, so that changes do not wait behind lookups.
+        self.spawn(cache.clone().watch_revocations(self.auth_client()?));
+        self.spawn(cache.clone().count_silence());
+        self.spawn(cache.clone().end_expired_calls());
+        self.spawn(cache.clone().recheck_active_calls());
+        Ok(cache)
+    }
+
+    fn shared_state(&self) -> anyhow::Result<SharedState> {
         let config = &self.config;
-        let known = Callers::new(self.auth()?);
-        let callers = self.callers.get_or_init(|| known).clone();
-        // On a connection of its own: news must not wait behind questions.
-        self.spawn(callers.clone().watch(self.auth()?));
-        self.spawn(callers.clone().count_silence());
-        self.spawn(callers.clone().expire());
-        self.spawn(callers.clone().follow());
+        let principals = self.start_principal_cache()?;
         let limiter = Limiter::for_roles(&config.limits, config.common.redis_url(), &self.roles())?;
         let limiter = Arc::new(limiter);
         let proof = self.proof.clone();
-        Ok(Shared {
+        Ok(SharedState {
             table: self.table.clone(),
             request_timeout: config.request_timeout,
             trusted_proxies: config.trusted_proxies.clone(),
             in_flight: Arc::new(Semaphore::new(config.max_in_flight as usize)),
             public_calls: PublicCalls::new(config.max_public_calls, &config.trusted_proxies),
             request_memory: Arc::new(Semaphore::new(config.max_request_memory())),
-            admission: Admission::new(proof, callers, limiter, &config.limits),
-            spool: self.spool.clone(),
-            slow: Some(config.log.slow_request_seconds).filter(|slow| !slow.is_zero()),
+            admission: Admission::new(proof, principals, limiter, &config.limits),
+            outbox: self.outbox.clone(),
+            slow_call_threshold: Some(config.log.slow_request_seconds)
+                .filter(|threshold| !threshold.is_zero()),
         })
     }
 
@@ -327,7 +340,7 @@ impl Server {
         }
     }
 
-    /// Asks Redis too, where there is one: an outage ends without a call that is limited.
+    /// Adds a check of Redis, if it is used. The end of an outage is noticed even without a rate-limited call.
     fn check_redis(&mut self, limiter: &Arc<Limiter>) {
         if !matches!(**limiter, Limiter::Redis(_)) {
             return;
@@ -340,41 +353,45 @@ impl Server {
         self.check(HealthCheck::new(REDIS, "Redis does not answer", probe));
     }
 
-    /// Opens the file of events, where there is anyone to deliver them to.
-    async fn open_spool(&mut self) -> anyhow::Result<()> {
+    /// Opens the outbox, if its events have a receiver.
+    async fn open_outbox(&mut self) -> anyhow::Result<()> {
         let config = &self.config;
         let mut receivers = Receivers::default();
         let address = config.analytics_address.as_deref();
         let analytics =
-            self.wire_to("ANALYTICS_ADDRESS", address, "hapa.analytics.v1.AnalyticsService")?;
-        if let Some((wire, own)) = analytics.filter(|_| config.spool.usage_recording_enabled) {
-            receivers.analytics = Some(Receiver { client: AnalyticsClient::new(wire), own });
+            self.open_channel("ANALYTICS_ADDRESS", address, "hapa.analytics.v1.AnalyticsService")?;
+        if let Some((channel, is_own_process)) =
+            analytics.filter(|_| config.outbox.usage_recording_enabled)
+        {
+            let client = AnalyticsClient::new(channel);
+            receivers.analytics = Some(Receiver { client, is_own_process });
         }
         let address = config.errors_address.as_deref();
         let errors =
-            self.wire_to("ERRORS_ADDRESS", address, "hapa.errors.v1.ErrorTrackingService")?;
-        if let Some((wire, own)) = errors.filter(|_| config.spool.error_monitoring_enabled) {
-            receivers.errors = Some(Receiver { client: ErrorsClient::new(wire), own });
+            self.open_channel("ERRORS_ADDRESS", address, "hapa.errors.v1.ErrorTrackingService")?;
+        if let Some((channel, is_own_process)) =
+            errors.filter(|_| config.outbox.error_monitoring_enabled)
+        {
+            let client = ErrorsClient::new(channel);
+            receivers.errors = Some(Receiver { client, is_own_process });
         }
         if receivers.analytics.is_none() && receivers.errors.is_none() {
             return Ok(());
         }
-        let oldest = Duration::from_hours(config.spool.spool_max_age_hours.into());
-        let bounds = Bounds { most: config.spool.spool_max_events, oldest };
-        let path = config.common.data_dir.join(format!("spool-{}.db", self.spool_name()));
-        let work = self.spool.open(path, bounds, receivers).await?;
-        work.run(|task| drop(self.tasks.spawn(task)), &self.tasks_end);
-        let spool = self.spool.clone();
-        let full = move || {
-            let problem = spool.problem();
-            async move { problem.map_or(Ok(()), |words| Err(words.to_owned())) }
+        let path = config.common.data_dir.join(format!("spool-{}.db", self.outbox_name()));
+        let outbox_tasks = self.outbox.open(path, config.outbox.limits(), receivers).await?;
+        outbox_tasks.run(|task| drop(self.tasks.spawn(task)), &self.tasks_end);
+        let outbox = self.outbox.clone();
+        let check = move || {
+            let problem = outbox.problem();
+            async move { problem.map_or(Ok(()), |problem| Err(problem.to_owned())) }
         };
-        self.check(HealthCheck::new("spool", "events of calls are dropped (E5010)", full));
+        self.check(HealthCheck::new("spool", "events of calls are dropped (E5010)", check));
         Ok(())
     }
 
-    /// A name that stays from start to start: the port, or the roles where any port will do.
-    fn spool_name(&self) -> String {
+    /// A name that stays the same after a restart: the port, or the roles if the port is picked by the system.
+    fn outbox_name(&self) -> String {
         if self.config.port != 0 {
             return self.config.port.to_string();
         }
@@ -383,16 +400,16 @@ impl Server {
 
     fn roles(&self) -> Vec<&'static str> {
         let mut roles: Vec<_> =
-            self.names.iter().filter_map(|name| name.split('.').nth(1)).collect();
+            self.service_names.iter().filter_map(|name| name.split('.').nth(1)).collect();
         roles.dedup();
         roles
     }
 
-    /// Sends spans to the collector from now on, where there is one.
-    fn export(&mut self) {
+    /// Starts to send spans to the collector, if one is configured.
+    fn start_exporter(&mut self) {
         let Some(exporter) = self.exporter.take() else { return };
         let roles = self.roles();
-        self.spawn_to_end(|end| exporter.run(roles, end));
+        self.spawn_until(|end| exporter.run(roles, end));
     }
 
     fn add_reflection(&mut self) -> anyhow::Result<()> {
@@ -401,36 +418,56 @@ impl Server {
                 .register_encoded_file_descriptor_set(hapa_proto::FILE_DESCRIPTOR_SET)
                 .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
         };
-        // Both versions: grpcurl before 1.9 asks for v1alpha only.
+        // Both versions, because grpcurl before 1.9 supports v1alpha only.
         self.routes.add_service(builder().build_v1()?);
         self.routes.add_service(builder().build_v1alpha()?);
         Ok(())
     }
 }
 
-/// Certificates where they are set, else the mesh token, which is made where there is none.
-fn proof(config: &Config) -> anyhow::Result<Proof> {
+/// How services authenticate: by certificates if they are set, else by the mesh token, which is generated if missing.
+fn service_auth(config: &Config) -> anyhow::Result<Proof> {
     if let Some(tls) = Tls::of(&config.tls)? {
         return Ok(Proof::Certificates(tls));
     }
     let file = config.common.data_dir.join(secret::MESH_TOKEN_FILE);
     let token = secret::set_or_kept(config.mesh_token.as_ref(), &file)?;
     let strength = config.common.secret_strength();
-    let also = secret::set("MESH_TOKEN_ALSO", config.mesh_token_also.as_ref(), strength)?;
-    Ok(Proof::Token(token, also.cloned()))
+    let previous = config.mesh_token_previous.as_ref();
+    let previous = secret::set("MESH_TOKEN_PREVIOUS", previous, strength)?;
+    Ok(Proof::Token(token, previous.cloned()))
 }
 
-/// Lets open calls finish, tells streams when time runs short, and drops what is left.
-async fn drain(door: &Door, calls: &TaskTracker, streams_end: &CancellationToken, bound: Duration) {
-    door.closing.cancel();
+/// The limits of connections, from the settings and the file descriptors of the process.
+fn connection_limits(config: &Config) -> ConnectionLimits {
+    let age = config.max_connection_age_seconds;
+    let max_age = MaxConnectionAge { age, grace: config.request_timeout };
+    ConnectionLimits {
+        max_connections: file_descriptors::allowed_connections(config),
+        max_per_network: config.max_connections_per_address,
+        trusted_proxies: config.trusted_proxies.clone(),
+        reader_timeout: config.reader_timeout_seconds,
+        max_age: (!age.is_zero()).then_some(max_age),
+    }
+}
+
+/// Lets open calls finish, asks streams to end shortly before the timeout, and then closes every connection.
+async fn end_calls(
+    drain: &Drain,
+    calls: &TaskTracker,
+    end_streams: &CancellationToken,
+    drain_timeout: Duration,
+) {
+    drain.stop_accepting.cancel();
     calls.close();
-    let telling = bound.saturating_sub(Duration::from_secs(5)).max(bound / 2);
-    if timeout(telling, calls.wait()).await.is_err() {
-        tracing::info!(open_calls = calls.len(), "telling open streams to end");
-        streams_end.cancel();
-        if timeout(bound.saturating_sub(telling), calls.wait()).await.is_err() {
-            tracing::warn!(open_calls = calls.len(), "dropping what is still open");
+    let until_streams_end = drain_timeout.saturating_sub(STREAM_END_PERIOD).max(drain_timeout / 2);
+    if timeout(until_streams_end, calls.wait()).await.is_err() {
+        tracing::info!(open_calls = calls.len(), "asking open streams to end");
+        end_streams.cancel();
+        let rest = drain_timeout.saturating_sub(until_streams_end);
+        if timeout(rest, calls.wait()).await.is_err() {
+            tracing::warn!(open_calls = calls.len(), "closing open connections");
         }
     }
-    door.closed.cancel();
+    drain.force_close.cancel();
 }

@@ -1,6 +1,6 @@
-//! A call's own span, which its log lines have and, where it is traced, the collector gets. What lives
-//! as long as a service does is in no trace, and neither is what services tell each other on nobody's
-//! behalf.
+//! The server span of a call: its log lines carry it and, if the call is traced, the exporter sends it.
+//!
+//! Streams that live as long as a service, and calls between services that no user's call caused, are not traced.
 
 use hapa_core::access::{Access, Rpc};
 use hapa_core::call::{BODY_ID, Call};
@@ -14,7 +14,7 @@ use tracing::Span;
 use tracing::field::Empty;
 use tracing_opentelemetry::OpenTelemetrySpanExt as _;
 
-/// Its ids are in every line of the call, whatever level is asked for.
+/// The level is ERROR so that the ids are in every log line of the call, whatever LOG_LEVEL is.
 macro_rules! call_span {
     ($call:expr, $path:expr $(, $field:ident.$word:ident = $value:expr)*) => {
         tracing::error_span!(
@@ -30,14 +30,27 @@ macro_rules! call_span {
     };
 }
 
-/// The span of a call that has come, the same as a part of its caller's trace, and the trace's id: also
-/// where nobody traces here, as the caller may.
-pub(crate) fn arrive(headers: &HeaderMap, call: &Call, path: &'static str) -> (Span, Part, String) {
-    let (span, part) = match caller(headers, call.rpc) {
-        Some(caller) => {
+/// The span of one call.
+pub(crate) struct ServerSpan {
+    /// The span of its log lines.
+    pub(crate) span: Span,
+    /// The same span, as a part of the caller's trace; inert if the call is not traced.
+    pub(crate) part: Part,
+    /// The id of the trace, also if only the caller traces; "" without one.
+    pub(crate) trace_id: String,
+}
+
+/// Starts the span of a call, below the span of its caller if the headers name one.
+pub(crate) fn start_server_span(
+    headers: &HeaderMap,
+    call: &Call,
+    path: &'static str,
+) -> ServerSpan {
+    let (span, part) = match trace_parent(headers, call.rpc) {
+        Some(parent) => {
             let span = call_span!(call, path, otel.name = name(path), otel.kind = "server");
-            // There is no layer that would know a caller where nobody collects.
-            let is_traced = span.set_parent(caller).is_ok();
+            // It fails if no exporter is configured.
+            let is_traced = span.set_parent(parent).is_ok();
             let part = if is_traced { Part(span.clone()) } else { Part::default() };
             (span, part)
         }
@@ -47,28 +60,28 @@ pub(crate) fn arrive(headers: &HeaderMap, call: &Call, path: &'static str) -> (S
         part.set_rpc(path);
         part.set("hapa.request_id", call.request_id.to_string());
     }
-    let mut id = part.id();
-    if id.is_empty() {
-        trace_id(headers).clone_into(&mut id);
+    let mut trace_id = part.id();
+    if trace_id.is_empty() {
+        trace_id_of(headers).clone_into(&mut trace_id);
     }
-    if !id.is_empty() {
-        span.record("trace_id", id.as_str());
+    if !trace_id.is_empty() {
+        span.record("trace_id", trace_id.as_str());
     }
-    (span, part, id)
+    ServerSpan { span, part, trace_id }
 }
 
-/// Under what a call is traced, if it is.
-fn caller(headers: &HeaderMap, rpc: Option<&'static Rpc>) -> Option<Context> {
+/// The parent of the call's span; `None` if the call is not traced.
+fn trace_parent(headers: &HeaderMap, rpc: Option<&'static Rpc>) -> Option<Context> {
     let rpc = rpc.filter(|rpc| rpc.access != Access::Public && !rpc.is_watch())?;
-    let caller =
+    let parent =
         TraceContextPropagator::new().extract_with_context(&Context::new(), &Presented(headers));
-    let is_alone = rpc.access == Access::Mesh && !caller.span().span_context().is_valid();
-    (!is_alone).then_some(caller)
+    let is_untraced = rpc.access == Access::Mesh && !parent.span().span_context().is_valid();
+    (!is_untraced).then_some(parent)
 }
 
-/// The trace that a caller names, "" where it names none:
+/// The trace id in the headers; "" if they have none:
 /// <https://www.w3.org/TR/trace-context/#traceparent-header>
-fn trace_id(headers: &HeaderMap) -> &str {
+fn trace_id_of(headers: &HeaderMap) -> &str {
     let value = headers.get("traceparent").and_then(|value| value.to_str().ok());
     let Some(parts) = value.map(|value| value.split('-').collect::<Vec<_>>()) else { return "" };
     let id = |text: &str, length| {

@@ -1,78 +1,125 @@
-//! A call whose client has stopped reading is given up: what feeds it is dropped, and its stream is
-//! reset. Nobody asks the body for more while the client's window is closed, so no timer in there
-//! could tell; this one stands around hyper's own future of the call, which knows.
+//! Slow-reader guard: ends a call if its client stops reading. The work that feeds the call is dropped, and its stream
+//! is reset.
+//!
+//! While the client's flow-control window is closed, hyper does not poll the response body. So no timer inside the
+//! body can expire. [`SlowReaderTimeout`] stands around hyper's own future of the call. The response body reports
+//! each poll through the [`ReaderState`] in the request's extensions.
 
-use std::cell::Cell;
 use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
 use pin_project_lite::pin_project;
 use tokio::time::{Instant, Sleep, sleep_until};
 
-/// What a body did while hyper polled the call.
-#[derive(Clone, Copy, Default, PartialEq)]
-enum Turn {
-    /// It was not asked: the client has room for no more.
-    #[default]
-    Unasked,
-    /// It gave a frame, which hyper took, and was not asked again.
-    Gave,
-    /// It has nothing to give, so nobody waits for the client.
-    Waits,
+/// The last result of polling a response body, while hyper polled the call once.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum PollOutcome {
+    /// The body was not polled: the client's window is closed.
+    NotPolled = 0,
+    /// The body returned a frame, which hyper took, and was not polled again.
+    Frame = 1,
+    /// The body has no frame, so the call does not wait for the client.
+    Pending = 2,
 }
 
-thread_local! {
-    static TURN: Cell<Turn> = const { Cell::new(Turn::Unasked) };
-    static GIVING_UP: Cell<bool> = const { Cell::new(false) };
+/// The reader of one call, as its response body and [`SlowReaderTimeout`] see it. Clones share one state. The task
+/// of the call alone uses it, so the order of its fields' updates needs no barrier.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct ReaderState(Arc<ReaderFlags>);
+
+#[derive(Debug, Default)]
+struct ReaderFlags {
+    /// A [`PollOutcome`].
+    outcome: AtomicU8,
+    timed_out: AtomicBool,
 }
 
-/// Said by the body of each call when it was asked for a frame.
-pub(crate) fn asked<T>(answer: &Poll<T>) {
-    TURN.set(if answer.is_pending() { Turn::Waits } else { Turn::Gave });
+impl ReaderState {
+    /// Records a result of polling the response body.
+    pub(crate) fn record_poll<T>(&self, polled: &Poll<T>) {
+        self.set(if polled.is_pending() { PollOutcome::Pending } else { PollOutcome::Frame });
+    }
+
+    /// Whether the call is dropped because its client does not read.
+    pub(crate) fn timed_out(&self) -> bool {
+        self.0.timed_out.load(Ordering::Relaxed)
+    }
+
+    fn set(&self, outcome: PollOutcome) {
+        self.0.outcome.store(outcome as u8, Ordering::Relaxed);
+    }
+
+    fn outcome(&self) -> PollOutcome {
+        match self.0.outcome.load(Ordering::Relaxed) {
+            1 => PollOutcome::Frame,
+            2 => PollOutcome::Pending,
+            _ => PollOutcome::NotPolled,
+        }
+    }
 }
 
-/// Whether what is being dropped is dropped because its client reads no more.
-pub(crate) fn is_given_up() -> bool {
-    GIVING_UP.get()
+/// Passes the reader of a request from the service of a connection to its executor.
+///
+/// hyper calls the service with a request and hands the future of the call to the executor. Only then it accepts the
+/// next request of the connection.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct ReaderHandoff(Arc<Mutex<Option<ReaderState>>>);
+
+impl ReaderHandoff {
+    /// The reader of a new request.
+    pub(crate) fn start(&self) -> ReaderState {
+        let reader = ReaderState::default();
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(reader.clone());
+        reader
+    }
+
+    /// The reader of the request that the service was called with last.
+    pub(crate) fn take(&self) -> ReaderState {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).take().unwrap_or_default()
+    }
 }
 
 pin_project! {
-    /// A call as hyper drives it, for as long as its client reads.
-    pub(crate) struct Read<F> {
+    /// hyper's future of a call, which ends if the client does not read for `timeout`.
+    pub(crate) struct SlowReaderTimeout<F> {
         #[pin]
         call: Option<F>,
-        patience: Duration,
+        timeout: Duration,
+        reader: ReaderState,
         timer: Option<Pin<Box<Sleep>>>,
         waits_for_reader: bool,
     }
 }
 
-impl<F> Read<F> {
-    pub(crate) fn new(call: F, patience: Duration) -> Self {
-        Read { call: Some(call), patience, timer: None, waits_for_reader: false }
+impl<F> SlowReaderTimeout<F> {
+    pub(crate) fn new(call: F, timeout: Duration, reader: ReaderState) -> Self {
+        let (timer, waits_for_reader) = (None, false);
+        SlowReaderTimeout { call: Some(call), timeout, reader, timer, waits_for_reader }
     }
 }
 
-impl<F: Future> Future for Read<F> {
+impl<F: Future> Future for SlowReaderTimeout<F> {
     type Output = ();
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
         let mut this = self.project();
         let Some(call) = this.call.as_mut().as_pin_mut() else { return Poll::Ready(()) };
-        TURN.set(Turn::Unasked);
+        this.reader.set(PollOutcome::NotPolled);
         if call.poll(cx).is_ready() {
             return Poll::Ready(());
         }
-        match TURN.get() {
-            Turn::Waits => *this.waits_for_reader = false,
-            Turn::Unasked => {}
-            Turn::Gave => {
+        match this.reader.outcome() {
+            PollOutcome::Pending => *this.waits_for_reader = false,
+            PollOutcome::NotPolled => {}
+            PollOutcome::Frame => {
                 *this.waits_for_reader = true;
-                let at = Instant::now() + *this.patience;
+                let deadline = Instant::now() + *this.timeout;
                 match this.timer {
-                    Some(timer) => timer.as_mut().reset(at),
-                    None => *this.timer = Some(Box::pin(sleep_until(at))),
+                    Some(timer) => timer.as_mut().reset(deadline),
+                    None => *this.timer = Some(Box::pin(sleep_until(deadline))),
                 }
             }
         }
@@ -82,9 +129,8 @@ impl<F: Future> Future for Read<F> {
         if timer.as_mut().poll(cx).is_pending() {
             return Poll::Pending;
         }
-        GIVING_UP.set(true);
+        this.reader.0.timed_out.store(true, Ordering::Relaxed);
         this.call.set(None);
-        GIVING_UP.set(false);
         Poll::Ready(())
     }
 }
@@ -95,58 +141,62 @@ mod tests {
 
     use super::*;
 
-    const PATIENCE: Duration = Duration::from_secs(30);
+    const TIMEOUT: Duration = Duration::from_secs(30);
 
-    /// Says how it ended when it is dropped.
-    struct Told(std::sync::mpsc::Sender<bool>);
+    /// Reports, when it is dropped, whether the reader timed out.
+    struct ReportOnDrop(ReaderState, std::sync::mpsc::Sender<bool>);
 
-    impl Drop for Told {
+    impl Drop for ReportOnDrop {
         fn drop(&mut self) {
-            let _ = self.0.send(is_given_up());
+            let _ = self.1.send(self.0.timed_out());
         }
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_call_whose_body_gives_and_is_not_asked_again_is_given_up() {
-        let (told, given_up) = std::sync::mpsc::channel();
-        let told = Told(told);
-        let mut gave = false;
+    async fn a_call_whose_body_returned_a_frame_and_is_not_polled_again_times_out() {
+        let (sender, timed_out) = std::sync::mpsc::channel();
+        let reader = ReaderState::default();
+        let body = ReportOnDrop(reader.clone(), sender);
+        let mut has_polled = false;
         let call = poll_fn(move |_| {
-            let _ = &told;
-            if !std::mem::replace(&mut gave, true) {
-                asked(&Poll::Ready(()));
+            if !std::mem::replace(&mut has_polled, true) {
+                body.0.record_poll(&Poll::Ready(()));
             }
             Poll::<()>::Pending
         });
-        let begun = Instant::now();
-        Read::new(call, PATIENCE).await;
-        assert_eq!(begun.elapsed().as_secs(), PATIENCE.as_secs());
-        assert_eq!(given_up.try_recv(), Ok(true));
-        assert!(!is_given_up());
+        let started = Instant::now();
+        SlowReaderTimeout::new(call, TIMEOUT, reader).await;
+        assert_eq!(started.elapsed().as_secs(), TIMEOUT.as_secs());
+        assert_eq!(timed_out.try_recv(), Ok(true));
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_call_that_waits_for_its_handler_is_left_to_the_deadline() {
-        let mut timer = Box::pin(sleep_until(Instant::now() + 100 * PATIENCE));
+        let mut timer = Box::pin(sleep_until(Instant::now() + 100 * TIMEOUT));
+        let reader = ReaderState::default();
+        let body = reader.clone();
         let call = poll_fn(move |cx| {
             let ready = timer.as_mut().poll(cx);
-            asked(&Poll::Ready(()));
-            asked(&ready);
+            body.record_poll(&Poll::Ready(()));
+            body.record_poll(&ready);
             ready
         });
-        let begun = Instant::now();
-        Read::new(call, PATIENCE).await;
-        assert_eq!(begun.elapsed().as_secs(), 100 * PATIENCE.as_secs());
+        let started = Instant::now();
+        SlowReaderTimeout::new(call, TIMEOUT, reader.clone()).await;
+        assert_eq!(started.elapsed().as_secs(), 100 * TIMEOUT.as_secs());
+        assert!(!reader.timed_out());
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_slow_reader_who_goes_on_reading_is_served() {
+    async fn a_slow_client_that_goes_on_reading_is_served() {
         let mut left = 10;
-        let mut timer = Box::pin(sleep_until(Instant::now() + PATIENCE / 2));
+        let mut timer = Box::pin(sleep_until(Instant::now() + TIMEOUT / 2));
+        let reader = ReaderState::default();
+        let body = reader.clone();
         let call = poll_fn(move |cx| {
             while timer.as_mut().poll(cx).is_ready() {
-                timer.as_mut().reset(Instant::now() + PATIENCE / 2);
-                asked(&Poll::Ready(()));
+                timer.as_mut().reset(Instant::now() + TIMEOUT / 2);
+                body.record_poll(&Poll::Ready(()));
                 left -= 1;
                 if left == 0 {
                     return Poll::Ready(());
@@ -154,8 +204,19 @@ mod tests {
             }
             Poll::Pending
         });
-        let begun = Instant::now();
-        Read::new(call, PATIENCE).await;
-        assert_eq!(begun.elapsed().as_secs(), 5 * PATIENCE.as_secs());
+        let started = Instant::now();
+        SlowReaderTimeout::new(call, TIMEOUT, reader.clone()).await;
+        assert_eq!(started.elapsed().as_secs(), 5 * TIMEOUT.as_secs());
+        assert!(!reader.timed_out());
+    }
+
+    #[test]
+    fn calls_of_one_connection_do_not_share_a_reader() {
+        let handoff = ReaderHandoff::default();
+        let (first, taken) = (handoff.start(), handoff.take());
+        taken.0.timed_out.store(true, Ordering::Relaxed);
+        assert!(first.timed_out());
+        handoff.start();
+        assert!(!handoff.take().timed_out() && !handoff.take().timed_out());
     }
 }

@@ -1,8 +1,8 @@
-//! The end of a log in a store, for who tells others what is added to it, by whichever replica: one task
-//! looks, and all who watch wait for its looks.
+//! A change feed over an append-only table. One background task polls the latest sequence number and notifies all
+//! subscribers, so the poll rate does not depend on their number.
 //!
-//! Kept true: who waits learns when nobody could look for too long. Nobody knows then that nothing was
-//! added.
+//! Invariant: a subscriber receives an error if no poll has succeeded for too long, because the absence of changes is
+//! then unknown.
 
 use std::fmt::Display;
 use std::time::Duration;
@@ -12,66 +12,66 @@ use tokio::sync::watch;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
-/// How often a log is looked at for what other replicas wrote.
-const LOOK: Duration = Duration::from_millis(200);
-/// How long who waits believes that somebody looks.
-const BLIND: Duration = Duration::from_secs(3);
+/// Interval of polls for changes by other replicas.
+const POLL_INTERVAL: Duration = Duration::from_millis(200);
+/// Time without a successful poll after which subscribers receive an error.
+const STALE_TIMEOUT: Duration = Duration::from_secs(3);
 
-/// What has rising numbers.
+/// An append-only table with rising sequence numbers.
 pub trait Log: Send + Sync + 'static {
-    /// Why it can't be read.
+    /// The error of a poll.
     type Error: Display + Send;
 
-    /// The number of what was added last.
+    /// The latest sequence number.
     fn last(&self) -> impl Future<Output = Result<i64, Self::Error>> + Send;
 
-    /// Ends when this process has added something.
+    /// Completes when this process has appended a row.
     fn added(&self) -> impl Future<Output = ()> + Send;
 }
 
-/// See the module.
+/// A subscription to the latest sequence number of a table.
 #[derive(Clone, Debug)]
 pub struct Tail {
-    last: watch::Receiver<i64>,
-    closing: CancellationToken,
+    latest: watch::Receiver<i64>,
+    shutdown: CancellationToken,
 }
 
-/// Why nobody is told any more.
+/// Why a feed has ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Over {
-    /// The server ends.
-    #[error("this replica is going; ask another, from where you are")]
+    /// The server shuts down.
+    #[error("this replica shuts down; reconnect and resume from the last event")]
     Closing,
-    /// Nobody could look for too long.
-    #[error("the store can't be read at the moment; try again, from where you are")]
+    /// No poll has succeeded for too long.
+    #[error("the database is not available; reconnect and resume from the last event")]
     Blind,
 }
 
 impl Tail {
-    /// With the task that looks, which runs for as long as the server does.
+    /// A feed, and the task that polls the table until it is dropped.
     pub fn of(
-        log: impl Log,
-        closing: CancellationToken,
+        source: impl Log,
+        shutdown: CancellationToken,
     ) -> (Tail, impl Future<Output = ()> + Send + 'static) {
-        let (told, last) = watch::channel(0);
-        (Tail { last, closing }, look(log, told))
+        let (publisher, latest) = watch::channel(0);
+        (Tail { latest, shutdown }, poll(source, publisher))
     }
 
-    /// The last number, as of the last look.
+    /// The latest sequence number, as of the last poll.
     pub fn last(&mut self) -> i64 {
-        *self.last.borrow_and_update()
+        *self.latest.borrow_and_update()
     }
 
-    /// Fails when the server ends.
+    /// Fails if the server shuts down.
     pub fn goes_on(&self) -> Result<(), Over> {
-        if self.closing.is_cancelled() { Err(Over::Closing) } else { Ok(()) }
+        if self.shutdown.is_cancelled() { Err(Over::Closing) } else { Ok(()) }
     }
 
-    /// Waits for the next look, also one that finds nothing. Can be dropped and called again.
+    /// Waits for the next successful poll, with or without changes. Cancel-safe.
     pub async fn look(&mut self) -> Result<(), Over> {
         tokio::select! {
-            () = self.closing.cancelled() => Err(Over::Closing),
-            looked = timeout(BLIND, self.last.changed()) => match looked {
+            () = self.shutdown.cancelled() => Err(Over::Closing),
+            polled = timeout(STALE_TIMEOUT, self.latest.changed()) => match polled {
                 Ok(Ok(())) => Ok(()),
                 Ok(Err(_)) => Err(Over::Closing),
                 Err(_) => Err(Over::Blind),
@@ -80,24 +80,24 @@ impl Tail {
     }
 }
 
-async fn look(log: impl Log, told: watch::Sender<i64>) {
+async fn poll(source: impl Log, publisher: watch::Sender<i64>) {
     loop {
-        match log.last().await {
-            // Told also when nothing was added: it says that somebody looked.
-            Ok(last) => drop(told.send_replace(last)),
-            Err(error) => tracing::debug!(%error, "a log can't be read at the moment"),
+        match source.last().await {
+            // Published without changes too, so that subscribers know of the successful poll.
+            Ok(latest) => drop(publisher.send_replace(latest)),
+            Err(error) => tracing::debug!(%error, "a change feed can't poll its table"),
         }
-        let _ = timeout(LOOK, log.added()).await;
+        let _ = timeout(POLL_INTERVAL, source.added()).await;
     }
 }
 
 impl From<Over> for Fault {
-    fn from(over: Over) -> Fault {
-        let code = match over {
+    fn from(closed: Over) -> Fault {
+        let code = match closed {
             Over::Closing => ErrorCode::ShuttingDown,
             Over::Blind => ErrorCode::DatabaseError,
         };
-        Fault::new(code, over.to_string())
+        Fault::new(code, closed.to_string())
     }
 }
 
@@ -105,14 +105,14 @@ impl From<Over> for Fault {
 mod tests {
     use super::*;
 
-    /// One that nobody can read.
-    struct Torn;
+    /// A table that cannot be read.
+    struct UnreadableTable;
 
-    impl Log for Torn {
+    impl Log for UnreadableTable {
         type Error = &'static str;
 
         async fn last(&self) -> Result<i64, &'static str> {
-            Err("torn")
+            Err("unreadable")
         }
 
         async fn added(&self) {
@@ -121,22 +121,22 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn who_waits_learns_that_nobody_can_look_and_that_the_server_ends() {
-        let closing = CancellationToken::new();
-        let (mut tail, looking) = Tail::of(Torn, closing.clone());
-        let looking = async {
-            looking.await;
-            unreachable!("it looks for ever")
+    async fn a_subscriber_receives_an_error_if_polls_fail_and_on_shutdown() {
+        let shutdown = CancellationToken::new();
+        let (mut feed, polling) = Tail::of(UnreadableTable, shutdown.clone());
+        let polling = async {
+            polling.await;
+            unreachable!("polling does not end")
         };
-        let waiting = async {
-            assert_eq!(tail.look().await, Err(Over::Blind));
-            closing.cancel();
-            assert_eq!(tail.look().await, Err(Over::Closing));
-            assert_eq!(tail.goes_on(), Err(Over::Closing));
+        let subscriber = async {
+            assert_eq!(feed.look().await, Err(Over::Blind));
+            shutdown.cancel();
+            assert_eq!(feed.look().await, Err(Over::Closing));
+            assert_eq!(feed.goes_on(), Err(Over::Closing));
         };
         tokio::select! {
-            () = looking => {}
-            () = waiting => {}
+            () = polling => {}
+            () = subscriber => {}
         }
     }
 }

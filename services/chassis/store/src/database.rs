@@ -1,11 +1,11 @@
-//! A service's store: a SQLite file for one process, PostgreSQL for several. Both speak through
-//! sqlx's `Any` driver, so that one SQL text serves both.
+//! The database of a service: a SQLite file for one process, PostgreSQL for several. Both use sqlx's `Any` driver, so
+//! that one SQL text serves both.
 //!
-//! SQLite has one connection that writes, so that writers wait in line instead of failing.
-//! PostgreSQL has one pool for all, and limits of its own on what a lost caller leaves behind.
+//! SQLite has one write connection, so that writers queue instead of failing. PostgreSQL has one pool for reads and
+//! writes, and session timeouts that end the statements of cancelled calls.
 //!
-//! A connection whose transaction state is unknown is closed and replaced, on either engine. So a
-//! failed COMMIT or ROLLBACK never outlives the call that met it.
+//! Invariant: on both engines a connection with an unknown transaction state is closed and replaced. So a failed
+//! COMMIT or ROLLBACK affects only its own call.
 
 use std::borrow::Cow;
 use std::path::Path;
@@ -29,140 +29,141 @@ use tracing::Instrument as _;
 
 use crate::sql::SqlText;
 
-/// Waiting longer than this for a connection is being overloaded.
-const ACQUIRE: Duration = Duration::from_secs(2);
-/// SQLite's readers.
-const READERS: u32 = 4;
-/// PostgreSQL's connections, of each process.
-const CONNECTIONS: u32 = 10;
-/// Whatever state a connection is in, it ends.
-const LIFETIME: Duration = Duration::from_mins(5);
-/// How long a PostgreSQL that is not up yet is waited for.
-const COMING_UP: Duration = Duration::from_secs(30);
-/// How long one attempt to connect may take.
-const CONNECT: Duration = Duration::from_secs(5);
-/// How long migrating may take, with the wait for others that migrate.
-const MIGRATING: Duration = Duration::from_mins(1);
+/// Maximum wait for a connection from a pool.
+const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(2);
+/// Number of read connections to a SQLite file.
+const SQLITE_READER_COUNT: u32 = 4;
+/// Maximum number of PostgreSQL connections of a process.
+const MAX_POSTGRES_CONNECTIONS: u32 = 10;
+/// Maximum age of a PostgreSQL connection.
+const MAX_CONNECTION_AGE: Duration = Duration::from_mins(5);
+/// Maximum wait for a PostgreSQL that is starting.
+const STARTUP_TIMEOUT: Duration = Duration::from_secs(30);
+/// Maximum duration of one attempt to connect.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// Maximum duration of a migration, including the wait for other replicas that migrate.
+const MIGRATION_TIMEOUT: Duration = Duration::from_mins(1);
 
-/// Credentials must survive a power cut: FULL, unless a store says otherwise.
+/// Credentials must survive a power cut: `synchronous = FULL`, unless the store relaxes it.
 const PRAGMAS: &str =
     "PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; PRAGMA foreign_keys = ON;
                        PRAGMA busy_timeout = 5000";
 
-/// With WAL the file stays whole; what was written in the last moments before a power cut may be gone.
-const RELAXED: &str = "PRAGMA synchronous = NORMAL";
+/// With WAL the file stays intact, but a power cut may lose the latest writes.
+const RELAXED_PRAGMAS: &str = "PRAGMA synchronous = NORMAL";
 
-/// A dropped query goes on in PostgreSQL until one of these ends it.
-const LIMITS: &str = "SET statement_timeout = '5s'; SET lock_timeout = '2s';
+/// PostgreSQL continues a dropped query until one of these timeouts ends it.
+const SESSION_TIMEOUTS: &str = "SET statement_timeout = '5s'; SET lock_timeout = '2s';
                       SET idle_in_transaction_session_timeout = '10s'";
-/// Error code of PostgreSQL for a write in a read-only transaction: a standby, or a demoted primary.
-const READ_ONLY: &str = "25006";
-/// The connection that migrates waits for the other replicas, whatever limits its role has.
-const NO_LIMITS: &str = "SET statement_timeout = 0; SET lock_timeout = 0";
+/// PostgreSQL's error code for a write in a read-only transaction: on a standby or a demoted primary.
+const READ_ONLY_SQLSTATE: &str = "25006";
+/// The migrating connection waits for other replicas, regardless of the timeouts of its database role.
+const NO_TIMEOUTS: &str = "SET statement_timeout = 0; SET lock_timeout = 0";
 
-/// A migration: its number, its name, its SQL.
+/// A migration: number, name and SQL.
 pub type Step = (i64, &'static str, &'static str);
 
-/// What keeps a store.
+/// A database engine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Engine {
-    /// A file, of one process.
+    /// A file, for one process.
     Sqlite,
-    /// A server, of as many processes as there are.
+    /// A server, for any number of processes.
     Postgres,
 }
 
-/// What a SQLite store must survive. A PostgreSQL decides by itself.
+/// Which events the latest writes to a SQLite file must survive. PostgreSQL has its own configuration.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Durability {
     /// A power cut.
     PowerCut,
-    /// The end of the process, however it comes: several times faster.
+    /// A crash of the process, but not a power cut. Several times faster.
     Process,
 }
 
 impl Engine {
-    /// The engine that a URL names, or what is wrong with the URL. Neither shows any of it: it has
-    /// the password.
+    /// The engine of a database URL, or the problem of the URL. The problem contains no part of the URL, which may
+    /// contain a password.
     pub fn of(url: &str) -> Result<Engine, &'static str> {
         match url.split_once("://") {
             Some(("sqlite", _)) => Ok(Engine::Sqlite),
             Some(("postgres" | "postgresql", _)) => {
                 let parsed = url.parse::<AnyConnectOptions>();
-                // With a # in the password the rest is no host, but none would tell.
-                let whole = parsed.is_ok_and(|options| options.database_url.fragment().is_none());
-                let wrong = "can't be read; in a password write / ? # @ as %2F %3F %23 %40";
-                if whole { Ok(Engine::Postgres) } else { Err(wrong) }
+                // A # in the password ends the URL's authority without an error.
+                let is_valid =
+                    parsed.is_ok_and(|options| options.database_url.fragment().is_none());
+                let problem = "is not a valid URL; in a password write / ? # @ as %2F %3F %23 %40";
+                if is_valid { Ok(Engine::Postgres) } else { Err(problem) }
             }
             _ => Err("must begin with sqlite://, postgres:// or postgresql://"),
         }
     }
 }
 
-/// What a look at a store found.
+/// The state of a database.
 #[derive(Clone, Copy, Debug)]
 pub struct Survey {
-    /// How long it takes to answer.
+    /// Duration of a trivial query.
     pub latency: Duration,
-    /// Steps of migration that are still to be taken.
+    /// Number of pending migrations.
     pub pending: usize,
-    /// Its time in milliseconds since 1970, where it has a clock of its own.
+    /// The server's time in milliseconds since 1970; `None` for SQLite.
     pub clock: Option<i64>,
 }
 
-/// An open store.
+/// An open database.
 ///
-/// A caller may vanish at any await. A single statement on `writer` is its own transaction and can
-/// be left alone; what takes several goes through [`Db::transaction`].
+/// A caller may be cancelled at any await. A single statement on `writer` is its own transaction and may be cancelled.
+/// Several statements that belong together need [`Db::transaction`].
 #[derive(Clone, Debug)]
 pub struct Db {
-    /// For statements that change something.
+    /// Pool for statements that write.
     pub writer: AnyPool,
-    /// For the others.
+    /// Pool for statements that only read.
     pub reader: AnyPool,
     engine: Engine,
     tasks: TaskTracker,
-    renewal: Renewal,
-    /// The statement of [`Db::check_write`].
+    renewal: PoolRenewal,
+    /// SQL of [`Db::check_write`].
     write_check: SqlText,
 }
 
-/// When the connections of a pool were last declared outdated; clones share it.
+/// Invalidates the connections of a pool after a failover. Clones share the state.
 #[derive(Clone, Debug, Default)]
-struct Renewal(Arc<Mutex<Renewed>>);
+struct PoolRenewal(Arc<Mutex<RenewalState>>);
 
 #[derive(Debug, Default)]
-struct Renewed {
-    at: Option<Instant>,
+struct RenewalState {
+    renewed_at: Option<Instant>,
     was_read_only: bool,
 }
 
-impl Renewal {
-    /// Takes a check's finding. As long as the server is read-only, and once when it is not any more,
-    /// every connection that exists is outdated.
-    fn note(&self, is_read_only: bool) {
-        let mut renewed = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if is_read_only || renewed.was_read_only {
-            renewed.at = Some(Instant::now());
+impl PoolRenewal {
+    /// Records the result of a write check. All existing connections become outdated while the server is read-only, and
+    /// once more when it becomes writable.
+    fn record(&self, is_read_only: bool) {
+        let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if is_read_only || state.was_read_only {
+            state.renewed_at = Some(Instant::now());
         }
-        renewed.was_read_only = is_read_only;
+        state.was_read_only = is_read_only;
     }
 
     /// Whether a connection of this age was opened after the last renewal.
     fn is_current(&self, age: Duration) -> bool {
-        let renewed = self.0.lock().unwrap_or_else(PoisonError::into_inner).at;
-        renewed.is_none_or(|renewed| age < renewed.elapsed())
+        let renewed_at = self.0.lock().unwrap_or_else(PoisonError::into_inner).renewed_at;
+        renewed_at.is_none_or(|renewed_at| age < renewed_at.elapsed())
     }
 }
 
 impl Db {
-    /// Opens the store at `url` and migrates it. A SQLite file is made; a PostgreSQL that is not up
-    /// yet is waited for. Steps are counted by service, so that services may share a database.
+    /// Opens the database at `url` and migrates it. Creates a SQLite file if there is none; waits for a PostgreSQL that
+    /// is starting. Migrations are numbered per service, so that services may share a database.
     pub async fn open(service: &'static str, url: &str, steps: &[Step]) -> anyhow::Result<Db> {
         Db::open_with(service, url, steps, Durability::PowerCut).await
     }
 
-    /// The same, for a store that may have to survive less.
+    /// Opens and migrates a database with the given durability.
     pub async fn open_with(
         service: &'static str,
         url: &str,
@@ -173,23 +174,26 @@ impl Db {
         let engine = Engine::of(url).map_err(|problem| Wrong::new("DATABASE_URL", problem))?;
         let options: AnyConnectOptions = read_url(url)?;
         if engine == Engine::Sqlite {
-            make_folder(url)?;
+            create_directory(url)?;
         }
         let connection = connect(&options).await?;
-        let migrated =
-            timeout(MIGRATING, migrate(connection, engine, service, migrator(service, steps)));
+        let migrated = timeout(
+            MIGRATION_TIMEOUT,
+            migrate(connection, engine, service, migrator(service, steps)),
+        );
         migrated
             .await
-            .context("migrating the store took too long")?
-            .context("migrating the store")?;
+            .context("the migration of the database took too long")?
+            .context("migrating the database")?;
         let open = async |pool: AnyPoolOptions| {
             pool.connect_with(options.clone()).await.context("opening the store")
         };
-        let renewal = Renewal::default();
+        let renewal = PoolRenewal::default();
         let (writer, reader) = match engine {
-            Engine::Sqlite => {
-                (open(file_pool(1, durability)).await?, open(file_pool(READERS, durability)).await?)
-            }
+            Engine::Sqlite => (
+                open(file_pool(1, durability)).await?,
+                open(file_pool(SQLITE_READER_COUNT, durability)).await?,
+            ),
             Engine::Postgres => {
                 let pool = open(server_pool(service, renewal.clone())).await?;
                 (pool.clone(), pool)
@@ -201,15 +205,15 @@ impl Db {
         Ok(Db { writer, reader, engine, tasks: TaskTracker::new(), renewal, write_check })
     }
 
-    /// What keeps it.
+    /// The engine of the database.
     pub fn engine(&self) -> Engine {
         self.engine
     }
 
-    /// Runs a transaction to its end (commit or rollback) whatever becomes of the caller.
+    /// Runs a transaction to its end (commit or rollback), even if the caller is cancelled.
     ///
-    /// SQLite's has the file's write lock from its start. PostgreSQL's is READ COMMITTED: what must
-    /// not change between two statements is locked by the first, with an UPDATE for one.
+    /// On SQLite it has the file's write lock from its start. On PostgreSQL it is READ COMMITTED: rows that must not
+    /// change between two statements need a lock in the first one, such as an UPDATE.
     pub async fn transaction<T, E>(
         &self,
         work: impl for<'t> FnOnce(&'t mut AnyConnection) -> BoxFuture<'t, Result<T, E>> + Send + 'static,
@@ -218,12 +222,11 @@ impl Db {
         T: Send + 'static,
         E: From<Error> + Send + 'static,
     {
-        // sqlx up to 0.9.0 counts a BEGIN when it is answered. One that is dropped before leaves a
-        // connection in a transaction that nobody ends, and the pool hands it on. So none is
-        // dropped: it runs in a task of its own.
+        // sqlx up to 0.9.0 counts a BEGIN when its reply arrives. A BEGIN that is dropped before leaves an open
+        // transaction on a connection that the pool reuses. So the transaction runs in its own task.
         let writer = self.writer.clone();
-        // Deferred, SQLite refuses a write after a read where another writer came between, at once
-        // and whatever its busy_timeout.
+        // In a deferred transaction SQLite rejects a write after a read, at once and regardless of busy_timeout, if
+        // another connection has written in between.
         let begin = match self.engine {
             Engine::Sqlite => "BEGIN IMMEDIATE",
             Engine::Postgres => "BEGIN",
@@ -237,7 +240,7 @@ impl Db {
                 }
                 Err(error) => {
                     if let Err(error) = transaction.rollback().await {
-                        tracing::warn!(%error, "a transaction was not rolled back by us");
+                        tracing::warn!(%error, "the rollback of a transaction failed");
                     }
                     Err(error)
                 }
@@ -247,12 +250,12 @@ impl Db {
             Ok(done) => done,
             Err(error) => match error.try_into_panic() {
                 Ok(panic) => std::panic::resume_unwind(panic),
-                Err(_) => Err(Error::PoolClosed.into()), // the process ends
+                Err(_) => Err(Error::PoolClosed.into()), // The runtime shuts down.
             },
         }
     }
 
-    /// Looks at the store at `url` and changes nothing; none where it is a file that is not there yet.
+    /// Inspects the database at `url` without changes; `None` if it is a file that does not exist.
     pub async fn survey(
         service: &'static str,
         url: &str,
@@ -265,16 +268,16 @@ impl Db {
             return Ok(None);
         }
         let options: AnyConnectOptions = read_url(url)?;
-        let look = async {
+        let inspect = async {
             let mut connection = options.connect().await?;
             let begun = Instant::now();
             connection.execute("SELECT 1").await?;
             let latency = begun.elapsed();
-            // Without the table no step was taken yet.
-            let done = SqlText::new("SELECT version FROM migrations_").with(service);
-            let done = connection.fetch_all(done).await.unwrap_or_default();
-            let done: Vec<i64> = done.iter().filter_map(|row| row.try_get(0).ok()).collect();
-            let pending = steps.iter().filter(|(version, ..)| !done.contains(version)).count();
+            // Without the table no migration has run.
+            let applied = SqlText::new("SELECT version FROM migrations_").with(service);
+            let applied = connection.fetch_all(applied).await.unwrap_or_default();
+            let applied: Vec<i64> = applied.iter().filter_map(|row| row.try_get(0).ok()).collect();
+            let pending = steps.iter().filter(|(version, ..)| !applied.contains(version)).count();
             let clock = match engine {
                 Engine::Sqlite => None,
                 Engine::Postgres => {
@@ -285,11 +288,11 @@ impl Db {
             };
             Ok::<_, Error>(Survey { latency, pending, clock })
         };
-        let found = timeout(CONNECT, look).await.context("no answer in time")?;
-        found.map(Some).context("the store can't be read")
+        let survey = timeout(CONNECT_TIMEOUT, inspect).await.context("no reply in time")?;
+        survey.map(Some).context("the database can't be read")
     }
 
-    /// Runs work to its end whatever becomes of the caller.
+    /// Runs work to its end, even if the caller is cancelled.
     pub fn detach<T: Send + 'static>(
         &self,
         work: impl Future<Output = T> + Send + 'static,
@@ -297,22 +300,22 @@ impl Db {
         self.tasks.spawn(work.in_current_span())
     }
 
-    /// Whether the store answers, for health; bounded.
+    /// Checks within 2 s that the database answers, for health.
     pub async fn ping(&self) -> Result<(), Error> {
-        let answer = timeout(ACQUIRE, self.reader.execute("SELECT 1"));
-        answer.await.unwrap_or(Err(Error::PoolTimedOut)).map(drop)
+        let reply = timeout(ACQUIRE_TIMEOUT, self.reader.execute("SELECT 1"));
+        reply.await.unwrap_or(Err(Error::PoolTimedOut)).map(drop)
     }
 
-    /// Whether the store takes writes, for health; bounded. It commits a change of one row.
+    /// Checks within 2 s that the database accepts writes, for health. It commits a change of one row.
     ///
-    /// Connections to a read-only PostgreSQL are replaced: after a failover the primary is another
-    /// server, and a session keeps the mode in which it began.
+    /// Connections to a read-only PostgreSQL are replaced: after a failover the primary is another server, and a
+    /// session keeps the mode in which it began.
     pub async fn check_write(&self) -> Result<(), Error> {
-        let written = timeout(ACQUIRE, self.writer.execute(self.write_check.clone())).await;
+        let written = timeout(ACQUIRE_TIMEOUT, self.writer.execute(self.write_check.clone())).await;
         let written = written.unwrap_or(Err(Error::PoolTimedOut));
         let code = written.as_ref().err().and_then(Error::as_database_error);
         let code = code.and_then(DatabaseError::code);
-        self.renewal.note(code.as_deref() == Some(READ_ONLY));
+        self.renewal.record(code.as_deref() == Some(READ_ONLY_SQLSTATE));
         match written?.rows_affected() {
             1 => Ok(()),
             _ => Err(Error::RowNotFound),
@@ -321,30 +324,30 @@ impl Db {
 }
 
 fn read_url(url: &str) -> Result<AnyConnectOptions, Wrong> {
-    url.parse().map_err(|_| Wrong::new("DATABASE_URL", "can't be read as a URL"))
+    url.parse().map_err(|_| Wrong::new("DATABASE_URL", "is not a valid URL"))
 }
 
-fn make_folder(url: &str) -> anyhow::Result<()> {
+fn create_directory(url: &str) -> anyhow::Result<()> {
     let path = url.trim_start_matches("sqlite://");
     let path = path.split('?').next().unwrap_or(path);
-    let Some(folder) = Path::new(path).parent() else { return Ok(()) };
-    std::fs::create_dir_all(folder)
-        .with_context(|| format!("making the folder {}", folder.display()))
+    let Some(directory) = Path::new(path).parent() else { return Ok(()) };
+    std::fs::create_dir_all(directory)
+        .with_context(|| format!("creating the directory {}", directory.display()))
 }
 
-fn file_pool(most: u32, durability: Durability) -> AnyPoolOptions {
+fn file_pool(max_connections: u32, durability: Durability) -> AnyPoolOptions {
     AnyPoolOptions::new()
-        .max_connections(most)
-        .acquire_timeout(ACQUIRE)
-        // A file does not move. One connection is always open: the first to a WAL database needs room
-        // on the disk for the shared-memory file, and reads must go on when the disk is full.
+        .max_connections(max_connections)
+        .acquire_timeout(ACQUIRE_TIMEOUT)
+        // Connections stay open: the first one to a WAL database needs disk space for the shared-memory file, and
+        // reads must work on a full disk.
         .idle_timeout(None)
         .max_lifetime(None)
         .after_connect(move |connection, _| {
             Box::pin(async move {
                 connection.execute(PRAGMAS).await?;
                 if durability == Durability::Process {
-                    connection.execute(RELAXED).await?;
+                    connection.execute(RELAXED_PRAGMAS).await?;
                 }
                 Ok(())
             })
@@ -352,73 +355,74 @@ fn file_pool(most: u32, durability: Durability) -> AnyPoolOptions {
         .after_release(|connection, _| Box::pin(has_no_transaction(connection)))
 }
 
-/// Whether a SQLite connection is outside of any transaction.
+/// Whether a SQLite connection has no open transaction.
 ///
-/// SQLite rolls back by itself when the disk is full. sqlx then fails to roll back, keeps counting the
-/// transaction, and refuses every later BEGIN on this connection. So such a connection is closed.
+/// SQLite rolls back on its own when the disk is full. sqlx then fails to roll back, still counts the transaction, and
+/// rejects every later BEGIN on this connection. So such a connection is closed.
 async fn has_no_transaction(connection: &mut AnyConnection) -> Result<bool, Error> {
-    // A dropped transaction has only queued its rollback: the ping waits for it.
+    // A dropped transaction has only queued its rollback; the ping waits for it.
     connection.ping().await?;
     Ok(!connection.is_in_transaction())
 }
 
-fn server_pool(service: &'static str, renewal: Renewal) -> AnyPoolOptions {
-    let greeting = SqlText::new(LIMITS).with("; SET application_name = 'hapa-").with(service);
-    let greeting = greeting.with("'");
+fn server_pool(service: &'static str, renewal: PoolRenewal) -> AnyPoolOptions {
+    let setup =
+        SqlText::new(SESSION_TIMEOUTS).with("; SET application_name = 'hapa-").with(service);
+    let setup = setup.with("'");
     AnyPoolOptions::new()
-        .max_connections(CONNECTIONS)
-        .acquire_timeout(ACQUIRE)
-        .max_lifetime(LIFETIME)
+        .max_connections(MAX_POSTGRES_CONNECTIONS)
+        .acquire_timeout(ACQUIRE_TIMEOUT)
+        .max_lifetime(MAX_CONNECTION_AGE)
         .after_connect(move |connection, _| {
-            let greeting = greeting.clone();
-            Box::pin(async move { connection.execute(greeting).await.map(drop) })
+            let setup = setup.clone();
+            Box::pin(async move { connection.execute(setup).await.map(drop) })
         })
-        .before_acquire(move |_, about| {
-            let current = renewal.is_current(about.age);
-            Box::pin(async move { Ok(current) })
+        .before_acquire(move |_, metadata| {
+            let is_current = renewal.is_current(metadata.age);
+            Box::pin(async move { Ok(is_current) })
         })
         .after_release(|connection, _| Box::pin(is_idle(connection)))
 }
 
-/// Whether a PostgreSQL connection is outside of any transaction.
+/// Whether a PostgreSQL connection has no open transaction.
 ///
-/// sqlx does not show what the server says of it, but a statement outside starts its own
-/// transaction, and so at its own time. A failed transaction answers with an error, which closes the
-/// connection too. It costs a round trip that nobody waits for.
+/// sqlx does not expose the server's transaction status. But without an open transaction a statement starts its own,
+/// so `now()` is the time of the statement. In a failed transaction the query fails, which closes the connection too.
+/// No caller waits for this round trip.
 async fn is_idle(connection: &mut AnyConnection) -> Result<bool, Error> {
     let row = connection.fetch_one("SELECT now() = statement_timestamp()").await?;
     row.try_get(0)
 }
 
-/// Connects to a store that may be coming up. Errors never tell the URL: it has the password.
+/// Connects to a database that may be starting. Errors do not contain the URL, because it contains the password.
 async fn connect(options: &AnyConnectOptions) -> anyhow::Result<AnyConnection> {
     let host = options.database_url.host_str().unwrap_or("this machine").to_owned();
-    let (begin, mut pause, mut told) = (Instant::now(), Duration::from_millis(100), false);
+    let (begin, mut delay, mut is_logged) = (Instant::now(), Duration::from_millis(100), false);
     loop {
-        let connected = timeout(CONNECT, options.connect()).await;
+        let connected = timeout(CONNECT_TIMEOUT, options.connect()).await;
         let error = match connected.unwrap_or(Err(Error::PoolTimedOut)) {
             Ok(connection) => return Ok(connection),
             Err(error) => error,
         };
-        if !is_coming_up(&error) {
+        if !is_starting(&error) {
             return Err(error).with_context(|| format!("opening the store on {host}"));
         }
-        if begin.elapsed() + pause > COMING_UP {
-            let waited = COMING_UP.as_secs();
+        if begin.elapsed() + delay > STARTUP_TIMEOUT {
+            let waited = STARTUP_TIMEOUT.as_secs();
             return Err(error)
                 .with_context(|| format!("waited {waited} s for the store on {host}"));
         }
-        if !told {
+        if !is_logged {
             tracing::warn!(%error, host, "waiting for the store");
-            told = true;
+            is_logged = true;
         }
-        sleep(pause).await;
-        pause = (pause * 2).min(Duration::from_secs(2));
+        sleep(delay).await;
+        delay = (delay * 2).min(Duration::from_secs(2));
     }
 }
 
-/// Whether it may work in a moment: nobody listens, or a server that starts, stops or is full.
-fn is_coming_up(error: &Error) -> bool {
+/// Whether a retry may succeed: no server listens, or it starts, stops or has no free connection.
+fn is_starting(error: &Error) -> bool {
     match error {
         Error::Io(_) | Error::PoolTimedOut => true,
         Error::Database(error) => {
@@ -429,8 +433,8 @@ fn is_coming_up(error: &Error) -> bool {
     }
 }
 
-/// Migrates on a connection of its own, whose end gives back sqlx's advisory lock whatever happens:
-/// replicas that start together on PostgreSQL migrate one after the other.
+/// Migrates on a separate connection, whose end always releases sqlx's advisory lock. Replicas that start at the same
+/// time on PostgreSQL migrate one after the other.
 async fn migrate(
     mut connection: AnyConnection,
     engine: Engine,
@@ -440,42 +444,42 @@ async fn migrate(
     match engine {
         Engine::Sqlite => {
             connection.execute(PRAGMAS).await?;
-            adopt(&mut connection, service, &migrator).await?;
+            adopt_old_migrations_table(&mut connection, service, &migrator).await?;
         }
         Engine::Postgres => {
-            connection.execute(NO_LIMITS).await?;
+            connection.execute(NO_TIMEOUTS).await?;
         }
     }
-    // Not `run`: a future that holds its `Acquire` is not seen to be Send.
+    // Not `run`: the compiler does not prove that a future with its `Acquire` is Send.
     migrator.run_direct(None, &mut connection, false).await?;
-    make_write_check(&mut connection, engine, service).await?;
-    drop(connection.close().await); // the steps are done either way
+    create_write_check_table(&mut connection, engine, service).await?;
+    drop(connection.close().await); // The migrations are complete either way.
     Ok(())
 }
 
-/// Makes the one-row table of [`Db::check_write`]. It is not a step: services share no steps.
-async fn make_write_check(
+/// Creates the one-row table of [`Db::check_write`]. It is not a migration, because services share no migrations.
+async fn create_write_check_table(
     connection: &mut AnyConnection,
     engine: Engine,
     service: &'static str,
 ) -> Result<(), Error> {
-    // Two sessions that create one table at the same time fail in PostgreSQL.
+    // PostgreSQL fails if two sessions create one table at the same time.
     let begin = match engine {
         Engine::Sqlite => "BEGIN IMMEDIATE",
         Engine::Postgres => "BEGIN; SELECT pg_advisory_xact_lock(hashtext('hapa_write_check'))",
     };
-    let make = SqlText::new(begin)
+    let create = SqlText::new(begin)
         .with("; CREATE TABLE IF NOT EXISTS write_check_")
         .with(service)
         .with(" (id BIGINT PRIMARY KEY, checks BIGINT NOT NULL); INSERT INTO write_check_")
         .with(service)
         .with(" (id, checks) VALUES (1, 0) ON CONFLICT DO NOTHING; COMMIT");
-    connection.execute(make).await.map(drop)
+    connection.execute(create).await.map(drop)
 }
 
-/// Takes over the table in which sqlx counted the steps of a SQLite store before services counted
-/// their own: where its first step is ours.
-async fn adopt(
+/// Renames sqlx's default migrations table of an older SQLite file to the service's own table, if its first migration
+/// is the service's.
+async fn adopt_old_migrations_table(
     connection: &mut AnyConnection,
     service: &'static str,
     migrator: &Migrator,
@@ -485,9 +489,9 @@ async fn adopt(
     if connection.fetch_optional(OLD).await?.is_none() {
         return Ok(());
     }
-    let ours = sqlx::query("SELECT version FROM _sqlx_migrations WHERE checksum = $1");
-    let ours = ours.bind(first.checksum.to_vec());
-    if ours.fetch_optional(&mut *connection).await?.is_some() {
+    let own = sqlx::query("SELECT version FROM _sqlx_migrations WHERE checksum = $1");
+    let own = own.bind(first.checksum.to_vec());
+    if own.fetch_optional(&mut *connection).await?.is_some() {
         let rename = SqlText::new("ALTER TABLE _sqlx_migrations RENAME TO migrations_");
         connection.execute(rename.with(service)).await?;
     }
@@ -500,7 +504,7 @@ fn migrator(service: &str, steps: &[Step]) -> Migrator {
         Migration::new(version, name, MigrationType::Simple, sql, false)
     };
     let mut migrator = Migrator::with_migrations(steps.iter().map(migration).collect());
-    // Steps only add, so a replica of the version before can go on, and can be gone back to.
+    // Migrations only add, so replicas of the previous version continue to work, and a rollback is possible.
     migrator.set_ignore_missing(true);
     migrator.dangerous_set_table_name(format!("migrations_{service}"));
     migrator

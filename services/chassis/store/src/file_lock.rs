@@ -1,7 +1,7 @@
-//! Locks between processes: who may use a folder or a file, said with the name of who does.
+//! Locks between processes on a directory or a file. An error names the process that holds the lock.
 //!
-//! A lock is the kernel's (`flock`) and ends with its process, however that ends. What stands in the file is for
-//! the message alone.
+//! The kernel holds a lock (`flock`) and releases it at the end of its process, even after a crash. The content of a
+//! lock file is only for messages.
 
 use std::fs::{File, TryLockError};
 use std::io::{self, Read as _, Seek as _, Write as _};
@@ -12,70 +12,74 @@ use anyhow::Context as _;
 use hapa_core::config::Wrong;
 use tokio::time::{Instant, sleep};
 
-/// How long a process that ends may hold what the next one wants.
-const HANDOVER: Duration = Duration::from_secs(5);
-const PAUSE: Duration = Duration::from_millis(50);
-/// In DATA_DIR: held by each process that uses it.
-const FOLDER_LOCK: &str = "process.lock";
-/// The longest file that is read for names.
+/// Maximum wait for a process that ends and still holds the lock.
+const HANDOVER_TIMEOUT: Duration = Duration::from_secs(5);
+/// Time between two attempts to get the lock.
+const RETRY_INTERVAL: Duration = Duration::from_millis(50);
+/// Name of the lock file in DATA_DIR, which each process of that directory holds.
+const DIRECTORY_LOCK_FILE: &str = "process.lock";
+/// Maximum number of bytes that are read for the names of holders.
 const MAX_HOLDERS_LEN: u64 = 4_096;
 
-/// Held as long as it lives.
+/// A held lock. Dropping it releases the lock.
 #[derive(Debug)]
 pub struct Lock {
     _file: File,
 }
 
-/// What else may hold a lock at the same time.
+/// Whether other processes may hold a lock at the same time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
-    /// Nothing.
+    /// No other process may.
     Exclusive,
-    /// Others who share it.
+    /// Other processes may hold the lock in this mode too.
     Shared,
 }
 
-/// Locks DATA_DIR for a process that calls itself `name`: `hapa all` has it alone, roles share it.
+/// Locks DATA_DIR for the process `name`: exclusively for `hapa all`, shared for roles.
 ///
-/// A folder that can't be written to is left to roles, since one may need nothing of it.
+/// In shared mode a read-only directory is not locked (`None`), because a role may not need it.
 pub async fn lock_folder(folder: &Path, name: &str, kind: Kind) -> anyhow::Result<Option<Lock>> {
-    let path = folder.join(FOLDER_LOCK);
+    let path = folder.join(DIRECTORY_LOCK_FILE);
     match lock(&path, name, kind, &folder.display().to_string()).await {
         Err(error) if kind == Kind::Shared && is_read_only(&error) => Ok(None),
         locked => locked.map(Some),
     }
 }
 
-/// Locks a file that one process alone may use, by a file beside it.
-pub async fn lock_file(path: &Path, name: &str) -> anyhow::Result<Lock> {
-    let mut beside = path.as_os_str().to_owned();
-    beside.push(".lock");
-    lock(Path::new(&beside), name, Kind::Exclusive, &path.display().to_string()).await
+/// Locks a file exclusively, with a separate lock file.
+pub(crate) async fn lock_file(path: &Path, name: &str) -> anyhow::Result<Lock> {
+    let mut lock_path = path.as_os_str().to_owned();
+    lock_path.push(".lock");
+    lock(Path::new(&lock_path), name, Kind::Exclusive, &path.display().to_string()).await
 }
 
-/// Who uses DATA_DIR now, for an operator; none where nobody does.
+/// The processes that use DATA_DIR, for an operator; `None` if there are none.
 pub fn holders_of(folder: &Path) -> Option<String> {
-    let file = File::open(folder.join(FOLDER_LOCK)).ok()?;
+    let file = File::open(folder.join(DIRECTORY_LOCK_FILE)).ok()?;
     match file.try_lock() {
         Err(TryLockError::WouldBlock) => Some(holders(&file)),
         _ => None,
     }
 }
 
-/// Waits for a process that ends, and is refused by one that goes on: `what` is in use by whom.
+/// Locks `path` for the process `name`, and waits up to 5 s for a process that ends. The error names the holders of
+/// `what`.
 pub async fn lock(path: &Path, name: &str, kind: Kind, what: &str) -> anyhow::Result<Lock> {
     let mut file = open(path)?;
     let begin = Instant::now();
     loop {
         match try_lock(&mut file, name, kind) {
             Ok(()) => return Ok(Lock { _file: file }),
-            Err(TryLockError::WouldBlock) if begin.elapsed() < HANDOVER => sleep(PAUSE).await,
+            Err(TryLockError::WouldBlock) if begin.elapsed() < HANDOVER_TIMEOUT => {
+                sleep(RETRY_INTERVAL).await;
+            }
             Err(TryLockError::WouldBlock) => {
-                let words = format!(
-                    "{what} is in use by {}: stop that, or choose another DATA_DIR",
+                let problem = format!(
+                    "{what} is in use by {}: stop that process, or choose another DATA_DIR",
                     holders(&file)
                 );
-                return Err(Wrong::new("DATA_DIR", words).into());
+                return Err(Wrong::new("DATA_DIR", problem).into());
             }
             Err(TryLockError::Error(error)) => {
                 return Err(error).with_context(|| format!("locking {}", path.display()));
@@ -85,16 +89,16 @@ pub async fn lock(path: &Path, name: &str, kind: Kind, what: &str) -> anyhow::Re
 }
 
 fn open(path: &Path) -> anyhow::Result<File> {
-    if let Some(folder) = path.parent().filter(|folder| !folder.as_os_str().is_empty()) {
-        std::fs::create_dir_all(folder)
-            .with_context(|| format!("making the folder {}", folder.display()))?;
+    if let Some(directory) = path.parent().filter(|directory| !directory.as_os_str().is_empty()) {
+        std::fs::create_dir_all(directory)
+            .with_context(|| format!("creating the directory {}", directory.display()))?;
     }
     let file = File::options().create(true).read(true).append(true).open(path);
     file.with_context(|| format!("opening {}", path.display()))
 }
 
 fn try_lock(file: &mut File, name: &str, kind: Kind) -> Result<(), TryLockError> {
-    // Who has it alone, if for a moment, clears the names of those who are gone.
+    // An exclusive lock, even a temporary one, means that the file contains only names of ended processes.
     match file.try_lock() {
         Ok(()) => file.set_len(0).map_err(TryLockError::Error)?,
         Err(TryLockError::WouldBlock) if kind == Kind::Shared => {}
@@ -103,16 +107,16 @@ fn try_lock(file: &mut File, name: &str, kind: Kind) -> Result<(), TryLockError>
     if kind == Kind::Shared {
         file.try_lock_shared()?;
     }
-    // A disk that is full takes a name away, and no lock.
+    // On a full disk the name is missing, but the lock is held.
     let _ = writeln!(file, "{} {name}", std::process::id());
     Ok(())
 }
 
-/// Names and process ids of who holds a lock, as far as they are known.
+/// Names and process ids of the holders, as far as they are known.
 fn holders(file: &File) -> String {
     let mut text = String::new();
     let mut file = file;
-    // What can't be read has no names.
+    // The names are missing if the file can't be read.
     let _ = file.rewind().and_then(|()| file.take(MAX_HOLDERS_LEN).read_to_string(&mut text));
     let mut names: Vec<_> = text
         .lines()
@@ -128,10 +132,10 @@ fn holders(file: &File) -> String {
     if names.is_empty() { "another process".to_owned() } else { names.join(", ") }
 }
 
-/// Whether there is such a process, where that can be known.
+/// Whether a process exists; true if the system has no /proc.
 fn is_alive(process: u32) -> bool {
-    let all = PathBuf::from("/proc");
-    !all.join("self").exists() || all.join(process.to_string()).exists()
+    let proc = PathBuf::from("/proc");
+    !proc.join("self").exists() || proc.join(process.to_string()).exists()
 }
 
 fn is_read_only(error: &anyhow::Error) -> bool {
@@ -149,41 +153,44 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_folder_is_one_process_s_alone_or_shared_and_who_is_refused_learns_by_whom() {
+    async fn a_directory_is_locked_exclusively_or_shared_and_an_error_names_the_holder() {
         let folder = tempfile::tempdir().unwrap();
         let folder = folder.path();
         assert_eq!(holders_of(folder), None);
         let all = locked(folder, "hapa all", Kind::Exclusive).await.unwrap();
         let own = std::process::id();
-        let by_all = format!("hapa all (process {own})");
+        let exclusive_holder = format!("hapa all (process {own})");
         for kind in [Kind::Exclusive, Kind::Shared] {
             let refused = locked(folder, "hapa auth", kind).await.unwrap_err();
-            assert!(refused.starts_with("DATA_DIR: ") && refused.contains(&by_all), "{refused}");
+            assert!(
+                refused.starts_with("DATA_DIR: ") && refused.contains(&exclusive_holder),
+                "{refused}"
+            );
             assert!(refused.contains(&folder.display().to_string()), "{refused}");
         }
-        assert_eq!(holders_of(folder), Some(by_all));
+        assert_eq!(holders_of(folder), Some(exclusive_holder));
         drop(all);
-        assert_eq!(holders_of(folder), None, "what a process left behind is no lock");
+        assert_eq!(holders_of(folder), None, "the remaining file is not a lock");
         let auth = locked(folder, "hapa auth", Kind::Shared).await.unwrap();
         let errors = locked(folder, "hapa errors", Kind::Shared).await.unwrap();
         let refused = locked(folder, "hapa all", Kind::Exclusive).await.unwrap_err();
-        let by_both = format!("hapa auth (process {own}), hapa errors (process {own})");
-        assert!(refused.contains(&by_both), "{refused}");
+        let shared_holders = format!("hapa auth (process {own}), hapa errors (process {own})");
+        assert!(refused.contains(&shared_holders), "{refused}");
         drop((auth, errors));
         drop(locked(folder, "hapa all", Kind::Exclusive).await.unwrap());
     }
 
     #[tokio::test(start_paused = true)]
-    async fn who_comes_while_another_ends_waits_for_it() {
+    async fn a_process_waits_for_another_one_that_ends() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("auth.db");
         let first = lock_file(&path, "hapa auth").await.unwrap();
         let ending = async {
-            sleep(HANDOVER / 2).await;
+            sleep(HANDOVER_TIMEOUT / 2).await;
             drop(first);
         };
         let ((), second) = tokio::join!(ending, lock_file(&path, "hapa auth"));
         second.unwrap();
-        assert!(!path.exists(), "the file itself is left alone");
+        assert!(!path.exists(), "the locked file itself is not touched");
     }
 }

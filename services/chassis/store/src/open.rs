@@ -1,5 +1,5 @@
-//! How a service opens its store: locked against other processes where it is a file, looked at for damage, and
-//! set aside where it is damaged and may be.
+//! Opening of a service's store. A SQLite file is locked against other processes and checked for damage. A damaged
+//! file is set aside if the service permits it.
 
 mod damage;
 mod quick_check;
@@ -19,39 +19,39 @@ use self::quick_check::quick_check;
 use crate::database::{Db, Durability, Engine, Step};
 use crate::file_lock::{Lock, lock_file};
 
-/// What a service keeps.
+/// The store of a service.
 #[derive(Clone, Copy, Debug)]
 pub struct StoreSpec {
-    /// Whose it is; its file is named so.
+    /// Name of the service and of its file.
     pub service: &'static str,
-    /// How it is migrated.
+    /// The migrations.
     pub steps: &'static [Step],
-    /// What a SQLite file of it must survive.
+    /// Durability of a SQLite file.
     pub durability: Durability,
-    /// Whether a file in DATA_DIR that is damaged may be set aside, so that the process serves with a new one.
+    /// Whether a damaged file in DATA_DIR may be renamed, so that the process starts with a new one.
     pub may_be_set_aside: bool,
 }
 
-/// The stores of one process: where they are, and the locks of their files, which are held until this is dropped.
+/// The stores of one process: their configuration, and the locks of their files, which are held until this is dropped.
 #[derive(Debug)]
 pub struct Stores {
     config: CommonConfig,
-    /// What locks call this process.
+    /// Name of this process in lock files.
     process_name: String,
     locks: HashMap<PathBuf, Lock>,
 }
 
-/// An open store, and the health checks of it.
+/// An open store and its health checks.
 #[derive(Debug)]
 pub struct OpenStore {
     /// The database.
     pub db: Db,
-    /// Checks that it answers, that it takes writes, and that no damaged file of it was set aside.
+    /// Checks that the database answers, that it accepts writes, and that no damaged file was set aside.
     pub checks: Vec<HealthCheck>,
 }
 
 impl Stores {
-    /// None open yet. `process_name` is what locks call this process.
+    /// No open stores. `process_name` is the name of this process in lock files.
     pub fn new(config: CommonConfig, process_name: &str) -> Stores {
         Stores { config, process_name: process_name.to_owned(), locks: HashMap::new() }
     }
@@ -66,7 +66,7 @@ impl Stores {
         Ok(true)
     }
 
-    /// Opens the store of a service. None of `services` can work without it.
+    /// Opens the store of a service. `services` cannot work without it.
     pub async fn open(
         &mut self,
         spec: &StoreSpec,
@@ -79,18 +79,18 @@ impl Stores {
         Ok(OpenStore { db, checks })
     }
 
-    /// The database, and its file where a damaged one may be set aside.
+    /// The database, and its file if a damaged one may be set aside.
     async fn open_db(&mut self, spec: &StoreSpec) -> anyhow::Result<(Db, Option<PathBuf>)> {
         let url = self.config.store_url(spec.service);
         let Some(file) = sqlite_file(&url).map(PathBuf::from) else {
             return Ok((open(spec, &url).await?, None));
         };
-        // A file that another service of this process has open must not be opened past SQLite: closing it would
-        // end SQLite's own locks. <https://www.sqlite.org/howtocorrupt.html#_posix_advisory_locks_canceled_by_a_separate_thread_doing_close_>
+        // A file that another service of this process has open must not be opened without SQLite: closing it would
+        // release SQLite's own locks. <https://www.sqlite.org/howtocorrupt.html#_posix_advisory_locks_canceled_by_a_separate_thread_doing_close_>
         if !self.lock_file(&file).await? {
             return Ok((open(spec, &url).await?, None));
         }
-        // A file that DATABASE_URL names may hold other services' stores.
+        // A file from DATABASE_URL may contain the stores of other services.
         if !spec.may_be_set_aside || !self.config.has_embedded_stores() {
             return Ok((open_or_explain(spec, &url, &file).await?, None));
         }
@@ -102,7 +102,7 @@ impl Stores {
                     why = format!("{error:#}"),
                     file = %file.display(),
                     set_aside = %aside.display(),
-                    "a damaged store was set aside, and a new one is made"
+                    "a damaged store was set aside and a new one is created"
                 );
                 try_open(spec, &url, &file).await
             }
@@ -112,7 +112,7 @@ impl Stores {
     }
 }
 
-/// Whether the store of a service answers; none of `services` can work without it.
+/// Checks that the store of a service answers. `services` cannot work without it.
 fn read_check(service: &str, db: &Db, services: &'static [&'static str]) -> HealthCheck {
     let db = db.clone();
     let run = move || {
@@ -123,8 +123,8 @@ fn read_check(service: &str, db: &Db, services: &'static [&'static str]) -> Heal
     HealthCheck::new("database", problem, run).needed_by(services)
 }
 
-/// Whether the store of a service takes writes. No service depends on it: with a full disk or a
-/// read-only server reads go on, and only calls that change something fail.
+/// Checks that the store of a service accepts writes. No service depends on it: with a full disk or a read-only server
+/// reads continue, and only calls that write fail.
 fn write_check(service: &str, db: &Db) -> HealthCheck {
     let db = db.clone();
     let run = move || {
@@ -135,14 +135,14 @@ fn write_check(service: &str, db: &Db) -> HealthCheck {
     HealthCheck::new("database_write", problem, run)
 }
 
-/// Tells of what was set aside for as long as it is there.
+/// Fails as long as a file that was set aside exists.
 fn set_aside_check(service: &str, file: PathBuf) -> HealthCheck {
-    let problem = format!("a damaged store of {service} was set aside; what it held is not shown");
+    let problem = format!("a damaged store of {service} was set aside; its data is missing");
     let run = move || {
         let found = set_aside_of(&file);
         async move {
             let Some(first) = found.first() else { return Ok(()) };
-            Err(format!("{}: recover what it holds, and move it away", first.display()))
+            Err(format!("{}: recover its data and move it away", first.display()))
         }
     };
     HealthCheck::new("store-set-aside", problem, run)
@@ -152,20 +152,20 @@ async fn open(spec: &StoreSpec, url: &str) -> anyhow::Result<Db> {
     Db::open_with(spec.service, url, spec.steps, spec.durability).await
 }
 
-/// A file that is damaged.
+/// The error of a damaged file.
 #[derive(Debug, thiserror::Error)]
 #[error("{} is damaged: {problem}", file.display())]
-struct Damaged {
+struct DamagedFile {
     file: PathBuf,
     problem: String,
 }
 
 fn is_damaged(error: &anyhow::Error) -> bool {
-    error.is::<Damaged>() || is_of_the_file(error)
+    error.is::<DamagedFile>() || is_of_the_file(error)
 }
 
 async fn try_open(spec: &StoreSpec, url: &str, file: &Path) -> anyhow::Result<Db> {
-    let damaged = |problem| Damaged { file: file.to_owned(), problem };
+    let damaged = |problem| DamagedFile { file: file.to_owned(), problem };
     if let Some(problem) = damage(file).with_context(|| format!("reading {}", file.display()))? {
         return Err(damaged(problem).into());
     }
@@ -179,8 +179,8 @@ async fn open_or_explain(spec: &StoreSpec, url: &str, file: &Path) -> anyhow::Re
     match try_open(spec, url, file).await {
         Err(error) if is_damaged(&error) => Err(error).with_context(|| {
             format!(
-                "the store of {} can't be used and is left as it is: stop here, keep a copy of {file} and {file}-wal, and \
-                 restore a backup or what `sqlite3 {file} .recover` can read; see docs/runbook.md",
+                "the store of {} is damaged and was not changed: keep a copy of {file} and {file}-wal, then restore a \
+                 backup or the output of `sqlite3 {file} .recover`; see docs/runbook.md",
                 spec.service,
                 file = file.display(),
             )
@@ -189,18 +189,18 @@ async fn open_or_explain(spec: &StoreSpec, url: &str, file: &Path) -> anyhow::Re
     }
 }
 
-/// What is wrong with the file of an embedded store, for `hapa doctor`; nothing is changed.
+/// The damage of an embedded store's file, for `hapa doctor`. Changes nothing.
 pub fn problem_of(url: &str) -> Option<String> {
     damage(Path::new(sqlite_file(url)?)).unwrap_or_else(|error| Some(error.to_string()))
 }
 
-/// What was set aside of the file of an embedded store.
+/// The files that were set aside of an embedded store.
 pub fn set_aside_at(url: &str) -> Vec<PathBuf> {
     sqlite_file(url).map(|file| set_aside_of(Path::new(file))).unwrap_or_default()
 }
 
-/// The file of an embedded store; none for a server, and for what is in memory alone.
-pub fn sqlite_file(url: &str) -> Option<&str> {
+/// The file of an embedded store; `None` for a server and for an in-memory database.
+fn sqlite_file(url: &str) -> Option<&str> {
     if Engine::of(url) != Ok(Engine::Sqlite) {
         return None;
     }
@@ -214,7 +214,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_file_of_a_store_is_read_from_its_url() {
+    fn the_file_of_a_store_is_parsed_from_its_url() {
         for (url, file) in [
             ("sqlite:///var/lib/hapa/hapa.db", Some("/var/lib/hapa/hapa.db")),
             ("sqlite://data/auth.db?mode=rwc", Some("data/auth.db")),

@@ -1,13 +1,11 @@
-//! A Redis that replicas share: one script a question, and never more than a moment's wait. Who asks
-//! has an answer of its own for when there is none, so nothing here is an error to a caller.
+//! The client of the Redis that replicas share. Each operation is one Lua script with a short timeout. Callers have a
+//! fallback, so an unavailable Redis never fails a call.
 //!
-//! A script that timed out here may still run there.
-
-mod breaker;
+//! A script that has timed out here may still run in Redis.
 
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use fred::clients::Client;
 use fred::error::{Error, ErrorKind};
@@ -16,24 +14,34 @@ use fred::types::ConnectHandle;
 use fred::types::config::{
     Config, ConnectionConfig, PerformanceConfig, ReconnectPolicy, TcpConfig, UnresponsiveConfig,
 };
+use hapa_core::circuit_breaker::{
+    BreakerState, CallPermit, CircuitBreaker, CircuitBreakerConfig, Outcome, Transition,
+};
 use hapa_core::config::Wrong;
 use secrecy::{ExposeSecret as _, SecretString};
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, timeout};
 
-use self::breaker::{Breaker, Change};
-
-/// What scripts take and give back.
+/// Arguments and results of scripts.
 pub use fred::types::{FromValue, Value};
 
-/// A silence is measured in so many steps. A process that gets no time on a processor takes its steps
-/// late, and so does not take its own pause for one of Redis.
-const SILENCE_STEPS: u32 = 5;
-/// A connection on which nothing is heard for as long is made anew.
-const LONGEST_HANG: Duration = Duration::from_millis(1_500);
-/// How many times the patience a script may take while other replies arrive.
-const MAX_PATIENCE_FACTOR: u32 = 4;
+/// Number of steps in which the timeout of [`Redis::run_until_silent`] is measured. A process without processor time is
+/// late with its own steps too, so it does not mistake its own pause for a pause of Redis.
+const SILENCE_STEP_COUNT: u32 = 5;
+/// Time without data after which a connection is replaced, unless the reply timeout requires more.
+const UNRESPONSIVE_TIMEOUT: Duration = Duration::from_millis(1_500);
+/// Maximum duration of a script, as a multiple of the reply timeout, while other replies arrive.
+const MAX_TIMEOUT_FACTOR: u32 = 4;
+/// Three consecutive failures open the breaker. While it is open, one call in half a second is a trial.
+const BREAKER: CircuitBreakerConfig = CircuitBreakerConfig {
+    consecutive_failures: 3,
+    failure_rate: None,
+    min_open_period: Duration::from_millis(500),
+    max_open_period: Duration::from_millis(500),
+    jitter: 0.0,
+    trial_timeout: Duration::from_millis(500),
+};
 
-/// One server, plain or over TLS: what else a Redis can be is not built in.
+/// Validates a Redis URL: one server, with or without TLS. Clusters and sentinels are not supported.
 pub fn check_redis_url(url: &SecretString) -> Result<(), Wrong> {
     let url = url.expose_secret();
     if url.starts_with("redis://") || url.starts_with("rediss://") {
@@ -42,25 +50,25 @@ pub fn check_redis_url(url: &SecretString) -> Result<(), Wrong> {
     Err(Wrong::new("REDIS_URL", "must begin with redis:// or rediss://"))
 }
 
-/// How a Redis is asked.
+/// Options of a Redis client.
 #[derive(Clone, Copy, Debug)]
 pub struct Manner {
-    /// A script takes well under a millisecond; past this Redis is as good as away.
+    /// Timeout of a reply. A script takes well under a millisecond.
     pub patience: Duration,
-    /// Scripts that may wait for a connection or its socket; more are refused at once.
+    /// Maximum number of scripts that wait for a connection or its socket. Further scripts fail at once.
     pub most_queued: usize,
-    /// What happens while it is away, for the log.
+    /// What happens while Redis is unavailable, for the log.
     pub meanwhile: &'static str,
 }
 
-/// A connection of its own. See the module.
+/// A client with its own connection.
 pub struct Redis {
     client: Client,
     connection: Mutex<ConnectHandle>,
-    breaker: Breaker,
-    manner: Manner,
-    /// Replies so far, to see whether the connection is alive.
-    replies: AtomicU64,
+    breaker: Mutex<CircuitBreaker>,
+    options: Manner,
+    /// Number of replies, which shows whether the connection is alive.
+    reply_count: AtomicU64,
 }
 
 /// A Lua script.
@@ -68,131 +76,147 @@ pub struct Redis {
 pub struct Script(fred::types::scripts::Script);
 
 impl Script {
-    /// From its text.
+    /// A script from its source code.
     pub fn new(lua: &str) -> Self {
         Script(fred::types::scripts::Script::from_lua(lua))
     }
 }
 
-/// Redis has no answer.
+/// Redis has not replied.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Away {
-    /// Whether it was asked, or known to be away.
+    /// Whether the script was sent. False if the circuit is open.
     pub asked: bool,
 }
 
-/// A reply, and whether it came so late that another process may have given up.
+/// A reply to [`Redis::run_until_silent`].
 #[derive(Debug)]
-pub struct Heard<R> {
-    pub reply: R,
-    pub was_almost_silent: bool,
+pub(crate) struct TimedReply<R> {
+    pub(crate) reply: R,
+    /// Whether the reply arrived so late that another replica may have timed out.
+    pub(crate) is_nearly_timed_out: bool,
 }
 
-/// No reply arrived for as long as the patience allows.
+/// No reply of any script has arrived within the reply timeout.
 #[derive(Debug)]
-pub struct Silent {
-    /// The last failure, for the log.
-    pub cause: String,
+pub(crate) struct NoReply {
+    /// The latest failure, for the log.
+    pub(crate) cause: String,
 }
 
 impl Redis {
-    /// Starts to connect, and goes on for as long as this lives. Needs a runtime.
-    pub fn new(url: &SecretString, manner: Manner) -> Result<Self, Wrong> {
-        Redis::with_command_timeout(url, manner, manner.patience)
+    /// A client that connects in the background until it is dropped. Requires a runtime.
+    pub fn new(url: &SecretString, options: Manner) -> Result<Self, Wrong> {
+        Redis::with_command_timeout(url, options, options.patience)
     }
 
-    /// The same for [`Redis::ask_until_silent`], where a single command may take longer than the
-    /// patience.
-    pub fn patient(url: &SecretString, manner: Manner) -> Result<Self, Wrong> {
-        Redis::with_command_timeout(url, manner, manner.patience * MAX_PATIENCE_FACTOR)
+    /// A client for [`Redis::run_until_silent`], whose commands may take longer than the reply timeout.
+    pub(crate) fn tolerating_slow_replies(
+        url: &SecretString,
+        options: Manner,
+    ) -> Result<Self, Wrong> {
+        Redis::with_command_timeout(url, options, options.patience * MAX_TIMEOUT_FACTOR)
     }
 
     fn with_command_timeout(
         url: &SecretString,
-        manner: Manner,
+        options: Manner,
         command_timeout: Duration,
     ) -> Result<Self, Wrong> {
         check_redis_url(url)?;
-        // Its errors name parts of the address at most, never the password.
+        // Its errors contain at most parts of the address, never the password.
         let config = Config::from_url_centralized(url.expose_secret());
         let config = config.map_err(|error| Wrong::new("REDIS_URL", error.to_string()))?;
         let client = Client::new(
-            // Without `fail_fast` the first connection is retried like any other.
+            // Without `fail_fast` the client retries the first connection like any other.
             Config { fail_fast: false, ..config },
             Some(PerformanceConfig {
                 default_command_timeout: command_timeout,
                 ..PerformanceConfig::default()
             }),
-            Some(connection(manner)),
-            Some(reconnects()),
+            Some(connection_config(options)),
+            Some(reconnect_policy()),
         );
         let connection = Mutex::new(client.connect());
-        let (breaker, replies) = (Breaker::default(), AtomicU64::new(0));
-        Ok(Redis { client, connection, breaker, manner, replies })
+        let breaker = Mutex::new(CircuitBreaker::new(BREAKER));
+        Ok(Redis { client, connection, breaker, options, reply_count: AtomicU64::new(0) })
     }
 
-    /// Whether it answered last.
+    /// Whether Redis is connected and the circuit is closed.
     pub fn is_up(&self) -> bool {
-        self.client.is_connected() && !self.breaker.is_open()
+        self.client.is_connected() && self.breaker().state() == BreakerState::Closed
     }
 
-    /// Runs a script, unless Redis was away a moment ago.
+    /// Runs a script within the reply timeout. Fails at once if the circuit is open.
     pub async fn ask<R: FromValue>(
         &self,
         script: &Script,
         keys: Vec<String>,
         arguments: Vec<Value>,
     ) -> Result<R, Away> {
-        if !self.breaker.admits(Instant::now()) {
+        let Ok(permit) = self.breaker().acquire(Instant::now()) else {
             return Err(Away { asked: false });
-        }
-        let meanwhile = self.manner.meanwhile;
-        match self.run(script, keys, arguments).await {
+        };
+        match self.run_within_timeout(script, keys, arguments).await {
             Ok(reply) => {
-                if self.breaker.succeeded() == Change::Closed {
-                    tracing::info!("Redis answers again; it was away: {meanwhile}");
-                }
+                self.record(permit, Outcome::Success, None);
                 Ok(reply)
             }
             Err(error) => {
-                if self.breaker.failed(Instant::now()) == Change::Opened {
-                    let error = describe(&error);
-                    tracing::warn!(error, "Redis does not answer: {meanwhile}");
-                }
+                self.record(permit, Outcome::Failure, Some(&error));
                 Err(Away { asked: true })
             }
         }
     }
 
+    fn record(&self, permit: CallPermit, outcome: Outcome, error: Option<&Error>) {
+        let fallback = self.options.meanwhile;
+        let transition = self.breaker().record(permit, outcome, Instant::now());
+        match transition {
+            Transition::Opened => {
+                let error = error.map(describe);
+                tracing::warn!(error, "Redis is unavailable: {fallback}");
+            }
+            Transition::Closed => {
+                tracing::info!("Redis is available again; while it was not: {fallback}");
+            }
+            Transition::Unchanged | Transition::Reopened => {}
+        }
+    }
+
+    fn breaker(&self) -> MutexGuard<'_, CircuitBreaker> {
+        self.breaker.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Whether there is a connection.
-    pub fn is_connected(&self) -> bool {
+    pub(crate) fn is_connected(&self) -> bool {
         self.client.is_connected()
     }
 
-    /// Runs a script for which it makes no difference how often it runs. A lost connection is waited
-    /// for and a failed attempt repeated. It gives up when nothing has been heard for the patience: while
-    /// replies arrive, even late ones, Redis is alive. The breaker has no part in it.
-    pub async fn ask_until_silent<R: FromValue>(
+    /// Runs an idempotent script, without the circuit breaker. It waits for a lost connection and retries failed
+    /// attempts. It fails if no reply of any script has arrived within the reply timeout: while replies arrive, even
+    /// late ones, Redis is alive.
+    pub(crate) async fn run_until_silent<R: FromValue>(
         &self,
         script: &Script,
         keys: Vec<String>,
         arguments: Vec<Value>,
-    ) -> Result<Heard<R>, Silent> {
-        let step = self.manner.patience / SILENCE_STEPS;
-        let (mut heard, mut silent_steps) = (self.replies.load(Ordering::Relaxed), 0);
+    ) -> Result<TimedReply<R>, NoReply> {
+        let step = self.options.patience / SILENCE_STEP_COUNT;
+        let (mut last_count, mut silent_steps) = (self.reply_count.load(Ordering::Relaxed), 0);
         let mut cause = "there is no connection".to_owned();
         let mut attempt = None;
-        for _ in 0..SILENCE_STEPS * MAX_PATIENCE_FACTOR {
-            if attempt.is_none() && self.connected() {
-                "no answer in time".clone_into(&mut cause);
+        for _ in 0..SILENCE_STEP_COUNT * MAX_TIMEOUT_FACTOR {
+            if attempt.is_none() && self.ensure_connecting() {
+                "no reply in time".clone_into(&mut cause);
                 attempt = Some(Box::pin(self.attempt(script, keys.clone(), arguments.clone())));
             }
             match &mut attempt {
                 None => sleep(step).await,
-                Some(waiting) => match timeout(step, waiting).await {
+                Some(pending) => match timeout(step, pending).await {
                     Ok(Ok(reply)) => {
-                        let was_almost_silent = silent_steps + 1 >= SILENCE_STEPS;
-                        return Ok(Heard { reply, was_almost_silent });
+                        let is_nearly_timed_out = silent_steps + 1 >= SILENCE_STEP_COUNT;
+                        return Ok(TimedReply { reply, is_nearly_timed_out });
                     }
                     Ok(Err(error)) => {
                         cause = error.to_string();
@@ -202,44 +226,44 @@ impl Redis {
                     Err(_) => {}
                 },
             }
-            let replies = self.replies.load(Ordering::Relaxed);
-            silent_steps = if replies == heard { silent_steps + 1 } else { 0 };
-            heard = replies;
-            if silent_steps >= SILENCE_STEPS {
+            let count = self.reply_count.load(Ordering::Relaxed);
+            silent_steps = if count == last_count { silent_steps + 1 } else { 0 };
+            last_count = count;
+            if silent_steps >= SILENCE_STEP_COUNT {
                 break;
             }
         }
-        Err(Silent { cause })
+        Err(NoReply { cause })
     }
 
-    /// Runs a script once; the timeout of a command alone bounds it.
-    pub async fn attempt<R: FromValue>(
+    /// Runs a script once, limited only by the command timeout.
+    pub(crate) async fn attempt<R: FromValue>(
         &self,
         script: &Script,
         keys: Vec<String>,
         arguments: Vec<Value>,
     ) -> Result<R, Error> {
-        if !self.connected() {
+        if !self.ensure_connecting() {
             return Err(Error::new(ErrorKind::IO, "there is no connection"));
         }
         let reply = self.evaluate(script, keys, arguments).await?.convert()?;
-        self.replies.fetch_add(1, Ordering::Relaxed);
+        self.reply_count.fetch_add(1, Ordering::Relaxed);
         Ok(reply)
     }
 
-    async fn run<R: FromValue>(
+    async fn run_within_timeout<R: FromValue>(
         &self,
         script: &Script,
         keys: Vec<String>,
         arguments: Vec<Value>,
     ) -> Result<R, Error> {
-        if !self.connected() {
+        if !self.ensure_connecting() {
             return Err(Error::new(ErrorKind::IO, "there is no connection"));
         }
-        // fred bounds each command, this bounds them all.
-        let reply = timeout(self.manner.patience, self.evaluate(script, keys, arguments)).await;
-        let late = |_| Err(Error::new(ErrorKind::Timeout, "no answer in time"));
-        reply.unwrap_or_else(late)?.convert()
+        // fred limits each command; this limits both commands together.
+        let reply = timeout(self.options.patience, self.evaluate(script, keys, arguments)).await;
+        let timed_out = |_| Err(Error::new(ErrorKind::Timeout, "no reply in time"));
+        reply.unwrap_or_else(timed_out)?.convert()
     }
 
     async fn evaluate(
@@ -248,18 +272,18 @@ impl Redis {
         keys: Vec<String>,
         arguments: Vec<Value>,
     ) -> Result<Value, Error> {
-        let known = script.evalsha(&self.client, keys.clone(), arguments.clone()).await;
-        match (known, script.lua()) {
-            // EVAL also makes it known to a Redis that started meanwhile.
+        let reply = script.evalsha(&self.client, keys.clone(), arguments.clone()).await;
+        match (reply, script.lua()) {
+            // EVAL also loads the script into a Redis that has restarted.
             (Err(error), Some(lua)) if error.details().starts_with("NOSCRIPT") => {
                 self.client.eval(lua.clone(), keys, arguments).await
             }
-            (known, _) => known,
+            (reply, _) => reply,
         }
     }
 
-    /// Whether there is a connection; one that gave up is begun again.
-    fn connected(&self) -> bool {
+    /// Whether there is a connection. Restarts a connection task that has ended.
+    fn ensure_connecting(&self) -> bool {
         let mut connection = self.connection.lock().unwrap_or_else(PoisonError::into_inner);
         if connection.is_finished() {
             *connection = self.client.connect();
@@ -282,7 +306,7 @@ impl std::fmt::Debug for Redis {
     }
 }
 
-/// Its class, and the word that Redis begins an error with, such as NOAUTH. The rest may quote a command.
+/// The class of an error, and the first word of Redis's message, such as NOAUTH. The rest may quote a command.
 fn describe(error: &Error) -> String {
     let word = error.details().split(' ').next().unwrap_or_default();
     let is_word = (3..=20).contains(&word.len()) && word.bytes().all(|b| b.is_ascii_uppercase());
@@ -290,16 +314,19 @@ fn describe(error: &Error) -> String {
     if is_word { format!("{kind} {word}") } else { kind }
 }
 
-fn connection(manner: Manner) -> ConnectionConfig {
+fn connection_config(options: Manner) -> ConnectionConfig {
     ConnectionConfig {
         connection_timeout: Duration::from_secs(1),
         internal_command_timeout: Duration::from_secs(1),
-        // A second attempt would do what a script does twice.
+        // A second attempt would run the script twice.
         max_command_attempts: 1,
-        max_command_buffer_len: manner.most_queued,
-        // Each write puts it off, so with the usual patience it is shorter than the breaker's pause.
+        max_command_buffer_len: options.most_queued,
+        // Each write restarts this timeout, so with the usual reply timeout it is shorter than the open period of the
+        // circuit breaker.
         unresponsive: UnresponsiveConfig {
-            max_timeout: Some((manner.patience * 6).min(LONGEST_HANG.max(manner.patience * 2))),
+            max_timeout: Some(
+                (options.patience * 6).min(UNRESPONSIVE_TIMEOUT.max(options.patience * 2)),
+            ),
             interval: Duration::from_millis(100),
         },
         tcp: TcpConfig { nodelay: Some(true), ..TcpConfig::default() },
@@ -307,8 +334,8 @@ fn connection(manner: Manner) -> ConnectionConfig {
     }
 }
 
-/// For ever, 20 ms to 2 s apart; the first connection waits too.
-fn reconnects() -> ReconnectPolicy {
+/// Unlimited attempts, 20 ms to 2 s apart. The first connection is delayed too.
+fn reconnect_policy() -> ReconnectPolicy {
     let mut policy = ReconnectPolicy::new_exponential(0, 20, 2_000, 2);
     policy.set_jitter(20);
     policy
@@ -318,37 +345,37 @@ fn reconnects() -> ReconnectPolicy {
 mod tests {
     use super::*;
 
-    const MANNER: Manner = Manner {
+    const OPTIONS: Manner = Manner {
         patience: Duration::from_millis(50),
         most_queued: 8,
-        meanwhile: "a test goes without",
+        meanwhile: "the test has no Redis",
     };
 
     #[tokio::test]
-    async fn a_wrong_url_is_refused_by_name_and_without_its_password() {
+    async fn the_error_of_an_invalid_url_names_the_setting_without_the_password() {
         for url in ["memcached://x", "redis://", "redis://:hunter2@host/many", "redis-cluster://x"]
         {
-            let wrong = Redis::new(&url.into(), MANNER).unwrap_err();
-            assert_eq!(wrong.name, "REDIS_URL");
-            assert!(!wrong.problem.contains("hunter2"), "{wrong}");
+            let error = Redis::new(&url.into(), OPTIONS).unwrap_err();
+            assert_eq!(error.name, "REDIS_URL");
+            assert!(!error.problem.contains("hunter2"), "{error}");
         }
     }
 
     #[tokio::test]
-    async fn a_url_with_tls_finds_the_one_crypto_provider() {
-        assert!(Redis::new(&"rediss://user:password@redis.example:6380/1".into(), MANNER).is_ok());
+    async fn a_url_with_tls_uses_the_only_crypto_provider() {
+        assert!(Redis::new(&"rediss://user:password@redis.example:6380/1".into(), OPTIONS).is_ok());
     }
 
     #[tokio::test]
-    async fn one_that_is_away_is_asked_a_few_times_and_then_left_alone() {
-        let redis = Redis::new(&"redis://127.0.0.1:1".into(), MANNER).unwrap();
+    async fn an_unavailable_redis_is_tried_three_times_before_the_circuit_opens() {
+        let redis = Redis::new(&"redis://127.0.0.1:1".into(), OPTIONS).unwrap();
         let script = Script::new("return 1");
-        let mut asked = Vec::new();
+        let mut attempts = Vec::new();
         for _ in 0..4 {
             let reply = redis.ask::<i64>(&script, Vec::new(), Vec::new()).await;
-            asked.push(reply.unwrap_err().asked);
+            attempts.push(reply.unwrap_err().asked);
         }
-        assert_eq!(asked, [true, true, true, false]);
+        assert_eq!(attempts, [true, true, true, false]);
         assert!(!redis.is_up());
     }
 }

@@ -1,48 +1,47 @@
-//! SQL text that is assembled at run time: the one place of the mesh that asserts that such text is
-//! safe.
+//! SQL text that is assembled at run time. This is the only module that asserts that such text is safe.
 //!
-//! Invariant: a text consists of parts of the source code (`&'static str`) and of placeholders. No
-//! value can become part of it, so no caller's input can; values are bound.
+//! Invariant: a text consists of parts of the source code (`&'static str`) and of placeholders. Values are bound, so no
+//! input of a caller can become part of the text.
 
 use std::fmt::Write as _;
 
 use sqlx::{AssertSqlSafe, SqlSafeStr, SqlStr};
 
-/// SQL text, put together from parts of the source code.
+/// SQL text that is assembled from parts of the source code.
 #[derive(Clone, Debug)]
 #[must_use]
 pub struct SqlText(String);
 
-/// How placeholders are written.
+/// The syntax of placeholders.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Placeholder {
-    /// `$1`, `$2`: PostgreSQL needs these.
+    /// `$1`, `$2`: required by PostgreSQL.
     Numbered,
-    /// `?`: SQLite takes `$1` for a name and looks each up among all others, which took longer than
-    /// all the rest of a statement with thousands of them.
+    /// `?`: faster on SQLite, which treats `$1` as a name and searches it among all others. With thousands of
+    /// placeholders the search took longer than the rest of the statement.
     Anonymous,
 }
 
 impl Placeholder {
-    /// The fastest that a backend takes; `name` is that of sqlx.
+    /// The fastest syntax of a backend. `name` is sqlx's name of the backend.
     pub fn of(name: &str) -> Self {
         if name == "SQLite" { Placeholder::Anonymous } else { Placeholder::Numbered }
     }
 }
 
 impl SqlText {
-    /// Begins with this part.
+    /// A text that begins with this part.
     pub fn new(part: &'static str) -> Self {
         SqlText(part.to_owned())
     }
 
-    /// Adds a part.
+    /// Appends a part.
     pub fn with(mut self, part: &'static str) -> Self {
         self.0.push_str(part);
         self
     }
 
-    /// Adds parts with commas between them.
+    /// Appends parts, separated by commas.
     pub fn list(mut self, parts: impl IntoIterator<Item = &'static str>) -> Self {
         for (number, part) in parts.into_iter().enumerate() {
             self.0.push_str(if number == 0 { "" } else { ", " });
@@ -51,13 +50,13 @@ impl SqlText {
         self
     }
 
-    /// Adds `$first, …`: so many placeholders.
+    /// Appends `count` placeholders: `$first, …`.
     pub fn places(mut self, first: usize, count: usize) -> Self {
         self.add_places(Placeholder::Numbered, first, count);
         self
     }
 
-    /// Adds `($1, $2), ($3, $4)`: so many rows of so many placeholders. `more` ends each row.
+    /// Appends rows of placeholders: `($1, $2), ($3, $4)`. `more` is appended to each row.
     pub fn rows(
         mut self,
         placeholder: Placeholder,
@@ -98,7 +97,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn parts_and_placeholders_stand_in_the_order_in_which_they_were_added() {
+    fn parts_and_placeholders_keep_the_order_in_which_they_were_added() {
         let text = SqlText::new("KEEP ").list(["a", "b"]).with(" WHERE c IN (");
         assert_eq!(text.places(3, 2).with(")").0, "KEEP a, b WHERE c IN ($3, $4)");
         let rows = |placeholder| SqlText::new("VALUES ").rows(placeholder, 2, 2, ", 0").0;

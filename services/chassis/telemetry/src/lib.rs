@@ -1,4 +1,4 @@
-//! What operators see: log lines, metrics, and spans for a collector. None ever holds a key, a prompt or an answer.
+//! Telemetry for operators: logs, metrics and spans. It never contains a key, a prompt or an answer.
 
 pub mod config;
 pub mod logging;

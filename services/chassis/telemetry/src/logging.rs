@@ -1,5 +1,4 @@
-//! What an operator sees: log lines, metrics, and spans at a collector. None ever holds a key, a prompt
-//! or an answer.
+//! Setup of logging and of the spans' layer. Log lines never contain a key, a prompt or an answer.
 
 mod fields;
 mod file;
@@ -7,7 +6,7 @@ mod writer;
 
 use std::io::IsTerminal as _;
 
-use fields::{Compact, Json};
+use fields::{JsonFormat, TextFormat};
 use file::LogFile;
 use hapa_core::config::Wrong;
 use opentelemetry_sdk::trace::SdkTracer;
@@ -19,36 +18,36 @@ use tracing_subscriber::{EnvFilter, Layer, Registry, fmt};
 
 use crate::config::LogConfig;
 use crate::{panics, trace};
-pub use writer::LogWriter;
-use writer::Place;
+use writer::Destination;
 
 pub use writer::Log;
+pub(crate) use writer::LogWriter;
 
-/// Starts logging, to LOG_FILE or to standard error, panics included; `tracer` receives the spans. A second call
-/// in one process keeps the settings of the first.
+/// Starts logging to LOG_FILE or standard error, including panics. `tracer` receives the spans. A second call in one
+/// process keeps the settings of the first.
 pub fn start(log: &LogConfig, tracer: Option<SdkTracer>) -> Result<Log, Wrong> {
     let (dispatch, log) = build(log, tracer)?;
-    // Fails only where it was started already.
+    // Fails only if logging has been started before.
     let _ = dispatch.try_init();
     panics::log_panics(log.writer.clone());
     Ok(log)
 }
 
-/// The same without panics, in force only where the caller installs it.
+/// The dispatcher that [`start`] would install. Panics are not logged.
 pub fn prepare(log: &LogConfig, tracer: Option<SdkTracer>) -> Result<Dispatch, Wrong> {
     build(log, tracer).map(|(dispatch, _)| dispatch)
 }
 
 fn build(log: &LogConfig, tracer: Option<SdkTracer>) -> Result<(Dispatch, Log), Wrong> {
-    let level = level(log)?;
+    let level = level_filter(log)?;
     let output = open(log)?;
-    let lines = lines(log, &output);
+    let lines = line_layer(log, &output);
     let Some(tracer) = tracer else {
         let subscriber = tracing_subscriber::registry().with(lines).with(level);
         return Ok((subscriber.into(), output));
     };
-    // A level is one of lines: it must not decide what is traced.
-    let lines = lines.with_filter(level.and(trace::loggable()));
+    // The log level must not affect traces, so it filters only the layer of log lines.
+    let lines = lines.with_filter(level.and(trace::log_filter()));
     let subscriber = tracing_subscriber::registry().with(lines).with(trace::layer(tracer));
     Ok((subscriber.into(), output))
 }
@@ -59,31 +58,31 @@ fn open(log: &LogConfig) -> Result<Log, Wrong> {
         let writer = LogWriter::start(std::io::stderr());
         let writer = writer.map_err(|error| Wrong::new("LOG_FILE", error.to_string()))?;
         let is_terminal = std::io::stderr().is_terminal();
-        let place = if is_terminal { Place::Terminal } else { Place::Stderr };
-        return Ok(Log { writer, place });
+        let destination = if is_terminal { Destination::Terminal } else { Destination::Stderr };
+        return Ok(Log { writer, destination });
     };
     let file = LogFile::open(path, log.log_max_size, log.log_file_rotation);
     let writer = file.and_then(LogWriter::start).map_err(|error| {
         Wrong::new("LOG_FILE", format!("{} can't be written to: {error}", path.display()))
     })?;
-    Ok(Log { writer, place: Place::File })
+    Ok(Log { writer, destination: Destination::File })
 }
 
-fn lines(log: &LogConfig, output: &Log) -> Box<dyn Layer<Registry> + Send + Sync> {
+fn line_layer(log: &LogConfig, output: &Log) -> Box<dyn Layer<Registry> + Send + Sync> {
     let lines = fmt::layer()
         .with_ansi(output.is_terminal())
-        // It would print to standard error, which may block.
+        // Internal errors would go to standard error, which may block.
         .log_internal_errors(false)
         .with_writer(output.writer.clone());
     if log.structured_logging {
-        lines.json().fmt_fields(Json::default()).boxed()
+        lines.json().fmt_fields(JsonFormat::default()).boxed()
     } else {
-        lines.compact().fmt_fields(Compact).boxed()
+        lines.compact().fmt_fields(TextFormat).boxed()
     }
 }
 
-fn level(log: &LogConfig) -> Result<EnvFilter, Wrong> {
-    // Libraries below warnings only on request: their names stand behind ours in the filter.
+fn level_filter(log: &LogConfig) -> Result<EnvFilter, Wrong> {
+    // Libraries log warnings only. LOG_LEVEL comes last, so it can override these levels.
     let directives = format!(
         "fred=error,h2=warn,hyper=warn,reqwest=warn,sqlx=warn,tower=warn,{}",
         log.log_level

@@ -1,5 +1,5 @@
-//! What a panic writes: a line of the log in place of text on standard error, which may block, and no value.
-//! A formatted message may quote what a caller sent, as that of a string that is cut inside a character does.
+//! Panics as log lines, instead of text on standard error, which may block. Formatted messages are not logged: they may
+//! quote what a caller sent, such as the message about a string that is cut inside a character.
 
 use std::any::Any;
 use std::backtrace::{Backtrace, BacktraceStatus};
@@ -10,16 +10,16 @@ use std::time::Duration;
 
 use crate::logging::LogWriter;
 
-/// Longest wait for the line: the process may end with the panic.
+/// Maximum wait for the line, because the process may end with the panic.
 const FLUSH_TIMEOUT: Duration = Duration::from_millis(100);
 
 thread_local! {
-    /// Where this thread panicked last.
+    /// Location of the latest panic of this thread.
     static LOCATION: RefCell<Option<String>> = const { RefCell::new(None) };
 }
 
-/// Logs panics from now on. With RUST_BACKTRACE=1 the line has a backtrace.
-pub fn log_panics(writer: LogWriter) {
+/// Installs a panic hook that logs panics. With RUST_BACKTRACE=1 the line has a backtrace.
+pub(crate) fn log_panics(writer: LogWriter) {
     set_hook(Box::new(move |info| {
         let thread = thread::current();
         let thread = thread.name().unwrap_or("unnamed");
@@ -36,7 +36,7 @@ pub fn log_panics(writer: LogWriter) {
     }));
 }
 
-/// The panic that was just caught on this thread.
+/// Describes the panic that was just caught on this thread.
 pub fn describe(panic: &(dyn Any + Send)) -> String {
     let message = literal(panic);
     match LOCATION.with(RefCell::take) {
@@ -45,7 +45,7 @@ pub fn describe(panic: &(dyn Any + Send)) -> String {
     }
 }
 
-/// The message where it is a literal of the source.
+/// The message, if it is a literal in the source.
 fn literal(payload: &(dyn Any + Send)) -> &'static str {
     payload.downcast_ref::<&'static str>().copied().unwrap_or("(formatted; not shown)")
 }
@@ -57,11 +57,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_panic_shows_what_the_source_says_and_no_data() {
+    fn a_panic_is_described_by_its_literal_message_only() {
         let prompt = String::from("é, a prompt");
         let payload = |run: &(dyn Fn() + std::panic::RefUnwindSafe)| catch_unwind(run).unwrap_err();
-        let told = payload(&|| panic!("a literal"));
-        assert!(describe(&*told).ends_with(": a literal"));
+        let literal = payload(&|| panic!("a literal"));
+        assert!(describe(&*literal).ends_with(": a literal"));
         let cut = payload(&|| drop(prompt[1..].to_owned()));
         assert!(cut.downcast_ref::<String>().is_some_and(|text| text.contains("prompt")));
         assert!(!describe(&*cut).contains("prompt"));

@@ -1,15 +1,15 @@
-//! How late the process is at what is due: what a process lacks processor time for shows here first.
+//! The scheduling delay of the process: the first sign of a lack of processor time.
 
 use std::time::Duration;
 
 use tokio::time::{Instant, sleep_until};
 
-const PAUSE: Duration = Duration::from_secs(1);
+const MEASURE_INTERVAL: Duration = Duration::from_secs(1);
 
-/// Measures once a second.
+/// Measures once per second how late a timer fires.
 pub async fn watch() {
     loop {
-        let due = Instant::now() + PAUSE;
+        let due = Instant::now() + MEASURE_INTERVAL;
         sleep_until(due).await;
         metrics::histogram!("hapa_runtime_lag_seconds").record(due.elapsed());
     }

@@ -1,8 +1,8 @@
-//! A call's trace, as OpenTelemetry has it: one span where it arrives, one for each question to another
-//! service, and those that handlers make of their work. They are spans of `tracing`, under the one in
-//! which they are made, and its OpenTelemetry layer sends them to a collector. Attributes are names,
-//! counts and published words: never a prompt, an answer or a secret. Without a collector there are no
-//! spans but those of log lines.
+//! Traces of calls: a server span per call, a client span per request to another service, and spans of handlers. They
+//! are `tracing` spans, which the OpenTelemetry layer passes to the exporter.
+//!
+//! Attributes are names, counts and published words: never a prompt, an answer or a secret. Without a collector only
+//! the spans of log lines exist.
 
 use http::{HeaderMap, HeaderName, HeaderValue};
 use opentelemetry::propagation::{Extractor, Injector, TextMapPropagator as _};
@@ -19,29 +19,30 @@ use tracing_subscriber::Layer;
 use tracing_subscriber::filter::{FilterFn, dynamic_filter_fn, filter_fn};
 use tracing_subscriber::registry::LookupSpan;
 
-/// The target of the spans that no log line has.
-const TARGET: &str = "hapa::trace";
-/// The field of the spans that are for a collector.
-const KIND: &str = "otel.kind";
+/// Target of the spans that log lines omit.
+const TRACE_ONLY_TARGET: &str = "hapa::trace";
+/// Field that marks the spans for a collector.
+const KIND_FIELD: &str = "otel.kind";
 
-/// An open span of a trace; none where nobody traces. Dropping it ends it, whoever else still holds
-/// the span.
+/// An open span of a trace; disabled without a collector. Dropping it ends the span, even if other handles of the
+/// `tracing` span exist.
 #[derive(Debug)]
 pub struct Part(pub Span);
 
-/// What makes spans those of a trace. It takes none of a library, and no log line.
-pub fn layer<S>(tracer: SdkTracer) -> impl Layer<S> + Send + Sync
+/// The layer that passes spans to the tracer. It ignores events and the spans of libraries.
+pub(crate) fn layer<S>(tracer: SdkTracer) -> impl Layer<S> + Send + Sync
 where
     S: Subscriber + for<'s> LookupSpan<'s> + Send + Sync,
 {
-    // Never `always`: a filter that is asked only whether it would hear something keeps that answer for
-    // what comes next, unless it is asked of that too.
-    let interest =
-        |of: &Metadata<'_>| if is_ours(of) { Interest::sometimes() } else { Interest::never() };
-    let filter = dynamic_filter_fn(|of, _| is_ours(of))
+    // Return `sometimes`, not `always`: with `always`, per-layer filters cache the answer of `enabled` and apply it to
+    // the next event (tracing-subscriber's FilterState).
+    let interest = |metadata: &Metadata<'_>| {
+        if is_traced(metadata) { Interest::sometimes() } else { Interest::never() }
+    };
+    let filter = dynamic_filter_fn(|metadata, _| is_traced(metadata))
         .with_callsite_filter(interest)
         .with_max_level_hint(LevelFilter::INFO);
-    // The current span is that of `tracing`: OpenTelemetry need keep none of its own.
+    // `tracing` tracks the current span, so OpenTelemetry does not need its own context.
     tracing_opentelemetry::layer()
         .with_tracer(tracer)
         .with_context_activation(false)
@@ -52,16 +53,17 @@ where
         .with_filter(filter)
 }
 
-fn is_ours(of: &Metadata<'_>) -> bool {
-    of.is_span() && of.fields().iter().any(|field| field.name() == KIND)
+fn is_traced(metadata: &Metadata<'_>) -> bool {
+    metadata.is_span() && metadata.fields().iter().any(|field| field.name() == KIND_FIELD)
 }
 
-/// What of it all is for log lines, whatever their level.
-pub fn loggable() -> FilterFn<impl Fn(&Metadata<'_>) -> bool> {
-    filter_fn(|of: &Metadata<'_>| of.target() != TARGET).with_max_level_hint(LevelFilter::TRACE)
+/// The filter of log lines, which omits the spans that are only for traces.
+pub(crate) fn log_filter() -> FilterFn<impl Fn(&Metadata<'_>) -> bool> {
+    filter_fn(|metadata: &Metadata<'_>| metadata.target() != TRACE_ONLY_TARGET)
+        .with_max_level_hint(LevelFilter::TRACE)
 }
 
-/// The place in a trace that a span has; none where it is in none.
+/// The trace context of a span; `None` if the span is not part of a trace.
 pub fn place(span: &Span) -> Option<Context> {
     let context = span.context();
     context.span().span_context().is_valid().then_some(context)
@@ -74,14 +76,13 @@ impl Default for Part {
 }
 
 impl Part {
-    /// A question to someone else on behalf of the call that runs here, from now until it is dropped.
-    /// What no call is behind has none.
+    /// Starts a client span for a request to another service, on behalf of the current call. Disabled outside a call.
     #[must_use]
     pub fn ask(name: impl FnOnce() -> String) -> Part {
         Part::ask_under(&Span::current(), name)
     }
 
-    /// The same under a span that need not be the current one.
+    /// Starts a client span under a span that need not be the current one.
     #[must_use]
     pub fn ask_under(parent: &Span, name: impl FnOnce() -> String) -> Part {
         if place(parent).is_none() {
@@ -89,7 +90,7 @@ impl Part {
         }
         let name = name();
         Part(tracing::info_span!(
-            target: TARGET,
+            target: TRACE_ONLY_TARGET,
             parent: parent,
             "ask",
             otel.name = name.as_str(),
@@ -97,28 +98,28 @@ impl Part {
         ))
     }
 
-    /// The span under which those of its own are made.
+    /// The `tracing` span, as the parent of further spans.
     pub fn span(&self) -> &Span {
         &self.0
     }
 
-    /// Whether there is one.
+    /// Whether the span is enabled.
     pub fn is_some(&self) -> bool {
         !self.0.is_disabled()
     }
 
-    /// The id of its trace; "" where there is none.
+    /// The trace id; "" if the span is disabled.
     pub fn id(&self) -> String {
         let id = place(&self.0).map(|place| place.span().span_context().trace_id().to_string());
         id.unwrap_or_default()
     }
 
-    /// Says something about it, under a name of the semantic conventions or of our own.
+    /// Sets an attribute, with a name of the semantic conventions or of the mesh.
     pub fn set(&self, name: &'static str, value: impl Into<Value>) {
         self.0.set_attribute(name, value);
     }
 
-    /// Says which RPC it is of.
+    /// Sets the attributes of the RPC at `path`.
     pub fn set_rpc(&self, path: &str) {
         let (service, method) = name(path).split_once('/').unwrap_or((path, ""));
         self.set("rpc.system", "grpc");
@@ -126,7 +127,7 @@ impl Part {
         self.set("rpc.method", method.to_owned());
     }
 
-    /// Says which of several there were.
+    /// Sets an attribute with a list of values.
     pub fn set_list(&self, name: &'static str, values: &[&str]) {
         if self.is_some() {
             let values: Vec<StringValue> =
@@ -135,55 +136,54 @@ impl Part {
         }
     }
 
-    /// Says where the other end is: `host:port`.
-    pub fn set_server(&self, place: &str) {
+    /// Sets the address of the peer: `host:port`.
+    pub fn set_server(&self, address: &str) {
         if !self.is_some() {
             return;
         }
-        let (host, port) = place.rsplit_once(':').unwrap_or((place, ""));
+        let (host, port) = address.rsplit_once(':').unwrap_or((address, ""));
         self.set("server.address", host.to_owned());
         if let Ok(port) = port.parse::<i64>() {
             self.set("server.port", port);
         }
     }
 
-    /// Something happened now.
+    /// Adds an event at the current time.
     pub fn event(&self, name: &'static str) {
         self.0.add_event(name, Vec::new());
     }
 
-    /// It failed: a word from a short list, and fixed words.
-    pub fn fail(&self, kind: impl Into<String>, words: &'static str) {
+    /// Marks the span as failed. `kind` must come from a short list.
+    pub fn fail(&self, kind: impl Into<String>, description: &'static str) {
         if self.is_some() {
             self.set("error.type", kind.into());
-            self.0.set_status(Status::error(words));
+            self.0.set_status(Status::error(description));
         }
     }
 
-    /// Lets whoever is asked go on with the trace.
+    /// Writes the trace context to the headers of a request, so that the peer continues the trace.
     pub fn carry(&self, headers: &mut HeaderMap) {
         if let Some(place) = place(&self.0) {
-            TraceContextPropagator::new().inject_context(&place, &mut Carried(headers));
+            TraceContextPropagator::new().inject_context(&place, &mut HeaderInjector(headers));
         }
     }
 }
 
 impl Drop for Part {
     fn drop(&mut self) {
-        // `tracing` closes a span with the last that holds it, which may be much later.
+        // `tracing` closes a span with its last handle, which may be much later.
         if let Some(place) = place(&self.0) {
             place.span().end();
         }
     }
 }
 
-/// `hapa.codegen.v1.CodegenService/GenerateCode`.
+/// The span name of an RPC path, such as `hapa.codegen.v1.CodegenService/GenerateCode`.
 pub fn name(path: &str) -> &str {
     path.trim_start_matches('/')
 }
 
-/// Whether a server says of itself that it failed, as the semantic conventions have it: what its
-/// caller did wrong is the caller's failure alone.
+/// Whether a status marks a server span as failed, by the semantic conventions. Errors of the client do not.
 pub fn is_servers_failure(code: Code) -> bool {
     matches!(
         code,
@@ -196,6 +196,8 @@ pub fn is_servers_failure(code: Code) -> bool {
     )
 }
 
+/// Extracts the trace context from the headers of a request.
+#[derive(Debug)]
 pub struct Presented<'h>(pub &'h HeaderMap);
 
 impl Extractor for Presented<'_> {
@@ -208,11 +210,11 @@ impl Extractor for Presented<'_> {
     }
 }
 
-struct Carried<'h>(&'h mut HeaderMap);
+struct HeaderInjector<'h>(&'h mut HeaderMap);
 
-impl Injector for Carried<'_> {
+impl Injector for HeaderInjector<'_> {
     fn set(&mut self, key: &str, value: String) {
-        // An empty state is none.
+        // An empty `tracestate` must not be sent.
         if let (Ok(name), Ok(value), false) =
             (HeaderName::try_from(key), HeaderValue::from_str(&value), value.is_empty())
         {

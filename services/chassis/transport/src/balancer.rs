@@ -1,10 +1,12 @@
-//! A peer's replicas behind one name: each call goes to the least busy one that can be reached.
+//! A client-side load balancer over the addresses of a host name: each call goes to the reachable replica with the fewest
+//! calls in flight.
 //!
-//! A call moves on to the next replica only while none has seen it, so nothing is done twice. What a
-//! name stands for is looked up again every few seconds; who left it gets nothing new, and finishes.
+//! Invariant: a call is retried on another replica only if no replica has started to process it, so no call runs twice.
+//! The name is resolved again every 3 s. A replica that is no longer among the addresses receives no new calls and
+//! finishes its calls in progress.
 //!
-//! Not tonic's balanced channel: there a replica that can't be dialled counts as ready and fails a third
-//! of all calls (330 of 1,000 with one of two dead), and a name without replicas hangs.
+//! tonic's balanced channel does not serve. It treats an unreachable replica as ready and fails a third of all calls
+//! (330 of 1,000 with one of two replicas down), and it hangs on a name without addresses.
 
 use std::collections::HashSet;
 use std::io;
@@ -21,46 +23,46 @@ use http::uri::{Authority, PathAndQuery, Scheme};
 use http::{Request, Response, Uri};
 use http_body_util::{BodyExt as _, Full};
 use hyper::client::conn::http2::SendRequest;
-use tokio::sync::Mutex as Turns;
+use tokio::sync::Mutex as AsyncMutex;
 use tokio::time::{Instant, sleep, timeout};
 use tonic::Status;
 use tonic::body::Body;
 use tower::Service;
 
-use crate::connect::{Dial, Secure};
+use crate::connect::{Connector, Secure};
 
-/// Between two looks at a name.
-const REFRESH: Duration = Duration::from_secs(3);
-/// How long a name server may take.
-const RESOLVING: Duration = Duration::from_secs(2);
-/// Replicas of one name that are known at most.
-const MOST: usize = 64;
-/// Replicas that one call tries.
-const TRIES: usize = 4;
+/// Interval of name resolution, and the time for which a failed replica cools down.
+const REFRESH_INTERVAL: Duration = Duration::from_secs(3);
+/// Maximum duration of a name resolution.
+const RESOLVE_TIMEOUT: Duration = Duration::from_secs(2);
+/// Maximum number of replicas.
+const MAX_REPLICAS: usize = 64;
+/// Maximum number of replicas that one call tries.
+const MAX_ATTEMPTS: usize = 4;
 
-type Finding = Pin<Box<dyn Future<Output = io::Result<Vec<SocketAddr>>> + Send>>;
-/// Looks a name up.
-type Resolve = Box<dyn Fn() -> Finding + Send + Sync>;
+type Resolution = Pin<Box<dyn Future<Output = io::Result<Vec<SocketAddr>>> + Send>>;
+/// Resolves the host names.
+type Resolve = Box<dyn Fn() -> Resolution + Send + Sync>;
 
-/// See the module. Clones are one.
+/// A channel over all replicas of a service. Clones share the connections.
 #[derive(Clone)]
 pub struct Balanced(Arc<Inner>);
 
 struct Inner {
     scheme: Scheme,
     authority: Authority,
-    dial: Dial,
+    connector: Connector,
     resolve: Resolve,
     replicas: Mutex<Vec<Arc<Replica>>>,
-    /// Whom to look at first, so that those who are equally busy take turns.
-    turn: AtomicUsize,
+    /// Rotates the order of replicas, so that equally busy ones take turns.
+    rotation: AtomicUsize,
 }
 
 /// One address, and the connection to it.
 struct Replica {
     address: SocketAddr,
-    connection: Turns<Option<SendRequest<Body>>>,
-    failed: Mutex<Option<Instant>>,
+    connection: AsyncMutex<Option<SendRequest<Body>>>,
+    failed_at: Mutex<Option<Instant>>,
     in_flight: AtomicUsize,
 }
 
@@ -71,51 +73,56 @@ impl std::fmt::Debug for Balanced {
 }
 
 impl Balanced {
-    /// To an address such as `http://auth:50051`, or several with commas between; it connects when
-    /// it is first used, and gives each replica so long for it.
-    pub fn new(address: &str, secure: Secure, patience: Duration) -> anyhow::Result<Balanced> {
-        let hosts: Vec<_> = address.split(',').map(place).collect::<Result<_, _>>()?;
+    /// A channel to an address such as `http://auth:50051`, or to several, separated by commas. It connects on first
+    /// use, and waits up to `connect_timeout` for each replica.
+    pub fn new(
+        address: &str,
+        secure: Secure,
+        connect_timeout: Duration,
+    ) -> anyhow::Result<Balanced> {
+        let hosts: Vec<_> = address.split(',').map(parse_address).collect::<Result<_, _>>()?;
         let names: Arc<[_]> = hosts.iter().map(|host| (host.name.clone(), host.port)).collect();
         let mut hosts = hosts.into_iter();
-        let host = hosts.next().with_context(|| format!("{address:?} is no address"))?;
+        let host = hosts.next().with_context(|| format!("{address:?} is not an address"))?;
         if hosts.any(|other| other.scheme != host.scheme) {
-            anyhow::bail!("of {address} some are plain and some are not");
+            anyhow::bail!("{address} mixes http:// and https://");
         }
         let resolve = move || {
             let names = Arc::clone(&names);
-            Box::pin(async move { look_up(&names).await }) as Finding
+            Box::pin(async move { resolve_all(&names).await }) as Resolution
         };
-        let dial = Dial::new(&host.name, host.scheme == Scheme::HTTPS, secure, patience)?;
-        Ok(Balanced::with(host, dial, Box::new(resolve)))
+        let is_tls = host.scheme == Scheme::HTTPS;
+        let connector = Connector::new(&host.name, is_tls, secure, connect_timeout)?;
+        Ok(Balanced::from_parts(host, connector, Box::new(resolve)))
     }
 
-    fn with(host: Place, dial: Dial, resolve: Resolve) -> Balanced {
+    fn from_parts(host: HostAddress, connector: Connector, resolve: Resolve) -> Balanced {
         Balanced(Arc::new(Inner {
             scheme: host.scheme,
             authority: host.authority,
-            dial,
+            connector,
             resolve,
             replicas: Mutex::default(),
-            turn: AtomicUsize::new(rand::random_range(0..MOST)),
+            rotation: AtomicUsize::new(rand::random_range(0..MAX_REPLICAS)),
         }))
     }
 
-    /// The name that it balances, or the first of them: `host:port`.
+    /// The host name and port, of the first address if there are several.
     pub fn place(&self) -> &str {
         self.0.authority.as_str()
     }
 
-    /// Keeps up with what the name stands for; the task of a server.
+    /// Resolves the names again and again; a background task of the server.
     pub async fn follow(self) {
         loop {
-            sleep(REFRESH).await;
+            sleep(REFRESH_INTERVAL).await;
             if let Err(error) = self.0.refresh().await {
-                tracing::debug!(peer = %self.0.authority, %error, "a name can't be looked up");
+                tracing::debug!(peer = %self.0.authority, %error, "a host name can't be resolved");
             }
         }
     }
 
-    /// Connects now, to say so where it can't be done.
+    /// Connects to a replica now, so that an error is visible before the first call.
     pub async fn connect(&self) -> Result<(), Status> {
         let mut tried = HashSet::new();
         self.0.open(&mut tried).await.map(drop)
@@ -129,36 +136,36 @@ impl Balanced {
             .path_and_query(path.unwrap_or_else(|| PathAndQuery::from_static("/")))
             .build()
             .map_err(|error| Status::internal(error.to_string()))?;
-        let bound = grpc_timeout(request.headers()).ok().flatten();
-        let sent = self.try_each(request);
-        match bound {
-            Some(bound) => timeout(bound, sent)
+        let limit = grpc_timeout(request.headers()).ok().flatten();
+        let reply = self.send_to_any_replica(request);
+        match limit {
+            Some(limit) => timeout(limit, reply)
                 .await
                 .map_err(|_| Status::deadline_exceeded("the peer did not answer in time"))?,
-            None => sent.await,
+            None => reply.await,
         }
     }
 
-    /// The message is kept, since hyper gives back none that it has begun to send: a call of the mesh
-    /// sends one alone, which is there when the call is made.
-    async fn try_each(&self, request: Request<Body>) -> Result<Response<Body>, Status> {
+    /// Buffers the request message, because hyper does not return a message that it has begun to send. A call between
+    /// services has exactly one request message, which is complete when the call starts.
+    async fn send_to_any_replica(&self, request: Request<Body>) -> Result<Response<Body>, Status> {
         let (head, body) = request.into_parts();
         let message = body.collect().await?.to_bytes();
         let mut tried = HashSet::new();
-        for _ in 0..TRIES {
-            let (busy, mut connection) = self.0.open(&mut tried).await?;
+        for _ in 0..MAX_ATTEMPTS {
+            let (in_flight, mut connection) = self.0.open(&mut tried).await?;
             let body = Body::new(Full::new(message.clone()));
             let request = Request::from_parts(head.clone(), body);
-            let replied = connection.try_send_request(request).await;
-            drop(busy);
-            match replied {
+            let reply = connection.try_send_request(request).await;
+            drop(in_flight);
+            match reply {
                 Ok(response) => return Ok(response.map(Body::new)),
-                Err(mut failed) => {
-                    let unsent = failed.take_message().is_some();
-                    let error = failed.into_error();
-                    // Its connection ended before it was sent, or the replica has not seen it: another takes it.
-                    if !unsent && !unseen(&error) {
-                        return Err(lost(error));
+                Err(mut failure) => {
+                    let was_not_sent = failure.take_message().is_some();
+                    let error = failure.into_error();
+                    // Another replica may take a call that was not sent or not processed.
+                    if !was_not_sent && !was_not_processed(&error) {
+                        return Err(ambiguous_failure(error));
                     }
                 }
             }
@@ -181,181 +188,181 @@ impl Service<Request<Body>> for Balanced {
     }
 }
 
-/// A call that a replica has.
-struct Busy(Arc<Replica>);
+/// Counts a call in flight until it is dropped.
+struct InFlightGuard(Arc<Replica>);
 
-impl Busy {
-    fn with(replica: Arc<Replica>) -> Busy {
+impl InFlightGuard {
+    fn new(replica: Arc<Replica>) -> InFlightGuard {
         replica.in_flight.fetch_add(1, Ordering::Relaxed);
-        Busy(replica)
+        InFlightGuard(replica)
     }
 }
 
-impl Drop for Busy {
+impl Drop for InFlightGuard {
     fn drop(&mut self) {
         self.0.in_flight.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
 impl Inner {
-    /// A connection to the best replica that has one or can be dialled.
+    /// A connection to the best replica that has a connection or can be connected to.
     async fn open(
         &self,
         tried: &mut HashSet<SocketAddr>,
-    ) -> Result<(Busy, SendRequest<Body>), Status> {
-        let mut why = None;
-        // Names are looked up where nothing is known, and once more where nobody answers.
+    ) -> Result<(InFlightGuard, SendRequest<Body>), Status> {
+        let mut problem = None;
+        // Names are resolved if there are no replicas, and once more if none is reachable.
         for round in 0..2 {
-            if round > 0 || self.known().is_empty() {
-                let refreshed = self.refresh().await;
-                let words = |error| format!("{} can't be looked up: {error}", self.authority);
-                why = refreshed.err().map(words).or(why);
+            if round > 0 || self.replicas().is_empty() {
+                let describe = |error| format!("{} can't be resolved: {error}", self.authority);
+                problem = self.refresh().await.err().map(describe).or(problem);
             }
-            while let Some(replica) = self.best(tried).filter(|_| tried.len() < TRIES) {
+            while let Some(replica) = self.best(tried).filter(|_| tried.len() < MAX_ATTEMPTS) {
                 let address = replica.address;
-                let busy = Busy::with(replica);
-                match busy.0.connection(&self.dial).await {
-                    Ok(connection) => return Ok((busy, connection)),
-                    Err(words) => {
+                let in_flight = InFlightGuard::new(replica);
+                match in_flight.0.connection(&self.connector).await {
+                    Ok(connection) => return Ok((in_flight, connection)),
+                    Err(error) => {
                         tried.insert(address);
-                        why = Some(format!("{} ({address}): {words}", self.authority));
+                        problem = Some(format!("{} ({address}): {error}", self.authority));
                     }
                 }
             }
         }
-        let why = why.unwrap_or_else(|| format!("{} has no address", self.authority));
-        tracing::debug!(why, "a peer can't be connected to");
-        Err(Status::unavailable(format!("can't connect to {why}")))
+        let problem = problem.unwrap_or_else(|| format!("{} has no address", self.authority));
+        tracing::debug!(problem, "a peer can't be connected to");
+        Err(Status::unavailable(format!("can't connect to {problem}")))
     }
 
-    /// Who did not fail lately, then who has least to do, then whose turn it is.
+    /// The replica with the fewest calls in flight. Replicas that cool down come last; equal ones take turns.
     fn best(&self, tried: &HashSet<SocketAddr>) -> Option<Arc<Replica>> {
-        let replicas = self.known().clone();
-        let turn = self.turn.fetch_add(1, Ordering::Relaxed) % replicas.len().max(1);
-        let (after, before) = replicas.split_at(turn);
+        let replicas = self.replicas().clone();
+        let first = self.rotation.fetch_add(1, Ordering::Relaxed) % replicas.len().max(1);
+        let (after, before) = replicas.split_at(first);
         let rest = before.iter().chain(after).filter(|one| !tried.contains(&one.address));
-        let rank = |one: &&Arc<Replica>| (one.rests(), one.in_flight.load(Ordering::Relaxed));
+        let rank =
+            |one: &&Arc<Replica>| (one.is_cooling_down(), one.in_flight.load(Ordering::Relaxed));
         rest.min_by_key(rank).cloned()
     }
 
     async fn refresh(&self) -> io::Result<()> {
-        let found = timeout(RESOLVING, (self.resolve)()).await;
-        let mut found = found.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))?;
-        found.sort_unstable();
-        found.dedup();
-        found.truncate(MOST);
-        if found.is_empty() {
-            // A name server that forgot is no reason to leave who answers.
+        let addresses = timeout(RESOLVE_TIMEOUT, (self.resolve)()).await;
+        let mut addresses = addresses.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))?;
+        addresses.sort_unstable();
+        addresses.dedup();
+        addresses.truncate(MAX_REPLICAS);
+        if addresses.is_empty() {
+            // An empty reply may be an error of the name server, so the replicas stay.
             return Ok(());
         }
-        let mut known = self.known();
-        let replicas = found.into_iter().map(|address| {
-            let old = known.iter().find(|replica| replica.address == address);
-            old.map_or_else(|| Arc::new(Replica::at(address)), Arc::clone)
+        let mut replicas = self.replicas();
+        let new = addresses.into_iter().map(|address| {
+            let old = replicas.iter().find(|replica| replica.address == address);
+            old.map_or_else(|| Arc::new(Replica::new(address)), Arc::clone)
         });
-        *known = replicas.collect();
+        *replicas = new.collect();
         Ok(())
     }
 
-    fn known(&self) -> MutexGuard<'_, Vec<Arc<Replica>>> {
+    fn replicas(&self) -> MutexGuard<'_, Vec<Arc<Replica>>> {
         self.replicas.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl Replica {
-    fn at(address: SocketAddr) -> Replica {
+    fn new(address: SocketAddr) -> Replica {
         Replica {
             address,
-            connection: Turns::new(None),
-            failed: Mutex::default(),
+            connection: AsyncMutex::new(None),
+            failed_at: Mutex::default(),
             in_flight: AtomicUsize::new(0),
         }
     }
 
-    /// Its one connection, dialled where there is none; who waits for that is told what came of it.
-    async fn connection(&self, dial: &Dial) -> Result<SendRequest<Body>, String> {
-        let began = Instant::now();
-        let mut kept = self.connection.lock().await;
-        if let Some(open) = kept.as_ref().filter(|open| !open.is_closed()) {
+    /// The replica's connection, which is opened if there is none. Concurrent callers share one attempt and its result.
+    async fn connection(&self, connector: &Connector) -> Result<SendRequest<Body>, String> {
+        let begin = Instant::now();
+        let mut slot = self.connection.lock().await;
+        if let Some(open) = slot.as_ref().filter(|open| !open.is_closed()) {
             return Ok(open.clone());
         }
-        if self.failed_at().is_some_and(|failed| failed > began) {
-            return Err("it could not be reached a moment ago".to_owned());
+        if self.failed_at().is_some_and(|failed_at| failed_at > begin) {
+            return Err("the previous attempt to connect has just failed".to_owned());
         }
-        match dial.dial(self.address).await {
+        match connector.connect(self.address).await {
             Ok(open) => {
-                self.note(None);
-                Ok(kept.insert(open).clone())
+                self.set_failed_at(None);
+                Ok(slot.insert(open).clone())
             }
             Err(error) => {
-                *kept = None;
-                self.note(Some(Instant::now()));
+                *slot = None;
+                self.set_failed_at(Some(Instant::now()));
                 Err(format!("{error:#}"))
             }
         }
     }
 
-    fn rests(&self) -> bool {
-        self.failed_at().is_some_and(|failed| failed.elapsed() < REFRESH)
+    fn is_cooling_down(&self) -> bool {
+        self.failed_at().is_some_and(|failed_at| failed_at.elapsed() < REFRESH_INTERVAL)
     }
 
     fn failed_at(&self) -> Option<Instant> {
-        *self.failed.lock().unwrap_or_else(PoisonError::into_inner)
+        *self.failed_at.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn note(&self, failed: Option<Instant>) {
-        *self.failed.lock().unwrap_or_else(PoisonError::into_inner) = failed;
+    fn set_failed_at(&self, failed_at: Option<Instant>) {
+        *self.failed_at.lock().unwrap_or_else(PoisonError::into_inner) = failed_at;
     }
 }
 
-/// All that names stand for. One that is not known hides none of the others.
-async fn look_up(names: &[(String, u16)]) -> io::Result<Vec<SocketAddr>> {
-    let (mut found, mut failed) = (Vec::new(), None);
+/// The addresses of all names. Fails only if no name can be resolved.
+async fn resolve_all(names: &[(String, u16)]) -> io::Result<Vec<SocketAddr>> {
+    let (mut resolved, mut failure) = (Vec::new(), None);
     for (name, port) in names {
         match tokio::net::lookup_host((name.as_str(), *port)).await {
-            Ok(addresses) => found.extend(addresses),
-            Err(error) => failed = Some(error),
+            Ok(addresses) => resolved.extend(addresses),
+            Err(error) => failure = Some(error),
         }
     }
-    match failed {
-        Some(error) if found.is_empty() => Err(error),
-        _ => Ok(found),
+    match failure {
+        Some(error) if resolved.is_empty() => Err(error),
+        _ => Ok(resolved),
     }
 }
 
-/// An address, taken apart.
-struct Place {
+/// The parts of an address.
+struct HostAddress {
     scheme: Scheme,
     authority: Authority,
     name: String,
     port: u16,
 }
 
-fn place(address: &str) -> anyhow::Result<Place> {
+fn parse_address(address: &str) -> anyhow::Result<HostAddress> {
     let uri = address.parse::<Uri>().ok().map(Uri::into_parts);
     let parts = uri.and_then(|parts| parts.scheme.zip(parts.authority));
-    let plain =
+    let is_http =
         |(scheme, _): &(Scheme, Authority)| *scheme == Scheme::HTTP || *scheme == Scheme::HTTPS;
-    let Some((scheme, authority)) = parts.filter(plain) else {
+    let Some((scheme, authority)) = parts.filter(is_http) else {
         anyhow::bail!("{address} is not an address like http://host:port");
     };
-    let usual = if scheme == Scheme::HTTPS { 443 } else { 80 };
+    let default_port = if scheme == Scheme::HTTPS { 443 } else { 80 };
     let name = authority.host().trim_matches(['[', ']']).to_owned();
-    let port = authority.port_u16().unwrap_or(usual);
-    Ok(Place { scheme, authority, name, port })
+    let port = authority.port_u16().unwrap_or(default_port);
+    Ok(HostAddress { scheme, authority, name, port })
 }
 
-/// Whether the replica itself says that it has not begun the call: it went away before, or refused it.
+/// Whether the replica has stated that it did not process the call, by GOAWAY or REFUSED_STREAM.
 /// <https://www.rfc-editor.org/rfc/rfc9113#section-8.7>
-fn unseen(error: &hyper::Error) -> bool {
+fn was_not_processed(error: &hyper::Error) -> bool {
     let cause =
         std::error::Error::source(error).and_then(|cause| cause.downcast_ref::<h2::Error>());
     let refused = |cause: &h2::Error| cause.reason() == Some(h2::Reason::REFUSED_STREAM);
     cause.is_some_and(|cause| cause.is_remote() && (cause.is_go_away() || refused(cause)))
 }
 
-/// A call that a peer may have seen: whoever made it decides whether to make it again.
-fn lost(error: hyper::Error) -> Status {
+/// The status of a call that the replica may have processed. Only the caller can decide whether to retry it.
+fn ambiguous_failure(error: hyper::Error) -> Status {
     let status = Status::from_error(Box::new(error));
     match status.code() {
         tonic::Code::Unknown => Status::unavailable(status.message()),

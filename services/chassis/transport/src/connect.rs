@@ -1,7 +1,7 @@
-//! One connection to one address: TCP, TLS where it is asked for, and HTTP/2, all within one bound.
+//! Connects to one address: TCP, optional TLS, and HTTP/2, with one timeout for all of them.
 //!
-//! It is one when the other end has spoken: who only listens does not serve yet, or not any more, and a
-//! call that went there would wait or be lost.
+//! A connection counts as established after the peer's first bytes (its HTTP/2 SETTINGS). A socket that only accepts TCP
+//! may belong to a process that is starting or shutting down.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -26,67 +26,70 @@ use crate::tls::{Tls, speaks_h2};
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(20);
 const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// How the other end is believed, and what is shown to it.
+/// The transport security of a connection.
 #[derive(Clone, Debug)]
 pub enum Secure {
-    /// Nothing: what is dialled is plain.
+    /// Plaintext.
     No,
-    /// This process's certificate, to who has the name that is dialled or one of these roles.
+    /// Mutual TLS with this process's certificate. The peer's certificate must have the host name or one of these roles.
     Mutual(Tls, Vec<String>),
-    /// No certificate, to who has the name that is dialled.
+    /// TLS without a client certificate. The peer's certificate must have the host name.
     Believing(Arc<ClientConfig>),
 }
 
-pub struct Dial {
-    patience: Duration,
-    /// The name of the other end, where it has to prove it.
-    name: Option<ServerName<'static>>,
+/// Connects to the addresses of one host name.
+pub(crate) struct Connector {
+    timeout: Duration,
+    /// The host name that the peer's certificate must have; `None` for plaintext.
+    server_name: Option<ServerName<'static>>,
     secure: Secure,
 }
 
-impl Dial {
-    pub fn new(
+impl Connector {
+    /// A connector. Fails if the scheme does not match the transport security.
+    pub(crate) fn new(
         host: &str,
-        https: bool,
+        is_tls: bool,
         secure: Secure,
-        patience: Duration,
-    ) -> anyhow::Result<Dial> {
-        if https == matches!(secure, Secure::No) {
+        timeout: Duration,
+    ) -> anyhow::Result<Connector> {
+        if is_tls == matches!(secure, Secure::No) {
             anyhow::bail!(
-                "an address begins with https:// where certificates are set, and with http:// where none are"
+                "an address must begin with https:// if certificates are configured, otherwise with http://"
             );
         }
         let name = ServerName::try_from(host.to_owned());
-        let name = https.then_some(name).transpose();
-        let name = name.with_context(|| format!("{host} can't be a name in a certificate"))?;
-        Ok(Dial { patience, name, secure })
+        let name = is_tls.then_some(name).transpose();
+        let server_name = name.with_context(|| format!("{host} is no valid server name"))?;
+        Ok(Connector { timeout, server_name, secure })
     }
 
-    pub async fn dial(&self, address: SocketAddr) -> anyhow::Result<SendRequest<Body>> {
-        let open = timeout(self.patience, self.open(address)).await;
-        open.with_context(|| format!("no connection within {} s", self.patience.as_secs()))?
+    /// Connects to an address within the timeout.
+    pub(crate) async fn connect(&self, address: SocketAddr) -> anyhow::Result<SendRequest<Body>> {
+        let open = timeout(self.timeout, self.open(address)).await;
+        open.with_context(|| format!("no connection within {} s", self.timeout.as_secs()))?
     }
 
     async fn open(&self, address: SocketAddr) -> anyhow::Result<SendRequest<Body>> {
         let stream = TcpStream::connect(address).await?;
         stream.set_nodelay(true)?;
-        // As they are now: files may have been replaced since the last time.
+        // Read for each connection, because the certificate files may have been replaced.
         let config = match &self.secure {
             Secure::No => None,
             Secure::Mutual(tls, roles) => Some(Arc::new(tls.client(roles)?)),
             Secure::Believing(config) => Some(Arc::clone(config)),
         };
-        let (Some(config), Some(name)) = (config, &self.name) else {
-            return speak(stream).await;
+        let (Some(config), Some(name)) = (config, &self.server_name) else {
+            return http2_handshake(stream).await;
         };
         let stream = TlsConnector::from(config).connect(name.clone(), stream).await?;
-        let speaks = speaks_h2(stream.get_ref().1.alpn_protocol());
-        anyhow::ensure!(speaks, "the other end speaks TLS, but not HTTP/2");
-        speak(stream).await
+        let is_h2 = speaks_h2(stream.get_ref().1.alpn_protocol());
+        anyhow::ensure!(is_h2, "the peer supports TLS, but not HTTP/2");
+        http2_handshake(stream).await
     }
 }
 
-async fn speak<I>(io: I) -> anyhow::Result<SendRequest<Body>>
+async fn http2_handshake<I>(io: I) -> anyhow::Result<SendRequest<Body>>
 where
     I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
@@ -96,21 +99,21 @@ where
         .keep_alive_interval(KEEPALIVE_INTERVAL)
         .keep_alive_timeout(KEEPALIVE_TIMEOUT)
         .keep_alive_while_idle(true);
-    let (tell, heard) = oneshot::channel();
-    let mut tell = Some(tell);
+    let (on_first_byte, first_byte) = oneshot::channel();
+    let mut on_first_byte = Some(on_first_byte);
     let io = InspectReader::new(io, move |bytes: &[u8]| {
-        if let Some(tell) = tell.take_if(|_| !bytes.is_empty()) {
-            // Nobody waits where it came too late.
-            let _ = tell.send(());
+        if let Some(notify) = on_first_byte.take_if(|_| !bytes.is_empty()) {
+            // Fails if the connect timeout has expired.
+            let _ = notify.send(());
         }
     });
     let (sender, connection) = builder.handshake(TokioIo::new(io)).await?;
-    // No task of the server's: it ends with the last of its calls and of those who could make one.
+    // Not on the server's task tracker: the task ends with the last call and the last handle of the connection.
     TokioExecutor::new().execute(async move {
         if let Err(error) = connection.await {
-            tracing::debug!(%error, "a connection to a peer broke");
+            tracing::debug!(%error, "a connection to a peer failed");
         }
     });
-    heard.await.context("the other end closed the connection and said nothing")?;
+    first_byte.await.context("the peer closed the connection without sending data")?;
     Ok(sender)
 }

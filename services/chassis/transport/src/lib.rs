@@ -1,4 +1,4 @@
-//! Connections between the services of a mesh: TLS, load balancing, authentication, and the exporter of spans.
+//! Connections between services: TLS, load balancing, authentication, and the exporter of spans.
 
 pub mod balancer;
 pub mod connect;

@@ -1,7 +1,8 @@
-//! From spans that have ended to a collector. A collector that is away costs spans and nothing else:
-//! the queue is bounded, what does not fit is dropped and counted, and no call waits for it.
-//! The SDK's batch processor would keep its count of what it dropped to itself until it ends, and block a
-//! thread of its own on each batch, which a collector that hangs would have our end wait for.
+//! Exports ended spans to a collector with OTLP. The queue is bounded. If the collector is unavailable, spans are dropped
+//! and counted, and no call waits.
+//!
+//! The SDK's batch processor does not serve. It reports the number of dropped spans only at its end, and it blocks a
+//! thread on each batch, so that a collector that hangs would delay the end of the process.
 
 use std::fmt::{self, Debug, Formatter};
 use std::sync::Arc;
@@ -31,31 +32,30 @@ use crate::balancer::Balanced;
 use crate::connect::Secure;
 use crate::tls::believing;
 
-/// Spans that wait, those of a few hundred calls.
-const WAITING: usize = 4_096;
-const TOGETHER: usize = 512;
-/// Between two batches.
-const GATHERING: Duration = Duration::from_secs(1);
-/// How long one of its addresses may take to connect.
-const CONNECTING: Duration = Duration::from_secs(1);
-/// How long a collector may take for one.
-const PATIENCE: Duration = Duration::from_secs(5);
-/// The same when the process ends: for one that is on its way, and then for all that is left.
-const LAST: Duration = Duration::from_millis(800);
+/// Maximum number of queued spans: those of a few hundred calls.
+const QUEUE_CAPACITY: usize = 4_096;
+const BATCH_SIZE: usize = 512;
+/// Time between two batches that are not full.
+const BATCH_INTERVAL: Duration = Duration::from_secs(1);
+/// Maximum duration of one attempt to connect to an address of the collector.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
+/// Maximum duration of one export.
+const EXPORT_TIMEOUT: Duration = Duration::from_secs(5);
+/// Maximum duration, on shutdown, of the export in progress, and then of all remaining exports together.
+const SHUTDOWN_TIMEOUT: Duration = Duration::from_millis(800);
 const DROPPED: &str = "hapa_spans_dropped_total";
 
-/// What takes spans to the collector, for a server to run.
+/// Exports spans to the collector; a background task of the server.
 pub struct Exporter {
-    waiting: mpsc::Receiver<SpanData>,
+    queue: mpsc::Receiver<SpanData>,
     client: TraceServiceClient<Balanced>,
     headers: MetadataMap,
     service_name: Option<String>,
-    /// Every tracer's; dropping it would end them.
+    /// Dropping the provider would end all tracers.
     provider: SdkTracerProvider,
 }
 
-/// By the settings, what spans are made with and what takes them to the collector: none where nobody
-/// collects.
+/// The tracer and the exporter by the settings; `None` without a collector.
 pub fn collect(config: &TraceConfig) -> Result<Option<(SdkTracer, Exporter)>, Wrong> {
     let endpoint = config.otel_exporter_otlp_endpoint.as_deref();
     let Some(endpoint) = endpoint.filter(|endpoint| !endpoint.is_empty()) else {
@@ -63,15 +63,15 @@ pub fn collect(config: &TraceConfig) -> Result<Option<(SdkTracer, Exporter)>, Wr
     };
     let client = TraceServiceClient::new(channel(endpoint, config)?);
     let headers = headers(config.otel_exporter_otlp_headers.as_ref())?;
-    let (queue, waiting) = mpsc::channel(WAITING);
+    let (sender, queue) = mpsc::channel(QUEUE_CAPACITY);
     let ratio = Sampler::TraceIdRatioBased(config.otel_traces_sampler_arg);
     let provider = SdkTracerProvider::builder()
-        .with_span_processor(Queue(queue))
+        .with_span_processor(SpanQueue(sender))
         .with_sampler(Sampler::ParentBased(Box::new(ratio)))
         .build();
     let tracer = provider.tracer("hapa");
     let service_name = config.otel_service_name.clone().filter(|name| !name.is_empty());
-    Ok(Some((tracer, Exporter { waiting, client, headers, service_name, provider })))
+    Ok(Some((tracer, Exporter { queue, client, headers, service_name, provider })))
 }
 
 impl Debug for Exporter {
@@ -81,11 +81,11 @@ impl Debug for Exporter {
 }
 
 impl Exporter {
-    /// Sends what has ended until the server ends, and then what is left, for a moment. Without a name
-    /// of its own the process is called by its roles.
+    /// Exports spans until `end` fires, and then the remaining ones for up to 800 ms. Without a configured service name
+    /// the name is derived from the roles.
     pub async fn run(mut self, roles: Vec<&'static str>, end: CancellationToken) {
         let name = self.service_name.take().unwrap_or_else(|| service_name(&roles));
-        // With what OTEL_RESOURCE_ATTRIBUTES says.
+        // The builder adds the attributes in OTEL_RESOURCE_ATTRIBUTES.
         let resource = Resource::builder()
             .with_service_name(name)
             .with_attribute(opentelemetry::KeyValue::new(
@@ -94,28 +94,28 @@ impl Exporter {
             ))
             .build();
         let resource = ResourceAttributesWithSchema::from(&resource);
-        let mut batch = Vec::with_capacity(TOGETHER);
+        let mut batch = Vec::with_capacity(BATCH_SIZE);
         loop {
             tokio::select! {
                 biased;
                 () = end.cancelled() => break,
-                _ = self.waiting.recv_many(&mut batch, TOGETHER) => {}
+                _ = self.queue.recv_many(&mut batch, BATCH_SIZE) => {}
             }
-            // When the server ends, a collector that hangs is not waited for much longer.
-            let late = async {
+            // On shutdown a collector that hangs must not delay the process much longer.
+            let cancelled = async {
                 end.cancelled().await;
-                sleep(LAST).await;
+                sleep(SHUTDOWN_TIMEOUT).await;
             };
-            self.send(&mut batch, &resource, (PATIENCE, late)).await;
-            if self.waiting.len() < TOGETHER {
-                let _ = timeout(GATHERING, end.cancelled()).await;
+            self.send(&mut batch, &resource, (EXPORT_TIMEOUT, cancelled)).await;
+            if self.queue.len() < BATCH_SIZE {
+                let _ = timeout(BATCH_INTERVAL, end.cancelled()).await;
             }
         }
-        let until = Instant::now() + LAST;
-        while let Ok(span) = self.waiting.try_recv() {
+        let until = Instant::now() + SHUTDOWN_TIMEOUT;
+        while let Ok(span) = self.queue.try_recv() {
             batch.push(span);
-            while batch.len() < TOGETHER
-                && let Ok(span) = self.waiting.try_recv()
+            while batch.len() < BATCH_SIZE
+                && let Ok(span) = self.queue.try_recv()
             {
                 batch.push(span);
             }
@@ -125,50 +125,50 @@ impl Exporter {
         drop(self.provider);
     }
 
-    /// Removes and returns the ended spans that wait to be sent.
+    /// Removes and returns the queued spans.
     pub fn ended(&mut self) -> Vec<SpanData> {
-        std::iter::from_fn(|| self.waiting.try_recv().ok()).collect()
+        std::iter::from_fn(|| self.queue.try_recv().ok()).collect()
     }
 
     async fn send(
         &mut self,
         batch: &mut Vec<SpanData>,
         resource: &ResourceAttributesWithSchema,
-        (patience, late): (Duration, impl Future<Output = ()>),
+        (limit, cancelled): (Duration, impl Future<Output = ()>),
     ) {
         let count = batch.len() as u64;
         let resource_spans = group_spans_by_resource_and_scope(std::mem::take(batch), resource);
         let mut request = Request::new(ExportTraceServiceRequest { resource_spans });
         *request.metadata_mut() = self.headers.clone();
         let reply = tokio::select! {
-            reply = timeout(patience, self.client.export(request)) => reply.ok(),
-            () = late => None,
+            reply = timeout(limit, self.client.export(request)) => reply.ok(),
+            () = cancelled => None,
         };
-        let (lost, why) = match reply {
+        let (dropped, reason) = match reply {
             Some(Ok(reply)) => {
-                // A collector may quote what it refuses: its words are not kept.
-                let refused = reply.into_inner().partial_success.unwrap_or_default();
-                (refused.rejected_spans.unsigned_abs(), "it refused some")
+                // The message is not logged: a collector may quote what it rejects.
+                let rejected = reply.into_inner().partial_success.unwrap_or_default();
+                (rejected.rejected_spans.unsigned_abs(), "rejected by the collector")
             }
             Some(Err(status)) => (count, code_name(status.code())),
-            None => (count, "no answer"),
+            None => (count, "no reply"),
         };
-        if lost > 0 {
-            metrics::counter!(DROPPED, "reason" => "collector").increment(lost);
-            tracing::debug!(lost, why, "the collector did not take spans");
+        if dropped > 0 {
+            metrics::counter!(DROPPED, "reason" => "collector").increment(dropped);
+            tracing::debug!(dropped, reason, "spans were not exported");
         }
     }
 }
 
-/// Where spans wait when they have ended.
+/// The queue of ended spans.
 #[derive(Debug)]
-struct Queue(mpsc::Sender<SpanData>);
+struct SpanQueue(mpsc::Sender<SpanData>);
 
-impl SpanProcessor for Queue {
+impl SpanProcessor for SpanQueue {
     fn on_start(&self, _: &mut Span, _: &opentelemetry::Context) {}
 
     fn on_end(&self, mut span: SpanData) {
-        // What is for log lines has names without a namespace, and is there under ours.
+        // Fields of log lines have names without a namespace; the span has the same values under namespaced names.
         span.attributes.retain(|attribute| attribute.key.as_str().contains('.'));
         if span.span_context.is_sampled() && self.0.try_send(span).is_err() {
             metrics::counter!(DROPPED, "reason" => "queue").increment(1);
@@ -185,7 +185,7 @@ impl SpanProcessor for Queue {
 }
 
 fn service_name(roles: &[&str]) -> String {
-    // Every process has this one beside its own.
+    // Every process has the system role in addition to its own.
     let mut roles = roles.iter().filter(|role| **role != "system");
     match (roles.next(), roles.next()) {
         (Some(role), None) => format!("hapa-{role}"),
@@ -194,38 +194,39 @@ fn service_name(roles: &[&str]) -> String {
 }
 
 fn channel(address: &str, config: &TraceConfig) -> Result<Balanced, Wrong> {
-    let wrong = |name| move |error: anyhow::Error| Wrong::new(name, format!("{error:#}"));
+    let invalid = |name| move |error: anyhow::Error| Wrong::new(name, format!("{error:#}"));
     let authority = config.otel_exporter_otlp_certificate.as_ref();
     let secure = if address.starts_with("https:") {
         let authority = authority.filter(|file| !file.as_os_str().is_empty());
-        let believed = believing(authority).map_err(wrong("OTEL_EXPORTER_OTLP_CERTIFICATE"))?;
-        Secure::Believing(Arc::new(believed))
+        let config = believing(authority).map_err(invalid("OTEL_EXPORTER_OTLP_CERTIFICATE"))?;
+        Secure::Believing(Arc::new(config))
     } else {
         Secure::No
     };
-    let channel = Balanced::new(address, secure, CONNECTING);
-    channel.map_err(wrong("OTEL_EXPORTER_OTLP_ENDPOINT"))
+    let channel = Balanced::new(address, secure, CONNECT_TIMEOUT);
+    channel.map_err(invalid("OTEL_EXPORTER_OTLP_ENDPOINT"))
 }
 
-/// `name=value,name=value`, values percent-encoded where they must be:
+/// Parses `name=value,name=value` with percent-encoded values:
 /// <https://opentelemetry.io/docs/specs/otel/protocol/exporter/>
 fn headers(set: Option<&SecretString>) -> Result<MetadataMap, Wrong> {
     let mut headers = MetadataMap::new();
     let text = set.map(SecretString::expose_secret).unwrap_or_default();
     for pair in text.split(',').filter(|pair| !pair.trim().is_empty()) {
-        // The text is a secret: it is not in the words.
+        // The text is a secret, so the problem does not quote it.
         let problem = || Wrong::new("OTEL_EXPORTER_OTLP_HEADERS", "must be name=value,name=value");
         let (name, value) = pair.split_once('=').ok_or_else(problem)?;
         let name = MetadataKey::<Ascii>::from_bytes(name.trim().to_lowercase().as_bytes());
-        let mut value: MetadataValue<Ascii> =
-            decoded(value.trim()).and_then(|value| value.parse().ok()).ok_or_else(problem)?;
+        let mut value: MetadataValue<Ascii> = percent_decode(value.trim())
+            .and_then(|value| value.parse().ok())
+            .ok_or_else(problem)?;
         value.set_sensitive(true);
         headers.insert(name.map_err(|_| problem())?, value);
     }
     Ok(headers)
 }
 
-fn decoded(text: &str) -> Option<String> {
+fn percent_decode(text: &str) -> Option<String> {
     let mut parts = text.split('%');
     let mut bytes = parts.next()?.as_bytes().to_vec();
     for part in parts {
@@ -243,26 +244,26 @@ mod tests {
     use super::*;
 
     #[test]
-    fn headers_are_read_as_the_specification_has_them_and_never_shown() {
+    fn headers_are_parsed_by_the_specification_and_never_printed() {
         let read = headers(Some(&"Authorization=Bearer%20abc, x-team = a=b ,".into())).unwrap();
         assert_eq!(read.get("authorization").unwrap().to_str().unwrap(), "Bearer abc");
         assert_eq!(read.get("x-team").unwrap().to_str().unwrap(), "a=b");
         assert!(!format!("{read:?}").contains("abc"));
-        for wrong in ["secret-text", "a b=c", "a=%zz", "a=%4"] {
-            let error = headers(Some(&wrong.into())).unwrap_err().to_string();
+        for invalid in ["secret-text", "a b=c", "a=%zz", "a=%4"] {
+            let error = headers(Some(&invalid.into())).unwrap_err().to_string();
             assert!(error.contains("OTEL_EXPORTER_OTLP_HEADERS"), "{error}");
-            assert!(!error.contains(wrong), "{error}");
+            assert!(!error.contains(invalid), "{error}");
         }
     }
 
     #[test]
-    fn a_process_is_called_by_its_role_where_it_has_one() {
+    fn the_service_name_of_a_process_with_one_role_contains_the_role() {
         assert_eq!(service_name(&["auth", "system"]), "hapa-auth");
         assert_eq!(service_name(&["auth", "codegen", "system"]), "hapa");
     }
 
     #[tokio::test]
-    async fn a_queue_that_is_full_drops_and_a_call_does_not_wait() {
+    async fn a_full_queue_drops_spans_without_blocking() {
         let config = TraceConfig {
             otel_exporter_otlp_endpoint: Some("http://127.0.0.1:9".to_owned()),
             otel_exporter_otlp_certificate: None,
@@ -271,9 +272,9 @@ mod tests {
             otel_traces_sampler_arg: 1.0,
         };
         let (tracer, exporter) = collect(&config).unwrap().unwrap();
-        for _ in 0..WAITING + 10 {
+        for _ in 0..QUEUE_CAPACITY + 10 {
             drop(tracer.start("one"));
         }
-        assert_eq!(exporter.waiting.len(), WAITING);
+        assert_eq!(exporter.queue.len(), QUEUE_CAPACITY);
     }
 }

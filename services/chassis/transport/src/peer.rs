@@ -1,5 +1,5 @@
-//! Channels to other services of the mesh. They connect when they are first used, and again after
-//! a loss; callers bound each call, because each replica of a name may be tried for a while.
+//! Authenticated channels to other services. A channel connects on first use and reconnects after a failure. Callers
+//! must set a timeout for each call, because a call may try several replicas.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -19,36 +19,36 @@ use tonic::{Request, Status};
 use crate::balancer::Balanced;
 use crate::connect::Secure;
 use crate::tls::Tls;
-use crate::tracing_channel::Traced;
+use crate::tracing_channel::TracingChannel;
 
-/// The metadata key by which a service proves that it is one.
+/// Metadata key of the mesh token, which authenticates services.
 pub const MESH_TOKEN: &str = "x-mesh-token";
 
-/// What the gateway shows as `x-mesh-token` when it reports its refusals. Derived from the mesh token, so
-/// that services know it without a setting; the mesh token can't be computed from it.
+/// The gateway's `x-mesh-token` for reports of its own errors. It is derived from the mesh token, so that services need
+/// no setting for it. The mesh token cannot be computed from it.
 pub fn gateway_token(mesh_token: &SecretString) -> SecretString {
-    // HMAC takes a key of any length.
+    // HMAC accepts keys of any length, so this does not fail.
     let mac = Hmac::<Sha256>::new_from_slice(mesh_token.expose_secret().as_bytes());
     let mac = mac.map(|mac| mac.chain_update("hapa gateway").finalize().into_bytes());
     mac.map(hex::encode).unwrap_or_default().into()
 }
 
-/// How long one replica may take to connect.
-const PATIENCE: Duration = Duration::from_secs(1);
+/// Maximum duration of one attempt to connect to a replica.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// A channel that proves to be a service's.
-pub type Wire = InterceptedService<Traced<Balanced>, MeshToken>;
+/// A channel that authenticates this process as a service.
+pub type Wire = InterceptedService<TracingChannel<Balanced>, MeshToken>;
 
-/// By what a service proves that it is one, and others prove it here.
+/// How services authenticate to each other.
 #[derive(Clone, Debug)]
 pub enum Proof {
-    /// The mesh token, and another that is accepted and never sent, while one takes the other's place.
+    /// The mesh token, and during its replacement a second one that is accepted but never sent.
     Token(SecretString, Option<SecretString>),
-    /// Certificates; no token is sent and none counts.
+    /// Certificates. Tokens are neither sent nor accepted.
     Certificates(Tls),
 }
 
-/// A client of the auth service that proves to be a service itself.
+/// A client of the auth service.
 pub type AuthClient = AuthServiceClient<Wire>;
 /// A client of the analytics service.
 pub type AnalyticsClient = AnalyticsServiceClient<Wire>;
@@ -56,7 +56,7 @@ pub type AnalyticsClient = AnalyticsServiceClient<Wire>;
 pub type ErrorsClient = ErrorTrackingServiceClient<Wire>;
 
 impl Proof {
-    /// The certificates, where they are it.
+    /// The certificates, if services authenticate with them.
     pub fn tls(&self) -> Option<Tls> {
         match self {
             Proof::Token(..) => None,
@@ -65,7 +65,7 @@ impl Proof {
     }
 }
 
-/// The mesh token on every call, where a token proves anything.
+/// Adds the mesh token to every call, if services authenticate with it.
 #[derive(Clone, Debug)]
 pub struct MeshToken(Option<MetadataValue<Ascii>>);
 
@@ -78,13 +78,13 @@ impl Interceptor for MeshToken {
     }
 }
 
-/// A connection of its own to `address`, with the mesh token on every call.
+/// A channel to `address` that sends the mesh token.
 pub fn wire(address: &str, token: &SecretString) -> anyhow::Result<Wire> {
-    proving(address, &Proof::Token(token.clone(), None), &[]).map(|(wire, _)| wire)
+    proving(address, &Proof::Token(token.clone(), None), &[]).map(|(channel, _)| channel)
 }
 
-/// A connection of its own to who has one of these roles at `address`, and what keeps up with the
-/// replicas there.
+/// An authenticated channel to a peer with one of these roles at `address`, and its balancer, whose background task
+/// follows the addresses.
 pub fn proving(address: &str, proof: &Proof, roles: &[&str]) -> anyhow::Result<(Wire, Balanced)> {
     let (secure, token) = match proof {
         Proof::Token(token, _) => (Secure::No, Some(token)),
@@ -93,25 +93,25 @@ pub fn proving(address: &str, proof: &Proof, roles: &[&str]) -> anyhow::Result<(
             (Secure::Mutual(tls.clone(), roles), None)
         }
     };
-    let read = |token: &SecretString| {
+    let parse = |token: &SecretString| {
         let token: Result<MetadataValue<Ascii>, _> = token.expose_secret().parse();
-        let words = "must be plain text without spaces around";
-        let mut token = token.map_err(|_| Wrong::new("MESH_TOKEN", words))?;
+        let problem = "must be ASCII text without leading and trailing spaces";
+        let mut token = token.map_err(|_| Wrong::new("MESH_TOKEN", problem))?;
         token.set_sensitive(true);
         Ok::<_, Wrong>(token)
     };
-    let token = MeshToken(token.map(read).transpose()?);
-    let balanced = Balanced::new(address, secure, PATIENCE)?;
-    let traced = Traced::new(balanced.clone(), balanced.place());
+    let token = MeshToken(token.map(parse).transpose()?);
+    let balanced = Balanced::new(address, secure, CONNECT_TIMEOUT)?;
+    let traced = TracingChannel::new(balanced.clone(), balanced.place());
     Ok((InterceptedService::new(traced, token), balanced))
 }
 
-/// A plain channel for unary calls to `address`, such as `http://auth:50051`.
+/// A plaintext channel without authentication to `address`, such as `http://auth:50051`.
 pub fn channel(address: &str) -> anyhow::Result<Balanced> {
-    Balanced::new(address, Secure::No, PATIENCE)
+    Balanced::new(address, Secure::No, CONNECT_TIMEOUT)
 }
 
-/// The address by which a process reaches its own listener.
+/// The address at which a process can connect to its own listener: loopback for an unspecified address.
 pub fn dialable(mut address: SocketAddr) -> SocketAddr {
     if address.ip().is_unspecified() {
         address.set_ip(if address.is_ipv4() {

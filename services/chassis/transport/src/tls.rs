@@ -1,9 +1,8 @@
-//! TLS of the mesh port and of what this process dials: one certificate for both ends, from files
-//! that may be replaced at any time.
+//! TLS of the mesh port and of outgoing connections: one certificate for both, from files that may be replaced at any
+//! time.
 //!
-//! Files are read every few seconds. New ones count for new connections; files that don't fit
-//! together change nothing and are complained of. Connections end with age, so that all come to
-//! the new ones.
+//! The files are read every 2 s. New ones take effect for new connections. Files that do not belong together change
+//! nothing and are reported. Connections have a maximum age, so that all of them use the new certificate eventually.
 
 pub mod names;
 mod verify;
@@ -28,16 +27,16 @@ use sha2::{Digest as _, Sha256};
 use time::OffsetDateTime;
 use tokio::time::sleep;
 
-use self::verify::ByNameOrRole;
+use self::verify::NameOrRoleVerifier;
 
 pub use self::names::Validity;
 
-/// All that is spoken inside.
+/// ALPN identifier of HTTP/2, the only protocol between services.
 const H2: &[u8] = b"h2";
-/// Between two looks at the files.
-const LOOK: Duration = Duration::from_secs(2);
+/// Interval at which the files are read.
+const RELOAD_INTERVAL: Duration = Duration::from_secs(2);
 
-/// What names of roles begin with, where nothing else is set.
+/// Default prefix of URI names that contain a role.
 pub const PREFIX: &str = "spiffe://hapa/";
 
 /// Settings of certificates.
@@ -45,35 +44,35 @@ pub const PREFIX: &str = "spiffe://hapa/";
 #[command(next_help_heading = "Certificates")]
 #[group(id = "tls")]
 pub struct TlsConfig {
-    /// This process's certificate and what leads from it to the authority, as PEM. With it the mesh
-    /// port speaks TLS 1.3 alone, and certificates prove who is a service, in place of MESH_TOKEN.
+    /// PEM file with this process's certificate and its chain. With it the mesh port accepts only TLS 1.3, and services
+    /// authenticate with certificates instead of MESH_TOKEN.
     #[arg(long, env = "TLS_CERT_FILE")]
     pub tls_cert_file: Option<PathBuf>,
-    /// The key of that certificate, as PEM.
+    /// PEM file with the private key of TLS_CERT_FILE.
     #[arg(long, env = "TLS_KEY_FILE")]
     pub tls_key_file: Option<PathBuf>,
-    /// The authorities whose certificates are believed, as PEM.
+    /// PEM file with the certificate authorities of the mesh.
     #[arg(long, env = "TLS_CA_FILE")]
     pub tls_ca_file: Option<PathBuf>,
-    /// What URI names of certificates begin with that end with a role, such as
-    /// spiffe://hapa/ns/hapa/sa/; others prove nothing.
+    /// Prefix of URI names in certificates whose last segment is a role, such as spiffe://hapa/ns/hapa/sa/. Other URI
+    /// names are ignored.
     #[arg(long, env = "TLS_SPIFFE_PREFIX", default_value = PREFIX)]
     pub tls_spiffe_prefix: String,
 }
 
-/// The three files.
+/// The certificate files.
 #[derive(Clone, Debug)]
 pub struct Files {
     /// The certificate and its chain.
     pub certificate: PathBuf,
-    /// Its key.
+    /// The private key.
     pub key: PathBuf,
-    /// The authorities.
+    /// The certificate authorities.
     pub authority: PathBuf,
 }
 
 impl TlsConfig {
-    /// All three files, or none; a part of them is a mistake.
+    /// All three files, or none. Fails if only some are set.
     pub fn files(&self) -> Result<Option<Files>, Wrong> {
         let set = [&self.tls_cert_file, &self.tls_key_file, &self.tls_ca_file];
         match set.map(Clone::clone) {
@@ -85,21 +84,21 @@ impl TlsConfig {
                 let names = ["TLS_CERT_FILE", "TLS_KEY_FILE", "TLS_CA_FILE"];
                 let missing = [certificate.is_none(), key.is_none(), true];
                 let name = names.into_iter().zip(missing).find(|(_, missing)| *missing);
-                let words =
-                    "is needed beside the other two of TLS_CERT_FILE, TLS_KEY_FILE and TLS_CA_FILE";
-                Err(Wrong::new(name.map_or("TLS_CA_FILE", |(name, _)| name), words))
+                let problem =
+                    "is missing: set all of TLS_CERT_FILE, TLS_KEY_FILE and TLS_CA_FILE, or none";
+                Err(Wrong::new(name.map_or("TLS_CA_FILE", |(name, _)| name), problem))
             }
         }
     }
 }
 
-/// Certificates and plain addresses don't go together: whoever set one meant both. Each setting may
-/// name several addresses, with commas between.
+/// Checks that all addresses have the scheme https:// if certificates are configured, otherwise http://. Each setting may
+/// contain several addresses, separated by commas.
 pub fn check_schemes(
     config: &TlsConfig,
     addresses: &[(&'static str, &Option<String>)],
 ) -> Result<(), Wrong> {
-    let (scheme, why) = match config.files()? {
+    let (scheme, state) = match config.files()? {
         Some(_) => ("https://", "is set"),
         None => ("http://", "is not set"),
     };
@@ -107,31 +106,31 @@ pub fn check_schemes(
         |address: &str| address.is_empty() || address.split(',').all(|one| one.starts_with(scheme));
     for (name, address) in addresses {
         if !fits(address.as_deref().unwrap_or_default()) {
-            let words = format!("must begin with {scheme}, since TLS_CERT_FILE {why}");
-            return Err(Wrong::new(name, words));
+            let problem = format!("must begin with {scheme}, because TLS_CERT_FILE {state}");
+            return Err(Wrong::new(name, problem));
         }
     }
     Ok(())
 }
 
-/// The certificates in force. Clones are one.
+/// The current certificates. Clones share them.
 #[derive(Clone)]
 pub struct Tls(Arc<Inner>);
 
 struct Inner {
     files: Files,
     prefix: String,
-    known: Mutex<Known>,
+    state: Mutex<TlsState>,
 }
 
-struct Known {
-    loaded: Arc<Loaded>,
-    /// What is wrong with the files as they are now.
+struct TlsState {
+    loaded: Arc<LoadedFiles>,
+    /// The problem of the current files.
     problem: Option<String>,
 }
 
-/// One reading of the files.
-struct Loaded {
+/// The parsed content of the files.
+struct LoadedFiles {
     digest: [u8; 32],
     chain: Vec<CertificateDer<'static>>,
     key: PrivateKeyDer<'static>,
@@ -150,41 +149,42 @@ impl fmt::Debug for Tls {
 impl Tls {
     /// Reads the files.
     pub fn load(files: Files, prefix: &str) -> anyhow::Result<Tls> {
-        let loaded = Arc::new(Loaded::read(&files, prefix)?);
-        let known = Mutex::new(Known { loaded, problem: None });
-        Ok(Tls(Arc::new(Inner { files, prefix: prefix.to_owned(), known })))
+        let loaded = Arc::new(LoadedFiles::read(&files, prefix)?);
+        let state = Mutex::new(TlsState { loaded, problem: None });
+        Ok(Tls(Arc::new(Inner { files, prefix: prefix.to_owned(), state })))
     }
 
-    /// The certificates that settings name; none where they name none.
+    /// The certificates in the settings; `None` if none are configured.
     pub fn of(config: &TlsConfig) -> anyhow::Result<Option<Tls>> {
         let Some(files) = config.files()? else { return Ok(None) };
-        let wrong = |error: anyhow::Error| Wrong::new("TLS_CERT_FILE", format!("{error:#}"));
-        Ok(Some(Tls::load(files, &config.tls_spiffe_prefix).map_err(wrong)?))
+        let invalid = |error: anyhow::Error| Wrong::new("TLS_CERT_FILE", format!("{error:#}"));
+        Ok(Some(Tls::load(files, &config.tls_spiffe_prefix).map_err(invalid)?))
     }
 
-    /// What this process's own certificate proves.
+    /// The roles in this process's certificate.
     pub fn roles(&self) -> Vec<&'static str> {
-        self.known().loaded.roles.clone()
+        self.state().loaded.roles.clone()
     }
 
-    /// How long its own certificate holds.
+    /// The validity period of this process's certificate.
     pub fn validity(&self) -> Validity {
-        self.known().loaded.validity
+        self.state().loaded.validity
     }
 
-    /// What whoever holds this certificate may claim to be.
+    /// The roles in a peer's certificate.
     pub fn proven(&self, certificate: &CertificateDer<'_>) -> Vec<&'static str> {
         names::roles(certificate, &self.0.prefix)
     }
 
+    /// The TLS configuration of the mesh port.
     pub fn server(&self) -> Arc<ServerConfig> {
-        Arc::clone(&self.known().loaded.server)
+        Arc::clone(&self.state().loaded.server)
     }
 
-    /// For dialling whoever has one of these roles, or the name that is dialled.
+    /// The TLS configuration of a connection to a peer with one of these roles or with the host name.
     pub fn client(&self, roles: &[String]) -> anyhow::Result<ClientConfig> {
-        let loaded = Arc::clone(&self.known().loaded);
-        let verifier = ByNameOrRole {
+        let loaded = Arc::clone(&self.state().loaded);
+        let verifier = NameOrRoleVerifier {
             chain: server_verifier(&loaded.authorities)?,
             roles: roles.to_vec(),
             prefix: self.0.prefix.clone(),
@@ -194,18 +194,18 @@ impl Tls {
             .dangerous()
             .with_custom_certificate_verifier(Arc::new(verifier))
             .with_client_auth_cert(loaded.chain.clone(), loaded.key.clone_key())?;
-        Ok(speaking_h2(config))
+        Ok(with_h2(config))
     }
 
-    /// Looks at the files again and again; the task of a server.
+    /// Reads the files every 2 s; a background task of the server.
     pub async fn watch(self) {
         loop {
-            self.look();
-            sleep(LOOK).await;
+            self.reload();
+            sleep(RELOAD_INTERVAL).await;
         }
     }
 
-    /// Whether the files are good, and the certificate is not about to end.
+    /// A health check of the files and of the certificate's remaining validity.
     pub fn check(&self) -> HealthCheck {
         let tls = self.clone();
         let run = move || {
@@ -215,49 +215,49 @@ impl Tls {
         HealthCheck::new("certificates", "the mesh's certificates are not renewed", run)
     }
 
-    /// What an operator has to know of them.
+    /// The problem for operators, if there is one. `now` is in seconds since 1970.
     pub fn problem(&self, now: i64) -> Option<String> {
-        let known = self.known();
-        let validity = known.loaded.validity;
-        let ending = || {
-            let left = validity.left(now).as_secs();
-            let words = format!("{} ends in {left} s", self.0.files.certificate.display());
-            validity.is_ending(now).then_some(words)
+        let state = self.state();
+        let validity = state.loaded.validity;
+        let expiring = || {
+            let remaining = validity.left(now).as_secs();
+            let problem = format!("{} ends in {remaining} s", self.0.files.certificate.display());
+            validity.is_ending(now).then_some(problem)
         };
-        known.problem.clone().or_else(ending)
+        state.problem.clone().or_else(expiring)
     }
 
-    fn look(&self) {
-        let read = Loaded::read(&self.0.files, &self.0.prefix);
-        let mut known = self.known();
+    fn reload(&self) {
+        let read = LoadedFiles::read(&self.0.files, &self.0.prefix);
+        let mut state = self.state();
         match read {
             Ok(loaded) => {
-                if loaded.digest != known.loaded.digest {
+                if loaded.digest != state.loaded.digest {
                     tracing::info!(roles = ?loaded.roles, "certificates were replaced");
-                    known.loaded = Arc::new(loaded);
+                    state.loaded = Arc::new(loaded);
                 }
-                known.problem = None;
+                state.problem = None;
             }
             Err(error) => {
-                let words = format!("{error:#}; what was read before stays in force");
-                if known.problem.as_ref() != Some(&words) {
-                    tracing::warn!(why = words, "certificates can't be read");
-                    known.problem = Some(words);
+                let problem = format!("{error:#}; what was read before stays in force");
+                if state.problem.as_ref() != Some(&problem) {
+                    tracing::warn!(problem, "certificates can't be read");
+                    state.problem = Some(problem);
                 }
             }
         }
         let now = OffsetDateTime::now_utc().unix_timestamp();
-        let left = known.loaded.validity.left(now).as_secs_f64();
-        metrics::gauge!("hapa_certificate_expiry_seconds").set(left);
+        let remaining = state.loaded.validity.left(now).as_secs_f64();
+        metrics::gauge!("hapa_certificate_expiry_seconds").set(remaining);
     }
 
-    fn known(&self) -> MutexGuard<'_, Known> {
-        self.0.known.lock().unwrap_or_else(PoisonError::into_inner)
+    fn state(&self) -> MutexGuard<'_, TlsState> {
+        self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl Loaded {
-    fn read(files: &Files, prefix: &str) -> anyhow::Result<Loaded> {
+impl LoadedFiles {
+    fn read(files: &Files, prefix: &str) -> anyhow::Result<LoadedFiles> {
         let read = |path: &PathBuf| {
             std::fs::read(path).with_context(|| format!("reading {}", path.display()))
         };
@@ -265,36 +265,36 @@ impl Loaded {
         let digest =
             texts.iter().fold(Sha256::new(), |sum, text| sum.chain_update(Sha256::digest(text)));
         let [certificate, key, authority] = &texts;
-        let holds = |path: &PathBuf| format!("{} holds no PEM that fits", path.display());
+        let invalid = |path: &PathBuf| format!("{} contains no matching PEM", path.display());
         let chain: Vec<_> = CertificateDer::pem_slice_iter(certificate)
             .collect::<Result<_, _>>()
-            .with_context(|| holds(&files.certificate))?;
-        let own = chain.first().with_context(|| holds(&files.certificate))?;
+            .with_context(|| invalid(&files.certificate))?;
+        let own = chain.first().with_context(|| invalid(&files.certificate))?;
         let (roles, validity) = (names::roles(own, prefix), Validity::of(own));
-        let validity = validity.with_context(|| holds(&files.certificate))?;
-        let key = PrivateKeyDer::from_pem_slice(key).with_context(|| holds(&files.key))?;
-        let authorities = authorities(authority).with_context(|| holds(&files.authority))?;
+        let validity = validity.with_context(|| invalid(&files.certificate))?;
+        let key = PrivateKeyDer::from_pem_slice(key).with_context(|| invalid(&files.key))?;
+        let authorities = authorities(authority).with_context(|| invalid(&files.authority))?;
         let callers =
             WebPkiClientVerifier::builder_with_provider(Arc::clone(&authorities), provider());
         let mut server = ServerConfig::builder_with_provider(provider())
             .with_protocol_versions(&[&TLS13])?
             .with_client_cert_verifier(callers.build()?)
             .with_single_cert(chain.clone(), key.clone_key())
-            .with_context(|| format!("{} is not its key", files.key.display()))?;
+            .with_context(|| format!("{} is not the certificate's key", files.key.display()))?;
         server.alpn_protocols = vec![H2.to_vec()];
-        // A ticket would bring an old certificate back.
+        // With a ticket a client could resume a session of an old certificate.
         server.send_tls13_tickets = 0;
         let (server, digest) = (Arc::new(server), digest.finalize().into());
-        Ok(Loaded { digest, chain, key, authorities, server, roles, validity })
+        Ok(LoadedFiles { digest, chain, key, authorities, server, roles, validity })
     }
 }
 
-/// For dialling without a certificate, whoever the authorities in a file vouch for; with no file
-/// those of this machine.
+/// The TLS configuration of a connection without a client certificate. It trusts the authorities in a file, or without
+/// one those of the system.
 pub fn believing(authority: Option<&PathBuf>) -> anyhow::Result<ClientConfig> {
     let roots = if let Some(file) = authority {
         let text = std::fs::read(file).with_context(|| format!("reading {}", file.display()))?;
-        authorities(&text).with_context(|| format!("{} holds no certificate", file.display()))?
+        authorities(&text).with_context(|| format!("{} contains no certificate", file.display()))?
     } else {
         let mut roots = RootCertStore::empty();
         roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
@@ -304,16 +304,16 @@ pub fn believing(authority: Option<&PathBuf>) -> anyhow::Result<ClientConfig> {
         .with_safe_default_protocol_versions()?
         .with_root_certificates(roots)
         .with_no_client_auth();
-    Ok(speaking_h2(config))
+    Ok(with_h2(config))
 }
 
-fn speaking_h2(mut config: ClientConfig) -> ClientConfig {
+fn with_h2(mut config: ClientConfig) -> ClientConfig {
     config.alpn_protocols = vec![H2.to_vec()];
     config.resumption = rustls::client::Resumption::disabled();
     config
 }
 
-/// Whether the other end agreed to speak HTTP/2.
+/// Whether the peer has negotiated HTTP/2.
 pub fn speaks_h2(protocol: Option<&[u8]>) -> bool {
     protocol == Some(H2)
 }

@@ -1,5 +1,5 @@
-//! The other services' end of a trace: one span for each question that a call asks of another service,
-//! which goes on with the trace there. What no call is behind has none.
+//! Client spans of calls to other services, which continue the trace of the current call. Requests outside a call have
+//! no span.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -15,81 +15,85 @@ use tonic::body::Body;
 use tonic::{Code, Status};
 use tower::Service;
 
-/// A connection to a service, on which calls leave spans.
+/// A channel that records a client span for each call.
 #[derive(Clone, Debug)]
-pub struct Traced<S> {
+pub struct TracingChannel<S> {
     inner: S,
-    /// `host:port`.
-    place: Arc<str>,
+    /// The peer as `host:port`.
+    peer: Arc<str>,
 }
 
-impl<S> Traced<S> {
-    pub fn new(inner: S, place: &str) -> Self {
-        Traced { inner, place: place.into() }
+impl<S> TracingChannel<S> {
+    /// Wraps a channel to the peer at `host:port`.
+    pub(crate) fn new(inner: S, peer: &str) -> Self {
+        TracingChannel { inner, peer: peer.into() }
     }
 }
 
-impl<S> Service<Request<Body>> for Traced<S>
+impl<S> Service<Request<Body>> for TracingChannel<S>
 where
     S: Service<Request<Body>, Response = Response<Body>>,
 {
     type Response = Response<Body>;
     type Error = S::Error;
-    type Future = Asked<S::Future>;
+    type Future = TracedResponse<S::Future>;
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
         self.inner.poll_ready(cx)
     }
 
-    fn call(&mut self, mut request: Request<Body>) -> Asked<S::Future> {
-        let part = Part::ask(|| name(request.uri().path()).to_owned());
-        if part.is_some() {
-            part.set_rpc(request.uri().path());
-            part.set_server(&self.place);
+    fn call(&mut self, mut request: Request<Body>) -> TracedResponse<S::Future> {
+        let span = Part::ask(|| name(request.uri().path()).to_owned());
+        if span.is_some() {
+            span.set_rpc(request.uri().path());
+            span.set_server(&self.peer);
         }
-        part.carry(request.headers_mut());
-        Asked { answer: self.inner.call(request), part: Some(part) }
+        span.carry(request.headers_mut());
+        TracedResponse { response: self.inner.call(request), span: Some(span) }
     }
 }
 
 pin_project! {
-    /// An answer on its way.
-    pub struct Asked<F> {
+    /// The future of a traced call.
+    #[derive(Debug)]
+    pub struct TracedResponse<F> {
         #[pin]
-        answer: F,
-        part: Option<Part>,
+        response: F,
+        span: Option<Part>,
     }
 }
 
-impl<F: Future<Output = Result<Response<Body>, E>>, E> Future for Asked<F> {
+impl<F: Future<Output = Result<Response<Body>, E>>, E> Future for TracedResponse<F> {
     type Output = F::Output;
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<F::Output> {
         let this = self.project();
-        let answer = ready!(this.answer.poll(cx));
-        let part = this.part.take().filter(Part::is_some);
-        let Some(part) = part else { return Poll::Ready(answer) };
-        Poll::Ready(match answer {
+        let result = ready!(this.response.poll(cx));
+        let span = this.span.take().filter(Part::is_some);
+        let Some(span) = span else { return Poll::Ready(result) };
+        Poll::Ready(match result {
             Ok(response) if response.headers().contains_key("grpc-status") => {
-                note(&part, response.headers());
+                record_status(&span, response.headers());
                 Ok(response)
             }
-            Ok(response) => Ok(response.map(|body| Body::new(Heard { body, part: Some(part) }))),
+            Ok(response) => {
+                Ok(response.map(|body| Body::new(TracedBody { body, span: Some(span) })))
+            }
             Err(error) => {
-                part.fail("transport", "no answer came");
+                span.fail("transport", "no reply arrived");
                 Err(error)
             }
         })
     }
 }
 
-/// An answer until its trailers.
-struct Heard {
+/// A response body that ends the span at its trailers.
+struct TracedBody {
     body: Body,
-    part: Option<Part>,
+    span: Option<Part>,
 }
 
-impl HttpBody for Heard {
+impl HttpBody for TracedBody {
     type Data = Bytes;
     type Error = Status;
 
@@ -100,9 +104,9 @@ impl HttpBody for Heard {
         let frame = ready!(Pin::new(&mut self.body).poll_frame(cx));
         if let Some(Ok(frame)) = &frame
             && let Some(trailers) = frame.trailers_ref()
-            && let Some(part) = self.part.take()
+            && let Some(span) = self.span.take()
         {
-            note(&part, trailers);
+            record_status(&span, trailers);
         }
         Poll::Ready(frame)
     }
@@ -116,12 +120,11 @@ impl HttpBody for Heard {
     }
 }
 
-/// How it ended.
-fn note(part: &Part, headers: &HeaderMap) {
+fn record_status(span: &Part, headers: &HeaderMap) {
     let code = headers.get("grpc-status").map(|value| Code::from_bytes(value.as_bytes()));
     let code = code.unwrap_or(Code::Unknown);
-    part.set("rpc.grpc.status_code", i64::from(code as i32));
+    span.set("rpc.grpc.status_code", i64::from(code as i32));
     if code != Code::Ok {
-        part.fail(code_name(code), "the other service refused or failed");
+        span.fail(code_name(code), "the call to the other service failed");
     }
 }

@@ -1,389 +1,292 @@
-//! Who presented a credential: asked of auth, and remembered for as long as auth would say the same.
+//! Principal cache: asks auth for the principal of a credential, and caches the answer for as long as auth would give
+//! the same one.
 //!
-//! Auth tells every change as it happens (`WatchRevocations`). An answer is worth something while it
-//! is young and auth has been heard since, or else for 5 s; an answer that left auth before a change
-//! which concerns it is dead on arrival, however late it comes.
+//! Auth streams every change as it happens (`WatchRevocations`). An answer is valid while it is young and auth sends
+//! heartbeats; without heartbeats it is valid for 5 s. An answer that left auth before a change that concerns it is
+//! invalid on arrival, however late it arrives.
 
 mod auth_link;
+mod cached_principal;
+mod credential;
 mod revocation_state;
 mod stats;
 
-use std::fmt;
-use std::ops::Deref;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicI64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use futures_util::{StreamExt as _, stream};
-use hapa_core::key_format::{self, KeyDigest};
+use hapa_core::key_format::KeyDigest;
+use hapa_core::principal_cache::PrincipalCacheStats;
 use hapa_core::rpc_error::{ErrorCode, Fault, read};
-use hapa_core::timestamps::{micros, now};
-use hapa_proto::auth::v1::{AuthenticateRequest, Principal, Revocation, WatchRevocationsRequest};
+use hapa_proto::auth::v1::{Principal, WatchRevocationsRequest};
 use hapa_transport::peer::AuthClient;
 use moka::future::Cache;
-use sha2::{Digest as _, Sha256};
 use tokio::time::{Instant, sleep, timeout};
-use tokio_util::sync::CancellationToken;
 use tonic::{Code, Status};
 
-use self::auth_link::{Link, PATIENCE};
-use self::revocation_state::Truth;
-use self::stats::Counts;
+use self::auth_link::{AuthLink, RESPONSE_TIMEOUT};
+use self::cached_principal::{CACHE_TTL, UNVERIFIED_TTL};
+use self::revocation_state::RevocationState;
+use self::stats::CacheCounters;
 
-/// The longest that an answer is worth anything while auth is not heard.
-const TRUSTED: Duration = Duration::from_secs(5);
-/// The longest while it is; auth sees a key's use when it is asked, so this bounds how old "last
-/// used" can be (60 s, with the time that auth takes to write it).
-const REMEMBERED: Duration = Duration::from_secs(45);
-/// Most credentials remembered.
-const MOST_REMEMBERED: u64 = 100_000;
-/// Auth gives a sign of life four times a second.
-const SILENCE: Duration = Duration::from_secs(3);
-/// How exactly a credential ends at its time, and how soon after a change calls in progress are
-/// looked at.
-const TICK: Duration = Duration::from_millis(250);
-/// Callers that are looked at together then.
-const AT_ONCE: usize = 64;
-/// Longest access token.
-const LONGEST_TOKEN: usize = 8_192;
+pub(crate) use self::cached_principal::ActiveCallGuard;
+pub use self::cached_principal::CachedPrincipal;
+pub use self::credential::Credential;
 
-/// A caller, for as long as what auth said of it holds.
-#[derive(Debug)]
-pub struct Caller {
-    /// Whom limits count: a key, or the user of a session.
-    pub subject: Arc<str>,
-    /// What auth said.
-    pub principal: Arc<Principal>,
-    /// Fires when calls in progress must end.
-    pub ended: CancellationToken,
-    presented: Presented,
-    /// In microseconds since 1970; `NEVER`.
-    expires: AtomicI64,
-    asked: Instant,
-    generation: i64,
-    /// To be asked for again.
-    stale: AtomicBool,
-    /// Calls in progress.
-    calls: AtomicUsize,
-}
+/// Maximum number of cached credentials.
+const MAX_ENTRIES: u64 = 100_000;
+/// The revocation stream counts as lost without a message for this long. Auth sends a heartbeat four times a second.
+const HEARTBEAT_TIMEOUT: Duration = Duration::from_secs(3);
+/// Interval of the checks for expired credentials, and for calls in progress after a change.
+const CHECK_INTERVAL: Duration = Duration::from_millis(250);
+/// Maximum number of principals that are rechecked at once.
+const MAX_CONCURRENT_RECHECKS: usize = 64;
+/// Maximum delay between two attempts to open the revocation stream.
+const MAX_RECONNECT_DELAY: Duration = Duration::from_secs(1);
+/// Attempts to get an answer that no change overtakes.
+const MAX_ATTEMPTS: usize = 3;
 
-const NEVER: i64 = i64::MAX;
-
-/// A call in progress. While it is, changes and the clock find its caller, even when the cache has
-/// forgotten it.
-#[derive(Debug)]
-pub(crate) struct Ongoing(Arc<Caller>);
-
-impl Ongoing {
-    pub(crate) fn begin(caller: Arc<Caller>) -> Self {
-        caller.calls.fetch_add(1, Ordering::AcqRel);
-        Ongoing(caller)
-    }
-}
-
-impl Deref for Ongoing {
-    type Target = Caller;
-
-    fn deref(&self) -> &Caller {
-        &self.0
-    }
-}
-
-impl Drop for Ongoing {
-    fn drop(&mut self) {
-        self.0.calls.fetch_sub(1, Ordering::AcqRel);
-    }
-}
-
-/// What auth said about a credential.
+/// An answer of auth about a credential.
 #[derive(Clone, Debug)]
-enum Known {
-    Caller(Arc<Caller>),
+enum CacheEntry {
+    Principal(Arc<CachedPrincipal>),
     Refused(ErrorCode, Instant),
 }
 
-/// A presented credential.
+/// The principals of recent callers. Clones share one cache.
 #[derive(Clone)]
-pub enum Presented {
-    /// What a key digests to: its text goes no further.
-    Key(KeyDigest),
-    /// An access token, which auth has to read.
-    Session(Arc<str>),
-}
-
-impl fmt::Debug for Presented {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter.write_str(match self {
-            Presented::Key(_) => "Key",
-            Presented::Session(_) => "Session",
-        })
-    }
-}
-
-impl Presented {
-    /// None where the text can be neither a key nor a token.
-    pub fn read(text: &str, may_be_token: bool) -> Option<Presented> {
-        if let Some(digest) = key_format::digest(text) {
-            return Some(Presented::Key(digest));
-        }
-        let is_token = may_be_token
-            && text.len() <= LONGEST_TOKEN
-            && text.bytes().filter(|byte| *byte == b'.').count() == 2;
-        is_token.then(|| Presented::Session(text.into()))
-    }
-
-    fn name(&self) -> KeyDigest {
-        match self {
-            Presented::Key(digest) => *digest,
-            Presented::Session(token) => Sha256::digest(&**token).into(),
-        }
-    }
-
-    fn request(&self) -> AuthenticateRequest {
-        let mut request = AuthenticateRequest::default();
-        match self {
-            Presented::Key(digest) => request.credential_digest = digest.into(),
-            Presented::Session(token) => request.session_token = token.to_string(),
-        }
-        request
-    }
-}
-
-/// Everyone who called lately.
-#[derive(Clone)]
-pub struct Callers {
+pub struct PrincipalCache {
     auth: AuthClient,
-    known: Cache<KeyDigest, Known>,
-    truth: Arc<Truth>,
-    link: Arc<Link>,
-    counts: Arc<Counts>,
+    entries: Cache<KeyDigest, CacheEntry>,
+    revocations: Arc<RevocationState>,
+    link: Arc<AuthLink>,
+    counters: Arc<CacheCounters>,
 }
 
-impl Callers {
-    /// Asks this auth service.
+impl PrincipalCache {
+    /// An empty cache in front of this auth service.
     pub fn new(auth: AuthClient) -> Self {
-        let known = Cache::builder().max_capacity(MOST_REMEMBERED).time_to_live(REMEMBERED).build();
-        let (truth, link) = (Arc::new(Truth::new()), Arc::new(Link::new()));
-        Callers { auth, known, truth, link, counts: Arc::new(Counts::new()) }
+        let entries = Cache::builder().max_capacity(MAX_ENTRIES).time_to_live(CACHE_TTL).build();
+        let (revocations, link) = (Arc::new(RevocationState::new()), Arc::new(AuthLink::new()));
+        PrincipalCache {
+            auth,
+            entries,
+            revocations,
+            link,
+            counters: Arc::new(CacheCounters::new()),
+        }
     }
 
-    /// Who presented it, where that is known without asking.
-    pub async fn known(&self, presented: &Presented) -> Option<Arc<Caller>> {
-        match self.known.get(&presented.name()).await {
-            Some(Known::Caller(caller)) if self.truth.holds(&caller) => {
-                self.counts.hit();
-                Some(caller)
+    /// The principal of a credential, if it is cached.
+    pub async fn cached(&self, credential: &Credential) -> Option<Arc<CachedPrincipal>> {
+        match self.entries.get(&credential.digest()).await {
+            Some(CacheEntry::Principal(principal)) if self.revocations.is_valid(&principal) => {
+                self.counters.hit();
+                Some(principal)
             }
             _ => None,
         }
     }
 
-    /// What auth has just said against it: the same credential, shown again and again, costs neither
-    /// a lookup nor another failed attempt.
-    pub(crate) async fn refused(&self, presented: &Presented) -> Option<Fault> {
-        match self.known.get(&presented.name()).await {
-            Some(Known::Refused(code, asked)) if asked.elapsed() < TRUSTED => Some(refusal(code)),
+    /// The cached refusal of a credential, so that a repeated wrong credential costs neither a lookup nor a second
+    /// failed attempt.
+    pub(crate) async fn cached_refusal(&self, credential: &Credential) -> Option<Fault> {
+        match self.entries.get(&credential.digest()).await {
+            Some(CacheEntry::Refused(code, asked)) if asked.elapsed() < UNVERIFIED_TTL => {
+                Some(refusal(code))
+            }
             _ => None,
         }
     }
 
-    /// Who presented it. A wrong one is E4003, an ended one E4007, and where auth can't be asked
-    /// E5003: never a pass, and never "wrong".
+    /// The principal of a credential. An unknown credential is E4003, an ended one E4007. If auth can't be asked,
+    /// the result is E5003: never a principal, and never "unknown".
     ///
-    /// Who asks for the same at once shares one answer, so no caller's own deadline bounds it: a call
-    /// whose time is up is dropped, and the next in line asks.
-    pub async fn find(&self, presented: &Presented) -> Result<Arc<Caller>, Fault> {
-        let name = presented.name();
-        // An answer can be overtaken by a change while it comes; the next one knows of it.
-        for _ in 0..3 {
-            if let Some(known) = self.known.get(&name).await {
-                match known {
-                    Known::Caller(caller) if self.truth.holds(&caller) => return Ok(caller),
-                    Known::Refused(code, asked) if asked.elapsed() < TRUSTED => {
+    /// Concurrent lookups of one credential share one request to auth, so no caller's own deadline bounds it. If the
+    /// call that sends the request is dropped, the next one in line sends it again.
+    pub async fn find(&self, credential: &Credential) -> Result<Arc<CachedPrincipal>, Fault> {
+        let digest = credential.digest();
+        // A change can overtake an answer; the next answer includes it.
+        for _ in 0..MAX_ATTEMPTS {
+            if let Some(entry) = self.entries.get(&digest).await {
+                match entry {
+                    CacheEntry::Principal(principal) if self.revocations.is_valid(&principal) => {
+                        return Ok(principal);
+                    }
+                    CacheEntry::Refused(code, asked) if asked.elapsed() < UNVERIFIED_TTL => {
                         return Err(refusal(code));
                     }
-                    Known::Caller(_) | Known::Refused(..) => self.known.invalidate(&name).await,
+                    CacheEntry::Principal(_) | CacheEntry::Refused(..) => {
+                        self.entries.invalidate(&digest).await;
+                    }
                 }
             }
-            let asked = self.known.try_get_with(name, self.ask(presented)).await;
-            let known = asked.map_err(|status| {
-                let words = "credentials can't be checked at the moment; try again";
-                Fault::new(ErrorCode::DatabaseError, words).because(&*status)
+            let answer = self.entries.try_get_with(digest, self.authenticate(credential)).await;
+            let entry = answer.map_err(|status| {
+                let message = "credentials can't be checked at the moment; try again";
+                Fault::new(ErrorCode::DatabaseError, message).because(&*status)
             })?;
-            match known {
-                Known::Caller(caller) if self.truth.holds(&caller) => return Ok(caller),
-                Known::Caller(caller) if caller.has_expired() => {
+            match entry {
+                CacheEntry::Principal(principal) if self.revocations.is_valid(&principal) => {
+                    return Ok(principal);
+                }
+                CacheEntry::Principal(principal) if principal.has_expired() => {
                     return Err(refusal(ErrorCode::KeyEnded));
                 }
-                Known::Caller(_) => {}
-                Known::Refused(code, _) => return Err(refusal(code)),
+                CacheEntry::Principal(_) => {}
+                CacheEntry::Refused(code, _) => return Err(refusal(code)),
             }
         }
-        let words = "this credential is changing at the moment; try again";
-        Err(Fault::new(ErrorCode::DatabaseError, words))
+        let message = "this credential is being changed; try again";
+        Err(Fault::new(ErrorCode::DatabaseError, message))
     }
 
-    async fn ask(&self, presented: &Presented) -> Result<Known, Status> {
-        self.counts.miss();
+    async fn authenticate(&self, credential: &Credential) -> Result<CacheEntry, Status> {
+        self.counters.miss();
         let asked = Instant::now();
-        // Around the whole call: a lazy channel also queues.
+        // The link bounds the whole call, because a lazy channel also queues.
         let authenticate = || {
-            let (mut auth, request) = (self.auth.clone(), presented.request());
+            let (mut auth, request) = (self.auth.clone(), credential.request());
             async move { auth.authenticate(request).await }
         };
-        match self.link.ask(authenticate).await {
-            Ok(reply) => {
-                let reply = reply.into_inner();
-                let principal = reply.principal;
-                let principal = principal.ok_or_else(|| Status::internal("auth named nobody"))?;
-                let caller = Caller::new(presented.clone(), principal, reply.generation, asked);
-                Ok(Known::Caller(self.truth.admit(caller)))
+        match self.link.call(authenticate).await {
+            Ok(response) => {
+                let response = response.into_inner();
+                let principal = response.principal;
+                let principal =
+                    principal.ok_or_else(|| Status::internal("auth returned no principal"))?;
+                let generation = response.generation;
+                let principal =
+                    CachedPrincipal::new(credential.clone(), principal, generation, asked);
+                Ok(CacheEntry::Principal(self.revocations.insert(principal)))
             }
             Err(status) if status.code() == Code::Unauthenticated => match read(&status) {
                 Some((code, _)) if code == "E4007" => {
-                    Ok(Known::Refused(ErrorCode::KeyEnded, asked))
+                    Ok(CacheEntry::Refused(ErrorCode::KeyEnded, asked))
                 }
-                // about our own token, and no word about the key
+                // It concerns the mesh token of this process, not the caller's credential.
                 _ => Err(status),
             },
             Err(status) if status.code() == Code::NotFound => {
-                Ok(Known::Refused(ErrorCode::BadKey, asked))
+                Ok(CacheEntry::Refused(ErrorCode::BadKey, asked))
             }
             Err(status) => Err(status),
         }
     }
 
-    /// Hears every change for as long as the server runs.
-    pub(crate) async fn watch(self, auth: AuthClient) {
-        let mut pause = Duration::ZERO;
+    /// Applies every change that auth reports, for as long as the server runs.
+    pub(crate) async fn watch_revocations(self, auth: AuthClient) {
+        let mut delay = Duration::ZERO;
         loop {
-            let heard = self.hear(auth.clone()).await;
+            let had_message = self.read_revocations(auth.clone()).await;
             metrics::gauge!("hapa_revocation_link_up").set(0.0);
-            // Spread, so that the replicas don't come back as one.
-            pause = if heard { Duration::ZERO } else { (pause * 2).min(Duration::from_secs(1)) };
-            pause += Duration::from_millis(rand::random_range(20..100));
-            sleep(pause).await;
+            // Jitter, so that the replicas do not reconnect at the same time.
+            delay = if had_message { Duration::ZERO } else { (delay * 2).min(MAX_RECONNECT_DELAY) };
+            delay += Duration::from_millis(rand::random_range(20..100));
+            sleep(delay).await;
         }
     }
 
-    /// Hears until the link is lost; whether anything was heard.
-    async fn hear(&self, mut auth: AuthClient) -> bool {
-        let request = WatchRevocationsRequest { after_generation: self.truth.generation() };
-        let Ok(Ok(reply)) = timeout(PATIENCE, auth.watch_revocations(request)).await else {
+    /// Reads changes until the stream is lost. Returns whether it carried any message.
+    async fn read_revocations(&self, mut auth: AuthClient) -> bool {
+        let request = WatchRevocationsRequest { after_generation: self.revocations.generation() };
+        let opened = timeout(RESPONSE_TIMEOUT, auth.watch_revocations(request)).await;
+        let Ok(Ok(response)) = opened else {
             return false;
         };
-        let (mut messages, mut heard) = (reply.into_inner(), false);
-        while let Ok(Ok(Some(message))) = timeout(SILENCE, messages.message()).await {
-            self.truth.apply(message);
-            self.link.heard();
+        let (mut messages, mut had_message) = (response.into_inner(), false);
+        while let Ok(Ok(Some(message))) = timeout(HEARTBEAT_TIMEOUT, messages.message()).await {
+            self.revocations.apply(message);
+            self.link.record_heartbeat();
             metrics::gauge!("hapa_revocation_link_up").set(1.0);
-            heard = true;
+            had_message = true;
         }
-        heard
+        had_message
     }
 
-    /// Counts how long auth gives no sign of life, for as long as the server runs.
+    /// Counts the ticks since the last heartbeat of auth, for as long as the server runs.
     pub(crate) async fn count_silence(self) {
-        self.link.count().await;
+        self.link.count_silence().await;
     }
 
-    /// Ends calls whose credential's time is up, for as long as the server runs.
-    pub(crate) async fn expire(self) {
+    /// Ends the calls of expired credentials, for as long as the server runs.
+    pub(crate) async fn end_expired_calls(self) {
         loop {
-            sleep(TICK).await;
-            for caller in self.truth.alive() {
-                if caller.has_expired() {
-                    caller.ended.cancel();
+            sleep(CHECK_INTERVAL).await;
+            for principal in self.revocations.live_principals() {
+                if principal.has_expired() {
+                    principal.ended.cancel();
                 }
             }
         }
     }
 
-    /// Asks again about calls in progress that a change left alone, for as long as the server runs:
-    /// their credential may end sooner now, or what ended it may be among changes that were missed.
-    pub(crate) async fn follow(self) {
+    /// Rechecks calls in progress after a change that did not end them, for as long as the server runs. Their
+    /// credential may expire earlier, or its end may be among changes that were missed.
+    pub(crate) async fn recheck_active_calls(self) {
         loop {
-            sleep(TICK).await;
-            let doubtful = stream::iter(self.truth.doubtful());
-            doubtful.for_each_concurrent(AT_ONCE, |caller| self.look_after(caller)).await;
+            sleep(CHECK_INTERVAL).await;
+            let pending = stream::iter(self.revocations.take_pending_rechecks());
+            pending
+                .for_each_concurrent(MAX_CONCURRENT_RECHECKS, |principal| self.recheck(principal))
+                .await;
         }
     }
 
-    async fn look_after(&self, caller: Arc<Caller>) {
-        match self.find(&caller.presented).await {
-            Ok(now) if !narrows(&caller.principal, &now.principal) => {
-                caller.expires.store(now.expires.load(Ordering::Acquire), Ordering::Release);
+    async fn recheck(&self, principal: Arc<CachedPrincipal>) {
+        match self.find(&principal.credential).await {
+            Ok(newer) if !has_fewer_rights(&principal.principal, &newer.principal) => {
+                principal.update_expiry(&newer);
             }
-            Err(fault) if fault.code() == ErrorCode::DatabaseError => self.truth.doubt(&caller),
-            _ => caller.ended.cancel(),
+            Err(fault) if fault.code() == ErrorCode::DatabaseError => {
+                self.revocations.mark_for_recheck(&principal);
+            }
+            _ => principal.ended.cancel(),
         }
+    }
+
+    /// The size of the cache and its hits and misses.
+    pub async fn stats(&self) -> PrincipalCacheStats {
+        self.entries.run_pending_tasks().await;
+        let (hits, misses) = self.counters.totals();
+        let entries = self.entries.entry_count();
+        PrincipalCacheStats { entries, hits, misses, capacity: MAX_ENTRIES, ttl: CACHE_TTL }
+    }
+
+    /// Removes every entry, so that auth is asked again; calls in progress go on. Returns the number of entries
+    /// removed.
+    pub async fn clear(&self) -> u64 {
+        self.entries.run_pending_tasks().await;
+        let entries = self.entries.entry_count();
+        self.entries.invalidate_all();
+        entries
     }
 }
 
-/// Whether something was taken away.
-fn narrows(before: &Principal, now: &Principal) -> bool {
-    let lacks = |before: &[String], now: &[String]| before.iter().any(|one| !now.contains(one));
-    let (models, now_models) = (&before.allowed_models, &now.allowed_models);
-    // No list of models is all of them.
-    lacks(&before.scopes, &now.scopes)
-        || (!now_models.is_empty() && (models.is_empty() || lacks(models, now_models)))
-}
-
-impl Caller {
-    fn new(presented: Presented, principal: Principal, generation: i64, asked: Instant) -> Self {
-        let subject = if principal.key_id.is_empty() {
-            format!("user:{}", principal.owner)
-        } else {
-            format!("key:{}", principal.key_id)
-        };
-        Caller {
-            subject: subject.into(),
-            expires: AtomicI64::new(principal.expire_time.as_ref().map_or(NEVER, micros)),
-            principal: Arc::new(principal),
-            ended: CancellationToken::new(),
-            presented,
-            asked,
-            generation,
-            stale: AtomicBool::new(false),
-            calls: AtomicUsize::new(0),
-        }
-    }
-
-    fn has_expired(&self) -> bool {
-        self.expires.load(Ordering::Acquire) <= now()
-    }
-
-    fn concerns(&self, change: &Revocation) -> bool {
-        let principal = &self.principal;
-        let same = |named: &str, own: &str| !named.is_empty() && named == own;
-        self.generation < change.generation
-            && (same(&change.key_id, &principal.key_id)
-                || same(&change.session_id, &principal.session_id)
-                || same(&change.owner, &principal.owner))
-    }
-
-    fn suffer(&self, change: &Revocation) {
-        self.stale.store(true, Ordering::Release);
-        if change.ends_calls {
-            self.ended.cancel();
-        }
-    }
+/// Whether the newer principal lacks a scope or a model of the older one.
+fn has_fewer_rights(older: &Principal, newer: &Principal) -> bool {
+    let lacks = |older: &[String], newer: &[String]| older.iter().any(|one| !newer.contains(one));
+    let (older_models, newer_models) = (&older.allowed_models, &newer.allowed_models);
+    // An empty list allows every model.
+    lacks(&older.scopes, &newer.scopes)
+        || (!newer_models.is_empty()
+            && (older_models.is_empty() || lacks(older_models, newer_models)))
 }
 
 fn refusal(code: ErrorCode) -> Fault {
     match code {
-        ErrorCode::BadKey => unknown(),
-        _ => ended(),
+        ErrorCode::BadKey => unknown_credential(),
+        _ => credential_ended(),
     }
 }
 
-/// No such credential.
-pub(crate) fn unknown() -> Fault {
+/// The error for a credential that does not exist.
+pub(crate) fn unknown_credential() -> Fault {
     Fault::new(ErrorCode::BadKey, "this API key or token is not known; check it for typos")
 }
 
-/// The credential is no more.
-pub(crate) fn ended() -> Fault {
-    let words = "this API key or session has expired or was revoked; ask for a new one";
-    Fault::new(ErrorCode::KeyEnded, words)
+/// The error for a credential that has expired or was revoked.
+pub(crate) fn credential_ended() -> Fault {
+    let message = "this API key or session has expired or was revoked; ask for a new one";
+    Fault::new(ErrorCode::KeyEnded, message)
 }

@@ -1,17 +1,13 @@
-//! Who may call what, decided alike in front of every service: deny by default, a credential to its
-//! principal, the method's row of the access table, then one limiter decision.
+//! Admission, the same in front of every service. It denies by default, authenticates the credential, checks the
+//! access rule of the method, and asks the rate limiter once.
 //!
-//! A call that was admitted ends when its credential does, also in the middle of a stream.
+//! An admitted call ends when its credential ends, also in the middle of a stream.
 
-use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
 
-use axum::body::Body;
 use axum::extract::{Request, State};
 use axum::middleware::Next;
 use axum::response::Response;
-use bytes::Bytes;
 use hapa_core::access::{Access, GATEWAY, Rpc};
 use hapa_core::call::Call;
 use hapa_core::rpc_error::{ErrorCode, Fault, read};
@@ -22,27 +18,32 @@ use hapa_store::rate_limit::{Decision, LimitConfig, Limiter, rate};
 use hapa_transport::peer::{MESH_TOKEN, Proof, gateway_token};
 use http::header::CONTENT_TYPE;
 use http::{HeaderMap, HeaderValue};
-use http_body::{Body as HttpBody, Frame, SizeHint};
 use secrecy::{ExposeSecret as _, SecretString};
 use subtle::ConstantTimeEq as _;
 use tokio::time::sleep;
-use tokio_util::sync::WaitForCancellationFutureOwned;
 use tonic::Status;
 
-use crate::auth::principal_cache::{Caller, Callers, Ongoing, Presented, ended, unknown};
-use crate::client_address::Proven;
-use crate::middleware::{Shared, refuse, trailers};
+use crate::auth::principal_cache::{
+    ActiveCallGuard, CachedPrincipal, Credential, PrincipalCache, credential_ended,
+    unknown_credential,
+};
+use crate::client_address::CertificateRoles;
+use crate::middleware::body::{PermitBody, RevocableBody, wrap};
+use crate::middleware::response::refuse;
+use crate::middleware::shared::SharedState;
 
+/// Identifies callers and decides whether they may call.
 pub(crate) struct Admission {
     proof: Proof,
-    callers: Callers,
+    principals: PrincipalCache,
     pub(crate) limiter: Arc<Limiter>,
     limits: LimitConfig,
     attempts: Attempts,
 }
 
-pub(crate) async fn admission(
-    State(shared): State<Arc<Shared>>,
+/// Refuses a call without permission, and runs any other until its credential ends.
+pub(crate) async fn admit(
+    State(shared): State<Arc<SharedState>>,
     mut request: Request,
     next: Next,
 ) -> Response {
@@ -50,23 +51,24 @@ pub(crate) async fn admission(
         return refuse(Fault::internal("admission ran without a call"));
     };
     let Some(rpc) = call.rpc else {
-        let words =
+        let message =
             "there is no such method; check its name, and that client and mesh are of one version";
-        return refuse(Fault::new(ErrorCode::Unsupported, words));
+        return refuse(Fault::new(ErrorCode::Unsupported, message));
     };
-    let kind = request.headers().get(CONTENT_TYPE).map(HeaderValue::as_bytes);
-    if !kind.is_some_and(|kind| kind.starts_with(b"application/grpc")) {
-        let words = "this port speaks gRPC; JSON goes through the gateway";
-        return refuse(Fault::new(ErrorCode::Unsupported, words));
+    let content_type = request.headers().get(CONTENT_TYPE).map(HeaderValue::as_bytes);
+    if !content_type.is_some_and(|value| value.starts_with(b"application/grpc")) {
+        let message = "this port accepts gRPC only; send JSON to the gateway";
+        return refuse(Fault::new(ErrorCode::Unsupported, message));
     }
-    let admitted = shared.admission.admit(rpc, &mut call, &Shown::by(&request)).await;
-    let Admitted { decision, ongoing } = match admitted {
-        Ok(admitted) => admitted,
-        Err(fault) => return refuse(fault),
-    };
+    let identity = PresentedIdentity::of(&request);
+    let Admitted { decision, active_call } =
+        match shared.admission.decide(rpc, &mut call, &identity).await {
+            Ok(admitted) => admitted,
+            Err(fault) => return refuse(fault),
+        };
     if let Some(decision) = decision.filter(|decision| decision.retry_after.is_some()) {
-        let mut response = refuse(over_limit(rpc, &call, decision));
-        show(decision, response.headers_mut());
+        let mut response = refuse(rate_limited(rpc, &call, decision));
+        write_rate_limit(decision, response.headers_mut());
         return response;
     }
     request.extensions_mut().insert(call.clone());
@@ -76,150 +78,159 @@ pub(crate) async fn admission(
         next.run(request).await
     };
     if let Some(decision) = decision {
-        show(decision, response.headers_mut());
+        write_rate_limit(decision, response.headers_mut());
     }
-    match ongoing {
-        Some(ongoing) if !response.headers().contains_key("grpc-status") => {
-            let ended = Box::pin(ongoing.ended.clone().cancelled_owned());
-            response.map(|body| Body::new(Held { body, ended, _ongoing: ongoing }))
+    match active_call {
+        Some(active_call) if !response.headers().contains_key("grpc-status") => {
+            let ended = active_call.ended.clone().cancelled_owned();
+            let revocable = RevocableBody::new(ended, credential_ended);
+            response.map(|body| wrap(wrap(body, revocable), PermitBody::new(active_call)))
         }
         _ => response,
     }
 }
 
-/// What a call shows of who makes it.
-struct Shown<'a> {
+/// The parts of a request that identify its caller.
+struct PresentedIdentity<'a> {
     headers: &'a HeaderMap,
-    proven: Option<&'a Proven>,
+    certificate: Option<&'a CertificateRoles>,
 }
 
-impl Shown<'_> {
-    fn by(request: &Request) -> Shown<'_> {
-        Shown { headers: request.headers(), proven: request.extensions().get() }
+impl PresentedIdentity<'_> {
+    fn of(request: &Request) -> PresentedIdentity<'_> {
+        PresentedIdentity { headers: request.headers(), certificate: request.extensions().get() }
     }
 }
 
-/// A call that may pass, unless the decision says otherwise.
+/// A call with permission, which the rate limiter may still refuse.
 #[derive(Default)]
 struct Admitted {
     decision: Option<Decision>,
-    /// None where no credential is behind the call.
-    ongoing: Option<Ongoing>,
+    /// `None`: the call has no credential.
+    active_call: Option<ActiveCallGuard>,
 }
 
 impl Admission {
     pub(crate) fn new(
         proof: Proof,
-        callers: Callers,
+        principals: PrincipalCache,
         limiter: Arc<Limiter>,
         limits: &LimitConfig,
     ) -> Self {
         let attempts = Attempts::new(Arc::clone(&limiter), limits.auth_failure_limit);
-        Admission { proof, callers, limiter, limits: limits.clone(), attempts }
+        Admission { proof, principals, limiter, limits: limits.clone(), attempts }
     }
 
-    async fn admit(
+    /// Identifies the caller, checks its permission and asks the rate limiter.
+    async fn decide(
         &self,
         rpc: &'static Rpc,
         call: &mut Call,
-        shown: &Shown<'_>,
+        identity: &PresentedIdentity<'_>,
     ) -> Result<Admitted, Fault> {
         if rpc.access == Access::Public {
             return Ok(Admitted::default());
         }
-        if self.is_mesh(rpc, shown) {
+        if self.is_service(rpc, identity) {
             call.is_mesh = true;
             call.admitted();
             return Ok(Admitted::default());
         }
         match rpc.access {
-            Access::Mesh => return Err(self.not_mesh(rpc)),
+            Access::Mesh => return Err(self.not_a_service(rpc)),
             Access::Open => return Ok(Admitted::default()),
             _ => {}
         }
-        let caller = Ongoing::begin(self.caller(call, shown.headers).await?);
-        call.principal = Some(Arc::clone(&caller.principal));
-        call.ended = Some(caller.ended.clone());
-        // Before anything is refused: a refusal is its caller's too.
+        let caller = self.authenticate(call, identity.headers).await?;
+        let active_call = ActiveCallGuard::start(caller);
+        call.principal = Some(Arc::clone(&active_call.principal));
+        call.ended = Some(active_call.ended.clone());
+        // Before any refusal, because refused calls are recorded with their caller too.
         call.admitted();
-        check_access(rpc, &caller)?;
-        let rate = rate(&caller.principal, rpc, &self.limits);
-        let decision = self.limiter.decide(&caller.subject, rpc.path, rate).await;
-        Ok(Admitted { decision, ongoing: Some(caller) })
+        check_access(rpc, &active_call)?;
+        let rate = rate(&active_call.principal, rpc, &self.limits);
+        let decision = self.limiter.decide(&active_call.subject, rpc.path, rate).await;
+        Ok(Admitted { decision, active_call: Some(active_call) })
     }
 
-    /// A certificate is there on every call of its connection, so a credential that comes with one
-    /// says who calls.
-    fn is_mesh(&self, rpc: &Rpc, shown: &Shown<'_>) -> bool {
-        let headers = shown.headers;
+    /// Whether the caller is a service, or an operator with the credentials of one.
+    ///
+    /// Every call of a connection has the client certificate of the connection, so a credential in the headers
+    /// takes precedence over it.
+    fn is_service(&self, rpc: &Rpc, identity: &PresentedIdentity<'_>) -> bool {
+        let headers = identity.headers;
         match &self.proof {
-            Proof::Token(token, also) => {
+            Proof::Token(token, previous) => {
                 let presented = headers.get(MESH_TOKEN).map(HeaderValue::as_bytes);
                 let is = |presented: &[u8], token: &SecretString| {
                     bool::from(presented.ct_eq(token.expose_secret().as_bytes()))
                 };
                 let is_gateways = rpc.access == Access::Mesh && rpc.takes(GATEWAY);
                 presented.is_some_and(|presented| {
-                    std::iter::once(token).chain(also).any(|token| {
+                    std::iter::once(token).chain(previous).any(|token| {
                         is(presented, token) || is_gateways && is(presented, &gateway_token(token))
                     })
                 })
             }
             Proof::Certificates(_) => {
-                let has_other = ["x-api-key", "authorization"];
-                let has_other =
-                    has_other.iter().any(|name| headers.get_all(*name).iter().any(is_set));
-                let proves = shown
-                    .proven
-                    .is_some_and(|Proven(roles)| roles.iter().any(|role| rpc.takes(role)));
-                proves && (rpc.access == Access::Mesh || !has_other)
+                let has_credential = ["x-api-key", "authorization"]
+                    .iter()
+                    .any(|name| headers.get_all(*name).iter().any(is_set));
+                let is_allowed = identity.certificate.is_some_and(|CertificateRoles(roles)| {
+                    roles.iter().any(|role| rpc.takes(role))
+                });
+                is_allowed && (rpc.access == Access::Mesh || !has_credential)
             }
         }
     }
 
-    fn not_mesh(&self, rpc: &Rpc) -> Fault {
+    fn not_a_service(&self, rpc: &Rpc) -> Fault {
         match self.proof {
             Proof::Token(..) => {
-                let words =
-                    "only services of the mesh call this; present its token as x-mesh-token";
-                Fault::new(ErrorCode::BadKey, words)
+                let message =
+                    "only services of the mesh may call this; send its token as x-mesh-token";
+                Fault::new(ErrorCode::BadKey, message)
             }
             Proof::Certificates(_) => {
-                let words =
-                    format!("this certificate proves no role that may call {}", rpc.method());
-                Fault::new(ErrorCode::NoPermission, words)
+                let message =
+                    format!("this certificate has no role that may call {}", rpc.method());
+                Fault::new(ErrorCode::NoPermission, message)
             }
         }
     }
 
-    /// A valid credential is let in whatever others of its network did; a wrong one is counted, and
-    /// refused with E4004 where the network is over its limit.
-    async fn caller(&self, call: &Call, headers: &HeaderMap) -> Result<Arc<Caller>, Fault> {
+    /// Authenticates the caller. A valid credential passes whatever other clients of its network did. A wrong one
+    /// counts as a failed attempt, and is refused with E4004 if its network is over its limit.
+    async fn authenticate(
+        &self,
+        call: &Call,
+        headers: &HeaderMap,
+    ) -> Result<Arc<CachedPrincipal>, Fault> {
         let network = network(call.address);
-        let Some(presented) = presented(headers)? else {
-            return Err(self.wrong_credential(&network, unknown(), true).await);
+        let Some(credential) = credential(headers)? else {
+            return Err(self.record_auth_failure(&network, unknown_credential(), true).await);
         };
-        if let Some(caller) = self.callers.known(&presented).await {
+        if let Some(caller) = self.principals.cached(&credential).await {
             return Ok(caller);
         }
-        if let Some(fault) = self.callers.refused(&presented).await {
-            return Err(self.wrong_credential(&network, fault, false).await);
+        if let Some(fault) = self.principals.cached_refusal(&credential).await {
+            return Err(self.record_auth_failure(&network, fault, false).await);
         }
         let lane = match self.attempts.over_limit(&network).await {
             Some(_) => Some(self.attempts.lookup_lane(&network).await?),
             None => None,
         };
-        let found = self.callers.find(&presented).await;
+        let found = self.principals.find(&credential).await;
         drop(lane);
         match found {
             Ok(caller) => Ok(caller),
-            Err(fault) => Err(self.wrong_credential(&network, fault, true).await),
+            Err(fault) => Err(self.record_auth_failure(&network, fault, true).await),
         }
     }
 
-    /// What a failed attempt is told, and whether it counts. Only what nobody has is a guess: not a
-    /// credential that was valid once, and not one that can't be checked.
-    async fn wrong_credential(&self, network: &str, fault: Fault, counts: bool) -> Fault {
+    /// Counts a failed attempt and returns its error. Only an unknown credential is an attempt: not one that was
+    /// valid once, and not one that can't be checked.
+    async fn record_auth_failure(&self, network: &str, fault: Fault, counts: bool) -> Fault {
         if fault.code() != ErrorCode::BadKey {
             return fault;
         }
@@ -232,15 +243,15 @@ impl Admission {
         fault
     }
 
-    /// Runs a method that is how to get a credential. A network over its limit has one turn at a time,
-    /// and what turns out wrong occupies it for a while.
+    /// Runs a method that issues credentials. A network over its limit may run one login at a time, and a wrong
+    /// password delays the next one.
     async fn run_login(&self, call: &Call, mut request: Request, next: Next) -> Response {
         let network: Arc<str> = network(call.address).into();
         let attempts = PasswordAttempts::new(self.attempts.clone(), Arc::clone(&network));
         request.extensions_mut().insert(attempts);
         let Some(over) = self.attempts.over_limit(&network).await else {
             let response = next.run(request).await;
-            if was_guess(&response) {
+            if is_bad_credential(&response) {
                 self.attempts.record_failure(&network).await;
             }
             return response;
@@ -250,7 +261,7 @@ impl Admission {
             Err(fault) => return refuse(fault),
         };
         let response = next.run(request).await;
-        if !was_guess(&response) {
+        if !is_bad_credential(&response) {
             return response;
         }
         sleep(WRONG_PASSWORD_PAUSE).await;
@@ -259,101 +270,63 @@ impl Admission {
     }
 }
 
-fn check_access(rpc: &Rpc, caller: &Caller) -> Result<(), Fault> {
+fn check_access(rpc: &Rpc, caller: &CachedPrincipal) -> Result<(), Fault> {
     let has = |scope: &str| caller.principal.scopes.iter().any(|own| own == scope);
-    match rpc.access {
+    let message = match rpc.access {
         Access::Scope(scope) if !has(scope) => {
-            let words =
-                format!("this credential lacks the scope {scope}, which {} needs", rpc.method());
-            Err(Fault::new(ErrorCode::NoPermission, words))
+            format!("this credential lacks the scope {scope}, which {} needs", rpc.method())
         }
         Access::AnyScope(scopes) if !scopes.iter().any(|scope| has(scope)) => {
             let (scopes, method) = (scopes.join(" or "), rpc.method());
-            let words = format!("this credential lacks the scope {scopes}, which {method} needs");
-            Err(Fault::new(ErrorCode::NoPermission, words))
+            format!("this credential lacks the scope {scopes}, which {method} needs")
         }
         Access::Own(scope) if caller.principal.session_id.is_empty() && !has(scope) => {
-            let words = format!("{} needs a session, or a key with {scope}", rpc.method());
-            Err(Fault::new(ErrorCode::NoPermission, words))
+            format!("{} needs a session, or a key with {scope}", rpc.method())
         }
-        _ => Ok(()),
-    }
+        _ => return Ok(()),
+    };
+    Err(Fault::new(ErrorCode::NoPermission, message))
 }
 
-/// What the headers present; none where it can't be a credential. An empty header, which a client with
-/// an unset variable sends, is as good as none.
-fn presented(headers: &HeaderMap) -> Result<Option<Presented>, Fault> {
+/// The credential in the headers; `None` if its text can't be one. An empty header, which a client with an unset
+/// variable sends, counts as missing.
+fn credential(headers: &HeaderMap) -> Result<Option<Credential>, Fault> {
     if let Some(key) = headers.get_all("x-api-key").iter().find(|value| is_set(value)) {
-        return Ok(key.to_str().ok().and_then(|key| Presented::read(key.trim(), false)));
+        return Ok(key.to_str().ok().and_then(|key| Credential::parse(key.trim(), false)));
     }
-    let bearers = headers.get_all("authorization").iter().filter_map(|value| {
+    let mut tokens = headers.get_all("authorization").iter().filter_map(|value| {
         let (scheme, token) = value.to_str().ok()?.trim().split_once(' ')?;
         let token = token.trim();
         (scheme.eq_ignore_ascii_case("bearer") && !token.is_empty()).then_some(token)
     });
-    let words = "a credential is needed: an API key as x-api-key, or a key or an access token as authorization: Bearer";
-    let token = { bearers }.next().ok_or_else(|| Fault::new(ErrorCode::BadKey, words))?;
-    Ok(Presented::read(token, true))
+    let message = "a credential is needed: an API key as x-api-key, or a key or an access token as authorization: Bearer";
+    let token = tokens.next().ok_or_else(|| Fault::new(ErrorCode::BadKey, message))?;
+    Ok(Credential::parse(token, true))
 }
 
 fn is_set(value: &HeaderValue) -> bool {
     !value.as_bytes().trim_ascii().is_empty()
 }
 
-/// A guess, not a credential that was good once.
-fn was_guess(response: &Response) -> bool {
+/// Whether a login failed because of an unknown credential, and not because one has ended.
+fn is_bad_credential(response: &Response) -> bool {
     let status = Status::from_header_map(response.headers());
     let code = status.as_ref().and_then(read).map(|(code, _)| code);
     code.is_some_and(|code| code == ErrorCode::BadKey.entry().name)
 }
 
-fn over_limit(rpc: &Rpc, call: &Call, decision: Decision) -> Fault {
-    let words = format!("{} may be called {} times in its window", rpc.method(), decision.limit);
-    Fault::new(ErrorCode::RateLimited, words)
+fn rate_limited(rpc: &Rpc, call: &Call, decision: Decision) -> Fault {
+    let (method, limit) = (rpc.method(), decision.limit);
+    let message = format!("{method} may be called {limit} times in its window");
+    Fault::new(ErrorCode::RateLimited, message)
         .retry_after(decision.retry_after.unwrap_or_default())
-        .quota(format!("{}/{}", call.actor(), rpc.method()))
+        .quota(format!("{}/{method}", call.actor()))
 }
 
-/// The IETF draft's names: <https://datatracker.ietf.org/doc/draft-ietf-httpapi-ratelimit-headers/>.
-fn show(decision: Decision, headers: &mut HeaderMap) {
+/// Writes the headers of the IETF draft: <https://datatracker.ietf.org/doc/draft-ietf-httpapi-ratelimit-headers/>.
+fn write_rate_limit(decision: Decision, headers: &mut HeaderMap) {
     headers.insert("ratelimit-limit", decision.limit.into());
     headers.insert("ratelimit-remaining", decision.remaining.into());
     let seconds = decision.reset.as_secs() + u64::from(decision.reset.subsec_nanos() > 0);
     headers.insert("ratelimit-reset", seconds.into());
-}
-
-/// A body that ends with its credential. What is below speaks first, so that a handler which watches
-/// the same token can say it in its own words.
-struct Held {
-    body: Body,
-    ended: Pin<Box<WaitForCancellationFutureOwned>>,
-    _ongoing: Ongoing,
-}
-
-impl HttpBody for Held {
-    type Data = Bytes;
-    type Error = axum::Error;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
-        if let Poll::Ready(frame) = Pin::new(&mut self.body).poll_frame(cx) {
-            return Poll::Ready(frame);
-        }
-        if self.body.is_end_stream() || self.ended.as_mut().poll(cx).is_pending() {
-            return Poll::Pending;
-        }
-        // Dropped now: what feeds it must not run on.
-        self.body = Body::empty();
-        Poll::Ready(Some(Ok(trailers(&Status::from(ended())))))
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
-    }
 }

@@ -1,7 +1,7 @@
-//! Bounds what requests may hold while they arrive: the length of each message, the bytes of all calls
-//! together, and the time until a message is complete.
+//! Limits for request messages while they arrive: length of a message, bytes of all calls together, and time until a
+//! message is complete.
 //!
-//! A gRPC message says its length first, so it is refused before anything is buffered:
+//! A gRPC message starts with its length, so a message that is too long is refused before it is buffered:
 //! <https://github.com/grpc/grpc/blob/master/doc/PROTOCOL-HTTP2.md#requests>.
 
 use std::pin::Pin;
@@ -13,30 +13,31 @@ use axum::body::Body;
 use axum::extract::{Request, State};
 use axum::middleware::Next;
 use axum::response::Response;
-use bytes::Bytes;
 use hapa_core::access::Access;
 use hapa_core::call::Call;
 use hapa_core::rpc_error::{ErrorCode, Fault};
-use http_body::{Body as HttpBody, Frame, SizeHint};
+use http_body::{Body as _, Frame};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Sleep, sleep};
 use tonic::Status;
 
-use crate::middleware::Shared;
+use crate::middleware::body::{BodyWrapper, PolledFrame, wrap};
+use crate::middleware::shared::SharedState;
 
-/// Longest message of a caller that needs no credential.
+/// Maximum message length of a caller without a credential, in bytes.
 const MAX_PUBLIC_MESSAGE_LEN: usize = 64 * 1024;
-/// Longest message of a caller with a credential.
+/// Maximum message length of a caller with a credential, in bytes.
 const MAX_MESSAGE_LEN: usize = 1024 * 1024;
-/// Longest message of a service: batches of events.
+/// Maximum message length of a service, in bytes: services send batches of events.
 const MAX_SERVICE_MESSAGE_LEN: usize = 4 * 1024 * 1024;
-/// From a call's begin, or from a message's first byte, until the message is complete.
+/// Maximum time from the start of a call, or from the first byte of a message, until the message is complete.
 const MESSAGE_TIMEOUT: Duration = Duration::from_secs(10);
-/// One byte of flags and four of length.
+/// Length of the prefix of a message: one byte of flags and four bytes of length.
 const PREFIX_LEN: usize = 5;
 
-pub(crate) async fn receive(
-    State(shared): State<Arc<Shared>>,
+/// Puts the limits of the caller around the request body.
+pub(crate) async fn limit_messages(
+    State(shared): State<Arc<SharedState>>,
     request: Request,
     next: Next,
 ) -> Response {
@@ -48,86 +49,80 @@ pub(crate) async fn receive(
         }
         Some(_) => (MAX_MESSAGE_LEN, Some(Arc::clone(&shared.request_memory))),
     };
-    next.run(request.map(|body| Body::new(BoundedBody::new(body, max_len, memory)))).await
+    next.run(request.map(|body| wrap(body, BoundedBody::new(max_len, memory)))).await
 }
 
-/// A request's body that fails where a message breaks a bound.
+/// Fails a request body when one of its messages exceeds a limit.
 struct BoundedBody {
-    body: Body,
-    messages: Messages,
+    messages: MessageScanner,
     max_len: usize,
-    /// Bytes that may arrive at once, for all calls; `None`: no bound.
+    /// One permit for each byte that may arrive at once, for all calls together. `None`: no limit.
     memory: Option<Arc<Semaphore>>,
-    /// What the message that is arriving has taken of it.
-    held: Option<OwnedSemaphorePermit>,
-    /// Set while the client is waited for.
+    /// The permits of the message that is arriving.
+    reserved: Option<OwnedSemaphorePermit>,
+    /// Runs while the next bytes must come from the client.
     timer: Option<Pin<Box<Sleep>>>,
 }
 
 impl BoundedBody {
-    fn new(body: Body, max_len: usize, memory: Option<Arc<Semaphore>>) -> Self {
-        let messages = Messages::default();
-        BoundedBody { body, messages, max_len, memory, held: None, timer: None }
+    fn new(max_len: usize, memory: Option<Arc<Semaphore>>) -> Self {
+        let messages = MessageScanner::default();
+        BoundedBody { messages, max_len, memory, reserved: None, timer: None }
     }
 
     fn check(&mut self, mut data: &[u8]) -> Result<(), Fault> {
         while let Some(len) = self.messages.next(&mut data) {
-            // The message before was complete: its reader has it.
-            self.held = None;
+            // The previous message is complete, and its handler has it.
+            self.reserved = None;
             if len > self.max_len {
-                let words = format!("a message of this method has at most {} bytes", self.max_len);
-                return Err(Fault::new(ErrorCode::TooLarge, words));
+                let message =
+                    format!("a message of this method has at most {} bytes", self.max_len);
+                return Err(Fault::new(ErrorCode::TooLarge, message));
             }
             if len > data.len() {
-                self.held = self.take(len)?;
+                self.reserved = self.reserve(len)?;
             }
         }
         Ok(())
     }
 
-    fn take(&self, len: usize) -> Result<Option<OwnedSemaphorePermit>, Fault> {
+    fn reserve(&self, len: usize) -> Result<Option<OwnedSemaphorePermit>, Fault> {
         let Some(memory) = &self.memory else { return Ok(None) };
         let permits = u32::try_from(len).unwrap_or(u32::MAX);
-        let taken = Arc::clone(memory).try_acquire_many_owned(permits);
-        taken.map(Some).map_err(|_| {
-            let words = "too many requests are arriving at once; try again shortly";
-            Fault::new(ErrorCode::Overloaded, words).retry_after(Duration::from_secs(1))
+        let reserved = Arc::clone(memory).try_acquire_many_owned(permits);
+        reserved.map(Some).map_err(|_| {
+            let message = "too many requests are arriving at once; try again shortly";
+            Fault::new(ErrorCode::Overloaded, message).retry_after(Duration::from_secs(1))
         })
     }
 
-    /// Waits for the client, for a bounded time where a message is due.
+    /// Completes when a message is incomplete for too long.
     fn poll_timer(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        if !self.messages.is_due() {
+        if !self.messages.is_incomplete() {
             self.timer = None;
             return Poll::Pending;
         }
         self.timer.get_or_insert_with(|| Box::pin(sleep(MESSAGE_TIMEOUT))).as_mut().poll(cx)
     }
 
-    fn fail(&mut self, fault: Fault) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
-        self.body = Body::empty();
-        self.held = None;
+    fn fail(&mut self, body: &mut Body, fault: Fault) -> PolledFrame {
+        *body = Body::empty();
+        self.reserved = None;
         Poll::Ready(Some(Err(axum::Error::new(Status::from(fault)))))
     }
 }
 
-impl HttpBody for BoundedBody {
-    type Data = Bytes;
-    type Error = axum::Error;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
-        let Poll::Ready(frame) = Pin::new(&mut self.body).poll_frame(cx) else {
+impl BodyWrapper for BoundedBody {
+    fn poll_frame(&mut self, body: &mut Body, cx: &mut Context<'_>) -> PolledFrame {
+        let Poll::Ready(frame) = Pin::new(&mut *body).poll_frame(cx) else {
             return match self.poll_timer(cx) {
                 Poll::Pending => Poll::Pending,
                 Poll::Ready(()) => {
-                    let words = format!(
+                    let message = format!(
                         "the request was not complete within {} s; send it at once",
                         MESSAGE_TIMEOUT.as_secs()
                     );
-                    self.fail(Fault::new(ErrorCode::ModelTimeout, words))
+                    self.fail(body, Fault::new(ErrorCode::ModelTimeout, message))
                 }
             };
         };
@@ -135,7 +130,7 @@ impl HttpBody for BoundedBody {
         if let Some(data) = data {
             let completed = self.messages.completed;
             if let Err(fault) = self.check(data) {
-                return self.fail(fault);
+                return self.fail(body, fault);
             }
             if self.messages.completed != completed {
                 self.timer = None;
@@ -143,19 +138,11 @@ impl HttpBody for BoundedBody {
         }
         Poll::Ready(frame)
     }
-
-    fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
-    }
 }
 
-/// Where messages begin and end in a body that arrives in pieces of any size.
+/// Finds the messages in a body that arrives in pieces of any size.
 #[derive(Debug, Default)]
-struct Messages {
+struct MessageScanner {
     prefix: [u8; PREFIX_LEN],
     prefix_len: usize,
     /// Bytes of the current message that have not arrived.
@@ -163,9 +150,9 @@ struct Messages {
     completed: u64,
 }
 
-impl Messages {
-    /// Reads on to the next message that begins in `data`, which is then what follows its prefix; its
-    /// length. `None` where `data` has been read to its end.
+impl MessageScanner {
+    /// Reads to the next message that starts in `data` and returns its length; `data` then starts after its prefix.
+    /// `None`: `data` has no further message.
     fn next(&mut self, data: &mut &[u8]) -> Option<usize> {
         let skipped = self.missing.min(data.len());
         if skipped > 0 {
@@ -191,8 +178,8 @@ impl Messages {
         Some(len)
     }
 
-    /// Whether the client owes bytes: no message was complete yet, or one has begun.
-    fn is_due(&self) -> bool {
+    /// Whether more bytes must come: no message is complete yet, or one has started.
+    fn is_incomplete(&self) -> bool {
         self.completed == 0 || self.missing > 0 || self.prefix_len > 0
     }
 }
@@ -203,8 +190,11 @@ mod tests {
     use http_body_util::BodyExt as _;
     use proptest::prelude::*;
 
-    use super::*;
+    use bytes::Bytes;
     use hapa_core::rpc_error::read;
+
+    use super::*;
+    use crate::middleware::body::WrappedBody;
 
     fn message(len: usize) -> Vec<u8> {
         let prefix = [&[0][..], &u32::try_from(len).unwrap().to_be_bytes()].concat();
@@ -216,9 +206,13 @@ mod tests {
         Body::from_stream(stream::iter(pieces))
     }
 
-    /// The published code with which a body of such pieces fails.
+    fn bounded(body: Body, memory: Option<Arc<Semaphore>>) -> WrappedBody<BoundedBody> {
+        WrappedBody::new(body, BoundedBody::new(1_000, memory))
+    }
+
+    /// The published error code with which a body of these pieces fails.
     async fn failure(pieces: Vec<Vec<u8>>, memory: &Arc<Semaphore>) -> Option<String> {
-        let body = BoundedBody::new(body(pieces), 1_000, Some(Arc::clone(memory)));
+        let body = bounded(body(pieces), Some(Arc::clone(memory)));
         let error = body.collect().await.err()?;
         Some(read(&Status::from_error(Box::new(error))).unwrap().0)
     }
@@ -235,13 +229,13 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn all_arriving_bodies_together_are_bounded_and_give_back_what_they_held() {
+    async fn all_arriving_bodies_share_one_memory_limit_and_release_their_part() {
         let memory = Arc::new(Semaphore::new(1_500));
         let arriving = |len: usize| {
             let (_, rest) = (0, stream::pending::<Result<Bytes, axum::Error>>());
             let first = stream::iter([Ok(Bytes::from(message(len)[..PREFIX_LEN].to_vec()))]);
             let body = Body::from_stream(futures_util::StreamExt::chain(first, rest));
-            BoundedBody::new(body, 1_000, Some(Arc::clone(&memory)))
+            bounded(body, Some(Arc::clone(&memory)))
         };
         let mut first = arriving(1_000);
         assert!(first.frame().await.unwrap().is_ok());
@@ -255,36 +249,36 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_request_that_does_not_arrive_in_time_is_refused() {
+    async fn a_request_that_is_incomplete_after_the_timeout_is_refused() {
         for begun in [vec![], vec![0, 0], message(100)[..50].to_vec()] {
             let first = stream::iter([Ok::<_, axum::Error>(Bytes::from(begun))]);
             let rest = stream::pending();
             let body = Body::from_stream(futures_util::StreamExt::chain(first, rest));
             let started = tokio::time::Instant::now();
-            let error = BoundedBody::new(body, 1_000, None).collect().await.unwrap_err();
+            let error = bounded(body, None).collect().await.unwrap_err();
             assert_eq!(read(&Status::from_error(Box::new(error))).unwrap().0, "E5001");
             assert_eq!(started.elapsed().as_secs(), MESSAGE_TIMEOUT.as_secs());
         }
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_stream_of_requests_may_rest_between_two_messages() {
+    async fn a_stream_of_requests_may_pause_between_two_messages() {
         let first = stream::iter([Ok::<_, axum::Error>(Bytes::from(message(100)))]);
         let second = stream::once(async {
             sleep(MESSAGE_TIMEOUT * 3).await;
             Ok(Bytes::from(message(100)))
         });
         let body = Body::from_stream(futures_util::StreamExt::chain(first, second));
-        assert!(BoundedBody::new(body, 1_000, None).collect().await.is_ok());
+        assert!(bounded(body, None).collect().await.is_ok());
     }
 
     proptest! {
         #[test]
-        fn messages_are_found_however_the_body_is_cut(
+        fn messages_are_found_wherever_the_body_is_split(
             lens in prop::collection::vec(0usize..300, 1..8), cut in 1usize..64
         ) {
             let whole: Vec<u8> = lens.iter().flat_map(|len| message(*len)).collect();
-            let (mut messages, mut found) = (Messages::default(), Vec::new());
+            let (mut messages, mut found) = (MessageScanner::default(), Vec::new());
             for mut piece in whole.chunks(cut) {
                 while let Some(len) = messages.next(&mut piece) {
                     found.push(len);
@@ -292,7 +286,7 @@ mod tests {
             }
             prop_assert_eq!(&found, &lens);
             prop_assert_eq!(messages.completed, lens.len() as u64);
-            prop_assert!(!messages.is_due());
+            prop_assert!(!messages.is_incomplete());
         }
     }
 }

@@ -1,5 +1,5 @@
-//! Calls that need no credential, in pools of their own: what strangers hold open takes nothing from
-//! callers with a credential, and one network can't use up a pool.
+//! Separate pools for calls that need no credential. Open anonymous calls take no capacity from callers with a
+//! credential, and one network can't exhaust a pool.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -10,17 +10,18 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::network_limit::{NetworkLimit, NetworkPermit};
 
-/// One network may hold this part of a pool.
-const NETWORK_SHARE: usize = 4;
-/// Answered at once, and asked by probes and balancers: streams that last must not keep them out.
-const BRIEF: &[&str] = &["/grpc.health.v1.Health/Check", "/hapa.system.v1.SystemService/GetHealth"];
+/// A pool is divided into this many shares, of which one network may hold one.
+const NETWORK_SHARE_COUNT: usize = 4;
+/// Calls that are answered at once, used by probes and load balancers. Long streams must not keep them out.
+const SHORT_RPCS: &[&str] =
+    &["/grpc.health.v1.Health/Check", "/hapa.system.v1.SystemService/GetHealth"];
 
 /// The pools of one server.
 #[derive(Debug)]
 pub(crate) struct PublicCalls {
-    brief: Pool,
+    short: Pool,
     /// Health watches and reflection.
-    lasting: Pool,
+    streams: Pool,
     /// Logins and refreshes.
     logins: Pool,
 }
@@ -31,7 +32,7 @@ struct Pool {
     networks: NetworkLimit,
 }
 
-/// A place in a pool, given back by dropping it.
+/// A permit of a pool, released when it is dropped.
 #[derive(Debug)]
 pub(crate) struct PublicPermit {
     _call: OwnedSemaphorePermit,
@@ -39,22 +40,22 @@ pub(crate) struct PublicPermit {
 }
 
 impl PublicCalls {
-    /// Pools of so many calls each.
+    /// Three pools of `size` calls each.
     pub(crate) fn new(size: u32, trusted_proxies: &[IpNet]) -> Self {
         let size = size as usize;
         let pool = || Pool {
             calls: Arc::new(Semaphore::new(size)),
-            networks: NetworkLimit::new((size / NETWORK_SHARE).max(1), trusted_proxies),
+            networks: NetworkLimit::new((size / NETWORK_SHARE_COUNT).max(1), trusted_proxies),
         };
-        PublicCalls { brief: pool(), lasting: pool(), logins: pool() }
+        PublicCalls { short: pool(), streams: pool(), logins: pool() }
     }
 
-    /// A place for one call; `None` where its pool, or its network's share of it, is used up.
+    /// A permit for one call; `None` if its pool, or the share of its network, is exhausted.
     pub(crate) fn enter(&self, rpc: &Rpc, address: IpAddr) -> Option<PublicPermit> {
         let pool = match rpc.access {
             Access::Open => &self.logins,
-            _ if BRIEF.contains(&rpc.path) => &self.brief,
-            _ => &self.lasting,
+            _ if SHORT_RPCS.contains(&rpc.path) => &self.short,
+            _ => &self.streams,
         };
         let network = pool.networks.enter(address)?;
         let call = Arc::clone(&pool.calls).try_acquire_owned().ok()?;
@@ -71,13 +72,13 @@ mod tests {
     static LOGIN: Rpc = Rpc::new("/hapa.auth.v1.SessionService/CreateSession", Access::Open);
 
     #[test]
-    fn streams_that_last_keep_out_neither_probes_nor_logins_nor_other_networks() {
+    fn long_streams_block_neither_probes_nor_logins_nor_other_networks() {
         let calls = PublicCalls::new(8, &["127.0.0.0/8".parse().unwrap()]);
         let enter = |rpc, address: &str| calls.enter(rpc, address.parse().unwrap());
         let ones: Vec<_> = (0..8).filter_map(|_| enter(&WATCH, "198.51.100.1")).collect();
         assert_eq!(ones.len(), 2, "a quarter for one network");
         let others: Vec<_> = (0..8).filter_map(|_| enter(&WATCH, "127.0.0.1")).collect();
-        assert_eq!(others.len(), 6, "the rest for a proxy, which acts for many");
+        assert_eq!(others.len(), 6, "the rest for a trusted proxy, which has no limit of its own");
         assert!(enter(&CHECK, "127.0.0.1").is_some());
         assert!(enter(&LOGIN, "198.51.100.1").is_some());
         drop(ones);

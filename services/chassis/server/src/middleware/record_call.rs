@@ -1,6 +1,8 @@
-//! Names every call, and says how it ended: one log line, its metrics, and a published status in
-//! place of whatever a library or a panic said. A call that just stops was left by its client.
-//! The last frame of an answer leaves when the call is remembered in the spool.
+//! Names every call and records how it ended: one log line, its metrics and its events. A published status replaces
+//! the error of a library or a panic.
+//!
+//! A response body that is dropped before its trailers means that the client cancelled. The last frame of an answer
+//! leaves after the outbox has written the events of the call.
 
 use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -18,142 +20,155 @@ use futures_util::FutureExt as _;
 use hapa_core::access::{Access, Rpc};
 use hapa_core::call::Call;
 use hapa_core::call_stats::Failure;
+use hapa_core::error_chain;
 use hapa_core::rpc_error::{ErrorCode, Fault, code_name, publish, read};
 use hapa_telemetry::panics;
 use hapa_telemetry::trace::{Part, is_servers_failure};
 use http::{HeaderMap, HeaderValue};
-use http_body::{Body as HttpBody, Frame, SizeHint};
+use http_body::{Body as _, Frame};
 use tonic::{Code, Status};
 use tracing::{Instrument as _, Span};
 
-use crate::client_address::origin;
-use crate::middleware::request_body::BrokenOff;
-use crate::middleware::{Shared, refuse, trailers};
-use crate::outbox::{Ended, Receipt, Spool};
-use crate::server_span::arrive;
-use crate::slow_reader;
+use crate::client_address::client_address;
+use crate::middleware::body::{BodyWrapper, PolledFrame, wrap};
+use crate::middleware::request_body::RequestAborted;
+use crate::middleware::response::{refuse, trailers, write_status};
+use crate::middleware::shared::SharedState;
+use crate::outbox::{CompletedCall, DurabilityAck, Outbox};
+use crate::server_span::{ServerSpan, start_server_span};
+use crate::slow_reader::ReaderState;
 
 const REQUEST_ID: &str = "x-request-id";
-/// The label of what is not in the access table: a client must not make labels.
-const UNKNOWN: &str = "unknown";
+/// The metric label of methods that are not in the access table, because a client must not create label values.
+const UNKNOWN_METHOD: &str = "unknown";
 
-pub(crate) async fn observe(
-    State(shared): State<Arc<Shared>>,
+/// Runs a call and records it.
+pub(crate) async fn record_call(
+    State(shared): State<Arc<SharedState>>,
     mut request: Request,
     next: Next,
 ) -> Response {
-    let presented = request.headers().get(REQUEST_ID).and_then(|value| value.to_str().ok());
+    let client_id = request.headers().get(REQUEST_ID).and_then(|value| value.to_str().ok());
     let rpc = shared.table.find(request.uri().path());
-    let call = Call::new(presented, rpc, origin(&request, &shared.trusted_proxies));
-    let mut record = Record::new(&shared, call.clone(), request.headers());
-    let (span, path) = (record.span.clone(), record.path);
+    let call = Call::new(client_id, rpc, client_address(&request, &shared.trusted_proxies));
+    let mut recorder = CallRecorder::new(&shared, call.clone(), &request);
+    let (span, path) = (recorder.span.clone(), recorder.path);
     metrics::gauge!("hapa_requests_in_flight", "rpc" => path).increment(1.0);
     request.extensions_mut().insert(call.clone());
-    let request = request.map(|body| record.broken_off.watch(body));
+    let request = request.map(|body| recorder.request_aborted.watch(body));
 
     let run = AssertUnwindSafe(next.run(request)).catch_unwind().instrument(span.clone());
     let mut response =
-        run.await.unwrap_or_else(|panic| span.in_scope(|| refuse(panicked(&*panic))));
+        run.await.unwrap_or_else(|panic| span.in_scope(|| refuse(panic_fault(&*panic))));
     if let Ok(id) = HeaderValue::from_str(&call.request_id) {
         response.headers_mut().insert(REQUEST_ID, id);
     }
     if response.headers().contains_key("grpc-status") {
-        if let Some(receipt) = record.end(response.headers_mut()) {
-            receipt.await;
+        if let Some(ack) = recorder.end(response.headers_mut()) {
+            ack.await;
         }
         return response;
     }
-    response.map(|body| Body::new(Observed { body, record, last: None }))
+    response.map(|body| wrap(body, RecordedBody { recorder, last: None }))
 }
 
-fn panicked(panic: &(dyn Any + Send)) -> Fault {
+fn panic_fault(panic: &(dyn Any + Send)) -> Fault {
     Fault::internal(panics::describe(panic))
 }
 
-/// One call, counted from its begin to its end.
-struct Record {
+/// Records one call once, when it ends or when it is dropped.
+struct CallRecorder {
     path: &'static str,
     call: Call,
     span: Span,
     trace_id: String,
     /// The same span, as a part of the trace.
     part: Part,
-    spool: Spool,
-    broken_off: BrokenOff,
-    slow: Option<Duration>,
-    /// The longest that anything an engine said was here before the caller's connection got it.
-    held: Option<Duration>,
-    ended: bool,
+    outbox: Outbox,
+    request_aborted: RequestAborted,
+    reader: ReaderState,
+    slow_call_threshold: Option<Duration>,
+    /// The maximum delay between an engine's chunk and the frame that carries it.
+    max_chunk_delay: Option<Duration>,
+    is_ended: bool,
 }
 
-impl Record {
-    fn new(shared: &Shared, call: Call, headers: &HeaderMap) -> Record {
-        let path = call.rpc.map_or(UNKNOWN, |rpc| rpc.path);
-        let (span, part, trace_id) = arrive(headers, &call, path);
-        let (spool, slow) = (shared.spool.clone(), shared.slow);
-        let broken_off = BrokenOff::default();
-        let (held, ended) = (None, false);
-        Record { path, call, span, trace_id, part, spool, broken_off, slow, held, ended }
+impl CallRecorder {
+    fn new(shared: &SharedState, call: Call, request: &Request) -> CallRecorder {
+        let path = call.rpc.map_or(UNKNOWN_METHOD, |rpc| rpc.path);
+        let ServerSpan { span, part, trace_id } = start_server_span(request.headers(), &call, path);
+        CallRecorder {
+            path,
+            call,
+            span,
+            trace_id,
+            part,
+            outbox: shared.outbox.clone(),
+            request_aborted: RequestAborted::default(),
+            reader: request.extensions().get::<ReaderState>().cloned().unwrap_or_default(),
+            slow_call_threshold: shared.slow_call_threshold,
+            max_chunk_delay: None,
+            is_ended: false,
+        }
     }
 
-    /// Reads how the call ended from its headers or trailers, and publishes it there. They may leave
-    /// when the receipt has come.
-    fn end(&mut self, headers: &mut HeaderMap) -> Option<Receipt> {
+    /// Reads the status from headers or trailers, records the call, and writes the published status back. They may
+    /// be sent when the returned acknowledgement completes.
+    fn end(&mut self, headers: &mut HeaderMap) -> Option<DurabilityAck> {
         let status =
             Status::from_header_map(headers).unwrap_or_else(|| Status::unknown("no status"));
         if status.code() == Code::Ok {
             return self.close(Code::Ok, None, true);
         }
-        let broken_off = self.broken_off.is_set();
-        let status = self.span.in_scope(|| publish(status, broken_off));
-        if status.add_header(headers).is_err() {
-            headers.insert("grpc-status", (status.code() as i32).into());
-        }
-        let failure = read(&status).map(|(error_code, incident_id)| Failure {
-            error_code,
-            incident_id,
-            message: status.message().to_owned(),
-        });
-        self.close(status.code(), failure.as_ref(), true)
+        let request_aborted = self.request_aborted.is_set();
+        let status = self.span.in_scope(|| publish(status, request_aborted));
+        let (code, failure) = write_failure(status, headers);
+        self.close(code, failure.as_ref(), true)
     }
 
-    fn close(&mut self, code: Code, failure: Option<&Failure>, waits: bool) -> Option<Receipt> {
-        if std::mem::replace(&mut self.ended, true) {
+    /// Records the call. `needs_ack`: something waits until its events are written.
+    fn close(
+        &mut self,
+        code: Code,
+        failure: Option<&Failure>,
+        needs_ack: bool,
+    ) -> Option<DurabilityAck> {
+        if std::mem::replace(&mut self.is_ended, true) {
             return None;
         }
         let (path, elapsed) = (self.path, self.call.arrived.elapsed());
         if let Some(failure) = failure {
             self.span.record("incident_id", failure.incident_id.as_str());
         }
-        self.count(code, failure, elapsed);
-        self.tell_times(elapsed);
-        self.trace(code, failure);
+        self.record_outcome(code, failure, elapsed);
+        self.record_latencies(elapsed);
+        self.end_span(code, failure);
         let (call, trace_id) = (&self.call.told(), self.trace_id.as_str());
-        self.spool.remember(&Ended { call, path, trace_id, code, failure, elapsed }, waits)
+        let completed = CompletedCall { call, path, trace_id, code, failure, elapsed };
+        self.outbox.append_call(&completed, needs_ack)
     }
 
-    /// A frame goes to the caller's connection.
-    fn hand_out(&mut self) {
-        if let Some(heard) = self.call.report().take_heard() {
-            self.held = self.held.max(Some(heard.elapsed()));
+    /// Measures how long an engine's chunk waited until this frame.
+    fn record_frame(&mut self) {
+        if let Some(chunk_at) = self.call.report().take_heard() {
+            self.max_chunk_delay = self.max_chunk_delay.max(Some(chunk_at.elapsed()));
         }
     }
 
-    /// What the mesh itself took of the time, and where the time went where it was much.
-    fn tell_times(&self, elapsed: Duration) {
-        let is_work = |rpc: &&Rpc| rpc.access != Access::Public && !rpc.is_watch();
-        let Some(rpc) = self.call.rpc.filter(is_work) else { return };
+    /// Records the mesh's own part of the duration, and logs a slow call with its phases.
+    fn record_latencies(&self, elapsed: Duration) {
+        let has_latency = |rpc: &&Rpc| rpc.access != Access::Public && !rpc.is_watch();
+        let Some(rpc) = self.call.rpc.filter(has_latency) else { return };
         let times = self.call.report().times();
         let overhead = elapsed.saturating_sub(times.queued + times.engine);
         metrics::histogram!("hapa_overhead_seconds", "rpc" => rpc.path).record(overhead);
-        if let Some(held) = self.held {
-            metrics::histogram!("hapa_inter_token_added_seconds", "rpc" => rpc.path).record(held);
+        if let Some(delay) = self.max_chunk_delay {
+            metrics::histogram!("hapa_inter_token_added_seconds", "rpc" => rpc.path).record(delay);
         }
-        if self.slow.is_none_or(|slow| elapsed <= slow) {
+        if self.slow_call_threshold.is_none_or(|threshold| elapsed <= threshold) {
             return;
         }
         let _entered = self.span.enter();
-        let millis = |span: Duration| u64::try_from(span.as_millis()).unwrap_or(u64::MAX);
         tracing::warn!(
             duration_ms = millis(elapsed),
             queued_ms = millis(times.queued),
@@ -164,8 +179,8 @@ impl Record {
         );
     }
 
-    fn trace(&mut self, code: Code, failure: Option<&Failure>) {
-        // Dropped here: the call ends now, however long its body is kept.
+    fn end_span(&mut self, code: Code, failure: Option<&Failure>) {
+        // Taken, so that the span ends with the call and not with its body.
         let part = std::mem::take(&mut self.part);
         part.set("rpc.grpc.status_code", i64::from(code as i32));
         let Some(failure) = failure else { return };
@@ -177,13 +192,13 @@ impl Record {
         }
     }
 
-    fn count(&self, code: Code, failure: Option<&Failure>, elapsed: Duration) {
+    fn record_outcome(&self, code: Code, failure: Option<&Failure>, elapsed: Duration) {
         let path = self.path;
         let code = code_name(code);
         metrics::gauge!("hapa_requests_in_flight", "rpc" => path).decrement(1.0);
         metrics::counter!("hapa_requests_total", "rpc" => path, "code" => code).increment(1);
         metrics::histogram!("hapa_request_duration_seconds", "rpc" => path).record(elapsed);
-        let duration_ms = u64::try_from(elapsed.as_millis()).unwrap_or(u64::MAX);
+        let duration_ms = millis(elapsed);
         let _entered = self.span.enter();
         let Some(Failure { error_code, incident_id, .. }) = failure else {
             if path.starts_with("/grpc.") {
@@ -199,90 +214,116 @@ impl Record {
     }
 }
 
-impl Drop for Record {
+/// Writes a failed status into headers or trailers, without its causes, which stay in the process.
+fn write_failure(mut status: Status, headers: &mut HeaderMap) -> (Code, Option<Failure>) {
+    let causes = error_chain::take(status.metadata_mut());
+    headers.remove(error_chain::CAUSES);
+    write_status(&status, headers);
+    let failure = read(&status).map(|(error_code, incident_id)| Failure {
+        error_code,
+        incident_id,
+        message: status.message().to_owned(),
+        causes,
+    });
+    (status.code(), failure)
+}
+
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+impl Drop for CallRecorder {
     fn drop(&mut self) {
-        if !self.ended {
-            let words = if slow_reader::is_given_up() {
-                "the client stopped reading; its stream was given up"
+        if !self.is_ended {
+            let message = if self.reader.timed_out() {
+                "the client stopped reading, so its stream was closed; read streams continuously"
             } else {
-                "the client left"
+                "the client cancelled the call"
             };
-            let fault = Fault::new(ErrorCode::StreamGivenUp, words);
+            let fault = Fault::new(ErrorCode::StreamGivenUp, message);
             self.close(Code::Cancelled, Some(&Failure::of(&fault)), false);
         }
     }
 }
 
-struct Observed {
-    /// Before the record: a handler that is dropped notes what is known then.
-    body: Body,
-    record: Record,
-    /// The last frame, held back until the call is remembered.
-    last: Option<(Frame<Bytes>, Receipt)>,
+/// Records the call of a response body. The wrapped body is dropped before it, so that a handler that is dropped
+/// still adds its statistics.
+struct RecordedBody {
+    recorder: CallRecorder,
+    /// The last frame, held until the events of the call are written.
+    last: Option<(Frame<Bytes>, DurabilityAck)>,
 }
 
-impl Observed {
-    fn poll_last(
-        &mut self,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
-        if let Some((_, receipt)) = &mut self.last {
-            ready!(Pin::new(receipt).poll(cx));
+impl RecordedBody {
+    fn poll_last(&mut self, cx: &mut Context<'_>) -> PolledFrame {
+        if let Some((_, ack)) = &mut self.last {
+            ready!(Pin::new(ack).poll(cx));
         }
         Poll::Ready(self.last.take().map(|(frame, _)| Ok(frame)))
     }
 
-    fn poll_observed(
-        &mut self,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
-        let this = self;
-        if this.last.is_some() {
-            return this.poll_last(cx);
+    fn poll_recorded(&mut self, body: &mut Body, cx: &mut Context<'_>) -> PolledFrame {
+        if self.last.is_some() {
+            return self.poll_last(cx);
         }
         let polled = {
-            let _entered = this.record.span.enter();
-            let body = &mut this.body;
-            catch_unwind(AssertUnwindSafe(|| Pin::new(body).poll_frame(cx)))
+            let _entered = self.recorder.span.enter();
+            catch_unwind(AssertUnwindSafe(|| Pin::new(&mut *body).poll_frame(cx)))
         };
         let mut frame = match polled {
             Ok(Poll::Pending) => return Poll::Pending,
             Ok(Poll::Ready(Some(Ok(frame)))) => frame,
             Ok(Poll::Ready(other)) => return Poll::Ready(other),
             Err(panic) => {
-                this.body = Body::empty();
-                trailers(&Status::from(this.record.span.in_scope(|| panicked(&*panic))))
+                *body = Body::empty();
+                trailers(&Status::from(self.recorder.span.in_scope(|| panic_fault(&*panic))))
             }
         };
         if let Some(headers) = frame.trailers_mut()
-            && let Some(receipt) = this.record.end(headers)
+            && let Some(ack) = self.recorder.end(headers)
         {
-            this.last = Some((frame, receipt));
-            return this.poll_last(cx);
+            self.last = Some((frame, ack));
+            return self.poll_last(cx);
         }
-        this.record.hand_out();
+        self.recorder.record_frame();
         Poll::Ready(Some(Ok(frame)))
     }
 }
 
-impl HttpBody for Observed {
-    type Data = Bytes;
-    type Error = axum::Error;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
-        let answer = self.poll_observed(cx);
-        slow_reader::asked(&answer);
-        answer
+impl BodyWrapper for RecordedBody {
+    fn poll_frame(&mut self, body: &mut Body, cx: &mut Context<'_>) -> PolledFrame {
+        let polled = self.poll_recorded(body, cx);
+        self.recorder.reader.record_poll(&polled);
+        polled
     }
 
     fn is_end_stream(&self) -> bool {
-        self.last.is_none() && self.body.is_end_stream()
+        self.last.is_none()
     }
+}
 
-    fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_causes_of_a_failure_reach_its_events_and_never_the_client() {
+        for is_stream in [false, true] {
+            let fault = Fault::internal("the cause");
+            let incident_id = fault.incident_id().to_owned();
+            let mut headers = if is_stream {
+                trailers(&Status::from(fault)).into_trailers().unwrap()
+            } else {
+                refuse(fault).headers().clone()
+            };
+            assert!(headers.contains_key(error_chain::CAUSES));
+            let status = Status::from_header_map(&headers).unwrap();
+            let (code, failure) = write_failure(status, &mut headers);
+            let failure = failure.unwrap();
+            assert_eq!((code, failure.incident_id), (Code::Internal, incident_id));
+            assert_eq!(failure.causes, ["the cause"]);
+            assert!(!headers.contains_key(error_chain::CAUSES));
+            assert_eq!(Status::from_header_map(&headers).unwrap().code(), Code::Internal);
+        }
     }
 }

@@ -1,4 +1,4 @@
-//! Notes whether a request broke off: what a library says of the call then is the client's doing.
+//! Detects requests that break off. A library's error about such a call is the client's doing.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -6,49 +6,31 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll, ready};
 
 use axum::body::Body;
-use bytes::Bytes;
-use http_body::{Body as HttpBody, Frame, SizeHint};
+use http_body::Body as _;
 
-/// Whether reading the request's body has failed; clones share it.
+use crate::middleware::body::{BodyWrapper, PolledFrame, wrap};
+
+/// Whether reading the request body has failed. Clones share one flag.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct BrokenOff(Arc<AtomicBool>);
+pub(crate) struct RequestAborted(Arc<AtomicBool>);
 
-impl BrokenOff {
+impl RequestAborted {
     pub(crate) fn is_set(&self) -> bool {
         self.0.load(Ordering::Acquire)
     }
 
-    /// The same body, watched.
+    /// The same body, which sets the flag if it fails.
     pub(crate) fn watch(&self, body: Body) -> Body {
-        Body::new(WatchedBody { body, broken_off: self.clone() })
+        wrap(body, self.clone())
     }
 }
 
-struct WatchedBody {
-    body: Body,
-    broken_off: BrokenOff,
-}
-
-impl HttpBody for WatchedBody {
-    type Data = Bytes;
-    type Error = axum::Error;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
-        let frame = ready!(Pin::new(&mut self.body).poll_frame(cx));
+impl BodyWrapper for RequestAborted {
+    fn poll_frame(&mut self, body: &mut Body, cx: &mut Context<'_>) -> PolledFrame {
+        let frame = ready!(Pin::new(body).poll_frame(cx));
         if let Some(Err(_)) = &frame {
-            self.broken_off.0.store(true, Ordering::Release);
+            self.0.store(true, Ordering::Release);
         }
         Poll::Ready(frame)
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
     }
 }

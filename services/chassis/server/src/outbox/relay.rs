@@ -1,8 +1,7 @@
-//! Delivers one kind of event: at least once, in batches, each removed after the reply alone.
+//! Relay: delivers one kind of event, at least once, in batches. A batch is deleted only after the reply.
 //!
-//! A receiver that is away or hangs is tried again, later and later. What it refuses as invalid is
-//! halved until the one event is found that it refuses, and that one is dropped: it must not hold
-//! the others back.
+//! If a receiver fails or hangs, the relay retries with a growing delay. If a receiver refuses a batch as invalid, the
+//! relay halves the batch until it finds the refused event. It drops that event, so that the others are not blocked.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -18,251 +17,260 @@ use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 use tonic::{Code, Request, Status};
 
-use super::store::{BATCH, Reader, Row, Span};
-use super::writer::Delete;
-use super::{Kind, Receivers, State};
+use super::Receivers;
+use super::encoded_event::EventKind;
+use super::state::{DropReason, OutboxState};
+use super::store::{BATCH_SIZE, IdRange, OutboxReader, StoredEvent};
+use super::writer::DeleteRequest;
 
-/// How long a receiver may take for a batch.
-const PATIENCE: Duration = Duration::from_secs(5);
-/// What arrives meanwhile is delivered together.
-const GATHERING: Duration = Duration::from_millis(100);
-/// Between attempts, at first and at most.
-const SHORTEST_PAUSE: Duration = Duration::from_millis(100);
-const LONGEST_PAUSE: Duration = Duration::from_secs(10);
-/// For delivering what is left at the end; the writer needs a moment after it.
-const FLUSH: Duration = Duration::from_millis(1_500);
-/// How often the log beside the file is folded in, and from how many pages on it is heavy (64 MiB).
-const FOLDING: Duration = Duration::from_secs(1);
-const HEAVY: i64 = 16_384;
+/// Maximum duration of a delivery.
+const DELIVERY_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long the relay collects further events before a delivery.
+const BATCH_DELAY: Duration = Duration::from_millis(100);
+/// Delay after the first failed delivery; it doubles with each further one.
+const MIN_RETRY_DELAY: Duration = Duration::from_millis(100);
+const MAX_RETRY_DELAY: Duration = Duration::from_secs(10);
+/// Maximum time for the remaining events at the end, so that the writer has time to finish.
+const FLUSH_TIMEOUT: Duration = Duration::from_millis(1_500);
+const CHECKPOINT_INTERVAL: Duration = Duration::from_secs(1);
+/// Pages of the write-ahead log above which the writer must checkpoint it (64 MiB).
+const CHECKPOINT_PAGE_THRESHOLD: i64 = 16_384;
 
-enum Client {
+enum ReceiverClient {
     Usage(AnalyticsClient),
     Occurrence(ErrorsClient),
 }
 
-pub(super) struct Shipper {
-    kind: Kind,
-    client: Client,
-    own: bool,
-    reader: Arc<Mutex<Reader>>,
-    deletes: mpsc::Sender<Delete>,
-    state: Arc<State>,
-    /// The size of the next batch.
-    size: usize,
-    pause: Duration,
-    folded: Instant,
-    failing: bool,
+/// The relay of one kind of event.
+pub(super) struct Relay {
+    kind: EventKind,
+    client: ReceiverClient,
+    is_own_process: bool,
+    reader: Arc<Mutex<OutboxReader>>,
+    deletes: mpsc::Sender<DeleteRequest>,
+    state: Arc<OutboxState>,
+    /// Maximum size of the next batch.
+    batch_size: usize,
+    retry_delay: Duration,
+    last_checkpoint: Instant,
+    is_failing: bool,
 }
 
-/// What became of a batch.
-enum Outcome {
-    Taken,
+/// The outcome of delivering a batch.
+enum DeliveryOutcome {
+    Accepted,
     Refused,
     Failed(String),
 }
 
-impl Shipper {
-    pub(super) fn all(
+impl Relay {
+    /// A relay for each receiver.
+    pub(super) fn for_receivers(
         receivers: Receivers,
-        reader: &Arc<Mutex<Reader>>,
-        deletes: &mpsc::Sender<Delete>,
-        state: &Arc<State>,
-    ) -> Vec<Shipper> {
-        let usage = receivers
-            .analytics
-            .map(|receiver| (Kind::Usage, Client::Usage(receiver.client), receiver.own));
-        let occurrences = receivers
-            .errors
-            .map(|receiver| (Kind::Occurrence, Client::Occurrence(receiver.client), receiver.own));
-        let shipper = |(kind, client, own)| Shipper {
+        reader: &Arc<Mutex<OutboxReader>>,
+        deletes: &mpsc::Sender<DeleteRequest>,
+        state: &Arc<OutboxState>,
+    ) -> Vec<Relay> {
+        let usage = receivers.analytics.map(|receiver| {
+            (EventKind::Usage, ReceiverClient::Usage(receiver.client), receiver.is_own_process)
+        });
+        let occurrences = receivers.errors.map(|receiver| {
+            (
+                EventKind::Occurrence,
+                ReceiverClient::Occurrence(receiver.client),
+                receiver.is_own_process,
+            )
+        });
+        let relay = |(kind, client, is_own_process)| Relay {
             kind,
             client,
-            own,
+            is_own_process,
             reader: Arc::clone(reader),
             deletes: deletes.clone(),
             state: Arc::clone(state),
-            size: BATCH,
-            pause: SHORTEST_PAUSE,
-            folded: Instant::now(),
-            failing: false,
+            batch_size: BATCH_SIZE,
+            retry_delay: MIN_RETRY_DELAY,
+            last_checkpoint: Instant::now(),
+            is_failing: false,
         };
-        usage.into_iter().chain(occurrences).map(shipper).collect()
+        usage.into_iter().chain(occurrences).map(relay).collect()
     }
 
     pub(super) async fn run(mut self, end: CancellationToken) {
-        let flush = if self.own { Duration::ZERO } else { FLUSH };
+        let flush_timeout = if self.is_own_process { Duration::ZERO } else { FLUSH_TIMEOUT };
         tokio::select! {
-            () = self.ship(&end) => {}
-            () = over(&end, flush) => {}
+            () = self.relay(&end) => {}
+            () = flush_ended(&end, flush_timeout) => {}
         }
     }
 
-    /// Delivers; at the end what is left, once.
-    async fn ship(&mut self, end: &CancellationToken) {
+    /// Delivers events until `end`, and then the remaining ones, with one attempt.
+    async fn relay(&mut self, end: &CancellationToken) {
         loop {
-            self.fold().await;
-            let rows = self.reader.lock().await.next(self.kind, self.size).await;
-            let delivered = match rows {
-                Ok(rows) if rows.is_empty() => {
+            self.checkpoint().await;
+            let events = self.reader.lock().await.next(self.kind, self.batch_size).await;
+            let delivered = match events {
+                Ok(events) if events.is_empty() => {
                     if end.is_cancelled() {
                         return;
                     }
-                    self.rest(end).await;
+                    self.wait_for_events(end).await;
                     continue;
                 }
-                Ok(rows) => {
-                    let few = rows.len() < self.size;
-                    let delivered = self.deliver(&rows).await;
-                    if few && delivered.is_ok() {
-                        gather(end).await;
+                Ok(events) => {
+                    let is_partial = events.len() < self.batch_size;
+                    let delivered = self.deliver(&events).await;
+                    if is_partial && delivered.is_ok() {
+                        wait_for_batch(end).await;
                     }
                     delivered
                 }
                 Err(error) => Err(error.to_string()),
             };
-            self.note(delivered.as_ref().err());
+            self.record_result(delivered.as_ref().err());
             if delivered.is_err() {
                 if end.is_cancelled() {
                     return;
                 }
-                let pause = self.pause.mul_f64(0.5 + rand::random::<f64>() / 2.0);
-                self.pause = (self.pause * 2).min(LONGEST_PAUSE);
+                let delay = self.retry_delay.mul_f64(0.5 + rand::random::<f64>() / 2.0);
+                self.retry_delay = (self.retry_delay * 2).min(MAX_RETRY_DELAY);
                 tokio::select! {
-                    () = sleep(pause) => {}
-                    // One attempt more.
+                    () = sleep(delay) => {}
+                    // The last attempt follows.
                     () = end.cancelled() => {}
                 }
             }
         }
     }
 
-    /// Waits until there is something, and then until there is more.
-    async fn rest(&self, end: &CancellationToken) {
+    /// Waits for an event, and then for a batch.
+    async fn wait_for_events(&self, end: &CancellationToken) {
         tokio::select! {
             () = self.state.more[self.kind as usize].notified() => {}
-            () = sleep(FOLDING) => return,
+            () = sleep(CHECKPOINT_INTERVAL) => return,
             () = end.cancelled() => return,
         }
-        gather(end).await;
+        wait_for_batch(end).await;
     }
 
-    async fn deliver(&mut self, rows: &[Row]) -> Result<(), String> {
-        let sent = timeout(PATIENCE, self.client.send(rows)).await;
-        let outcome = match sent {
-            Ok(Ok(())) => Outcome::Taken,
-            Ok(Err(status)) if is_refusal(&status) => Outcome::Refused,
-            Ok(Err(status)) => Outcome::Failed(status.to_string()),
-            Err(_) => Outcome::Failed("no answer".to_owned()),
+    async fn deliver(&mut self, events: &[StoredEvent]) -> Result<(), String> {
+        let response = timeout(DELIVERY_TIMEOUT, self.client.send(events)).await;
+        let outcome = match response {
+            Ok(Ok(())) => DeliveryOutcome::Accepted,
+            Ok(Err(status)) if is_refusal(&status) => DeliveryOutcome::Refused,
+            Ok(Err(status)) => DeliveryOutcome::Failed(status.to_string()),
+            Err(_) => DeliveryOutcome::Failed("no answer".to_owned()),
         };
-        let count = rows.len() as u64;
+        let count = events.len() as u64;
         match outcome {
-            Outcome::Taken => {
-                self.remove(rows).await?;
-                metrics::counter!("hapa_spool_shipped_total", "kind" => self.kind.name())
+            DeliveryOutcome::Accepted => {
+                self.delete(events).await?;
+                metrics::counter!("hapa_outbox_relayed_total", "kind" => self.kind.label())
                     .increment(count);
-                self.size = (self.size * 2).min(BATCH);
-                self.pause = SHORTEST_PAUSE;
+                self.batch_size = (self.batch_size * 2).min(BATCH_SIZE);
+                self.retry_delay = MIN_RETRY_DELAY;
                 Ok(())
             }
-            Outcome::Refused if count > 1 => {
-                self.size = rows.len() / 2;
+            DeliveryOutcome::Refused if count > 1 => {
+                self.batch_size = events.len() / 2;
                 Ok(())
             }
-            Outcome::Refused => {
-                self.remove(rows).await?;
-                self.state.dropped(self.kind, "refused", count);
+            DeliveryOutcome::Refused => {
+                self.delete(events).await?;
+                self.state.record_drop(self.kind, DropReason::Refused, count);
                 Ok(())
             }
-            Outcome::Failed(words) => Err(words),
+            DeliveryOutcome::Failed(error) => Err(error),
         }
     }
 
-    async fn remove(&self, rows: &[Row]) -> Result<(), String> {
-        let (told, removed) = oneshot::channel();
-        let gone = || "the spool has ended".to_owned();
-        self.deletes.send((spans(rows), told)).await.map_err(|_| gone())?;
-        removed.await.map_err(|_| "what was delivered can't be removed".to_owned())
+    async fn delete(&self, events: &[StoredEvent]) -> Result<(), String> {
+        let (deleted, is_deleted) = oneshot::channel();
+        let request = DeleteRequest { ranges: id_ranges(events), deleted };
+        self.deletes.send(request).await.map_err(|_| "the outbox has ended".to_owned())?;
+        is_deleted.await.map_err(|_| "delivered events can't be deleted".to_owned())
     }
 
-    /// Once, when it begins to fail and when it works again.
-    fn note(&mut self, error: Option<&String>) {
-        let kind = self.kind.name();
+    /// Logs when deliveries start to fail and when they succeed again.
+    fn record_result(&mut self, error: Option<&String>) {
+        let kind = self.kind.label();
         match error {
-            Some(error) if !self.failing => {
-                tracing::warn!(kind, error, "events can't be delivered; they wait");
+            Some(error) if !self.is_failing => {
+                tracing::warn!(kind, error, "events can't be delivered; the relay retries");
             }
-            None if self.failing => tracing::info!(kind, "events are delivered again"),
+            None if self.is_failing => tracing::info!(kind, "events are delivered again"),
             _ => {}
         }
-        self.failing = error.is_some();
+        self.is_failing = error.is_some();
     }
 
-    async fn fold(&mut self) {
-        if self.folded.elapsed() < FOLDING {
+    /// Checkpoints the write-ahead log from time to time, and asks the writer to if it has grown too large.
+    async fn checkpoint(&mut self) {
+        if self.last_checkpoint.elapsed() < CHECKPOINT_INTERVAL {
             return;
         }
-        let pages = self.reader.lock().await.fold().await;
-        if pages.is_ok_and(|pages| pages > HEAVY) {
-            self.state.heavy.store(true, Ordering::Relaxed);
+        let pages = self.reader.lock().await.checkpoint().await;
+        if pages.is_ok_and(|pages| pages > CHECKPOINT_PAGE_THRESHOLD) {
+            self.state.needs_checkpoint.store(true, Ordering::Relaxed);
         }
-        self.folded = Instant::now();
+        self.last_checkpoint = Instant::now();
     }
 }
 
-/// Waits until there is more: a receiver takes many events for little more than one.
-async fn gather(end: &CancellationToken) {
+/// Waits for further events, because a batch costs its receiver little more than one event.
+async fn wait_for_batch(end: &CancellationToken) {
     tokio::select! {
-        () = sleep(GATHERING) => {}
+        () = sleep(BATCH_DELAY) => {}
         () = end.cancelled() => {}
     }
 }
 
-impl Client {
-    async fn send(&mut self, rows: &[Row]) -> Result<(), Status> {
+impl ReceiverClient {
+    async fn send(&mut self, events: &[StoredEvent]) -> Result<(), Status> {
         match self {
-            Client::Usage(client) => {
-                let request = RecordEventsRequest { events: messages(rows)? };
-                client.record_events(bounded(request)).await.map(drop)
+            ReceiverClient::Usage(client) => {
+                let request = RecordEventsRequest { events: decode(events)? };
+                client.record_events(with_timeout(request)).await.map(drop)
             }
-            Client::Occurrence(client) => {
-                let request = ReportOccurrencesRequest { occurrences: messages(rows)? };
-                client.report_occurrences(bounded(request)).await.map(drop)
+            ReceiverClient::Occurrence(client) => {
+                let request = ReportOccurrencesRequest { occurrences: decode(events)? };
+                client.report_occurrences(with_timeout(request)).await.map(drop)
             }
         }
     }
 }
 
-fn bounded<T>(message: T) -> Request<T> {
+fn with_timeout<T>(message: T) -> Request<T> {
     let mut request = Request::new(message);
-    request.set_timeout(PATIENCE);
+    request.set_timeout(DELIVERY_TIMEOUT);
     request
 }
 
-/// A row that can't be read is one that nobody would take.
-fn messages<M: Message + Default>(rows: &[Row]) -> Result<Vec<M>, Status> {
-    let decode = |row: &Row| M::decode(row.body.as_slice());
-    let read: Result<_, _> = rows.iter().map(decode).collect();
-    read.map_err(|error| Status::invalid_argument(error.to_string()))
+/// Decodes events. One that can't be decoded counts as refused.
+fn decode<M: Message + Default>(events: &[StoredEvent]) -> Result<Vec<M>, Status> {
+    let messages = events.iter().map(|event| M::decode(event.body.as_slice()));
+    let messages: Result<_, _> = messages.collect();
+    messages.map_err(|error| Status::invalid_argument(error.to_string()))
 }
 
-/// Whether the same batch would be refused again.
+/// Whether a receiver would refuse the same batch again.
 fn is_refusal(status: &Status) -> bool {
     let too_large = ErrorCode::TooLarge.entry().name;
     status.code() == Code::InvalidArgument
         || read(status).is_some_and(|(code, _)| code == too_large)
 }
 
-/// The ranges of a batch: its rows stand in order, rank by rank.
-fn spans(rows: &[Row]) -> Vec<Span> {
-    let ranks = rows.chunk_by(|left, right| left.rank == right.rank);
-    let span = |rows: &[Row]| {
-        let (first, last) = (rows.first()?, rows.last()?);
-        Some(Span { rank: first.rank, first: first.id, last: last.id })
+/// The ids of a batch. Its events must be sorted by priority and id.
+fn id_ranges(events: &[StoredEvent]) -> Vec<IdRange> {
+    let groups = events.chunk_by(|left, right| left.priority == right.priority);
+    let range = |events: &[StoredEvent]| {
+        let (first, last) = (events.first()?, events.last()?);
+        Some(IdRange { priority: first.priority, first: first.id, last: last.id })
     };
-    ranks.filter_map(span).collect()
+    groups.filter_map(range).collect()
 }
 
-async fn over(end: &CancellationToken, flush: Duration) {
+async fn flush_ended(end: &CancellationToken, timeout: Duration) {
     end.cancelled().await;
-    sleep_until(Instant::now() + flush).await;
+    sleep_until(Instant::now() + timeout).await;
 }

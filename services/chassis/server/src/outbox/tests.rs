@@ -1,4 +1,4 @@
-//! The spool with a receiver that does as it is told.
+//! The outbox with a receiver that the tests control.
 
 use std::collections::HashSet;
 use std::net::SocketAddr;
@@ -25,18 +25,20 @@ use tonic::{Request, Response, Status};
 use super::*;
 
 const POISON: &str = "/poison";
-/// Nobody listens there.
-const NOBODY: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 1);
-const LARGE: Bounds = Bounds { most: 1_000_000, oldest: Duration::from_hours(1) };
+/// An address without a listener.
+const CLOSED_ADDRESS: SocketAddr =
+    SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 1);
+const LIMITS: OutboxLimits =
+    OutboxLimits { max_events: 1_000_000, max_age: Duration::from_hours(1) };
 
 #[derive(Clone, Default)]
-struct Fake {
+struct FakeAnalytics {
     ids: Arc<Lock<Vec<String>>>,
     sizes: Arc<Lock<Vec<usize>>>,
 }
 
 #[tonic::async_trait]
-impl AnalyticsService for Fake {
+impl AnalyticsService for FakeAnalytics {
     type WatchPerformanceStream = Empty<Result<WatchPerformanceResponse, Status>>;
 
     async fn record_events(
@@ -74,7 +76,7 @@ impl AnalyticsService for Fake {
     }
 }
 
-impl Fake {
+impl FakeAnalytics {
     async fn serve(&self, tasks: &mut JoinSet<()>) -> SocketAddr {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
@@ -91,22 +93,22 @@ fn receivers(address: SocketAddr) -> Receivers {
     let analytics = peer::AnalyticsClient::new(peer::wire(&address, &token).unwrap());
     let errors = peer::ErrorsClient::new(peer::wire(&address, &token).unwrap());
     Receivers {
-        analytics: Some(Receiver { client: analytics, own: false }),
-        errors: Some(Receiver { client: errors, own: false }),
+        analytics: Some(Receiver { client: analytics, is_own_process: false }),
+        errors: Some(Receiver { client: errors, is_own_process: false }),
     }
 }
 
-/// A running spool; its tasks end with the set, as a process that is killed does.
+/// A running outbox. Its tasks are aborted with the set, as by a killed process.
 async fn open(
     folder: &tempfile::TempDir,
-    bounds: Bounds,
+    limits: OutboxLimits,
     address: SocketAddr,
-) -> (Spool, JoinSet<()>) {
-    let (spool, mut tasks) = (Spool::default(), JoinSet::new());
+) -> (Outbox, JoinSet<()>) {
+    let (outbox, mut tasks) = (Outbox::default(), JoinSet::new());
     let path = folder.path().join("spool-test.db");
-    let work = spool.open(path, bounds, receivers(address)).await.unwrap();
-    work.run(|task| drop(tasks.spawn(task)), &CancellationToken::new());
-    (spool, tasks)
+    let outbox_tasks = outbox.open(path, limits, receivers(address)).await.unwrap();
+    outbox_tasks.run(|task| drop(tasks.spawn(task)), &CancellationToken::new());
+    (outbox, tasks)
 }
 
 fn usage(number: usize, error_code: &str) -> UsageEvent {
@@ -118,8 +120,8 @@ fn usage(number: usize, error_code: &str) -> UsageEvent {
     }
 }
 
-fn depths(spool: &Spool) -> [u64; 3] {
-    [0, 1, 2].map(|rank| spool.state.depth[rank].load(Ordering::Relaxed))
+fn depths(outbox: &Outbox) -> [u64; 3] {
+    [0, 1, 2].map(|priority| outbox.state.depth[priority].load(Ordering::Relaxed))
 }
 
 async fn until(what: &str, met: impl Fn() -> bool) {
@@ -131,96 +133,97 @@ async fn until(what: &str, met: impl Fn() -> bool) {
     timeout(Duration::from_secs(30), waiting).await.unwrap_or_else(|_| panic!("no {what}"));
 }
 
-/// The file belongs to nobody once all tasks are gone.
+/// Ends all tasks, so that the file is unlocked.
 async fn kill(mut tasks: JoinSet<()>) {
     tasks.shutdown().await;
 }
 
 #[tokio::test]
-async fn what_was_acknowledged_is_there_when_the_file_is_opened_again() {
+async fn acknowledged_events_are_there_when_the_file_is_opened_again() {
     let folder = tempfile::tempdir().unwrap();
-    let (spool, tasks) = open(&folder, LARGE, NOBODY).await;
+    let (outbox, tasks) = open(&folder, LIMITS, CLOSED_ADDRESS).await;
     for number in 0..3 {
-        spool.append(Some(&usage(number, "")), None).unwrap().await;
+        outbox.append(Some(&usage(number, "")), None).unwrap().await;
     }
-    let both = spool.append(Some(&usage(3, "E4001")), Some(&Occurrence::default()));
+    let both = outbox.append(Some(&usage(3, "E4001")), Some(&Occurrence::default()));
     both.unwrap().await;
-    until("the file", || depths(&spool) == [3, 1, 1]).await;
-    assert_eq!(spool.problem(), None);
+    until("the file", || depths(&outbox) == [3, 1, 1]).await;
+    assert_eq!(outbox.problem(), None);
     kill(tasks).await;
-    let fake = Fake::default();
+    let fake = FakeAnalytics::default();
     let mut serving = JoinSet::new();
-    let (spool, _tasks) = open(&folder, LARGE, fake.serve(&mut serving).await).await;
-    until("delivery", || depths(&spool)[..2] == [0, 0]).await;
+    let (outbox, _tasks) = open(&folder, LIMITS, fake.serve(&mut serving).await).await;
+    until("delivery", || depths(&outbox)[..2] == [0, 0]).await;
     let ids: HashSet<_> = fake.ids.lock().unwrap().iter().cloned().collect();
     assert_eq!(ids, ["0", "1", "2", "3"].map(str::to_owned).into());
-    assert_eq!(depths(&spool)[2], 1, "who does not answer holds nobody else back");
+    assert_eq!(depths(&outbox)[2], 1, "a failing receiver does not block the other kind");
 }
 
 #[tokio::test]
-async fn beyond_its_size_the_least_worth_keeping_goes_first_and_health_says_so() {
+async fn beyond_the_maximum_the_lowest_priority_is_evicted_first_and_health_reports_it() {
     let folder = tempfile::tempdir().unwrap();
-    let bounds = Bounds { most: 5, ..LARGE };
-    let (spool, _tasks) = open(&folder, bounds, NOBODY).await;
+    let limits = OutboxLimits { max_events: 5, ..LIMITS };
+    let (outbox, _tasks) = open(&folder, limits, CLOSED_ADDRESS).await;
     for number in 0..3 {
-        spool.append(None, Some(&Occurrence::default())).unwrap().await;
-        spool.append(Some(&usage(number, "E5004")), None).unwrap().await;
-        spool.append(Some(&usage(number, "")), None).unwrap().await;
+        outbox.append(None, Some(&Occurrence::default())).unwrap().await;
+        outbox.append(Some(&usage(number, "E5004")), None).unwrap().await;
+        outbox.append(Some(&usage(number, "")), None).unwrap().await;
     }
-    until("eviction", || depths(&spool) == [0, 2, 3]).await;
-    assert!(spool.problem().unwrap().starts_with("E5010"));
+    until("eviction", || depths(&outbox) == [0, 2, 3]).await;
+    assert!(outbox.problem().unwrap().starts_with("E5010"));
 }
 
 #[tokio::test]
 async fn calls_without_an_owner_leave_half_of_the_queue_to_the_others() {
     let folder = tempfile::tempdir().unwrap();
-    let spool = Spool::default();
-    // Nothing is written while this work does not run.
-    let _work = spool.open(folder.path().join("s.db"), LARGE, receivers(NOBODY)).await.unwrap();
+    let outbox = Outbox::default();
+    // Nothing is written while the tasks do not run.
+    let _tasks =
+        outbox.open(folder.path().join("s.db"), LIMITS, receivers(CLOSED_ADDRESS)).await.unwrap();
     let append = |owner: &str| {
         let event = UsageEvent { owner: owner.to_owned(), ..usage(1, "E4003") };
-        spool.append(Some(&event), None).is_some()
+        outbox.append(Some(&event), None).is_some()
     };
-    let strangers = (0..WAITING).filter(|_| append("")).count();
-    assert_eq!(strangers, WAITING - RESERVED);
-    let owners = (0..WAITING).filter(|_| append("ann")).count();
-    assert_eq!(owners, RESERVED);
+    let without_owner = (0..QUEUE_CAPACITY).filter(|_| append("")).count();
+    assert_eq!(without_owner, QUEUE_CAPACITY - OWNER_QUEUE_CAPACITY);
+    let with_owner = (0..QUEUE_CAPACITY).filter(|_| append("ann")).count();
+    assert_eq!(with_owner, OWNER_QUEUE_CAPACITY);
 }
 
 #[tokio::test]
-async fn what_is_too_old_goes() {
+async fn events_beyond_the_maximum_age_are_dropped() {
     let folder = tempfile::tempdir().unwrap();
-    let bounds = Bounds { oldest: Duration::from_millis(1), ..LARGE };
-    let (spool, _tasks) = open(&folder, bounds, NOBODY).await;
-    spool.append(Some(&usage(0, "")), Some(&Occurrence::default())).unwrap().await;
-    until("expiry", || depths(&spool) == [0, 0, 0]).await;
-    assert_eq!(spool.problem(), Some("E5010: events were dropped within the last minute"));
+    let limits = OutboxLimits { max_age: Duration::from_millis(1), ..LIMITS };
+    let (outbox, _tasks) = open(&folder, limits, CLOSED_ADDRESS).await;
+    outbox.append(Some(&usage(0, "")), Some(&Occurrence::default())).unwrap().await;
+    until("expiry", || depths(&outbox) == [0, 0, 0]).await;
+    assert_eq!(outbox.problem(), Some("E5010: events were dropped within the last minute"));
 }
 
 #[tokio::test]
-async fn events_arrive_once_in_batches_and_one_that_is_refused_holds_nobody_back() {
+async fn events_arrive_once_in_batches_and_a_refused_one_does_not_block_the_others() {
     let folder = tempfile::tempdir().unwrap();
-    let (spool, tasks) = open(&folder, LARGE, NOBODY).await;
+    let (outbox, tasks) = open(&folder, LIMITS, CLOSED_ADDRESS).await;
     let (count, poison) = (1_300, 777);
     for number in 0..count {
         let mut event = usage(number, if number % 7 == 0 { "E5004" } else { "" });
         if number == poison {
             POISON.clone_into(&mut event.method);
         }
-        let receipt = spool.append(Some(&event), None).unwrap();
+        let ack = outbox.append(Some(&event), None).unwrap();
         if number % 50 == 0 {
-            receipt.await;
+            ack.await;
         }
         if number % 500 == 0 {
-            until("the file", || depths(&spool).iter().sum::<u64>() > number as u64).await;
+            until("the file", || depths(&outbox).iter().sum::<u64>() > number as u64).await;
         }
     }
-    until("the file", || depths(&spool).iter().sum::<u64>() == count as u64).await;
+    until("the file", || depths(&outbox).iter().sum::<u64>() == count as u64).await;
     kill(tasks).await;
-    let fake = Fake::default();
+    let fake = FakeAnalytics::default();
     let mut serving = JoinSet::new();
-    let (spool, _tasks) = open(&folder, LARGE, fake.serve(&mut serving).await).await;
-    until("delivery", || depths(&spool) == [0, 0, 0]).await;
+    let (outbox, _tasks) = open(&folder, LIMITS, fake.serve(&mut serving).await).await;
+    until("delivery", || depths(&outbox) == [0, 0, 0]).await;
     let ids = fake.ids.lock().unwrap();
     let different: HashSet<_> = ids.iter().collect();
     assert_eq!((ids.len(), different.len()), (count - 1, count - 1));
@@ -230,27 +233,30 @@ async fn events_arrive_once_in_batches_and_one_that_is_refused_holds_nobody_back
 }
 
 #[tokio::test]
-async fn a_file_belongs_to_one_process_and_nothing_is_taken_that_nobody_wants() {
-    assert!(Spool::default().append(Some(&usage(0, "")), None).is_none());
+async fn a_file_belongs_to_one_process_and_events_without_a_receiver_are_not_stored() {
+    assert!(Outbox::default().append(Some(&usage(0, "")), None).is_none());
     let folder = tempfile::tempdir().unwrap();
-    let (_spool, _tasks) = open(&folder, LARGE, NOBODY).await;
-    let second = Spool::default();
+    let (_outbox, _tasks) = open(&folder, LIMITS, CLOSED_ADDRESS).await;
+    let second = Outbox::default();
     let path = folder.path().join("spool-test.db");
-    let Err(error) = second.open(path, LARGE, receivers(NOBODY)).await else { panic!("shared") };
+    let Err(error) = second.open(path, LIMITS, receivers(CLOSED_ADDRESS)).await else {
+        panic!("shared")
+    };
     assert!(error.to_string().starts_with("DATA_DIR"), "{error}");
-    let third = Spool::default();
-    let only = Receivers { errors: None, ..receivers(NOBODY) };
-    let _work = third.open(folder.path().join("spool-third.db"), LARGE, only).await.unwrap();
+    let third = Outbox::default();
+    let only = Receivers { errors: None, ..receivers(CLOSED_ADDRESS) };
+    let _third_tasks =
+        third.open(folder.path().join("spool-third.db"), LIMITS, only).await.unwrap();
     assert!(third.append(None, Some(&Occurrence::default())).is_none());
 }
 
 #[tokio::test]
-async fn a_file_that_is_no_database_is_put_aside() {
+async fn a_file_that_is_not_a_database_is_renamed() {
     let folder = tempfile::tempdir().unwrap();
     std::fs::write(folder.path().join("spool-test.db"), [b'x'; 8_192]).unwrap();
-    let (spool, _tasks) = open(&folder, LARGE, NOBODY).await;
-    spool.append(Some(&usage(0, "")), None).unwrap().await;
-    until("the file", || depths(&spool) == [1, 0, 0]).await;
+    let (outbox, _tasks) = open(&folder, LIMITS, CLOSED_ADDRESS).await;
+    outbox.append(Some(&usage(0, "")), None).unwrap().await;
+    until("the file", || depths(&outbox) == [1, 0, 0]).await;
     assert!(folder.path().join("spool-test.broken").exists());
 }
 
@@ -262,26 +268,26 @@ fn ticks() -> u64 {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-#[ignore = "a measurement: cargo test --release -p hapa-chassis -- --ignored --nocapture append_costs"]
+#[ignore = "a measurement: cargo test --release -p hapa-server -- --ignored --nocapture append_costs"]
 async fn append_costs() {
     let folder = tempfile::tempdir().unwrap();
-    let (spool, _tasks) = open(&folder, LARGE, NOBODY).await;
+    let (outbox, _tasks) = open(&folder, LIMITS, CLOSED_ADDRESS).await;
     for at_once in [1_usize, 50] {
         let (count, before, mut late) = (20_000, ticks(), 0);
         let (mut handing, mut waiting) = (Vec::new(), Vec::new());
         for first in (0..count).step_by(at_once) {
             let begin = Instant::now();
             let events = first..first + at_once;
-            let receipts: Vec<_> = events
+            let acks: Vec<_> = events
                 .map(|number| {
                     let begin = Instant::now();
-                    let receipt = spool.append(Some(&usage(number, "")), None).unwrap();
+                    let ack = outbox.append(Some(&usage(number, "")), None).unwrap();
                     handing.push(begin.elapsed());
-                    receipt
+                    ack
                 })
                 .collect();
-            for receipt in receipts {
-                late += usize::from(!receipt.await);
+            for ack in acks {
+                late += usize::from(!ack.await);
             }
             waiting.push(begin.elapsed());
         }

@@ -1,8 +1,7 @@
-//! SQLite files that can't be used: how they are told from files that can't be used just now, and how they are
-//! set aside.
+//! Detection of damaged SQLite files, as opposed to temporary failures, and how they are set aside.
 //!
-//! Invariant: nothing is deleted. A file that is set aside keeps its log beside it, so that what can be read of
-//! it can be read with SQLite's own tools.
+//! Invariant: nothing is deleted. A file that is set aside keeps its write-ahead log, so that SQLite's own tools can
+//! recover its data.
 
 use std::fs::{self, File};
 use std::io::{self, Read as _};
@@ -13,54 +12,53 @@ use sqlx::Error;
 use time::OffsetDateTime;
 use time::macros::format_description;
 
-/// How every SQLite file begins.
+/// The first bytes of every SQLite file.
 const MAGIC: &[u8; 16] = b"SQLite format 3\0";
-/// The header of a SQLite file. <https://www.sqlite.org/fileformat.html#the_database_header>
+/// Length of the header of a SQLite file, in bytes. <https://www.sqlite.org/fileformat.html#the_database_header>
 const HEADER_LEN: usize = 100;
-/// What stands in the name of a file that was set aside.
-const MARK: &str = ".damaged-";
-/// What SQLite keeps beside a file.
-const BESIDE: [&str; 2] = ["-wal", "-shm"];
+/// Part of the name of a file that was set aside.
+const SET_ASIDE_INFIX: &str = ".damaged-";
+/// Suffixes of the files that belong to a SQLite file.
+const SIDECAR_SUFFIXES: [&str; 2] = ["-wal", "-shm"];
 
-/// What is wrong with a file, as far as that shows without SQLite; none where nothing is, or there is no file.
-/// Fails where it is not the file that is wrong: no descriptor is left, or the disk can't be read. Nothing of
-/// this process may have the file open: closing it here would end SQLite's locks.
+/// The damage of a file, as far as it is visible without SQLite; `None` if there is none, or no file. Fails if the
+/// cause is not the file itself, such as a lack of file descriptors or an unreadable disk. No other part of this
+/// process may have the file open: closing it here would release SQLite's locks.
 pub fn damage(path: &Path) -> io::Result<Option<String>> {
-    for ending in BESIDE {
-        let beside = beside(path, ending);
-        match File::options().read(true).write(true).open(&beside) {
+    for suffix in SIDECAR_SUFFIXES {
+        match File::options().read(true).write(true).open(with_suffix(path, suffix)) {
             Ok(_) => {}
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            Err(error) => return of_the_file(error, &format!("its {ending} file")),
+            Err(error) => return damage_of_error(error, &format!("its {suffix} file")),
         }
     }
-    let has_log = fs::metadata(beside(path, "-wal")).is_ok_and(|log| log.len() > 0);
+    let has_log = fs::metadata(with_suffix(path, "-wal")).is_ok_and(|log| log.len() > 0);
     let opened = File::options().read(true).write(true).open(path);
     let mut file = match opened {
         Ok(file) => file,
-        // SQLite would throw the log away.
+        // SQLite would discard the log.
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            return Ok(has_log.then(|| "it is missing, and its log is there".to_owned()));
+            return Ok(has_log.then(|| "it is missing, but its log exists".to_owned()));
         }
-        Err(error) => return of_the_file(error, "it"),
+        Err(error) => return damage_of_error(error, "it"),
     };
     let length = file.metadata()?.len();
     if length == 0 {
-        // Without a log it is a store that was not begun.
-        return Ok(has_log.then(|| "it is empty, and its log is not".to_owned()));
+        // Without a log it is a new store.
+        return Ok(has_log.then(|| "it is empty, but its log is not".to_owned()));
     }
     let mut header = [0; HEADER_LEN];
     match file.read_exact(&mut header) {
         Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => {
-            return Ok(Some("it is cut short".to_owned()));
+            return Ok(Some("it is truncated".to_owned()));
         }
         read => read?,
     }
-    Ok(wrong_header(&header, length, has_log).map(str::to_owned))
+    Ok(header_damage(&header, length, has_log).map(str::to_owned))
 }
 
-/// Whether an error is the file's own.
-fn of_the_file(error: io::Error, what: &str) -> io::Result<Option<String>> {
+/// The damage that an error indicates. Other errors are returned as they are.
+fn damage_of_error(error: io::Error, what: &str) -> io::Result<Option<String>> {
     match error.kind() {
         io::ErrorKind::IsADirectory => Ok(Some(format!("{what} is a directory"))),
         io::ErrorKind::PermissionDenied => Ok(Some(format!("{what} can't be opened: {error}"))),
@@ -68,24 +66,24 @@ fn of_the_file(error: io::Error, what: &str) -> io::Result<Option<String>> {
     }
 }
 
-fn wrong_header(header: &[u8; HEADER_LEN], length: u64, has_log: bool) -> Option<&'static str> {
+fn header_damage(header: &[u8; HEADER_LEN], length: u64, has_log: bool) -> Option<&'static str> {
     if header[..16] != *MAGIC {
-        return Some("it is no SQLite database");
+        return Some("it is not a SQLite database");
     }
-    // Versions of the format, for writing and for reading: 1 or 2, which is with a log.
+    // Versions of the format for writing and for reading: 1, or 2 with a write-ahead log.
     if !(1..=2).contains(&header[18]) || !(1..=2).contains(&header[19]) {
-        return Some("it is of a format that is not known");
+        return Some("its format version is unknown");
     }
-    // A log may hold what the file lacks.
-    (!has_log && length < whole(header)).then_some("it is cut short")
+    // The log may contain pages that the file lacks.
+    (!has_log && length < expected_len(header)).then_some("it is truncated")
 }
 
-/// How long the file is by its header; 0 where the header does not say.
-fn whole(header: &[u8; HEADER_LEN]) -> u64 {
+/// Length of the file according to its header; 0 if the header does not contain it.
+fn expected_len(header: &[u8; HEADER_LEN]) -> u64 {
     let number = |at: usize| {
         header[at..at + 4].iter().fold(0_u64, |number, byte| number << 8 | u64::from(*byte))
     };
-    // The count of pages holds for the version that was written last.
+    // The page count is valid only for the latest version of the file.
     if number(24) != number(92) {
         return 0;
     }
@@ -96,8 +94,8 @@ fn whole(header: &[u8; HEADER_LEN]) -> u64 {
     number(28) * page
 }
 
-/// Whether SQLite says that the file is wrong (CORRUPT, NOTADB), and not the moment: a disk that is full,
-/// another process, a migration that fails. <https://www.sqlite.org/rescode.html>
+/// Whether SQLite reports a damaged file (CORRUPT, NOTADB), as opposed to a full disk, another process or a failed
+/// migration. <https://www.sqlite.org/rescode.html>
 pub fn is_of_the_file(error: &anyhow::Error) -> bool {
     error.chain().any(|cause| {
         let Some(Error::Database(error)) = cause.downcast_ref::<Error>() else { return false };
@@ -106,21 +104,20 @@ pub fn is_of_the_file(error: &anyhow::Error) -> bool {
     })
 }
 
-/// Renames a file and what SQLite keeps beside it; the new name.
+/// Renames a file and the files that belong to it. Returns the new name.
 pub(super) fn set_aside(path: &Path) -> anyhow::Result<PathBuf> {
     let format = format_description!("[year][month][day]T[hour][minute][second]Z");
     let time = OffsetDateTime::now_utc().format(format)?;
-    let mut aside = beside(path, &format!("{MARK}{time}"));
+    let mut aside = with_suffix(path, &format!("{SET_ASIDE_INFIX}{time}"));
     for number in 2..100 {
         if fs::symlink_metadata(&aside).is_err() {
             break;
         }
-        aside = beside(path, &format!("{MARK}{time}-{number}"));
+        aside = with_suffix(path, &format!("{SET_ASIDE_INFIX}{time}-{number}"));
     }
-    for (from, to) in [(path.to_owned(), aside.clone())]
-        .into_iter()
-        .chain(BESIDE.map(|ending| (beside(path, ending), beside(&aside, ending))))
-    {
+    for (from, to) in [(path.to_owned(), aside.clone())].into_iter().chain(
+        SIDECAR_SUFFIXES.map(|suffix| (with_suffix(path, suffix), with_suffix(&aside, suffix))),
+    ) {
         match fs::rename(&from, &to) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => {
                 return Err(error).with_context(|| {
@@ -133,31 +130,32 @@ pub(super) fn set_aside(path: &Path) -> anyhow::Result<PathBuf> {
     Ok(aside)
 }
 
-/// What was set aside of a file, now or before.
+/// All files that were set aside of a file.
 pub(super) fn set_aside_of(path: &Path) -> Vec<PathBuf> {
-    let (Some(folder), Some(name)) =
+    let (Some(directory), Some(name)) =
         (path.parent(), path.file_name().and_then(|name| name.to_str()))
     else {
         return Vec::new();
     };
-    let begin = format!("{name}{MARK}");
-    let entries = fs::read_dir(folder).into_iter().flatten().flatten();
+    let prefix = format!("{name}{SET_ASIDE_INFIX}");
+    let entries = fs::read_dir(directory).into_iter().flatten().flatten();
     let names = entries.filter_map(|entry| entry.file_name().into_string().ok());
     let mut names: Vec<_> = names
-        .filter(|name| name.starts_with(&begin))
-        // A log without its file, too.
+        .filter(|name| name.starts_with(&prefix))
+        // Includes a log without its file.
         .map(|name| {
-            BESIDE.iter().find_map(|end| name.strip_suffix(end)).unwrap_or(&name).to_owned()
+            let base = SIDECAR_SUFFIXES.iter().find_map(|suffix| name.strip_suffix(suffix));
+            base.unwrap_or(&name).to_owned()
         })
         .collect();
     names.sort();
     names.dedup();
-    names.into_iter().map(|name| folder.join(name)).collect()
+    names.into_iter().map(|name| directory.join(name)).collect()
 }
 
-fn beside(path: &Path, ending: &str) -> PathBuf {
+fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
     let mut name = path.as_os_str().to_owned();
-    name.push(ending);
+    name.push(suffix);
     name.into()
 }
 
@@ -168,7 +166,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn files_that_can_not_be_a_store_are_told_by_what_is_wrong_with_them() {
+    fn files_that_can_not_be_a_store_are_detected_with_their_damage() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("x.db");
         assert_eq!(damage(&path).unwrap(), None, "no file is a new store");
@@ -176,31 +174,31 @@ mod tests {
             fs::write(&path, text).unwrap();
             damage(&path).unwrap().unwrap_or_default()
         };
-        assert_eq!(found(b""), "", "a store that was not begun");
-        assert_eq!(found(&[0; 4096]), "it is no SQLite database");
-        assert_eq!(found(&[b'x'; 4096]), "it is no SQLite database");
-        assert_eq!(found(&MAGIC[..]), "it is cut short");
+        assert_eq!(found(b""), "", "a new store");
+        assert_eq!(found(&[0; 4096]), "it is not a SQLite database");
+        assert_eq!(found(&[b'x'; 4096]), "it is not a SQLite database");
+        assert_eq!(found(&MAGIC[..]), "it is truncated");
         let mut header = [0; 4096];
         header[..16].copy_from_slice(MAGIC);
         (header[16], header[18], header[19]) = (0x10, 2, 2);
         header[31] = 3;
-        assert_eq!(found(&header), "it is cut short", "one page of three");
+        assert_eq!(found(&header), "it is truncated", "one page of three");
         header[31] = 1;
         assert_eq!(found(&header), "");
         header[18] = 9;
-        assert_eq!(found(&header), "it is of a format that is not known");
-        fs::write(beside(&path, "-wal"), b"log").unwrap();
-        assert_eq!(found(b""), "it is empty, and its log is not");
+        assert_eq!(found(&header), "its format version is unknown");
+        fs::write(with_suffix(&path, "-wal"), b"log").unwrap();
+        assert_eq!(found(b""), "it is empty, but its log is not");
         fs::remove_file(&path).unwrap();
         let found = || damage(&path).unwrap().unwrap();
-        assert_eq!(found(), "it is missing, and its log is there");
+        assert_eq!(found(), "it is missing, but its log exists");
         fs::create_dir(&path).unwrap();
         assert_eq!(found(), "it is a directory");
         let aside = set_aside(&path).unwrap();
-        assert!(aside.is_dir() && beside(&aside, "-wal").is_file() && !path.exists());
+        assert!(aside.is_dir() && with_suffix(&aside, "-wal").is_file() && !path.exists());
         assert_eq!(set_aside_of(&path), std::slice::from_ref(&aside));
         fs::write(&path, "again").unwrap();
-        fs::create_dir(beside(&path, "-shm")).unwrap();
+        fs::create_dir(with_suffix(&path, "-shm")).unwrap();
         assert_eq!(damage(&path).unwrap().unwrap(), "its -shm file is a directory");
         let again = set_aside(&path).unwrap();
         assert_eq!(set_aside_of(&path), [aside, again]);
@@ -209,9 +207,9 @@ mod tests {
 
     proptest! {
         #[test]
-        fn no_header_makes_it_panic(bytes in proptest::collection::vec(any::<u8>(), HEADER_LEN)) {
+        fn no_header_causes_a_panic(bytes in proptest::collection::vec(any::<u8>(), HEADER_LEN)) {
             let header: [u8; HEADER_LEN] = bytes.try_into().unwrap();
-            let _ = whole(&header);
+            let _ = expected_len(&header);
         }
     }
 }

@@ -1,10 +1,9 @@
-//! Failed attempts to authenticate, counted per client network and, for passwords, per account.
+//! Failed authentication attempts, counted per client network and, for passwords, per account.
 //!
-//! Invariant: a valid credential is never refused because of others' failed attempts. A network over its
-//! limit is still asked what it presents; only what turns out wrong is refused with E4004. What the
-//! attempts of such a network may cost is bounded by lanes: a few checks at a time, or one for
-//! passwords. The exception is one account: its password may be tried a few times a minute from one
-//! network, and no more, even if the next password would be right.
+//! Invariant: a valid credential is never rejected because of failed attempts of others. The credentials of a network
+//! over its limit are still verified; only invalid ones are rejected with E4004. Lanes limit the cost of such a
+//! network: a few lookups at a time, or one password check. The exception is a single account: from one network its
+//! password may be tried 10 times a minute, even if the next password would be right.
 
 use std::net::{IpAddr, Ipv6Addr};
 use std::sync::Arc;
@@ -19,21 +18,22 @@ use tonic::{Extensions, Status};
 use crate::rate_limit::{Limiter, Rate};
 
 const WINDOW: Duration = Duration::from_mins(1);
-/// The methods under which the limiter counts.
-const BY_NETWORK: &str = "Authentication";
-const BY_ACCOUNT: &str = "PasswordLogin";
-/// Wrong passwords for one account from one network in a minute.
-pub const MAX_WRONG_PASSWORDS: u32 = 10;
-/// Lanes are shared by networks, or accounts, with the same hash, so that their number has a bound.
-const LANES: usize = 64;
-/// Credentials of one over-limit network that are looked up at the same time.
-const LOOKUPS_PER_LANE: usize = 16;
-/// Longest wait for a lane.
+/// Method name of the limiter for attempts per network.
+const NETWORK_METHOD: &str = "Authentication";
+/// Method name of the limiter for wrong passwords per account.
+const ACCOUNT_METHOD: &str = "PasswordLogin";
+/// Maximum number of wrong passwords for one account from one network in a minute.
+pub(crate) const MAX_WRONG_PASSWORDS: u32 = 10;
+/// Number of lanes. Networks, or accounts, with the same hash share one.
+const LANE_COUNT: usize = 64;
+/// Maximum number of concurrent lookups for one network over its limit.
+const MAX_LOOKUPS_PER_LANE: usize = 16;
+/// Maximum wait for a lane.
 const LANE_TIMEOUT: Duration = Duration::from_secs(5);
-/// How long a wrong password of an over-limit network occupies its lane: at most one guess a second.
+/// How long a wrong password of a network over its limit occupies its lane: at most one guess per second.
 pub const WRONG_PASSWORD_PAUSE: Duration = Duration::from_secs(1);
 
-/// The failed attempts that this process, or all replicas with a shared Redis, know of.
+/// Counts failed attempts, in this process or in a shared Redis.
 #[derive(Clone, Debug)]
 pub struct Attempts {
     limiter: Arc<Limiter>,
@@ -43,64 +43,64 @@ pub struct Attempts {
     accounts: Lanes,
 }
 
-/// A client network over its limit; when it may fail again.
+/// A client network over its limit, with the time until it may fail again.
 #[derive(Clone, Copy, Debug)]
 pub struct OverLimit {
     retry_after: Duration,
 }
 
 impl OverLimit {
-    /// The refusal of a wrong credential from such a network.
+    /// The error for an invalid credential from such a network.
     pub fn refusal(self, network: &str) -> Fault {
-        let words = "too many failed attempts to authenticate from this address; wait, or present a valid credential";
-        Fault::new(ErrorCode::RateLimited, words).retry_after(self.retry_after).quota(network)
+        let message = "too many failed attempts to authenticate from this address; wait, or send a valid credential";
+        Fault::new(ErrorCode::RateLimited, message).retry_after(self.retry_after).quota(network)
     }
 }
 
 impl Attempts {
-    /// `limit` failed attempts per network and minute; 0: no limit.
+    /// Admits `limit` failed attempts per network and minute; 0: no limit.
     pub fn new(limiter: Arc<Limiter>, limit: u32) -> Self {
         Attempts {
             limiter,
             by_network: Rate::new(limit, WINDOW),
-            lookups: Lanes::new(LOOKUPS_PER_LANE),
+            lookups: Lanes::new(MAX_LOOKUPS_PER_LANE),
             logins: Lanes::new(1),
             accounts: Lanes::new(1),
         }
     }
 
-    /// Whether a network has failed too often.
+    /// Whether a network is over its limit.
     pub async fn over_limit(&self, network: &str) -> Option<OverLimit> {
-        let decision = self.limiter.peek(network, BY_NETWORK, self.by_network).await;
+        let decision = self.limiter.peek(network, NETWORK_METHOD, self.by_network).await;
         decision?.retry_after.map(|retry_after| OverLimit { retry_after })
     }
 
     /// Counts one failed attempt.
     pub async fn record_failure(&self, network: &str) {
-        self.limiter.decide(network, BY_NETWORK, self.by_network).await;
+        self.limiter.decide(network, NETWORK_METHOD, self.by_network).await;
     }
 
-    /// A turn to look up a credential of an over-limit network.
+    /// A permit to look up a credential of a network over its limit.
     pub async fn lookup_lane(&self, network: &str) -> Result<OwnedSemaphorePermit, Fault> {
         self.lookups.enter(network).await
     }
 
-    /// A turn to log in from an over-limit network.
+    /// A permit to check a password of a network over its limit.
     pub async fn login_lane(&self, network: &str) -> Result<OwnedSemaphorePermit, Fault> {
         self.logins.enter(network).await
     }
 }
 
-/// For the handler of a login: counts wrong passwords of one account from the call's network. In the
-/// extensions of each request that needs no credential because it is how to get one.
+/// For login handlers: counts wrong passwords per account from the network of the call. The server adds it to the
+/// extensions of each request to an RPC that issues credentials.
 #[derive(Clone, Debug)]
 pub struct PasswordAttempts {
     attempts: Attempts,
     network: Arc<str>,
 }
 
-/// One try of an account's password. Tries of the same account from the same network wait for each
-/// other, so that parallel tries do not pass the limit together.
+/// One attempt with the password of an account. Attempts for the same account from the same network run one after the
+/// other, so that parallel attempts cannot exceed the limit.
 #[derive(Debug)]
 pub struct PasswordAttempt {
     limiter: Arc<Limiter>,
@@ -110,30 +110,31 @@ pub struct PasswordAttempt {
 }
 
 impl PasswordAttempts {
+    /// For a call from this network.
     pub fn new(attempts: Attempts, network: Arc<str>) -> Self {
         PasswordAttempts { attempts, network }
     }
 
-    /// Those of the call that a request belongs to.
+    /// The counter in the extensions of a request. Fails with E5004 if there is none.
     pub fn of(extensions: &Extensions) -> Result<PasswordAttempts, Status> {
         let found = extensions.get::<PasswordAttempts>().cloned();
-        found.ok_or_else(|| Fault::internal("a login ran outside of admission").into())
+        found.ok_or_else(|| Fault::internal("a login ran without the server's admission").into())
     }
 
-    /// Begins a try, before the password is hashed. E4004 where the account's password was wrong
-    /// [`MAX_WRONG_PASSWORDS`] times within a minute from this network.
+    /// Begins an attempt, before the password is hashed. Fails with E4004 after 10 wrong passwords for the account from
+    /// this network within a minute.
     pub async fn begin(&self, email: &str) -> Result<PasswordAttempt, Fault> {
-        // A digest: neither the limiter's Redis nor its messages hold addresses.
+        // A digest, so that neither Redis nor error messages contain e-mail addresses.
         let account = Sha256::digest(email.trim().to_lowercase());
         let subject = format!("login:{}:{}", hex::encode(&account[..12]), self.network);
         let lane = self.attempts.accounts.enter(&subject).await?;
         let limiter = Arc::clone(&self.attempts.limiter);
         let is_limited = self.attempts.by_network.is_limited();
         let rate = Rate::new(if is_limited { MAX_WRONG_PASSWORDS } else { 0 }, WINDOW);
-        let decision = limiter.peek(&subject, BY_ACCOUNT, rate).await;
+        let decision = limiter.peek(&subject, ACCOUNT_METHOD, rate).await;
         if let Some(wait) = decision.and_then(|decision| decision.retry_after) {
-            let words = "too many wrong passwords for this account from this address; wait";
-            return Err(Fault::new(ErrorCode::RateLimited, words).retry_after(wait));
+            let message = "too many wrong passwords for this account from this address; wait";
+            return Err(Fault::new(ErrorCode::RateLimited, message).retry_after(wait));
         }
         Ok(PasswordAttempt { limiter, subject, rate, _lane: lane })
     }
@@ -142,32 +143,32 @@ impl PasswordAttempts {
 impl PasswordAttempt {
     /// Counts the password as wrong.
     pub async fn record_wrong_password(self) {
-        self.limiter.decide(&self.subject, BY_ACCOUNT, self.rate).await;
+        self.limiter.decide(&self.subject, ACCOUNT_METHOD, self.rate).await;
     }
 }
 
-/// Semaphores by the hash of a name: a bound on what happens at once for one name, and on memory.
+/// Semaphores by the hash of a name. They limit the concurrency per name with bounded memory.
 #[derive(Clone, Debug)]
 struct Lanes(Arc<[Arc<Semaphore>]>);
 
 impl Lanes {
-    fn new(at_once: usize) -> Self {
-        Lanes((0..LANES).map(|_| Arc::new(Semaphore::new(at_once))).collect())
+    fn new(max_concurrent: usize) -> Self {
+        Lanes((0..LANE_COUNT).map(|_| Arc::new(Semaphore::new(max_concurrent))).collect())
     }
 
     async fn enter(&self, name: &str) -> Result<OwnedSemaphorePermit, Fault> {
         let hash = crc32fast::hash(name.as_bytes()) as usize;
-        let turn = Arc::clone(&self.0[hash % self.0.len()]).acquire_owned();
-        if let Ok(Ok(permit)) = timeout(LANE_TIMEOUT, turn).await {
+        let permit = Arc::clone(&self.0[hash % self.0.len()]).acquire_owned();
+        if let Ok(Ok(permit)) = timeout(LANE_TIMEOUT, permit).await {
             return Ok(permit);
         }
-        let words = "too many attempts to authenticate at the moment; try again shortly";
-        Err(Fault::new(ErrorCode::Overloaded, words).retry_after(Duration::from_secs(1)))
+        let message = "too many concurrent attempts to authenticate; try again shortly";
+        Err(Fault::new(ErrorCode::Overloaded, message).retry_after(Duration::from_secs(1)))
     }
 }
 
-/// What attempts are counted for: an IPv4 address, or the /64 of an IPv6 address, which is what one
-/// customer of a provider has at least.
+/// The network for which attempts are counted: an IPv4 address, or the /64 of an IPv6 address, which is the smallest
+/// network that a provider assigns to a customer.
 pub fn network(address: IpAddr) -> String {
     match address.to_canonical() {
         IpAddr::V4(address) => format!("address:{address}"),
@@ -189,22 +190,22 @@ mod tests {
         Attempts::new(Arc::new(Limiter::Memory(Memory::default())), limit)
     }
 
-    fn of(text: &str) -> String {
+    fn network_of(text: &str) -> String {
         network(text.parse().unwrap())
     }
 
     #[test]
-    fn an_ipv6_client_is_its_64_and_an_ipv4_client_its_address() {
-        assert_eq!(of("203.0.113.7"), "address:203.0.113.7");
-        assert_eq!(of("::ffff:203.0.113.7"), "address:203.0.113.7");
-        assert_eq!(of("2001:db8:1:2:3:4:5:6"), "address:2001:db8:1:2::/64");
-        assert_ne!(of("2001:db8:1:2::1"), of("2001:db8:1:3::1"));
-        assert_ne!(of("203.0.113.7"), of("203.0.113.8"));
+    fn attempts_are_counted_per_ipv4_address_and_per_ipv6_64() {
+        assert_eq!(network_of("203.0.113.7"), "address:203.0.113.7");
+        assert_eq!(network_of("::ffff:203.0.113.7"), "address:203.0.113.7");
+        assert_eq!(network_of("2001:db8:1:2:3:4:5:6"), "address:2001:db8:1:2::/64");
+        assert_ne!(network_of("2001:db8:1:2::1"), network_of("2001:db8:1:3::1"));
+        assert_ne!(network_of("203.0.113.7"), network_of("203.0.113.8"));
     }
 
     proptest! {
         #[test]
-        fn addresses_of_one_64_count_together(prefix: u64, one: u64, other: u64) {
+        fn addresses_of_one_64_are_counted_together(prefix: u64, one: u64, other: u64) {
             let prefix = u128::from(prefix | 1 << 63) << 64;
             let [one, other] = [one, other].map(|host| network(Ipv6Addr::from_bits(prefix | u128::from(host)).into()));
             prop_assert_eq!(one, other);
@@ -212,7 +213,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_network_is_over_its_limit_after_as_many_failures_and_no_other_is() {
+    async fn only_the_network_that_failed_too_often_is_over_its_limit() {
         let attempts = attempts(3);
         for _ in 0..3 {
             assert!(attempts.over_limit("address:a").await.is_none());
@@ -224,9 +225,9 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn parallel_tries_of_one_account_do_not_pass_its_limit_together() {
+    async fn parallel_attempts_for_one_account_do_not_exceed_its_limit() {
         let attempts = PasswordAttempts::new(attempts(60), "address:a".into());
-        let tries = (0..40).map(|_| {
+        let parallel = (0..40).map(|_| {
             let attempts = attempts.clone();
             async move {
                 let Ok(attempt) = attempts.begin("Kim@example.com ").await else { return 0 };
@@ -235,10 +236,10 @@ mod tests {
                 1
             }
         });
-        let wrong: u32 = futures_util::future::join_all(tries).await.into_iter().sum();
+        let wrong: u32 = futures_util::future::join_all(parallel).await.into_iter().sum();
         assert_eq!(wrong, MAX_WRONG_PASSWORDS);
-        let refused = attempts.begin("kim@example.com").await.unwrap_err();
-        assert_eq!(refused.code(), ErrorCode::RateLimited);
+        let rejected = attempts.begin("kim@example.com").await.unwrap_err();
+        assert_eq!(rejected.code(), ErrorCode::RateLimited);
         assert!(attempts.begin("lee@example.com").await.is_ok());
     }
 }

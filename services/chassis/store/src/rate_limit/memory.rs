@@ -1,16 +1,16 @@
-//! Calls counted in this process.
+//! Rate limits in the memory of one process.
 
 use std::time::{Duration, Instant};
 
-use super::shards::{Entry, Shards};
+use super::shards::{Expiring, Shards};
 use super::{Decision, Rate};
 
-/// Counters of this process, as many as there are subjects in use times their methods.
+/// Sliding windows of this process, one per active subject and method.
 #[derive(Debug, Default)]
 pub struct Memory(Shards<Window>);
 
 impl Memory {
-    /// Counts one call at this moment.
+    /// Counts one call at the time `now`.
     pub fn decide(
         &self,
         subject: &str,
@@ -18,51 +18,51 @@ impl Memory {
         rate: Rate,
         now: Instant,
     ) -> Decision {
-        let opening = || Window::opening(now, rate.window);
-        self.0.with((subject, method), now, opening, |window| window.count(rate, now))
+        let new = || Window::new(now, rate.window);
+        self.0.with((subject, method), now, new, |window| window.count(rate, now))
     }
 
-    /// What `decide` would say, without a call being counted.
+    /// The decision that `decide` would return, without counting a call.
     pub fn peek(&self, subject: &str, method: &'static str, rate: Rate, now: Instant) -> Decision {
         let window = self.0.find(subject, method, |window| *window);
-        window.unwrap_or_else(|| Window::opening(now, rate.window)).look(rate, now)
+        window.unwrap_or_else(|| Window::new(now, rate.window)).peek(rate, now)
     }
 }
 
-/// A sliding window: the calls of the current one, and those of the one before, which count in
-/// proportion to how much of it still lies within the last window.
+/// A sliding window: the calls of the current fixed window, and those of the previous one. The latter count in
+/// proportion to the part of the previous window that lies within the sliding one.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Window {
-    pub(super) opened: Instant,
+    pub(super) opened_at: Instant,
     pub(super) length: Duration,
     pub(super) calls: u32,
-    pub(super) calls_before: u32,
+    pub(super) previous_calls: u32,
 }
 
-/// What moving a window up to now did to it.
+/// How advancing a window to the current time has changed it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Moved {
-    /// It is the same one.
-    Not,
-    /// It is the next one.
-    On,
-    /// It begins anew.
-    Away,
+pub(super) enum WindowShift {
+    /// The window is the same.
+    Unchanged,
+    /// The next window has begun.
+    Next,
+    /// A new window begins now.
+    Reset,
 }
 
-impl Entry for Window {
-    fn is_over(&self, now: Instant) -> bool {
-        now.duration_since(self.opened) >= self.length * 2
+impl Expiring for Window {
+    fn is_expired(&self, now: Instant) -> bool {
+        now.duration_since(self.opened_at) >= self.length * 2
     }
 }
 
 impl Window {
-    pub(super) fn opening(now: Instant, length: Duration) -> Self {
-        Window { opened: now, length, calls: 0, calls_before: 0 }
+    pub(super) fn new(now: Instant, length: Duration) -> Self {
+        Window { opened_at: now, length, calls: 0, previous_calls: 0 }
     }
 
     fn count(&mut self, rate: Rate, now: Instant) -> Decision {
-        let mut decision = self.look(rate, now);
+        let mut decision = self.peek(rate, now);
         if decision.retry_after.is_none() {
             self.calls += 1;
             decision.remaining -= 1;
@@ -70,30 +70,30 @@ impl Window {
         decision
     }
 
-    /// Moves the window up to now.
-    pub(super) fn roll(&mut self, length: Duration, now: Instant) -> Moved {
-        if self.length != length || self.is_over(now) {
-            *self = Window::opening(now, length);
-            return Moved::Away;
+    /// Advances the window to the current time.
+    pub(super) fn advance(&mut self, length: Duration, now: Instant) -> WindowShift {
+        if self.length != length || self.is_expired(now) {
+            *self = Window::new(now, length);
+            return WindowShift::Reset;
         }
-        if now.duration_since(self.opened) < self.length {
-            return Moved::Not;
+        if now.duration_since(self.opened_at) < self.length {
+            return WindowShift::Unchanged;
         }
-        self.opened += self.length;
-        self.calls_before = std::mem::take(&mut self.calls);
-        Moved::On
+        self.opened_at += self.length;
+        self.previous_calls = std::mem::take(&mut self.calls);
+        WindowShift::Next
     }
 
-    /// Moves the window up to now, and decides without counting.
-    pub(super) fn look(&mut self, rate: Rate, now: Instant) -> Decision {
-        self.roll(rate.window, now);
-        let gone = now.duration_since(self.opened).as_secs_f64() / self.length.as_secs_f64();
-        let before = (f64::from(self.calls_before) * (1.0 - gone)).floor();
-        let free = f64::from(rate.limit) - f64::from(self.calls) - before;
-        let reset = self.length.saturating_sub(now.duration_since(self.opened));
+    /// Advances the window to the current time, and decides without counting.
+    pub(super) fn peek(&mut self, rate: Rate, now: Instant) -> Decision {
+        self.advance(rate.window, now);
+        let elapsed = now.duration_since(self.opened_at).as_secs_f64() / self.length.as_secs_f64();
+        let previous = (f64::from(self.previous_calls) * (1.0 - elapsed)).floor();
+        let free = f64::from(rate.limit) - f64::from(self.calls) - previous;
+        let reset = self.length.saturating_sub(now.duration_since(self.opened_at));
         let decision = Decision { limit: rate.limit, remaining: 0, reset, retry_after: None };
         if free < 1.0 {
-            return Decision { retry_after: Some(self.wait(rate.limit, gone)), ..decision };
+            return Decision { retry_after: Some(self.wait(rate.limit, elapsed)), ..decision };
         }
         #[expect(
             clippy::cast_possible_truncation,
@@ -104,15 +104,15 @@ impl Window {
         Decision { remaining, ..decision }
     }
 
-    /// Until enough of the calls before have left the sliding window.
-    fn wait(&self, limit: u32, gone: f64) -> Duration {
+    /// Time until enough previous calls have left the sliding window. `elapsed` is the elapsed part of the window.
+    fn wait(&self, limit: u32, elapsed: f64) -> Duration {
         let windows = if self.calls == 0 && limit == 0 {
-            // A share of nothing: it may be another one in the next window.
-            1.0 - gone
+            // This replica's share is 0; it may differ in the next window.
+            1.0 - elapsed
         } else if self.calls < limit {
-            1.0 - f64::from(limit - self.calls) / f64::from(self.calls_before.max(1)) - gone
+            1.0 - f64::from(limit - self.calls) / f64::from(self.previous_calls.max(1)) - elapsed
         } else {
-            2.0 - f64::from(limit) / f64::from(self.calls) - gone
+            2.0 - f64::from(limit) / f64::from(self.calls) - elapsed
         };
         self.length.mul_f64(windows.max(0.0)) + Duration::from_millis(1)
     }
@@ -131,21 +131,21 @@ mod tests {
     }
 
     #[test]
-    fn call_51_of_50_a_minute_is_refused_however_slowly_they_come() {
+    fn call_51_of_50_a_minute_is_rejected_however_slowly_they_arrive() {
         let start = Instant::now();
-        let mut window = Window::opening(start, MINUTE);
+        let mut window = Window::new(start, MINUTE);
         for second in 0..50 {
             let decision = window.count(rate(50), start + Duration::from_secs(second));
             assert_eq!(decision.retry_after, None);
             assert_eq!(u64::from(decision.remaining), 49 - second);
         }
-        let refused = window.count(rate(50), start + Duration::from_secs(59));
-        assert!(refused.retry_after.is_some());
-        assert_eq!(refused.reset, Duration::from_secs(1));
+        let rejected = window.count(rate(50), start + Duration::from_secs(59));
+        assert!(rejected.retry_after.is_some());
+        assert_eq!(rejected.reset, Duration::from_secs(1));
     }
 
     #[test]
-    fn keys_and_methods_count_apart() {
+    fn keys_and_methods_are_counted_separately() {
         let (memory, now) = (Memory::default(), Instant::now());
         assert_eq!(memory.decide("a", "/x", rate(1), now).retry_after, None);
         assert_eq!(memory.decide("a", "/y", rate(1), now).retry_after, None);
@@ -154,26 +154,26 @@ mod tests {
     }
 
     #[test]
-    fn a_peek_tells_what_is_left_and_counts_nothing() {
+    fn a_peek_returns_the_remaining_calls_and_counts_none() {
         let (memory, now) = (Memory::default(), Instant::now());
         for _ in 0..3 {
             assert_eq!(memory.peek("a", "/x", rate(2), now).remaining, 2);
         }
         memory.decide("a", "/x", rate(2), now);
         memory.decide("a", "/x", rate(2), now);
-        let refused = memory.decide("a", "/x", rate(2), now);
-        assert!(refused.retry_after.is_some());
-        assert_eq!(memory.peek("a", "/x", rate(2), now), refused);
+        let rejected = memory.decide("a", "/x", rate(2), now);
+        assert!(rejected.retry_after.is_some());
+        assert_eq!(memory.peek("a", "/x", rate(2), now), rejected);
         assert_eq!(memory.peek("a", "/x", rate(2), now + MINUTE * 2).remaining, 2);
     }
 
     proptest! {
         #[test]
-        fn who_waits_as_told_passes_and_no_window_holds_much_more_than_the_limit(
+        fn a_call_after_the_stated_wait_passes_and_no_window_admits_more_than_twice_the_limit(
             limit in 1u32..40, gaps in prop::collection::vec(0u64..5_000, 1..400)
         ) {
             let mut now = Instant::now();
-            let mut window = Window::opening(now, MINUTE);
+            let mut window = Window::new(now, MINUTE);
             let mut passed: Vec<Instant> = Vec::new();
             for gap in gaps {
                 now += Duration::from_millis(gap);

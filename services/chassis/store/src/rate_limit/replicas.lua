@@ -1,6 +1,6 @@
--- Registers a replica in each of the groups in KEYS, sorted sets of ids by their last heartbeat.
--- ARGV: the replica's id, how long a heartbeat counts in milliseconds, 1 to leave.
--- Returns for each group how many replicas it has, and how many of their ids are lower than this one's.
+-- Registers a replica in each of the groups in KEYS: sorted sets of replica ids by their last heartbeat.
+-- ARGV: the replica's id, the lifetime of a heartbeat in milliseconds, 1 to leave the groups.
+-- Returns for each group the number of replicas, and the number of replicas with a lower id.
 local replica, lifetime, is_leaving = ARGV[1], tonumber(ARGV[2]), ARGV[3] == '1'
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)

@@ -1,26 +1,26 @@
-//! Counters by subject and method, behind several locks, bounded in number.
+//! A bounded map of counters by subject and method, divided among several locks.
 
 use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
-/// So many locks, so that cores don't queue for one.
-const SHARDS: usize = 16;
-/// From this many subjects on a shard drops those that have nothing to say any more.
-pub(super) const CROWDED: usize = 4096;
-/// At this many that all have something to say a shard begins anew: a limit that starts over is
+/// Number of locks, so that processor cores do not contend for one.
+const SHARD_COUNT: usize = 16;
+/// Minimum number of subjects at which a shard removes expired entries.
+const SWEEP_THRESHOLD: usize = 4096;
+/// Maximum number of subjects in a shard. If none of them has expired, the shard is cleared: limits that start over are
 /// better than a process without memory.
-pub(super) const MOST: usize = 65_536;
+const MAX_SUBJECTS: usize = 65_536;
 
-/// What is kept per subject and method.
-pub(super) trait Entry {
-    /// Whether it can be dropped without a difference to any decision.
-    fn is_over(&self, now: Instant) -> bool;
+/// An entry of the map.
+pub(super) trait Expiring {
+    /// Whether the removal of the entry would change no decision.
+    fn is_expired(&self, now: Instant) -> bool;
 }
 
-/// As many entries as there are subjects in use times their methods.
+/// One entry per active subject and method.
 #[derive(Debug)]
-pub(super) struct Shards<T>(Box<[Mutex<Shard<T>>; SHARDS]>);
+pub(super) struct Shards<T>(Box<[Mutex<Shard<T>>; SHARD_COUNT]>);
 
 impl<T> Default for Shards<T> {
     fn default() -> Self {
@@ -28,8 +28,8 @@ impl<T> Default for Shards<T> {
     }
 }
 
-impl<T: Entry> Shards<T> {
-    /// Works on an entry, which is made first where there is none.
+impl<T: Expiring> Shards<T> {
+    /// Calls `work` with an entry, which is created if it does not exist.
     pub(super) fn with<R>(
         &self,
         (subject, method): (&str, &'static str),
@@ -42,12 +42,12 @@ impl<T: Entry> Shards<T> {
             return work(entry);
         }
         let mut entry = make();
-        let done = work(&mut entry);
-        shard.keep(subject, method, entry, now);
-        done
+        let result = work(&mut entry);
+        shard.insert(subject, method, entry, now);
+        result
     }
 
-    /// Reads or changes an entry where there is one.
+    /// Calls `work` with an entry, if it exists.
     pub(super) fn find<R>(
         &self,
         subject: &str,
@@ -57,14 +57,14 @@ impl<T: Entry> Shards<T> {
         self.shard(subject).entry(subject, method).map(work)
     }
 
-    /// Subject and method of the entries that are wanted.
-    pub(super) fn select(&self, is_wanted: impl Fn(&T) -> bool) -> Vec<(Box<str>, &'static str)> {
+    /// Subject and method of the entries that match.
+    pub(super) fn select(&self, is_match: impl Fn(&T) -> bool) -> Vec<(Box<str>, &'static str)> {
         let mut selected = Vec::new();
         for shard in &*self.0 {
             let shard = shard.lock().unwrap_or_else(PoisonError::into_inner);
             for (subject, methods) in &shard.subjects {
-                let wanted = methods.iter().filter(|(_, entry)| is_wanted(entry));
-                selected.extend(wanted.map(|(method, _)| (subject.clone(), *method)));
+                let matches = methods.iter().filter(|(_, entry)| is_match(entry));
+                selected.extend(matches.map(|(method, _)| (subject.clone(), *method)));
             }
         }
         selected
@@ -73,15 +73,15 @@ impl<T: Entry> Shards<T> {
     fn shard(&self, subject: &str) -> MutexGuard<'_, Shard<T>> {
         let sum =
             subject.bytes().fold(0usize, |sum, byte| sum.wrapping_mul(31) + usize::from(byte));
-        self.0[sum % SHARDS].lock().unwrap_or_else(PoisonError::into_inner)
+        self.0[sum % SHARD_COUNT].lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 #[derive(Debug)]
 struct Shard<T> {
-    /// A subject calls few methods: looking through them is faster than a second hash.
+    /// A subject calls few methods, so a linear search is faster than a second hash.
     subjects: HashMap<Box<str>, Vec<(&'static str, T)>>,
-    /// Grows with what a sweep leaves, so that sweeps stay rare.
+    /// Number of subjects at which the next sweep runs. It grows with the rest after a sweep, so that sweeps are rare.
     sweep_at: usize,
 }
 
@@ -91,25 +91,25 @@ impl<T> Default for Shard<T> {
     }
 }
 
-impl<T: Entry> Shard<T> {
+impl<T: Expiring> Shard<T> {
     fn entry(&mut self, subject: &str, method: &str) -> Option<&mut T> {
         let methods = self.subjects.get_mut(subject)?;
         methods.iter_mut().find(|(name, _)| *name == method).map(|(_, entry)| entry)
     }
 
-    fn keep(&mut self, subject: &str, method: &'static str, entry: T, now: Instant) {
-        if self.subjects.len() >= self.sweep_at.max(CROWDED) {
+    fn insert(&mut self, subject: &str, method: &'static str, entry: T, now: Instant) {
+        if self.subjects.len() >= self.sweep_at.max(SWEEP_THRESHOLD) {
             self.sweep(now);
         }
         self.subjects.entry(subject.into()).or_default().push((method, entry));
     }
 
     fn sweep(&mut self, now: Instant) {
-        self.subjects.retain(|_, methods| methods.iter().any(|(_, entry)| !entry.is_over(now)));
-        if self.subjects.len() >= MOST {
+        self.subjects.retain(|_, methods| methods.iter().any(|(_, entry)| !entry.is_expired(now)));
+        if self.subjects.len() >= MAX_SUBJECTS {
             self.subjects.clear();
         }
-        self.sweep_at = (self.subjects.len() * 2).min(MOST);
+        self.sweep_at = (self.subjects.len() * 2).min(MAX_SUBJECTS);
     }
 }
 
@@ -120,26 +120,26 @@ mod tests {
     use super::*;
 
     #[derive(Clone, Copy)]
-    struct Until(Instant);
+    struct ExpiresAt(Instant);
 
-    impl Entry for Until {
-        fn is_over(&self, now: Instant) -> bool {
+    impl Expiring for ExpiresAt {
+        fn is_expired(&self, now: Instant) -> bool {
             now >= self.0
         }
     }
 
     #[test]
-    fn what_has_nothing_to_say_any_more_is_dropped_and_the_rest_is_bounded() {
+    fn expired_entries_are_removed_and_the_rest_is_bounded() {
         let (mut shard, now) = (Shard::default(), Instant::now());
         let later = now + Duration::from_mins(2);
-        for subject in 0..CROWDED {
-            shard.keep(&subject.to_string(), "/x", Until(later), now);
+        for subject in 0..SWEEP_THRESHOLD {
+            shard.insert(&subject.to_string(), "/x", ExpiresAt(later), now);
         }
-        shard.keep("late", "/x", Until(later), later);
+        shard.insert("late", "/x", ExpiresAt(later), later);
         assert_eq!(shard.subjects.len(), 1);
-        for subject in 0..MOST {
-            shard.keep(&subject.to_string(), "/x", Until(later), now);
+        for subject in 0..MAX_SUBJECTS {
+            shard.insert(&subject.to_string(), "/x", ExpiresAt(later), now);
         }
-        assert!(shard.subjects.len() <= MOST);
+        assert!(shard.subjects.len() <= MAX_SUBJECTS);
     }
 }

@@ -1,5 +1,4 @@
-//! How a log line shows fields: all but those whose names begin with `otel.`, which tell the
-//! OpenTelemetry layer what a span is.
+//! Formats of the fields of log lines. Fields with the prefix `otel.` are omitted: they are for the OpenTelemetry layer.
 
 use std::error::Error;
 use std::fmt::{self, Debug};
@@ -10,25 +9,25 @@ use tracing_subscriber::field::{RecordFields, VisitOutput as _};
 use tracing_subscriber::fmt::format::{DefaultVisitor, JsonFields, JsonVisitor, Writer};
 use tracing_subscriber::fmt::{FormatFields, FormattedFields};
 
-/// As JSON.
+/// Fields as JSON.
 #[derive(Debug, Default)]
-pub(super) struct Json(JsonFields);
+pub(super) struct JsonFormat(JsonFields);
 
-/// As words.
+/// Fields as text.
 #[derive(Debug)]
-pub(super) struct Compact;
+pub(super) struct TextFormat;
 
-/// Passes on what is shown.
-struct Shown<'v>(&'v mut dyn Visit);
+/// Forwards all fields except those for the OpenTelemetry layer.
+struct LoggedFields<'v>(&'v mut dyn Visit);
 
-impl<'w> FormatFields<'w> for Json {
+impl<'w> FormatFields<'w> for JsonFormat {
     fn format_fields<R: RecordFields>(&self, mut writer: Writer<'w>, fields: R) -> fmt::Result {
         let mut visitor = JsonVisitor::new(&mut writer);
-        fields.record(&mut Shown(&mut visitor));
+        fields.record(&mut LoggedFields(&mut visitor));
         visitor.finish()
     }
 
-    /// What is said of a span later is all shown.
+    /// Fields that are recorded after the creation of a span are all logged.
     fn add_fields(
         &self,
         current: &'w mut FormattedFields<Self>,
@@ -41,49 +40,49 @@ impl<'w> FormatFields<'w> for Json {
     }
 }
 
-impl<'w> FormatFields<'w> for Compact {
+impl<'w> FormatFields<'w> for TextFormat {
     fn format_fields<R: RecordFields>(&self, writer: Writer<'w>, fields: R) -> fmt::Result {
         let mut visitor = DefaultVisitor::new(writer, true);
-        fields.record(&mut Shown(&mut visitor));
+        fields.record(&mut LoggedFields(&mut visitor));
         visitor.finish()
     }
 }
 
-impl Shown<'_> {
-    fn pass(&mut self, field: &Field, value: impl FnOnce(&mut dyn Visit)) {
+impl LoggedFields<'_> {
+    fn forward(&mut self, field: &Field, value: impl FnOnce(&mut dyn Visit)) {
         if !field.name().starts_with("otel.") {
             value(self.0);
         }
     }
 }
 
-impl Visit for Shown<'_> {
+impl Visit for LoggedFields<'_> {
     fn record_debug(&mut self, field: &Field, value: &dyn Debug) {
-        self.pass(field, |shown| shown.record_debug(field, value));
+        self.forward(field, |visitor| visitor.record_debug(field, value));
     }
 
     fn record_str(&mut self, field: &Field, value: &str) {
-        self.pass(field, |shown| shown.record_str(field, value));
+        self.forward(field, |visitor| visitor.record_str(field, value));
     }
 
     fn record_bool(&mut self, field: &Field, value: bool) {
-        self.pass(field, |shown| shown.record_bool(field, value));
+        self.forward(field, |visitor| visitor.record_bool(field, value));
     }
 
     fn record_i64(&mut self, field: &Field, value: i64) {
-        self.pass(field, |shown| shown.record_i64(field, value));
+        self.forward(field, |visitor| visitor.record_i64(field, value));
     }
 
     fn record_u64(&mut self, field: &Field, value: u64) {
-        self.pass(field, |shown| shown.record_u64(field, value));
+        self.forward(field, |visitor| visitor.record_u64(field, value));
     }
 
     fn record_f64(&mut self, field: &Field, value: f64) {
-        self.pass(field, |shown| shown.record_f64(field, value));
+        self.forward(field, |visitor| visitor.record_f64(field, value));
     }
 
     fn record_error(&mut self, field: &Field, value: &(dyn Error + 'static)) {
-        self.pass(field, |shown| shown.record_error(field, value));
+        self.forward(field, |visitor| visitor.record_error(field, value));
     }
 }
 
@@ -100,9 +99,9 @@ mod tests {
     use super::*;
 
     #[derive(Clone, Default)]
-    struct Page(Arc<Mutex<Vec<u8>>>);
+    struct Output(Arc<Mutex<Vec<u8>>>);
 
-    impl Write for Page {
+    impl Write for Output {
         fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
             self.0.lock().unwrap().write(bytes)
         }
@@ -112,13 +111,13 @@ mod tests {
         }
     }
 
-    impl Page {
+    impl Output {
         fn text(&self) -> String {
             String::from_utf8(self.0.lock().unwrap().clone()).unwrap()
         }
     }
 
-    fn speak() {
+    fn log_in_span() {
         let call = tracing::error_span!(
             "call",
             otel.name = "A/Do",
@@ -133,12 +132,12 @@ mod tests {
     }
 
     #[test]
-    fn json_shows_fields_with_their_types_and_none_that_is_for_collectors() {
-        let page = Page::default();
-        let other = page.clone();
-        let lines = fmt::layer().json().fmt_fields(Json::default());
-        with_default(registry().with(lines.with_writer(move || other.clone())), speak);
-        let line: serde_json::Value = serde_json::from_str(&page.text()).unwrap();
+    fn json_lines_have_typed_fields_without_those_for_opentelemetry() {
+        let output = Output::default();
+        let other = output.clone();
+        let lines = fmt::layer().json().fmt_fields(JsonFormat::default());
+        with_default(registry().with(lines.with_writer(move || other.clone())), log_in_span);
+        let line: serde_json::Value = serde_json::from_str(&output.text()).unwrap();
         let span =
             serde_json::json!({ "name": "call", "rpc": "/A/Do", "later": "on", "last": 1.5 });
         assert_eq!((&line["span"], &line["spans"]), (&span, &serde_json::json!([span])));
@@ -148,12 +147,12 @@ mod tests {
     }
 
     #[test]
-    fn words_show_none_that_is_for_collectors() {
-        let page = Page::default();
-        let other = page.clone();
-        let lines = fmt::layer().compact().with_ansi(false).fmt_fields(Compact);
-        with_default(registry().with(lines.with_writer(move || other.clone())), speak);
-        let line = page.text();
+    fn text_lines_have_no_fields_for_opentelemetry() {
+        let output = Output::default();
+        let other = output.clone();
+        let lines = fmt::layer().compact().with_ansi(false).fmt_fields(TextFormat);
+        with_default(registry().with(lines.with_writer(move || other.clone())), log_in_span);
+        let line = output.text();
         let end = "words count=3 less=-3 known=true rpc=\"/A/Do\" later=\"on\" last=1.5\n";
         assert!(line.ends_with(end) && !line.contains("otel"), "{line}");
     }

@@ -1,51 +1,53 @@
-//! A log file that is begun anew when it is full. What was before stands beside it as NAME.1, NAME.2 and
-//! so on, newest first, so that no more than (files + 1) times the size is ever on disk.
+//! A log file that is rotated by size. Rotated files are named NAME.1, NAME.2 and so on, newest first. The log uses at
+//! most (rotated files + 1) times the maximum size.
 //!
-//! Our own: `tracing-appender` knows times and no sizes, and two files and a rename need no crate.
+//! `tracing-appender` does not serve: it rotates by time only.
 
 use std::fs::{File, OpenOptions, create_dir_all, remove_file, rename};
 use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 
-/// See the module.
+/// A log file with rotation by size.
 #[derive(Debug)]
 pub(super) struct LogFile {
     path: PathBuf,
     file: File,
     size: u64,
-    most: u64,
-    older: u32,
-    /// The file ends within a line: the disk was full.
-    is_torn: bool,
+    max_size: u64,
+    rotated_count: u32,
+    /// Whether the file ends with a partial line, because the disk was full.
+    ends_with_partial_line: bool,
 }
 
 impl LogFile {
-    /// Goes on where the file ends.
-    pub(super) fn open(path: &Path, most: u64, older: u32) -> io::Result<Self> {
-        if let Some(folder) = path.parent() {
-            create_dir_all(folder)?;
+    /// Opens the file and appends to it.
+    pub(super) fn open(path: &Path, max_size: u64, rotated_count: u32) -> io::Result<Self> {
+        if let Some(directory) = path.parent() {
+            create_dir_all(directory)?;
         }
         let file = open_to_append(path)?;
         let size = file.metadata()?.len();
-        Ok(LogFile { path: path.to_owned(), file, size, most, older, is_torn: false })
+        let ends_with_partial_line = false;
+        let path = path.to_owned();
+        Ok(LogFile { path, file, size, max_size, rotated_count, ends_with_partial_line })
     }
 
-    /// Opens the file at the path, which may be another one now.
-    pub(super) fn open_anew(&mut self) -> io::Result<()> {
-        *self = LogFile::open(&self.path, self.most, self.older)?;
+    /// Reopens the path, which may be a different file after a rename.
+    pub(super) fn reopen(&mut self) -> io::Result<()> {
+        *self = LogFile::open(&self.path, self.max_size, self.rotated_count)?;
         Ok(())
     }
 
-    /// Takes whole lines, as the log writes them: a line is never in two files.
+    /// Appends a complete line. A line is never split between two files.
     pub(super) fn append(&mut self, line: &[u8]) -> io::Result<()> {
         let length = line.len() as u64;
-        if self.size > 0 && self.size + length > self.most {
-            // A folder that can't be written to: the line matters more than the size.
-            let _ = self.begin_anew();
+        if self.size > 0 && self.size + length > self.max_size {
+            // If the rotation fails, the line is still appended: it matters more than the maximum size.
+            let _ = self.rotate();
         }
-        if self.is_torn {
+        if self.ends_with_partial_line {
             self.file.write_all(b"\n")?;
-            (self.is_torn, self.size) = (false, self.size + 1);
+            (self.ends_with_partial_line, self.size) = (false, self.size + 1);
         }
         let mut rest = line;
         while !rest.is_empty() {
@@ -54,7 +56,7 @@ impl LogFile {
                 Ok(written) => {
                     self.size += written as u64;
                     rest = &rest[written..];
-                    self.is_torn = !rest.is_empty();
+                    self.ends_with_partial_line = !rest.is_empty();
                 }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) => return Err(error),
@@ -63,19 +65,19 @@ impl LogFile {
         Ok(())
     }
 
-    fn begin_anew(&mut self) -> io::Result<()> {
-        // Somebody else may have renamed it: then there is nothing to put aside.
+    fn rotate(&mut self) -> io::Result<()> {
+        // Another process may have renamed the file.
         if self.path.exists() {
-            self.put_aside()?;
+            self.shift_rotated()?;
         }
-        self.open_anew()
+        self.reopen()
     }
 
-    fn put_aside(&self) -> io::Result<()> {
-        if self.older == 0 {
+    fn shift_rotated(&self) -> io::Result<()> {
+        if self.rotated_count == 0 {
             return remove_file(&self.path);
         }
-        for number in (1..self.older).rev() {
+        for number in (1..self.rotated_count).rev() {
             if self.numbered(number).exists() {
                 rename(self.numbered(number), self.numbered(number + 1))?;
             }
@@ -102,12 +104,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_full_file_is_begun_anew_and_the_oldest_goes() {
+    fn a_full_file_is_rotated_and_the_oldest_file_is_removed() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("logs/hapa.log");
         let read = |name: &str| std::fs::read_to_string(folder.path().join("logs").join(name)).ok();
         for line in ["one\n", "two\n", "three\n", "four\n", "a line that is longer than that\n"] {
-            // Opened each time: a restart goes on where the file ends.
+            // Opened for each line, because a restart must append to the file.
             LogFile::open(&path, 10, 2).unwrap().append(line.as_bytes()).unwrap();
         }
         assert_eq!(read("hapa.log").unwrap(), "a line that is longer than that\n");
@@ -117,7 +119,7 @@ mod tests {
     }
 
     #[test]
-    fn without_older_files_there_is_one() {
+    fn without_rotated_files_there_is_only_the_log_file() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("hapa.log");
         let mut log = LogFile::open(&path, 10, 0).unwrap();
@@ -129,7 +131,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_that_was_renamed_is_left_alone_from_when_it_is_opened_anew() {
+    fn a_renamed_file_is_not_written_to_after_a_reopen() {
         let folder = tempfile::tempdir().unwrap();
         let (path, old) = (folder.path().join("hapa.log"), folder.path().join("old.log"));
         let read = |path: &Path| std::fs::read_to_string(path).unwrap();
@@ -137,26 +139,26 @@ mod tests {
         log.append(b"one\n").unwrap();
         rename(&path, &old).unwrap();
         log.append(b"two\n").unwrap();
-        log.open_anew().unwrap();
+        log.reopen().unwrap();
         log.append(b"three\n").unwrap();
         assert_eq!((read(&old), read(&path)), ("one\ntwo\n".to_owned(), "three\n".to_owned()));
-        // Renamed, and full before it is told: it is begun anew all the same.
+        // Renamed, and full before the reopen: the rotation reopens it.
         rename(&path, &old).unwrap();
         log.append(&[b'x'; 100]).unwrap();
         assert_eq!((read(&old), read(&path)), ("three\n".to_owned(), "x".repeat(100)));
     }
 
     #[test]
-    fn a_line_that_was_torn_by_a_full_disk_does_not_take_the_next_one_with_it() {
+    fn a_partial_line_on_a_full_disk_does_not_damage_the_next_line() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("hapa.log");
         let mut log = LogFile::open(&path, 1_000, 2).unwrap();
         log.append(b"hal").unwrap();
-        log.is_torn = true;
+        log.ends_with_partial_line = true;
         log.append(b"whole\n").unwrap();
         assert_eq!(std::fs::read_to_string(&path).unwrap(), "hal\nwhole\n");
         let mut full = LogFile::open(Path::new("/dev/full"), 1_000, 2).unwrap();
         assert_eq!(full.append(b"line\n").unwrap_err().kind(), io::ErrorKind::StorageFull);
-        assert!(!full.is_torn, "nothing of it was written");
+        assert!(!full.ends_with_partial_line, "no part of the line was written");
     }
 }

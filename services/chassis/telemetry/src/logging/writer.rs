@@ -1,9 +1,9 @@
-//! The log's writer: a bounded queue of lines, and one thread that writes them out.
+//! The writer of the log: a bounded queue of lines, and one thread that writes them.
 //!
-//! Invariant: logging never waits for standard error or a disk. A line that finds no room, or that can't be
-//! written, is dropped and counted, and the log says so after the next line that was written.
+//! Invariant: logging never waits for standard error or a disk. A line that does not fit into the queue, or that can't
+//! be written, is dropped and counted. The number of dropped lines is logged after the next line that is written.
 //!
-//! Our own: `tracing-appender` bounds lines and not bytes, and can't open its file anew.
+//! `tracing-appender` does not serve: it limits the number of lines, not of bytes, and cannot reopen its file.
 
 use std::io::{self, Write as _};
 use std::sync::Arc;
@@ -16,19 +16,19 @@ use tracing_subscriber::fmt::MakeWriter;
 
 use super::file::LogFile;
 
-/// Most bytes that wait to be written, [`LINE_OVERHEAD`] for each line included.
+/// Maximum size of the queue, including [`LINE_OVERHEAD_BYTES`] per line.
 const MAX_QUEUED_BYTES: usize = 4 * 1024 * 1024;
-/// What a line that waits costs beside its text.
-const LINE_OVERHEAD: usize = 64;
-/// Longest wait, at the end of the process, for the lines that are queued.
+/// Memory of a queued line in addition to its text.
+const LINE_OVERHEAD_BYTES: usize = 64;
+/// Maximum wait for queued lines at the end of the process.
 const FLUSH_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// Where lines go.
+/// A destination of lines.
 pub(super) trait Output: Send + 'static {
-    /// Writes one line, its end included.
+    /// Writes one line, including its line break.
     fn write_line(&mut self, line: &[u8]) -> io::Result<()>;
 
-    /// Opens it anew, so that a file which was renamed is left alone.
+    /// Reopens the destination, so that a renamed file is no longer written to.
     fn reopen(&mut self) -> io::Result<()>;
 }
 
@@ -48,15 +48,15 @@ impl Output for LogFile {
     }
 
     fn reopen(&mut self) -> io::Result<()> {
-        self.open_anew()
+        LogFile::reopen(self)
     }
 }
 
 enum Message {
     Line(Vec<u8>),
-    /// Answered when all that was queued before is written.
+    /// Replies when all earlier lines have been written.
     Flush(Sender<()>),
-    /// Looks whether the output is to be opened anew.
+    /// Makes the thread check `reopen`.
     Wake,
 }
 
@@ -74,15 +74,15 @@ impl Shared {
     }
 }
 
-/// Queues lines for the thread that writes them. Clones are one.
+/// Queues lines for the thread that writes them. Clones share the queue.
 #[derive(Clone, Debug)]
-pub struct LogWriter {
+pub(crate) struct LogWriter {
     messages: Sender<Message>,
     shared: Arc<Shared>,
 }
 
 impl LogWriter {
-    /// With a thread that writes for as long as the process lives.
+    /// Starts the thread, which runs until the end of the process.
     pub(super) fn start(output: impl Output) -> io::Result<LogWriter> {
         let (messages, received) = channel();
         let shared = Arc::new(Shared::default());
@@ -93,22 +93,22 @@ impl LogWriter {
         Ok(writer)
     }
 
-    /// Opens the output anew before the next line.
+    /// Reopens the destination before the next line.
     pub(super) fn reopen(&self) {
         self.shared.reopen.store(true, Ordering::Release);
-        // Fails only where the thread is gone.
+        // Fails only if the thread has ended.
         let _ = self.messages.send(Message::Wake);
     }
 
-    /// Waits until what is queued is written, for a bounded time; false where it is not.
-    pub fn flush(&self, timeout: Duration) -> bool {
+    /// Waits until the queued lines are written. Returns false on a timeout.
+    pub(crate) fn flush(&self, timeout: Duration) -> bool {
         let (written, is_written) = channel();
         let sent = self.messages.send(Message::Flush(written));
         sent.is_ok() && is_written.recv_timeout(timeout).is_ok()
     }
 
     fn push(&self, line: &[u8]) {
-        let cost = line.len() + LINE_OVERHEAD;
+        let cost = line.len() + LINE_OVERHEAD_BYTES;
         let queued = self.shared.queued_bytes.fetch_add(cost, Ordering::Relaxed);
         let fits = queued.saturating_add(cost) <= MAX_QUEUED_BYTES;
         if !fits || self.messages.send(Message::Line(line.to_vec())).is_err() {
@@ -119,7 +119,7 @@ impl LogWriter {
 }
 
 impl io::Write for &LogWriter {
-    /// Takes whole lines, as `tracing` writes them.
+    /// Expects a complete line, as `tracing` writes it.
     fn write(&mut self, line: &[u8]) -> io::Result<usize> {
         self.push(line);
         Ok(line.len())
@@ -138,35 +138,35 @@ impl<'a> MakeWriter<'a> for LogWriter {
     }
 }
 
-/// The log of a process that serves. Dropping it writes out what is queued, for a second at most.
+/// The log of a server process. Dropping it waits up to 1 s until the queued lines are written.
 #[derive(Debug)]
 pub struct Log {
     pub(super) writer: LogWriter,
-    pub(super) place: Place,
+    pub(super) destination: Destination,
 }
 
-/// Where the log goes.
+/// The destination of the log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Place {
+pub(super) enum Destination {
     Terminal,
-    /// A pipe, mostly.
+    /// Standard error, usually a pipe.
     Stderr,
     File,
 }
 
 impl Log {
-    /// Opens LOG_FILE anew, where there is one, so that a file which was renamed is left alone. Lines that wait
-    /// go to the new one.
+    /// Reopens LOG_FILE, if there is one, so that a renamed file is no longer written to. Queued lines go to the new
+    /// file.
     pub fn reopen(&self) {
-        if self.place == Place::File {
+        if self.destination == Destination::File {
             self.writer.reopen();
-            tracing::info!("LOG_FILE is opened anew");
+            tracing::info!("LOG_FILE is reopened");
         }
     }
 
-    /// Whether lines go to a terminal.
+    /// Whether the log goes to a terminal.
     pub fn is_terminal(&self) -> bool {
-        self.place == Place::Terminal
+        self.destination == Destination::Terminal
     }
 }
 
@@ -182,24 +182,24 @@ fn write_lines(messages: &Receiver<Message>, shared: &Shared, mut output: impl O
         if shared.reopen.swap(false, Ordering::AcqRel)
             && let Err(error) = output.reopen()
         {
-            tracing::error!(%error, "LOG_FILE can't be opened anew; lines go on to where they went");
+            tracing::error!(%error, "LOG_FILE can't be reopened; the old file remains in use");
         }
         let line = match message {
             Message::Line(line) => line,
             Message::Flush(written) => {
-                // Nobody waits any more where it took too long.
+                // Fails if the flush has timed out.
                 let _ = written.send(());
                 continue;
             }
             Message::Wake => continue,
         };
         let written = output.write_line(&line);
-        shared.queued_bytes.fetch_sub(line.len() + LINE_OVERHEAD, Ordering::Relaxed);
+        shared.queued_bytes.fetch_sub(line.len() + LINE_OVERHEAD_BYTES, Ordering::Relaxed);
         if written.is_err() {
             shared.drop_line();
             continue;
         }
-        // Only after a line that was written: a report that fails itself must not cause another.
+        // Only after a successful write, so that a failing report does not cause another one.
         let dropped = shared.dropped.load(Ordering::Relaxed);
         let has_room = shared.queued_bytes.load(Ordering::Relaxed) < MAX_QUEUED_BYTES / 2;
         if dropped > reported && has_room {
@@ -216,14 +216,14 @@ mod tests {
 
     use super::*;
 
-    /// Collects lines; takes one only when it is allowed to, and fails on demand.
-    struct Slow {
+    /// Collects lines. Each write waits for a permission, and fails if it is `false`.
+    struct ControlledOutput {
         allowed: Receiver<bool>,
         lines: Arc<Mutex<Vec<Vec<u8>>>>,
         reopened: Arc<AtomicUsize>,
     }
 
-    impl Output for Slow {
+    impl Output for ControlledOutput {
         fn write_line(&mut self, line: &[u8]) -> io::Result<()> {
             let allowed = self.allowed.recv().unwrap_or(true);
             if !allowed {
@@ -239,65 +239,69 @@ mod tests {
         }
     }
 
-    struct Parts {
+    struct Fixture {
         writer: LogWriter,
         allow: SyncSender<bool>,
         lines: Arc<Mutex<Vec<Vec<u8>>>>,
         reopened: Arc<AtomicUsize>,
     }
 
-    fn start() -> Parts {
+    fn start() -> Fixture {
         let (allow, allowed) = std::sync::mpsc::sync_channel(64);
         let (lines, reopened) = (Arc::default(), Arc::default());
-        let output = Slow { allowed, lines: Arc::clone(&lines), reopened: Arc::clone(&reopened) };
-        Parts { writer: LogWriter::start(output).unwrap(), allow, lines, reopened }
+        let output = ControlledOutput {
+            allowed,
+            lines: Arc::clone(&lines),
+            reopened: Arc::clone(&reopened),
+        };
+        Fixture { writer: LogWriter::start(output).unwrap(), allow, lines, reopened }
     }
 
     #[test]
-    fn a_writer_that_is_blocked_stops_nobody_and_holds_a_bounded_number_of_bytes() {
-        let parts = start();
+    fn a_blocked_output_does_not_block_logging_and_the_queue_is_bounded() {
+        let fixture = start();
         let line = [b'x'; 1024];
-        let fit = MAX_QUEUED_BYTES / (line.len() + LINE_OVERHEAD);
+        let fit = MAX_QUEUED_BYTES / (line.len() + LINE_OVERHEAD_BYTES);
         for _ in 0..fit + 100 {
-            (&parts.writer).write_all(&line).unwrap();
+            (&fixture.writer).write_all(&line).unwrap();
         }
-        assert_eq!(parts.writer.shared.dropped.load(Ordering::Relaxed), 100);
-        assert!(parts.writer.shared.queued_bytes.load(Ordering::Relaxed) <= MAX_QUEUED_BYTES);
-        assert!(!parts.writer.flush(Duration::from_millis(1)), "it is blocked");
-        drop(parts.allow);
-        assert!(parts.writer.flush(Duration::from_mins(1)));
-        assert_eq!(parts.lines.lock().unwrap().len(), fit);
-        assert_eq!(parts.writer.shared.queued_bytes.load(Ordering::Relaxed), 0);
+        assert_eq!(fixture.writer.shared.dropped.load(Ordering::Relaxed), 100);
+        assert!(fixture.writer.shared.queued_bytes.load(Ordering::Relaxed) <= MAX_QUEUED_BYTES);
+        assert!(!fixture.writer.flush(Duration::from_millis(1)), "the output is blocked");
+        drop(fixture.allow);
+        assert!(fixture.writer.flush(Duration::from_mins(1)));
+        assert_eq!(fixture.lines.lock().unwrap().len(), fit);
+        assert_eq!(fixture.writer.shared.queued_bytes.load(Ordering::Relaxed), 0);
     }
 
     #[test]
-    fn a_line_that_is_larger_than_the_queue_is_dropped_alone() {
-        let parts = start();
-        drop(parts.allow);
-        (&parts.writer).write_all(&vec![b'x'; MAX_QUEUED_BYTES]).unwrap();
-        (&parts.writer).write_all(b"short\n").unwrap();
-        assert!(parts.writer.flush(Duration::from_mins(1)));
-        assert_eq!(*parts.lines.lock().unwrap(), [b"short\n".to_vec()]);
-        assert_eq!(parts.writer.shared.dropped.load(Ordering::Relaxed), 1);
+    fn of_several_lines_only_the_one_larger_than_the_queue_is_dropped() {
+        let fixture = start();
+        drop(fixture.allow);
+        (&fixture.writer).write_all(&vec![b'x'; MAX_QUEUED_BYTES]).unwrap();
+        (&fixture.writer).write_all(b"short\n").unwrap();
+        assert!(fixture.writer.flush(Duration::from_mins(1)));
+        assert_eq!(*fixture.lines.lock().unwrap(), [b"short\n".to_vec()]);
+        assert_eq!(fixture.writer.shared.dropped.load(Ordering::Relaxed), 1);
     }
 
     #[test]
-    fn lines_that_can_not_be_written_are_counted_and_the_next_ones_are_written() {
-        let parts = start();
+    fn failed_lines_are_counted_and_the_next_ones_are_written() {
+        let fixture = start();
         for allowed in [true, false, false, true] {
-            parts.allow.send(allowed).unwrap();
-            (&parts.writer).write_all(if allowed { b"kept\n" } else { b"lost\n" }).unwrap();
+            fixture.allow.send(allowed).unwrap();
+            (&fixture.writer).write_all(if allowed { b"kept\n" } else { b"lost\n" }).unwrap();
         }
-        assert!(parts.writer.flush(Duration::from_mins(1)));
-        assert_eq!(*parts.lines.lock().unwrap(), [b"kept\n".to_vec(), b"kept\n".to_vec()]);
-        assert_eq!(parts.writer.shared.dropped.load(Ordering::Relaxed), 2);
+        assert!(fixture.writer.flush(Duration::from_mins(1)));
+        assert_eq!(*fixture.lines.lock().unwrap(), [b"kept\n".to_vec(), b"kept\n".to_vec()]);
+        assert_eq!(fixture.writer.shared.dropped.load(Ordering::Relaxed), 2);
     }
 
     #[test]
-    fn a_log_that_is_dropped_has_written_what_was_queued_and_is_opened_anew_when_told() {
-        let Parts { writer, allow, lines, reopened } = start();
+    fn dropping_a_log_writes_the_queued_lines_and_reopen_takes_effect() {
+        let Fixture { writer, allow, lines, reopened } = start();
         drop(allow);
-        let log = Log { writer: writer.clone(), place: Place::File };
+        let log = Log { writer: writer.clone(), destination: Destination::File };
         (&writer).write_all(b"before\n").unwrap();
         log.reopen();
         (&writer).write_all(b"last\n").unwrap();

@@ -1,4 +1,4 @@
-//! Two replicas and a name that the test decides.
+//! Tests of the balancer with local servers and a fake name resolution.
 
 use std::convert::Infallible;
 use std::sync::atomic::AtomicU32;
@@ -12,10 +12,10 @@ use tokio::task::{AbortHandle, JoinSet};
 
 use super::*;
 
-/// What a name stands for.
+/// The addresses of the host name.
 type Names = Arc<Mutex<Vec<SocketAddr>>>;
 
-/// Something that answers, and counts how often.
+/// A server that counts its calls.
 struct Server {
     address: SocketAddr,
     calls: Arc<AtomicU32>,
@@ -53,15 +53,15 @@ fn balanced(names: &Names) -> Balanced {
     balanced_within(names, Duration::from_secs(5))
 }
 
-fn balanced_within(names: &Names, patience: Duration) -> Balanced {
-    let host = place("http://replicas:1").unwrap();
-    let dial = Dial::new("replicas", false, Secure::No, patience).unwrap();
+fn balanced_within(names: &Names, connect_timeout: Duration) -> Balanced {
+    let host = parse_address("http://replicas:1").unwrap();
+    let connector = Connector::new("replicas", false, Secure::No, connect_timeout).unwrap();
     let names = Arc::clone(names);
     let resolve = move || {
-        let found = names.lock().unwrap().clone();
-        Box::pin(async move { Ok(found) }) as Finding
+        let addresses = names.lock().unwrap().clone();
+        Box::pin(async move { Ok(addresses) }) as Resolution
     };
-    Balanced::with(host, dial, Box::new(resolve))
+    Balanced::from_parts(host, connector, Box::new(resolve))
 }
 
 async fn call(balanced: &Balanced) -> Result<(), Status> {
@@ -70,7 +70,7 @@ async fn call(balanced: &Balanced) -> Result<(), Status> {
 }
 
 #[tokio::test]
-async fn calls_are_spread_and_follow_the_name() {
+async fn calls_are_spread_over_the_current_addresses_of_the_name() {
     let mut tasks = JoinSet::new();
     let servers = [
         Server::start(&mut tasks).await,
@@ -82,7 +82,11 @@ async fn calls_are_spread_and_follow_the_name() {
     for _ in 0..40 {
         call(&balanced).await.unwrap();
     }
-    assert_eq!((servers[0].calls(), servers[1].calls()), (20, 20), "they take turns");
+    assert_eq!(
+        (servers[0].calls(), servers[1].calls()),
+        (20, 20),
+        "equally busy replicas take turns"
+    );
     *names.lock().unwrap() = vec![servers[1].address, servers[2].address];
     balanced.0.refresh().await.unwrap();
     for _ in 0..40 {
@@ -91,11 +95,11 @@ async fn calls_are_spread_and_follow_the_name() {
     assert_eq!([servers[0].calls(), servers[1].calls(), servers[2].calls()], [20, 40, 20]);
     *names.lock().unwrap() = Vec::new();
     balanced.0.refresh().await.unwrap();
-    call(&balanced).await.expect("an empty answer of a name server takes nobody away");
+    call(&balanced).await.expect("an empty reply of a name server removes no replica");
 }
 
 #[tokio::test]
-async fn a_replica_that_dies_costs_no_call_that_it_has_not_seen() {
+async fn a_replica_that_dies_fails_no_call_that_it_has_not_received() {
     let mut tasks = JoinSet::new();
     let servers = [Server::start(&mut tasks).await, Server::start(&mut tasks).await];
     let names: Names = Arc::new(Mutex::new(servers.iter().map(|one| one.address).collect()));
@@ -111,16 +115,21 @@ async fn a_replica_that_dies_costs_no_call_that_it_has_not_seen() {
     for _ in 0..50 {
         failed += u32::from(call(&balanced).await.is_err());
     }
-    // One call may have been on its way; what is dialled anew goes to who is there.
+    // One call may have been in flight; later calls go to the other replica.
     assert!(failed <= 1, "{failed} calls failed");
     assert!(servers[1].calls() - before >= 49);
 }
 
-/// It goes away at each call, and says which stream it began last and why it goes.
-async fn leaving(listener: TcpListener, seen: Arc<AtomicU32>, last: u8, why: h2::Reason) {
+/// A server that replies to each call with a GOAWAY with this last stream id and reason.
+async fn goaway_server(
+    listener: TcpListener,
+    received: Arc<AtomicU32>,
+    last_stream: u8,
+    reason: h2::Reason,
+) {
     const SETTINGS: [u8; 9] = [0, 0, 0, 4, 0, 0, 0, 0, 0];
-    let [.., why] = u32::from(why).to_be_bytes();
-    let goaway = [0, 0, 8, 7, 0, 0, 0, 0, 0, 0, 0, 0, last, 0, 0, 0, why];
+    let [.., reason] = u32::from(reason).to_be_bytes();
+    let goaway = [0, 0, 8, 7, 0, 0, 0, 0, 0, 0, 0, 0, last_stream, 0, 0, 0, reason];
     let mut open = Vec::new();
     loop {
         let (mut stream, _) = listener.accept().await.unwrap();
@@ -131,12 +140,12 @@ async fn leaving(listener: TcpListener, seen: Arc<AtomicU32>, last: u8, why: h2:
             stream.read_exact(&mut head).await.unwrap();
             let length = u32::from_be_bytes([0, head[0], head[1], head[2]]);
             stream.read_exact(&mut vec![0; length as usize]).await.unwrap();
-            // The headers of a call.
+            // A HEADERS frame.
             if head[3] == 1 {
                 break;
             }
         }
-        seen.fetch_add(1, Ordering::Relaxed);
+        received.fetch_add(1, Ordering::Relaxed);
         stream.write_all(&goaway).await.unwrap();
         stream.shutdown().await.unwrap();
         open.push(stream);
@@ -144,42 +153,42 @@ async fn leaving(listener: TcpListener, seen: Arc<AtomicU32>, last: u8, why: h2:
 }
 
 #[tokio::test]
-async fn a_call_that_a_leaving_replica_has_not_begun_goes_to_another() {
+async fn a_call_that_a_leaving_replica_has_not_processed_goes_to_another() {
     let mut tasks = JoinSet::new();
     let server = Server::start(&mut tasks).await;
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let (address, seen) = (listener.local_addr().unwrap(), Arc::<AtomicU32>::default());
-    // No stream has begun.
-    tasks.spawn(leaving(listener, Arc::clone(&seen), 0, h2::Reason::NO_ERROR));
+    let (address, received) = (listener.local_addr().unwrap(), Arc::<AtomicU32>::default());
+    // Stream 0: no stream was processed.
+    tasks.spawn(goaway_server(listener, Arc::clone(&received), 0, h2::Reason::NO_ERROR));
     let names: Names = Arc::new(Mutex::new(vec![address, server.address]));
     let balanced = balanced(&names);
     for _ in 0..10 {
         call(&balanced).await.unwrap();
     }
     assert_eq!(server.calls(), 10);
-    assert!(seen.load(Ordering::Relaxed) >= 1, "nobody asked the one that leaves");
+    assert!(received.load(Ordering::Relaxed) >= 1, "no call went to the leaving replica");
 }
 
 #[tokio::test]
-async fn a_call_that_a_failing_replica_has_begun_is_not_made_again() {
+async fn a_call_that_a_failing_replica_has_started_is_not_retried() {
     let mut tasks = JoinSet::new();
     let server = Server::start(&mut tasks).await;
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let (address, seen) = (listener.local_addr().unwrap(), Arc::<AtomicU32>::default());
-    tasks.spawn(leaving(listener, Arc::clone(&seen), 1, h2::Reason::INTERNAL_ERROR));
+    let (address, received) = (listener.local_addr().unwrap(), Arc::<AtomicU32>::default());
+    tasks.spawn(goaway_server(listener, Arc::clone(&received), 1, h2::Reason::INTERNAL_ERROR));
     let names: Names = Arc::new(Mutex::new(vec![address, server.address]));
     let balanced = balanced(&names);
     let mut failed = 0;
     for _ in 0..10 {
         failed += u32::from(call(&balanced).await.is_err());
     }
-    let seen = seen.load(Ordering::Relaxed);
-    assert!(seen >= 1, "nobody asked the one that fails");
-    assert_eq!((failed, server.calls()), (seen, 10 - seen), "each call was seen once");
+    let received = received.load(Ordering::Relaxed);
+    assert!(received >= 1, "no call went to the failing replica");
+    assert_eq!((failed, server.calls()), (received, 10 - received), "each call was sent once");
 }
 
 #[tokio::test]
-async fn who_listens_and_does_not_serve_yet_gets_no_call() {
+async fn a_socket_that_listens_without_serving_gets_no_call() {
     let mut tasks = JoinSet::new();
     let server = Server::start(&mut tasks).await;
     let starting = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -193,7 +202,7 @@ async fn who_listens_and_does_not_serve_yet_gets_no_call() {
 }
 
 #[tokio::test]
-async fn nobody_there_is_said_with_the_address_and_without_waiting_for_ever() {
+async fn an_unreachable_name_fails_promptly_with_its_address() {
     let names: Names = Arc::default();
     let status = call(&balanced(&names)).await.unwrap_err();
     assert_eq!(status.code(), tonic::Code::Unavailable);
@@ -205,8 +214,8 @@ async fn nobody_there_is_said_with_the_address_and_without_waiting_for_ever() {
 }
 
 #[test]
-fn an_address_and_its_certificates_go_together() {
-    for wrong in [
+fn the_scheme_of_an_address_must_match_its_certificates() {
+    for invalid in [
         "",
         "auth:50051",
         "ftp://auth",
@@ -215,8 +224,8 @@ fn an_address_and_its_certificates_go_together() {
         "http://a:1,https://a:2",
         "http://a:1,",
     ] {
-        assert!(Balanced::new(wrong, Secure::No, REFRESH).is_err(), "{wrong}");
+        assert!(Balanced::new(invalid, Secure::No, REFRESH_INTERVAL).is_err(), "{invalid}");
     }
-    assert!(Balanced::new("https://auth:1", Secure::No, REFRESH).is_err());
-    assert!(Balanced::new("http://[::1]:1", Secure::No, REFRESH).is_ok());
+    assert!(Balanced::new("https://auth:1", Secure::No, REFRESH_INTERVAL).is_err());
+    assert!(Balanced::new("http://[::1]:1", Secure::No, REFRESH_INTERVAL).is_ok());
 }

@@ -1,5 +1,4 @@
-//! What a certificate says: the roles that it proves, and until when it holds. Nothing here trusts
-//! it: its chain was verified before anyone asks.
+//! The roles and the validity period in a certificate. Callers must have verified the certificate's chain.
 
 use std::time::Duration;
 
@@ -10,68 +9,66 @@ use time::format_description::BorrowedFormatItem;
 use time::macros::format_description;
 use webpki::EndEntityCert;
 
-/// Who may stand at the other end of a connection.
+/// All roles of peers.
 const ROLES: &[&str] = &["auth", "codegen", "errors", "analytics", "gateway", OPERATOR];
 
-/// What DER calls a sequence, the version's wrapper, and the two kinds of times.
-const SEQUENCE: u8 = 0x30;
-const VERSION: u8 = 0xa0;
-const SHORT_TIME: u8 = 0x17;
-const LONG_TIME: u8 = 0x18;
-const TIME: &[BorrowedFormatItem<'_>] =
+/// DER tags: a sequence, the version field, and the two types of times.
+const SEQUENCE_TAG: u8 = 0x30;
+const VERSION_TAG: u8 = 0xa0;
+const UTC_TIME_TAG: u8 = 0x17;
+const GENERALIZED_TIME_TAG: u8 = 0x18;
+const TIME_FORMAT: &[BorrowedFormatItem<'_>] =
     format_description!("[year][month][day][hour][minute][second]Z");
 
-/// The roles that a certificate proves: by a DNS name that is one, such as `codegen`, or by a URI
-/// that begins with `prefix` and ends with one, such as `spiffe://hapa/ns/hapa/sa/codegen`.
-pub fn roles(certificate: &CertificateDer<'_>, prefix: &str) -> Vec<&'static str> {
+/// The roles in a certificate. A role is a DNS name, such as `codegen`, or the last segment of a URI name that begins
+/// with `prefix`, such as `spiffe://hapa/ns/hapa/sa/codegen`.
+pub(super) fn roles(certificate: &CertificateDer<'_>, prefix: &str) -> Vec<&'static str> {
     let Ok(certificate) = EndEntityCert::try_from(certificate) else { return Vec::new() };
     let named: Vec<_> = certificate.valid_dns_names().collect();
     let uris = certificate.valid_uri_names();
     let paths = uris.filter_map(|uri| uri.strip_prefix(prefix).filter(|_| !prefix.is_empty()));
     let paths: Vec<_> = paths.filter_map(|path| path.rsplit('/').next()).collect();
-    let proves = |role: &&&str| named.contains(*role) || paths.contains(*role);
-    ROLES.iter().filter(proves).copied().collect()
+    let has_role = |role: &&&str| named.contains(*role) || paths.contains(*role);
+    ROLES.iter().filter(has_role).copied().collect()
 }
 
-/// When a certificate begins and ends to hold, as seconds since 1970.
+/// The validity period of a certificate, in seconds since 1970.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Validity {
-    /// From then on.
-    pub from: i64,
-    /// Until then.
-    pub until: i64,
+    from: i64,
+    until: i64,
 }
 
 impl Validity {
-    /// Of a certificate; none where it can't be read.
-    pub fn of(certificate: &CertificateDer<'_>) -> Option<Validity> {
+    /// The validity period of a certificate; `None` if it can't be parsed.
+    pub(super) fn of(certificate: &CertificateDer<'_>) -> Option<Validity> {
         let (_, certificate, _) = element(certificate)?;
         let (_, mut rest, _) = element(certificate)?;
-        if rest.first() == Some(&VERSION) {
+        if rest.first() == Some(&VERSION_TAG) {
             rest = element(rest)?.2;
         }
-        // The serial number, the signature's kind, the issuer.
+        // Skip the serial number, the signature algorithm and the issuer.
         for _ in 0..3 {
             rest = element(rest)?.2;
         }
         let (tag, validity, _) = element(rest)?;
-        let (from, text, rest) = element(validity).filter(|_| tag == SEQUENCE)?;
+        let (from, text, rest) = element(validity).filter(|_| tag == SEQUENCE_TAG)?;
         let (until, end, _) = element(rest)?;
         Some(Validity { from: seconds(from, text)?, until: seconds(until, end)? })
     }
 
-    /// How long it still holds.
+    /// The remaining validity.
     pub fn left(&self, now: i64) -> Duration {
         Duration::from_secs(u64::try_from(self.until - now).unwrap_or_default())
     }
 
-    /// Whether less than a tenth of its life is left: whoever renews it has not for long.
-    pub fn is_ending(&self, now: i64) -> bool {
+    /// Whether less than a tenth of the validity period remains: the renewal is overdue.
+    pub(super) fn is_ending(&self, now: i64) -> bool {
         self.until - now < (self.until - self.from) / 10
     }
 }
 
-/// One element of DER: its tag, what is in it, and what follows.
+/// Parses one DER element: its tag, its content, and the remaining bytes.
 fn element(bytes: &[u8]) -> Option<(u8, &[u8], &[u8])> {
     let (&tag, rest) = bytes.split_first()?;
     let (&first, rest) = rest.split_first()?;
@@ -89,15 +86,15 @@ fn element(bytes: &[u8]) -> Option<(u8, &[u8], &[u8])> {
 fn seconds(tag: u8, text: &[u8]) -> Option<i64> {
     let text = std::str::from_utf8(text).ok()?;
     let text = match tag {
-        LONG_TIME => text.to_owned(),
+        GENERALIZED_TIME_TAG => text.to_owned(),
         // <https://www.rfc-editor.org/rfc/rfc5280#section-4.1.2.5.1>
-        SHORT_TIME => {
+        UTC_TIME_TAG => {
             let century = if text.get(..2)? < "50" { "20" } else { "19" };
             format!("{century}{text}")
         }
         _ => return None,
     };
-    let time = PrimitiveDateTime::parse(&text, TIME).ok()?;
+    let time = PrimitiveDateTime::parse(&text, TIME_FORMAT).ok()?;
     Some(time.assume_utc().unix_timestamp())
 }
 
@@ -106,16 +103,19 @@ mod tests {
     use super::*;
 
     #[test]
-    fn times_are_read_in_both_of_their_forms() {
-        assert_eq!(seconds(SHORT_TIME, b"700101000010Z"), Some(10));
-        assert_eq!(seconds(SHORT_TIME, b"490101000000Z"), seconds(LONG_TIME, b"20490101000000Z"));
-        assert_eq!(seconds(LONG_TIME, b"20261123000000Z"), Some(1_795_392_000));
-        assert_eq!(seconds(LONG_TIME, b"no time"), None);
+    fn times_are_parsed_in_both_formats() {
+        assert_eq!(seconds(UTC_TIME_TAG, b"700101000010Z"), Some(10));
+        assert_eq!(
+            seconds(UTC_TIME_TAG, b"490101000000Z"),
+            seconds(GENERALIZED_TIME_TAG, b"20490101000000Z")
+        );
+        assert_eq!(seconds(GENERALIZED_TIME_TAG, b"20261123000000Z"), Some(1_795_392_000));
+        assert_eq!(seconds(GENERALIZED_TIME_TAG, b"no time"), None);
         assert_eq!(seconds(0x02, b"20261123000000Z"), None);
     }
 
     #[test]
-    fn what_is_cut_off_anywhere_is_not_read_and_does_no_harm() {
+    fn a_truncated_element_is_rejected() {
         let long = [0x30, 0x82, 0x01, 0x00];
         assert_eq!(element(&long), None);
         assert_eq!(element(&[0x30, 0x89, 1, 1, 1, 1, 1, 1, 1, 1, 1]), None);
@@ -124,7 +124,7 @@ mod tests {
     }
 
     #[test]
-    fn a_certificate_ends_when_a_tenth_of_its_life_is_left() {
+    fn a_certificate_is_ending_when_a_tenth_of_its_validity_remains() {
         let life = Validity { from: 0, until: 1_000 };
         assert!(!life.is_ending(899) && life.is_ending(901));
         assert_eq!(life.left(990), Duration::from_secs(10));

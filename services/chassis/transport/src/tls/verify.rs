@@ -1,5 +1,5 @@
-//! Whom a service believes that it dials: who holds a certificate of the mesh's authority with the
-//! name that was dialled, or with the role that was meant.
+//! Verification of a server's certificate: it must come from the mesh's authority, and have the host name of the
+//! connection or one of the expected roles.
 
 use std::sync::Arc;
 
@@ -10,14 +10,16 @@ use rustls::{CertificateError, DigitallySignedStruct, Error, SignatureScheme};
 
 use super::names::roles;
 
+/// Verifies servers by host name or role.
 #[derive(Debug)]
-pub(super) struct ByNameOrRole {
+pub(super) struct NameOrRoleVerifier {
     pub(super) chain: Arc<WebPkiServerVerifier>,
+    /// The expected roles.
     pub(super) roles: Vec<String>,
     pub(super) prefix: String,
 }
 
-impl ServerCertVerifier for ByNameOrRole {
+impl ServerCertVerifier for NameOrRoleVerifier {
     fn verify_server_cert(
         &self,
         certificate: &CertificateDer<'_>,
@@ -26,13 +28,13 @@ impl ServerCertVerifier for ByNameOrRole {
         ocsp: &[u8],
         now: UnixTime,
     ) -> Result<ServerCertVerified, Error> {
-        let found = self.chain.verify_server_cert(certificate, intermediates, name, ocsp, now);
-        match found {
-            // The name is looked at last: the chain was found good.
+        let result = self.chain.verify_server_cert(certificate, intermediates, name, ocsp, now);
+        match result {
+            // The name is verified last, so the chain is valid.
             Err(Error::InvalidCertificate(
                 CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. },
-            )) if self.proves_role(certificate) => Ok(ServerCertVerified::assertion()),
-            found => found,
+            )) if self.has_expected_role(certificate) => Ok(ServerCertVerified::assertion()),
+            result => result,
         }
     }
 
@@ -59,9 +61,9 @@ impl ServerCertVerifier for ByNameOrRole {
     }
 }
 
-impl ByNameOrRole {
-    fn proves_role(&self, certificate: &CertificateDer<'_>) -> bool {
-        let proven = roles(certificate, &self.prefix);
-        proven.iter().any(|role| self.roles.iter().any(|meant| meant == role))
+impl NameOrRoleVerifier {
+    fn has_expected_role(&self, certificate: &CertificateDer<'_>) -> bool {
+        let roles = roles(certificate, &self.prefix);
+        roles.iter().any(|role| self.roles.iter().any(|expected| expected == role))
     }
 }

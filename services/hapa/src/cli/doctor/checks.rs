@@ -254,12 +254,12 @@ fn route(role: &str, reply: Option<Status>) -> Finding {
 pub(super) async fn outboxes(roles: &Roles) -> Vec<Finding> {
     let folder = &roles.server.common.data_dir;
     let advice = "check that analytics and errors run; see the runbook, HapaSpoolOld";
-    let max_events = roles.server.spool.spool_max_events;
+    let max_events = roles.server.outbox.outbox_max_events;
     let mut findings = vec![disk_space(folder)];
     let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
-    for file in entries.map(|entry| entry.path()).filter(|path| outbox::is_spool(path)) {
+    for file in entries.map(|entry| entry.path()).filter(|path| outbox::is_outbox_file(path)) {
         let what = format!("outbox {}", file.display());
-        let pending = timeout(CHECK_TIMEOUT, outbox::waiting(&file)).await;
+        let pending = timeout(CHECK_TIMEOUT, outbox::count_events(&file)).await;
         findings.push(match pending {
             Ok(Ok(pending)) if pending >= max_events / 2 => {
                 Finding::wrong(what, format!("{pending} of {max_events} events pending"), advice)

@@ -1,4 +1,4 @@
-//! What is known of changes, and whom they concern.
+//! The changes that auth has reported, and the principals that they concern.
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -8,140 +8,155 @@ use std::time::Duration;
 use hapa_proto::auth::v1::{Revocation, WatchRevocationsResponse};
 use tokio::time::Instant;
 
-use super::{Caller, REMEMBERED, TRUSTED};
+use super::cached_principal::{CACHE_TTL, CachedPrincipal, UNVERIFIED_TTL};
 
-/// For as long changes are kept in mind, for answers that are still on their way.
-const LATE: Duration = Duration::from_secs(30);
-const MOST_RECENT: usize = 10_000;
+/// How long changes are kept for answers that are still on their way.
+const RECENT_CHANGE_TTL: Duration = Duration::from_secs(30);
+/// Maximum number of changes that are kept.
+const MAX_RECENT_CHANGES: usize = 10_000;
+/// The list of principals is cleaned up when it has doubled, but not below this size.
+const MIN_CLEANUP_SIZE: usize = 1_024;
 
-/// What is known of changes, and every caller that one may concern.
-pub(super) struct Truth {
-    begin: Instant,
-    /// When auth was last heard, in microseconds from the begin; 0: not yet.
-    heard: AtomicU64,
-    state: Mutex<State>,
+/// The state of revocations: decides whether a cached principal is still valid.
+pub(super) struct RevocationState {
+    start: Instant,
+    /// The last message of auth, in microseconds since `start`; 0: none yet.
+    last_message: AtomicU64,
+    changes: Mutex<Changes>,
 }
 
 #[derive(Default)]
-struct State {
+struct Changes {
+    /// The generation of the last change.
     generation: i64,
-    /// Answers of an earlier generation are worthless.
-    floor: i64,
+    /// Answers of an earlier generation are invalid.
+    min_generation: i64,
     recent: VecDeque<(Instant, Revocation)>,
-    callers: Vec<Weak<Caller>>,
-    crowded: usize,
-    /// Whose calls in progress must be asked about.
-    doubtful: Vec<Weak<Caller>>,
+    /// Every principal that a change may concern.
+    principals: Vec<Weak<CachedPrincipal>>,
+    cleanup_size: usize,
+    /// Principals with calls in progress that must be rechecked.
+    pending_recheck: Vec<Weak<CachedPrincipal>>,
 }
 
-impl State {
-    fn alive(&self) -> Vec<Arc<Caller>> {
-        self.callers.iter().filter_map(Weak::upgrade).collect()
+impl Changes {
+    fn live_principals(&self) -> Vec<Arc<CachedPrincipal>> {
+        self.principals.iter().filter_map(Weak::upgrade).collect()
+    }
+
+    /// Forgets changes that are too old or too many.
+    fn trim(&mut self, now: Instant) {
+        while let Some((at, change)) = self.recent.front() {
+            let is_expired = now.saturating_duration_since(*at) > RECENT_CHANGE_TTL;
+            if !is_expired && self.recent.len() <= MAX_RECENT_CHANGES {
+                break;
+            }
+            // A late answer must not miss a change that is forgotten early.
+            if !is_expired {
+                self.min_generation = self.min_generation.max(change.generation);
+            }
+            self.recent.pop_front();
+        }
     }
 }
 
-impl Truth {
+impl RevocationState {
     pub(super) fn new() -> Self {
-        Truth { begin: Instant::now(), heard: AtomicU64::new(0), state: Mutex::default() }
+        let last_message = AtomicU64::new(0);
+        RevocationState { start: Instant::now(), last_message, changes: Mutex::default() }
     }
 
-    fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    fn changes(&self) -> MutexGuard<'_, Changes> {
+        self.changes.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(super) fn generation(&self) -> i64 {
-        self.state().generation
+        self.changes().generation
     }
 
-    /// Whether auth would say the same now.
-    pub(super) fn holds(&self, caller: &Caller) -> bool {
+    /// Whether auth would give the same answer.
+    pub(super) fn is_valid(&self, principal: &CachedPrincipal) -> bool {
         let now = Instant::now();
-        let heard = match self.heard.load(Ordering::Acquire) {
-            0 => caller.asked,
-            micros => (self.begin + Duration::from_micros(micros)).max(caller.asked),
+        let verified = match self.last_message.load(Ordering::Acquire) {
+            0 => principal.asked,
+            micros => (self.start + Duration::from_micros(micros)).max(principal.asked),
         };
-        !caller.stale.load(Ordering::Acquire)
-            && !caller.has_expired()
-            && now.saturating_duration_since(heard) < TRUSTED
-            && now.saturating_duration_since(caller.asked) < REMEMBERED
+        !principal.is_stale()
+            && !principal.has_expired()
+            && now.saturating_duration_since(verified) < UNVERIFIED_TTL
+            && now.saturating_duration_since(principal.asked) < CACHE_TTL
     }
 
-    /// Every caller that a cache or a call in progress still has.
-    pub(super) fn alive(&self) -> Vec<Arc<Caller>> {
-        self.state().alive()
+    /// Every principal that the cache or a call in progress still holds.
+    pub(super) fn live_principals(&self) -> Vec<Arc<CachedPrincipal>> {
+        self.changes().live_principals()
     }
 
-    /// Those with calls in progress that something has changed about since the last time. One without
-    /// stays: a call that was just let in may not have begun yet.
-    pub(super) fn doubtful(&self) -> Vec<Arc<Caller>> {
-        let mut state = self.state();
-        let doubtful = std::mem::take(&mut state.doubtful);
-        let alive = doubtful.iter().filter_map(Weak::upgrade);
-        let (ongoing, others): (Vec<_>, Vec<_>) = alive
-            .filter(|caller| !caller.ended.is_cancelled())
-            .partition(|caller| caller.calls.load(Ordering::Acquire) > 0);
-        state.doubtful = others.iter().map(Arc::downgrade).collect();
-        ongoing
+    /// Takes the principals with calls in progress that must be rechecked. A principal without calls stays in the
+    /// list, because a call that was just admitted may not have started yet.
+    pub(super) fn take_pending_rechecks(&self) -> Vec<Arc<CachedPrincipal>> {
+        let mut changes = self.changes();
+        let pending = std::mem::take(&mut changes.pending_recheck);
+        let (active, idle): (Vec<_>, Vec<_>) = pending
+            .iter()
+            .filter_map(Weak::upgrade)
+            .filter(|principal| !principal.ended.is_cancelled())
+            .partition(|principal| principal.has_active_calls());
+        changes.pending_recheck = idle.iter().map(Arc::downgrade).collect();
+        active
     }
 
-    /// Lets `doubtful` tell it again.
-    pub(super) fn doubt(&self, caller: &Arc<Caller>) {
-        self.state().doubtful.push(Arc::downgrade(caller));
+    /// Marks a principal for the next recheck.
+    pub(super) fn mark_for_recheck(&self, principal: &Arc<CachedPrincipal>) {
+        self.changes().pending_recheck.push(Arc::downgrade(principal));
     }
 
-    /// Notes an answer, together with all that has changed since it left auth.
-    pub(super) fn admit(&self, caller: Caller) -> Arc<Caller> {
-        let (caller, mut state) = (Arc::new(caller), self.state());
-        if caller.generation < state.floor {
-            caller.stale.store(true, Ordering::Release);
+    /// Inserts a new answer and applies the changes since it left auth.
+    pub(super) fn insert(&self, principal: CachedPrincipal) -> Arc<CachedPrincipal> {
+        let (principal, mut changes) = (Arc::new(principal), self.changes());
+        if principal.generation < changes.min_generation {
+            principal.mark_stale();
         }
-        for (_, change) in state.recent.iter().filter(|(_, change)| caller.concerns(change)) {
-            caller.suffer(change);
+        for (_, change) in changes.recent.iter().filter(|(_, change)| principal.matches(change)) {
+            principal.apply(change);
         }
-        state.callers.push(Arc::downgrade(&caller));
-        if state.callers.len() > state.crowded {
-            state.callers.retain(|caller| caller.strong_count() > 0);
-            state.crowded = (state.callers.len() * 2).max(1_024);
+        changes.principals.push(Arc::downgrade(&principal));
+        if changes.principals.len() > changes.cleanup_size {
+            changes.principals.retain(|principal| principal.strong_count() > 0);
+            changes.cleanup_size = (changes.principals.len() * 2).max(MIN_CLEANUP_SIZE);
         }
-        caller
+        principal
     }
 
+    /// Applies a message of auth's revocation stream.
     pub(super) fn apply(&self, message: WatchRevocationsResponse) {
         let now = Instant::now();
-        let mut state = self.state();
-        let callers = if message.reset || !message.revocations.is_empty() {
-            state.alive()
+        let mut changes = self.changes();
+        let principals = if message.reset || !message.revocations.is_empty() {
+            changes.live_principals()
         } else {
             Vec::new()
         };
         if message.reset {
-            state.floor = message.generation;
-            for caller in callers.iter().filter(|caller| caller.generation < message.generation) {
-                caller.stale.store(true, Ordering::Release);
-                state.doubtful.push(Arc::downgrade(caller));
+            changes.min_generation = message.generation;
+            let is_older =
+                |principal: &&Arc<CachedPrincipal>| principal.generation < message.generation;
+            for principal in principals.iter().filter(is_older) {
+                principal.mark_stale();
+                changes.pending_recheck.push(Arc::downgrade(principal));
             }
         }
         for change in message.revocations {
-            for caller in callers.iter().filter(|caller| caller.concerns(&change)) {
-                caller.suffer(&change);
-                state.doubtful.push(Arc::downgrade(caller));
+            for principal in principals.iter().filter(|principal| principal.matches(&change)) {
+                principal.apply(&change);
+                changes.pending_recheck.push(Arc::downgrade(principal));
             }
-            state.recent.push_back((now, change));
+            changes.recent.push_back((now, change));
         }
-        state.generation = message.generation;
-        while let Some((at, change)) = state.recent.front() {
-            let late = now.saturating_duration_since(*at) > LATE;
-            if !late && state.recent.len() <= MOST_RECENT {
-                break;
-            }
-            // What is forgotten early must not be forgotten by a late answer.
-            if !late {
-                state.floor = state.floor.max(change.generation);
-            }
-            state.recent.pop_front();
-        }
-        let heard = u64::try_from((now - self.begin).as_micros()).unwrap_or(u64::MAX);
-        self.heard.store(heard.max(1), Ordering::Release);
+        changes.generation = message.generation;
+        changes.trim(now);
+        let micros = u64::try_from((now - self.start).as_micros()).unwrap_or(u64::MAX);
+        self.last_message.store(micros.max(1), Ordering::Release);
     }
 }
 
@@ -149,108 +164,109 @@ impl Truth {
 mod tests {
     use hapa_proto::auth::v1::Principal;
 
-    use super::super::{Ongoing, Presented};
+    use super::super::cached_principal::ActiveCallGuard;
+    use super::super::credential::Credential;
     use super::*;
 
-    fn asked(key_id: &str, generation: i64) -> Caller {
+    fn answer(key_id: &str, generation: i64) -> CachedPrincipal {
         let owner = "tenant".to_owned();
         let principal = Principal { key_id: key_id.to_owned(), owner, ..Principal::default() };
-        Caller::new(Presented::Key([0; 32]), principal, generation, Instant::now())
+        CachedPrincipal::new(Credential::Key([0; 32]), principal, generation, Instant::now())
     }
 
-    fn told(generation: i64, revocations: Vec<Revocation>) -> WatchRevocationsResponse {
+    fn message(generation: i64, revocations: Vec<Revocation>) -> WatchRevocationsResponse {
         WatchRevocationsResponse { generation, revocations, reset: false }
     }
 
-    fn end_of(key_id: &str, generation: i64) -> Revocation {
+    fn revocation(key_id: &str, generation: i64) -> Revocation {
         let key_id = key_id.to_owned();
         Revocation { generation, key_id, ends_calls: true, ..Revocation::default() }
     }
 
     #[tokio::test(start_paused = true)]
-    async fn an_answer_is_worth_5_s_alone_and_longer_while_auth_is_heard() {
-        let truth = Truth::new();
-        let caller = truth.admit(asked("a", 1));
+    async fn an_answer_is_valid_for_5_s_and_longer_while_auth_sends_heartbeats() {
+        let state = RevocationState::new();
+        let principal = state.insert(answer("a", 1));
         tokio::time::advance(Duration::from_millis(4_900)).await;
-        assert!(truth.holds(&caller));
+        assert!(state.is_valid(&principal));
         tokio::time::advance(Duration::from_millis(200)).await;
-        assert!(!truth.holds(&caller));
-        truth.apply(told(1, Vec::new()));
-        assert!(truth.holds(&caller));
+        assert!(!state.is_valid(&principal));
+        state.apply(message(1, Vec::new()));
+        assert!(state.is_valid(&principal));
         for _ in 0..40 {
             tokio::time::advance(Duration::from_secs(1)).await;
-            truth.apply(told(1, Vec::new()));
+            state.apply(message(1, Vec::new()));
         }
-        assert!(!truth.holds(&caller), "it is remembered for 45 s at most");
+        assert!(!state.is_valid(&principal), "an answer is valid for 45 s at most");
     }
 
     #[tokio::test]
     async fn a_revocation_ends_its_key_and_no_other() {
-        let truth = Truth::new();
-        let (a, b) = (truth.admit(asked("a", 1)), truth.admit(asked("b", 1)));
-        truth.apply(told(2, vec![end_of("a", 2)]));
-        assert!(!truth.holds(&a) && a.ended.is_cancelled());
-        assert!(truth.holds(&b) && !b.ended.is_cancelled());
-        let owners = Revocation { generation: 3, owner: "tenant".to_owned(), ..end_of("", 3) };
-        truth.apply(told(3, vec![owners]));
-        assert!(!truth.holds(&b) && b.ended.is_cancelled());
+        let state = RevocationState::new();
+        let (a, b) = (state.insert(answer("a", 1)), state.insert(answer("b", 1)));
+        state.apply(message(2, vec![revocation("a", 2)]));
+        assert!(!state.is_valid(&a) && a.ended.is_cancelled());
+        assert!(state.is_valid(&b) && !b.ended.is_cancelled());
+        let owners = Revocation { generation: 3, owner: "tenant".to_owned(), ..revocation("", 3) };
+        state.apply(message(3, vec![owners]));
+        assert!(!state.is_valid(&b) && b.ended.is_cancelled());
     }
 
     #[tokio::test]
-    async fn a_late_answer_cannot_bring_a_dead_key_back() {
-        let truth = Truth::new();
-        truth.apply(told(7, vec![end_of("a", 7)]));
-        let late = truth.admit(asked("a", 6));
-        assert!(!truth.holds(&late) && late.ended.is_cancelled());
-        let fresh = truth.admit(asked("a", 7));
-        assert!(truth.holds(&fresh) && !fresh.ended.is_cancelled());
+    async fn a_late_answer_does_not_revive_a_revoked_key() {
+        let state = RevocationState::new();
+        state.apply(message(7, vec![revocation("a", 7)]));
+        let late = state.insert(answer("a", 6));
+        assert!(!state.is_valid(&late) && late.ended.is_cancelled());
+        let fresh = state.insert(answer("a", 7));
+        assert!(state.is_valid(&fresh) && !fresh.ended.is_cancelled());
     }
 
     #[tokio::test]
-    async fn what_is_forgotten_in_a_flood_still_counts() {
-        let truth = Truth::new();
-        let many = i64::try_from(MOST_RECENT).unwrap() + 5;
-        let flood = (1..=many).map(|number| end_of(&format!("k{number}"), number)).collect();
-        truth.apply(told(many, flood));
-        let late = truth.admit(asked("k1", 0));
-        assert!(!truth.holds(&late));
-        assert!(truth.holds(&truth.admit(asked("k1", many))));
+    async fn changes_that_are_forgotten_in_a_flood_still_invalidate_late_answers() {
+        let state = RevocationState::new();
+        let many = i64::try_from(MAX_RECENT_CHANGES).unwrap() + 5;
+        let flood = (1..=many).map(|number| revocation(&format!("k{number}"), number)).collect();
+        state.apply(message(many, flood));
+        let late = state.insert(answer("k1", 0));
+        assert!(!state.is_valid(&late));
+        assert!(state.is_valid(&state.insert(answer("k1", many))));
     }
 
     #[tokio::test]
-    async fn after_a_reset_every_earlier_answer_is_asked_for_again() {
-        let truth = Truth::new();
-        let caller = truth.admit(asked("a", 3));
-        truth.apply(WatchRevocationsResponse { reset: true, ..told(9, Vec::new()) });
-        assert!(!truth.holds(&caller) && !caller.ended.is_cancelled());
-        assert!(!truth.holds(&truth.admit(asked("a", 8))));
-        assert!(truth.holds(&truth.admit(asked("a", 9))));
+    async fn after_a_reset_every_earlier_answer_is_stale() {
+        let state = RevocationState::new();
+        let principal = state.insert(answer("a", 3));
+        state.apply(WatchRevocationsResponse { reset: true, ..message(9, Vec::new()) });
+        assert!(!state.is_valid(&principal) && !principal.ended.is_cancelled());
+        assert!(!state.is_valid(&state.insert(answer("a", 8))));
+        assert!(state.is_valid(&state.insert(answer("a", 9))));
     }
 
     #[tokio::test]
-    async fn a_call_in_progress_ends_also_when_the_cache_has_forgotten_its_caller() {
-        let truth = Truth::new();
-        let call = Ongoing::begin(truth.admit(asked("a", 1)));
-        truth.apply(told(2, vec![end_of("a", 2)]));
+    async fn a_call_in_progress_ends_also_if_the_cache_has_evicted_its_principal() {
+        let state = RevocationState::new();
+        let call = ActiveCallGuard::start(state.insert(answer("a", 1)));
+        state.apply(message(2, vec![revocation("a", 2)]));
         assert!(call.ended.is_cancelled());
     }
 
     #[tokio::test]
-    async fn calls_in_progress_are_asked_about_after_a_change_and_after_a_reset() {
-        let truth = Truth::new();
-        let (a, b) = (truth.admit(asked("a", 1)), truth.admit(asked("b", 1)));
-        let call = Ongoing::begin(Arc::clone(&a));
-        truth.apply(told(2, vec![Revocation { ends_calls: false, ..end_of("a", 2) }]));
+    async fn calls_in_progress_are_rechecked_after_a_change_and_after_a_reset() {
+        let state = RevocationState::new();
+        let (a, b) = (state.insert(answer("a", 1)), state.insert(answer("b", 1)));
+        let call = ActiveCallGuard::start(Arc::clone(&a));
+        state.apply(message(2, vec![Revocation { ends_calls: false, ..revocation("a", 2) }]));
         assert!(!call.ended.is_cancelled());
-        let names = |callers: Vec<Arc<Caller>>| {
-            callers.iter().map(|caller| caller.subject.to_string()).collect::<Vec<_>>()
+        let subjects = |principals: Vec<Arc<CachedPrincipal>>| {
+            principals.iter().map(|principal| principal.subject.to_string()).collect::<Vec<_>>()
         };
-        assert_eq!(names(truth.doubtful()), ["key:a"]);
-        assert!(truth.doubtful().is_empty(), "once");
-        truth.apply(WatchRevocationsResponse { reset: true, ..told(9, Vec::new()) });
-        assert_eq!(names(truth.doubtful()), ["key:a"]);
-        // It was let in before the reset, and begins after it.
-        let _late = Ongoing::begin(b);
-        assert_eq!(names(truth.doubtful()), ["key:b"]);
+        assert_eq!(subjects(state.take_pending_rechecks()), ["key:a"]);
+        assert!(state.take_pending_rechecks().is_empty(), "once");
+        state.apply(WatchRevocationsResponse { reset: true, ..message(9, Vec::new()) });
+        assert_eq!(subjects(state.take_pending_rechecks()), ["key:a"]);
+        // It was admitted before the reset, and starts after it.
+        let _late = ActiveCallGuard::start(b);
+        assert_eq!(subjects(state.take_pending_rechecks()), ["key:b"]);
     }
 }

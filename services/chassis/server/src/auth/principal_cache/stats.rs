@@ -1,32 +1,29 @@
-//! How much is known of callers, and how often that helped; and to forget it.
+//! Counters of the principal cache.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use hapa_core::principal_cache::PrincipalCacheStats;
 use metrics::Counter;
 
-use super::{Callers, MOST_REMEMBERED, REMEMBERED};
+/// The metric label of the cache: a principal contains the user's profile.
+const CACHE_LABEL: &str = "user_profiles";
 
-/// Its name in metrics: what is known of a caller holds the profile.
-const CACHE: &str = "user_profiles";
-
-/// How often who calls was known, and how often auth was asked.
+/// Hits and misses, for metrics and for reports.
 #[derive(Debug)]
-pub(super) struct Counts {
+pub(super) struct CacheCounters {
     hits: AtomicU64,
     misses: AtomicU64,
     hits_total: Counter,
     misses_total: Counter,
 }
 
-impl Counts {
+impl CacheCounters {
     pub(super) fn new() -> Self {
-        Counts {
+        CacheCounters {
             hits: AtomicU64::new(0),
             misses: AtomicU64::new(0),
-            // Looked up once: admission is on the way of every call.
-            hits_total: metrics::counter!("hapa_cache_hits_total", "cache" => CACHE),
-            misses_total: metrics::counter!("hapa_cache_misses_total", "cache" => CACHE),
+            // Kept, because every call increments one of them.
+            hits_total: metrics::counter!("hapa_cache_hits_total", "cache" => CACHE_LABEL),
+            misses_total: metrics::counter!("hapa_cache_misses_total", "cache" => CACHE_LABEL),
         }
     }
 
@@ -39,26 +36,9 @@ impl Counts {
         self.misses.fetch_add(1, Ordering::Relaxed);
         self.misses_total.increment(1);
     }
-}
 
-impl Callers {
-    /// How much is known, and how often that helped.
-    pub async fn stats(&self) -> PrincipalCacheStats {
-        self.known.run_pending_tasks().await;
-        PrincipalCacheStats {
-            entries: self.known.entry_count(),
-            hits: self.counts.hits.load(Ordering::Relaxed),
-            misses: self.counts.misses.load(Ordering::Relaxed),
-            capacity: MOST_REMEMBERED,
-            ttl: REMEMBERED,
-        }
-    }
-
-    /// Asks auth anew about everyone; calls in progress go on. Returns how many were known.
-    pub async fn forget(&self) -> u64 {
-        self.known.run_pending_tasks().await;
-        let entries = self.known.entry_count();
-        self.known.invalidate_all();
-        entries
+    /// Hits and misses since the start.
+    pub(super) fn totals(&self) -> (u64, u64) {
+        (self.hits.load(Ordering::Relaxed), self.misses.load(Ordering::Relaxed))
     }
 }
