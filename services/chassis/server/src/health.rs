@@ -124,8 +124,9 @@ impl HealthChecks {
     pub(crate) async fn new(reporter: HealthReporter) -> Self {
         reporter.set_service_status("", ServingStatus::NotServing).await;
         let state = HealthState { started: Instant::now(), snapshot: Mutex::default() };
-        let (health, reported) = (Health(Arc::new(state)), vec![("", false)]);
-        HealthChecks { checks: Vec::new(), health, reporter, reported, logged: Vec::new() }
+        let health = Health(Arc::new(state));
+        let (checks, logged) = (Vec::new(), Vec::new());
+        HealthChecks { checks, health, reporter, reported: vec![("", false)], logged }
     }
 
     pub(crate) fn health(&self) -> Health {
