@@ -58,7 +58,7 @@ struct HealthSnapshot {
 struct MountedService {
     name: &'static str,
     /// Whether the service counts towards the readiness of the process.
-    is_work: bool,
+    counts_for_readiness: bool,
 }
 
 impl Health {
@@ -101,9 +101,10 @@ impl HealthSnapshot {
     }
 
     fn is_ready(&self) -> bool {
-        let mut work = self.services.iter().filter(|service| service.is_work).peekable();
-        let has_none = work.peek().is_none();
-        !self.is_draining && (has_none || work.any(|service| self.serves(service.name)))
+        let mut counting =
+            self.services.iter().filter(|service| service.counts_for_readiness).peekable();
+        let has_none = counting.peek().is_none();
+        !self.is_draining && (has_none || counting.any(|service| self.serves(service.name)))
     }
 }
 
@@ -123,8 +124,9 @@ impl HealthChecks {
     pub(crate) async fn new(reporter: HealthReporter) -> Self {
         reporter.set_service_status("", ServingStatus::NotServing).await;
         let state = HealthState { started: Instant::now(), snapshot: Mutex::default() };
-        let (health, reported) = (Health(Arc::new(state)), vec![("", false)]);
-        HealthChecks { checks: Vec::new(), health, reporter, reported, logged: Vec::new() }
+        let health = Health(Arc::new(state));
+        let (checks, logged) = (Vec::new(), Vec::new());
+        HealthChecks { checks, health, reporter, reported: vec![("", false)], logged }
     }
 
     pub(crate) fn health(&self) -> Health {
@@ -136,10 +138,10 @@ impl HealthChecks {
     }
 
     /// Adds a service that does not serve yet.
-    pub(crate) async fn add_service(&mut self, name: &'static str, is_work: bool) {
+    pub(crate) async fn add_service(&mut self, name: &'static str, counts_for_readiness: bool) {
         self.reporter.set_service_status(name, ServingStatus::NotServing).await;
         self.reported.push((name, false));
-        self.health.snapshot().services.push(MountedService { name, is_work });
+        self.health.snapshot().services.push(MountedService { name, counts_for_readiness });
     }
 
     /// Runs every check once, concurrently.

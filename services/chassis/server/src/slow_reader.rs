@@ -7,8 +7,9 @@
 
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
+use std::thread::{self, ThreadId};
 use std::time::Duration;
 
 use pin_project_lite::pin_project;
@@ -63,22 +64,28 @@ impl ReaderState {
 
 /// Passes the reader of a request from the service of a connection to its executor.
 ///
-/// hyper calls the service with a request and hands the future of the call to the executor. Only then it accepts the
-/// next request of the connection.
+/// hyper calls the service with a request and at once, on the same thread, hands the future of the call to the
+/// executor. The tasks of calls use the executor too, on any thread, for upgrades; those get a reader of their own.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct ReaderHandoff(Arc<Mutex<Option<ReaderState>>>);
+pub(crate) struct ReaderHandoff(Arc<Mutex<Option<(ThreadId, ReaderState)>>>);
 
 impl ReaderHandoff {
     /// The reader of a new request.
     pub(crate) fn start(&self) -> ReaderState {
         let reader = ReaderState::default();
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(reader.clone());
+        *self.slot() = Some((thread::current().id(), reader.clone()));
         reader
     }
 
-    /// The reader of the request that the service was called with last.
+    /// The reader of the request that the service was called with last, on this thread.
     pub(crate) fn take(&self) -> ReaderState {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).take().unwrap_or_default()
+        let thread = thread::current().id();
+        let taken = self.slot().take_if(|(started_on, _)| *started_on == thread);
+        taken.map(|(_, reader)| reader).unwrap_or_default()
+    }
+
+    fn slot(&self) -> MutexGuard<'_, Option<(ThreadId, ReaderState)>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -216,7 +223,13 @@ mod tests {
         let (first, taken) = (handoff.start(), handoff.take());
         taken.0.timed_out.store(true, Ordering::Relaxed);
         assert!(first.timed_out());
-        handoff.start();
-        assert!(!handoff.take().timed_out() && !handoff.take().timed_out());
+        let second = handoff.start();
+        thread::scope(|scope| {
+            let other = scope.spawn(|| handoff.take());
+            other.join().unwrap().0.timed_out.store(true, Ordering::Relaxed);
+        });
+        assert!(!second.timed_out(), "another thread does not take it");
+        handoff.take().0.timed_out.store(true, Ordering::Relaxed);
+        assert!(second.timed_out());
     }
 }
