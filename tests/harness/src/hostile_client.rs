@@ -1,0 +1,157 @@
+//! A client that writes HTTP/2 frames by hand, without a credential and without manners.
+//!
+//! <https://www.rfc-editor.org/rfc/rfc9113#section-4>
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::time::Duration;
+
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::{TcpSocket, TcpStream};
+use tokio::time::timeout;
+
+const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+const END_STREAM: u8 = 0x1;
+const END_HEADERS: u8 = 0x4;
+
+/// A kind of frame.
+#[derive(Clone, Copy, Debug)]
+pub enum FrameKind {
+    /// A piece of a body.
+    Data = 0,
+    /// The begin of a request.
+    Headers = 1,
+    /// The end of a stream.
+    Reset = 3,
+    /// What a client wants of the connection.
+    Settings = 4,
+    /// A question that must be answered.
+    Ping = 6,
+    /// Room for more.
+    WindowUpdate = 8,
+    /// More headers.
+    Continuation = 9,
+}
+
+/// A connection of a stranger.
+#[derive(Debug)]
+pub struct HostileClient {
+    stream: TcpStream,
+    next: u32,
+    /// What is written with the next flush.
+    pending: Vec<u8>,
+}
+
+impl HostileClient {
+    /// A connection that says nothing.
+    pub async fn silent(from: u8, to: SocketAddr) -> std::io::Result<TcpStream> {
+        let socket = TcpSocket::new_v4()?;
+        socket.bind((IpAddr::V4(Ipv4Addr::new(127, 0, 0, from)), 0).into())?;
+        socket.connect(to).await
+    }
+
+    /// A connection from 127.0.0.`from` that has said it speaks HTTP/2.
+    pub async fn connect(from: u8, to: SocketAddr) -> std::io::Result<HostileClient> {
+        let mut stream = HostileClient::silent(from, to).await?;
+        stream.set_nodelay(true)?;
+        stream.write_all(PREFACE).await?;
+        let mut stranger = HostileClient { stream, next: 1, pending: Vec::new() };
+        stranger.frame(FrameKind::Settings, 0, 0, &[]).flush().await?;
+        Ok(stranger)
+    }
+
+    /// Any frame.
+    pub fn frame(&mut self, kind: FrameKind, flags: u8, stream: u32, payload: &[u8]) -> &mut Self {
+        let len = u32::try_from(payload.len()).expect("a small frame").to_be_bytes();
+        self.pending.extend_from_slice(&len[1..]);
+        self.pending.extend_from_slice(&[kind as u8, flags]);
+        self.pending.extend_from_slice(&stream.to_be_bytes());
+        self.pending.extend_from_slice(payload);
+        self
+    }
+
+    /// The number of a new stream.
+    pub fn next_stream(&mut self) -> u32 {
+        let stream = self.next;
+        self.next += 2;
+        stream
+    }
+
+    /// The headers of a call; its stream.
+    pub fn call(&mut self, path: &str) -> u32 {
+        let stream = self.next_stream();
+        self.frame(FrameKind::Headers, END_HEADERS, stream, &headers(path, &[]));
+        stream
+    }
+
+    /// A piece of a request's body.
+    pub fn data(&mut self, stream: u32, data: &[u8], is_last: bool) -> &mut Self {
+        self.frame(FrameKind::Data, if is_last { END_STREAM } else { 0 }, stream, data)
+    }
+
+    /// Cancels a call.
+    pub fn reset(&mut self, stream: u32) -> &mut Self {
+        self.frame(FrameKind::Reset, 0, stream, &8u32.to_be_bytes())
+    }
+
+    /// Sends all that was written; fails where the other end has closed.
+    pub async fn flush(&mut self) -> std::io::Result<()> {
+        let pending = std::mem::take(&mut self.pending);
+        // A peer that reads no more must not hold up a test.
+        let sent = timeout(Duration::from_secs(5), self.stream.write_all(&pending)).await;
+        sent.map_err(|_| std::io::ErrorKind::TimedOut)?
+    }
+
+    /// Reads until the other end closes; what it said.
+    pub async fn read_to_end(&mut self) -> Vec<u8> {
+        let mut said = Vec::new();
+        let _ = self.stream.read_to_end(&mut said).await;
+        said
+    }
+
+    /// Reads something; `false` at the end.
+    pub async fn read_some(&mut self) -> bool {
+        let mut buffer = vec![0; 16 * 1024];
+        matches!(self.stream.read(&mut buffer).await, Ok(1..))
+    }
+}
+
+/// The header block of a gRPC call, without compression.
+pub fn headers(path: &str, more: &[(&str, &str)]) -> Vec<u8> {
+    let usual = [
+        (":method", "POST"),
+        (":scheme", "http"),
+        (":path", path),
+        (":authority", "mesh"),
+        ("content-type", "application/grpc"),
+        ("te", "trailers"),
+    ];
+    usual.iter().chain(more).flat_map(|(name, value)| literal(name, value)).collect()
+}
+
+/// One header, literally and not to be remembered (RFC 7541, 6.2.2).
+pub fn literal(name: &str, value: &str) -> Vec<u8> {
+    [&[0][..], &string(name), &string(value)].concat()
+}
+
+fn string(text: &str) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    // RFC 7541, 5.1.
+    if let Ok(len @ ..127) = u8::try_from(text.len()) {
+        bytes.push(len);
+    } else {
+        bytes.push(127);
+        let mut rest = text.len() - 127;
+        while rest >= 128 {
+            bytes.push(u8::try_from(rest % 128).expect("below 128") | 128);
+            rest /= 128;
+        }
+        bytes.push(u8::try_from(rest).expect("below 128"));
+    }
+    bytes.extend_from_slice(text.as_bytes());
+    bytes
+}
+
+/// The prefix of a gRPC message that says it has so many bytes.
+pub fn prefix(len: u32) -> Vec<u8> {
+    [&[0][..], &len.to_be_bytes()].concat()
+}
