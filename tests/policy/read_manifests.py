@@ -39,7 +39,7 @@ def kustomize(folder):
 def check(overlay, found):
     name = f"{overlay}: {found['kind']} {found['metadata']['name']}"
     if found["apiVersion"] == "cert-manager.io/v1":
-        return  # no schema of Kubernetes' own: tests/deploy/certificates.rs reads them
+        return  # no schema of Kubernetes' own: tests/policy/deploy/certificates.rs reads them
     try:
         kubernetes_validate.validate(found, VERSION, strict=True)
     except Exception as error:  # each of the library's errors says what it is

@@ -1,15 +1,15 @@
-//! As much HTTP/1.1 as an engine needs: requests with a body, responses in one piece.
+//! A minimal HTTP/1.1: requests with a body, and responses in one piece.
 //!
-//! Kept true: the read half is never left alone. While a response is under way, [`Reader::departed`]
-//! waits on it, which is how a client that closes is noticed during silence.
+//! Invariant: the read half is always polled. [`Reader::disconnected`] reads from it during a response, and
+//! so detects a client that closes the connection during silence.
 
 use std::io::Write as _;
 
 use tokio::io::AsyncReadExt as _;
 use tokio::net::tcp::ReadHalf;
 
-const MAX_HEAD: usize = 64 * 1024;
-const MAX_BODY: usize = 64 * 1024 * 1024;
+const MAX_HEAD_BYTES: usize = 64 * 1024;
+const MAX_BODY_BYTES: usize = 64 * 1024 * 1024;
 
 #[derive(Debug, Default)]
 pub(super) struct Request {
@@ -53,7 +53,7 @@ impl<'a> Reader<'a> {
         Self { half, buffer: Vec::new() }
     }
 
-    /// The next request; `None` when the connection ended or speaks something else.
+    /// The next request; `None` if the connection ended or the request is not HTTP/1.1.
     pub(super) async fn request(&mut self) -> Option<Request> {
         let head = self.until(b"\r\n\r\n").await?;
         let mut request = Request::parse(std::str::from_utf8(&head).ok()?)?;
@@ -66,9 +66,9 @@ impl<'a> Reader<'a> {
         Some(request)
     }
 
-    /// Returns when the client has closed its side (or sends without end, instead of listening).
-    pub(super) async fn departed(&mut self) {
-        while self.buffer.len() <= MAX_HEAD && self.fill().await.is_some() {}
+    /// Returns when the client has closed its side, or when it sends more than a head's limit.
+    pub(super) async fn disconnected(&mut self) {
+        while self.buffer.len() <= MAX_HEAD_BYTES && self.fill().await.is_some() {}
     }
 
     async fn chunked(&mut self) -> Option<Vec<u8>> {
@@ -83,13 +83,13 @@ impl<'a> Reader<'a> {
             }
             body.append(&mut self.exactly(size).await?);
             self.exactly(2).await?;
-            if body.len() > MAX_BODY {
+            if body.len() > MAX_BODY_BYTES {
                 return None;
             }
         }
     }
 
-    /// What comes before `mark`; both leave the buffer.
+    /// The bytes before `mark`; both are removed from the buffer.
     async fn until(&mut self, mark: &[u8]) -> Option<Vec<u8>> {
         let mut searched: usize = 0;
         loop {
@@ -100,7 +100,7 @@ impl<'a> Reader<'a> {
                 return Some(found);
             }
             searched = self.buffer.len();
-            if searched > MAX_HEAD {
+            if searched > MAX_HEAD_BYTES {
                 return None;
             }
             self.fill().await?;
@@ -108,7 +108,7 @@ impl<'a> Reader<'a> {
     }
 
     async fn exactly(&mut self, length: usize) -> Option<Vec<u8>> {
-        if length > MAX_BODY {
+        if length > MAX_BODY_BYTES {
             return None;
         }
         while self.buffer.len() < length {
@@ -117,7 +117,7 @@ impl<'a> Reader<'a> {
         Some(self.buffer.drain(..length).collect())
     }
 
-    /// Reads once; `None` at the end. Safe to cancel: what was read is in the buffer.
+    /// Reads once; `None` at the end. It is cancel-safe: all read bytes are in the buffer.
     async fn fill(&mut self) -> Option<()> {
         match self.half.read_buf(&mut self.buffer).await {
             Ok(0) | Err(_) => None,
@@ -126,7 +126,7 @@ impl<'a> Reader<'a> {
     }
 }
 
-/// A response whose length is known.
+/// A response of known length.
 #[derive(Debug)]
 pub(super) struct Response {
     pub(super) status: u16,
@@ -171,7 +171,7 @@ pub(super) fn stream_head() -> Vec<u8> {
     head
 }
 
-/// Frames a piece of a chunked body. An empty one would mean its end and is left out.
+/// Frames a piece of a chunked body. An empty piece is skipped, because it would mean the end.
 pub(super) fn frame(piece: &[u8], into: &mut Vec<u8>) {
     if !piece.is_empty() {
         let _ = write!(into, "{:x}\r\n", piece.len());
@@ -180,7 +180,7 @@ pub(super) fn frame(piece: &[u8], into: &mut Vec<u8>) {
     }
 }
 
-/// What ends a chunked body.
+/// The end of a chunked body.
 pub(super) const LAST_FRAME: &[u8] = b"0\r\n\r\n";
 
 fn status_line(status: u16) -> Vec<u8> {

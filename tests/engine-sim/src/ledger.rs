@@ -1,8 +1,8 @@
-//! What the engine has seen and done: requests, counts, aborts.
+//! Records the requests, counts and aborts of the engine.
 //!
-//! Kept true: every generation that was started is, exactly once, finished, aborted or cut; the
-//! drop of its [`Flight`] sees to it. A token is counted before it is written, so no client ever
-//! holds a token that the counts do not.
+//! Invariants: every started generation becomes finished, aborted or cut exactly once, at the latest by the
+//! drop of its [`ActiveGeneration`]. A token is counted before it is written, so that the counts include
+//! every token that a client has.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Mutex, MutexGuard};
@@ -13,25 +13,25 @@ use tokio::sync::Notify;
 
 use super::lock;
 
-/// How many requests are remembered: enough for any test, bounded for a benchmark.
-const REMEMBERED: usize = 4096;
+/// The number of recorded requests: enough for every test, and a bound for benchmarks.
+const MAX_RECORDED_REQUESTS: usize = 4096;
 
-/// What happened so far. `started` is the sum of `finished`, `aborted`, `cut` and those in flight.
+/// The counts so far. `started` is the sum of `finished`, `aborted`, `cut` and those in flight.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Counts {
-    /// Generation requests that arrived, those that were refused included.
+    /// Generation requests that arrived, including refused ones.
     pub started: u64,
-    /// Answered up to the end that the script asked for, errors included.
+    /// Answered up to the end of the script, including errors.
     pub finished: u64,
-    /// Left by the client before the end.
+    /// Aborted by the client before the end.
     pub aborted: u64,
-    /// Broken off by the engine: a fault that cuts, or `Engine::stop`.
+    /// Cut by the engine: by a fault that cuts, or by `Engine::stop`.
     pub cut: u64,
     /// Tokens written, over all streams.
     pub tokens_sent: u64,
-    /// In flight, and not taken up: hanging before the response headers.
+    /// In flight, before the response headers.
     pub waiting: u64,
-    /// In flight, and standing at a `Script::hold`.
+    /// In flight, at a `Script::hold`.
     pub held: u64,
 }
 
@@ -42,14 +42,14 @@ impl Counts {
     }
 }
 
-/// A generation request as it came in.
+/// A generation request as it arrived.
 #[derive(Clone, Debug)]
 pub struct Recorded {
-    /// When its last byte had arrived.
+    /// The time at which its last byte arrived.
     pub at: Instant,
     /// Names in lower case, in the order sent.
     pub headers: Vec<(String, String)>,
-    /// The body; `Null` if it was no JSON.
+    /// The body; `Null` if it was not JSON.
     pub body: Value,
 }
 
@@ -60,19 +60,19 @@ impl Recorded {
     }
 }
 
-/// A generation whose client closed the connection before its end.
+/// A generation that ended because its client closed the connection.
 #[derive(Clone, Copy, Debug)]
 pub struct Abort {
-    /// When the closed connection was noticed.
+    /// The time at which the closed connection was detected.
     pub noticed_at: Instant,
     /// Tokens written to it by then.
     pub tokens_sent: u64,
 }
 
-/// How a generation ended.
+/// The end of a generation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum End {
-    /// As scripted, with this finish reason if it was a success.
+pub(super) enum Outcome {
+    /// It ended as scripted, with this finish reason if it was a success.
     Finished(Option<&'static str>),
     Cut,
     Aborted,
@@ -80,24 +80,24 @@ pub(super) enum End {
 
 #[derive(Debug, Default)]
 pub(super) struct Ledger {
-    books: Mutex<Books>,
+    state: Mutex<LedgerState>,
     changed: Notify,
 }
 
 #[derive(Debug, Default)]
-struct Books {
+struct LedgerState {
     counts: Counts,
     requests: VecDeque<Recorded>,
     aborts: Vec<Abort>,
     totals: Totals,
 }
 
-/// What only the metrics page shows.
+/// Totals that only the metrics page shows.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Totals {
     pub(super) prompt_tokens: u64,
     pub(super) succeeded: BTreeMap<&'static str, u64>,
-    /// How many run of each model.
+    /// Active generations per model.
     pub(super) running: BTreeMap<String, u64>,
 }
 
@@ -121,7 +121,7 @@ impl Ledger {
     pub(super) async fn wait_until(&self, wanted: impl Fn(Counts) -> bool) -> Counts {
         let mut changed = std::pin::pin!(self.changed.notified());
         loop {
-            // Listen first, look second: a change in between is not missed.
+            // Registration comes before the check, so that no change is missed.
             changed.as_mut().enable();
             let counts = self.counts();
             if wanted(counts) {
@@ -132,103 +132,109 @@ impl Ledger {
         }
     }
 
-    pub(super) fn begin(&self, request: Recorded) -> Flight<'_> {
-        self.write(|books| {
-            books.counts.started += 1;
-            books.counts.waiting += 1;
-            if books.requests.len() == REMEMBERED {
-                books.requests.pop_front();
+    pub(super) fn begin(&self, request: Recorded) -> ActiveGeneration<'_> {
+        self.write(|state| {
+            state.counts.started += 1;
+            state.counts.waiting += 1;
+            if state.requests.len() == MAX_RECORDED_REQUESTS {
+                state.requests.pop_front();
             }
-            books.requests.push_back(request);
+            state.requests.push_back(request);
         });
-        Flight { ledger: self, waiting: true, model: String::new(), tokens_sent: 0, end: End::Cut }
+        ActiveGeneration {
+            ledger: self,
+            waiting: true,
+            model: String::new(),
+            tokens_sent: 0,
+            end: Outcome::Cut,
+        }
     }
 
-    pub(super) fn hold(&self) -> Held<'_> {
-        self.write(|books| books.counts.held += 1);
-        Held(self)
+    pub(super) fn hold(&self) -> HoldGuard<'_> {
+        self.write(|state| state.counts.held += 1);
+        HoldGuard(self)
     }
 
-    fn read(&self) -> MutexGuard<'_, Books> {
-        lock(&self.books)
+    fn read(&self) -> MutexGuard<'_, LedgerState> {
+        lock(&self.state)
     }
 
-    fn write(&self, change: impl FnOnce(&mut Books)) {
-        change(&mut lock(&self.books));
+    fn write(&self, change: impl FnOnce(&mut LedgerState)) {
+        change(&mut lock(&self.state));
         self.changed.notify_waiters();
     }
 }
 
 /// One generation from its request to its end.
 #[derive(Debug)]
-pub(super) struct Flight<'a> {
+pub(super) struct ActiveGeneration<'a> {
     ledger: &'a Ledger,
     waiting: bool,
-    /// Once it runs.
+    /// The model; empty until the generation runs.
     model: String,
     tokens_sent: u64,
-    end: End,
+    end: Outcome,
 }
 
-impl Flight<'_> {
-    /// The engine takes it up: response headers come next.
+impl ActiveGeneration<'_> {
+    /// The engine starts the generation; response headers follow.
     pub(super) fn run(&mut self, model: &str, prompt_tokens: u64) {
         self.waiting = false;
         model.clone_into(&mut self.model);
-        self.ledger.write(|books| {
-            books.counts.waiting -= 1;
-            books.totals.prompt_tokens += prompt_tokens;
-            *books.totals.running.entry(model.to_owned()).or_default() += 1;
+        self.ledger.write(|state| {
+            state.counts.waiting -= 1;
+            state.totals.prompt_tokens += prompt_tokens;
+            *state.totals.running.entry(model.to_owned()).or_default() += 1;
         });
     }
 
     pub(super) fn send(&mut self, tokens: u64) {
         if tokens > 0 {
             self.tokens_sent += tokens;
-            self.ledger.write(|books| books.counts.tokens_sent += tokens);
+            self.ledger.write(|state| state.counts.tokens_sent += tokens);
         }
     }
 
-    pub(super) fn settle(mut self, end: End) {
+    pub(super) fn settle(mut self, end: Outcome) {
         self.end = end;
     }
 }
 
-impl Drop for Flight<'_> {
-    /// A flight that nobody settled was dropped with its connection, by `Engine::stop`: cut.
+impl Drop for ActiveGeneration<'_> {
+    /// A generation without an outcome was dropped with its connection by `Engine::stop`, and counts as cut.
     fn drop(&mut self) {
         let noticed_at = Instant::now();
-        self.ledger.write(|books| {
-            books.counts.waiting -= u64::from(self.waiting);
-            if let Some(running) = books.totals.running.get_mut(&self.model) {
+        self.ledger.write(|state| {
+            state.counts.waiting -= u64::from(self.waiting);
+            if let Some(running) = state.totals.running.get_mut(&self.model) {
                 *running -= 1;
             }
-            books.totals.running.retain(|_, running| *running > 0);
+            state.totals.running.retain(|_, running| *running > 0);
             match self.end {
-                End::Finished(_) => books.counts.finished += 1,
-                End::Cut => books.counts.cut += 1,
-                End::Aborted => {
-                    books.counts.aborted += 1;
-                    books.aborts.push(Abort { noticed_at, tokens_sent: self.tokens_sent });
+                Outcome::Finished(_) => state.counts.finished += 1,
+                Outcome::Cut => state.counts.cut += 1,
+                Outcome::Aborted => {
+                    state.counts.aborted += 1;
+                    state.aborts.push(Abort { noticed_at, tokens_sent: self.tokens_sent });
                 }
             }
             let reason = match self.end {
-                End::Finished(reason) => reason,
-                End::Cut | End::Aborted => Some("abort"),
+                Outcome::Finished(reason) => reason,
+                Outcome::Cut | Outcome::Aborted => Some("abort"),
             };
             if let Some(reason) = reason {
-                *books.totals.succeeded.entry(reason).or_default() += 1;
+                *state.totals.succeeded.entry(reason).or_default() += 1;
             }
         });
     }
 }
 
-/// A stream that stands at a hold, for as long as this lives.
+/// Counts a stream at a hold until it is dropped.
 #[derive(Debug)]
-pub(super) struct Held<'a>(&'a Ledger);
+pub(super) struct HoldGuard<'a>(&'a Ledger);
 
-impl Drop for Held<'_> {
+impl Drop for HoldGuard<'_> {
     fn drop(&mut self) {
-        self.0.write(|books| books.counts.held -= 1);
+        self.0.write(|state| state.counts.held -= 1);
     }
 }

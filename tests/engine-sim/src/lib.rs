@@ -1,10 +1,11 @@
-//! An engine that speaks HTTP like vLLM 0.32, says what a script tells it to and fails on demand.
+//! The engine simulator: an engine with the HTTP interface of vLLM 0.32 that plays scripts and fails on demand.
 //!
-//! Kept true: the simulator decides every byte and every close on the wire, so a test never sleeps
-//! to make a failure happen; and it watches the client at all times, so an [`Abort`] is noticed the
-//! moment the socket closes, also while nothing is being sent. HTTP/1.1 is written by hand for that
-//! reason: a server library owns the framing, the flushes and the end of a connection.
+//! Invariants: the simulator controls every byte and every close on the wire, so that a test never sleeps
+//! to produce a failure. It reads from the client at all times, so that it records an [`Abort`] when the
+//! socket closes, even if it is sending nothing. HTTP/1.1 is written by hand for this reason: a server
+//! library would control framing, flushes and closes.
 
+pub mod demo;
 mod http;
 mod ledger;
 mod play;
@@ -16,33 +17,34 @@ mod shapes;
 mod tests;
 
 use std::collections::VecDeque;
-use std::io;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
+use std::{fmt, io};
 
 use ledger::Ledger;
 pub use ledger::{Abort, Counts, Recorded};
 pub use script::{Fault, LineEnd, Script};
+use serde_json::Value;
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::{Semaphore, oneshot, watch};
 use tokio::task::JoinSet;
 
-/// How long a `wait_…` waits before it fails the test.
-const PATIENCE: Duration = Duration::from_mins(1);
+/// Time after which a `wait_…` function fails the test.
+const WAIT_TIMEOUT: Duration = Duration::from_mins(1);
 
-/// What an engine serves; `Setup::default()` is what [`Engine::start`] uses.
+/// The models of an engine. [`Engine::start`] uses the default.
 #[derive(Clone, Debug)]
 pub struct Setup {
     /// The base model's name.
     pub model: String,
-    /// The adapters on it, each a model name of its own.
+    /// The adapters of the base model. Each is a model name.
     pub adapters: Vec<String>,
-    /// The context in tokens, prompt and answer together; a prompt counts one token per four
+    /// The context length in tokens, for prompt and answer together. A prompt has one token per four
     /// characters.
     pub max_model_len: usize,
-    /// When set, `/v1` answers 401 to everyone without this bearer token.
+    /// If set, `/v1` answers 401 to every request without this bearer token.
     pub api_key: Option<String>,
 }
 
@@ -66,8 +68,8 @@ pub struct Engine {
     port: Mutex<Port>,
 }
 
-/// The port stays ours between `stop` and `resume`: a socket that is bound but does not listen
-/// refuses connections and keeps anyone else from taking the number.
+/// The port stays reserved between `stop` and `resume`: a socket that is bound and does not listen
+/// refuses connections, and no other process can bind the port.
 #[derive(Debug)]
 enum Port {
     Serving { accepting: JoinSet<()>, stop: oneshot::Sender<()> },
@@ -75,7 +77,7 @@ enum Port {
     Changing,
 }
 
-/// What all connections of one engine share.
+/// The state that all connections of one engine share.
 #[derive(Debug)]
 struct Shared {
     setup: Setup,
@@ -91,6 +93,16 @@ struct Shared {
 struct Scripts {
     default: Script,
     once: VecDeque<Script>,
+    responder: Option<Responder>,
+}
+
+/// Chooses a script by the body of the request.
+struct Responder(Box<dyn Fn(&Value) -> Script + Send + Sync>);
+
+impl fmt::Debug for Responder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Responder")
+    }
 }
 
 impl Engine {
@@ -105,14 +117,23 @@ impl Engine {
         Self::start_on(socket.listen(1024).expect("a free loopback port"), setup)
     }
 
-    fn start_on(listener: TcpListener, setup: Setup) -> Self {
+    /// Serves this setup on a listener.
+    ///
+    /// # Panics
+    ///
+    /// If the listener has no address.
+    pub fn start_on(listener: TcpListener, setup: Setup) -> Self {
         let address = listener.local_addr().expect("a bound listener");
         let shared = Arc::new(Shared {
             adapters: Mutex::new(setup.adapters.clone()),
             frozen: watch::Sender::new(false),
             setup,
             ledger: Ledger::default(),
-            scripts: Mutex::new(Scripts { default: Script::default(), once: VecDeque::new() }),
+            scripts: Mutex::new(Scripts {
+                default: Script::default(),
+                once: VecDeque::new(),
+                responder: None,
+            }),
             gate: Semaphore::new(0),
             serial: AtomicU64::new(0),
         });
@@ -130,13 +151,13 @@ impl Engine {
         self.address
     }
 
-    /// Goes down: every connection is closed (streams count as `cut`), new ones are refused.
+    /// Closes every connection (streams count as `cut`) and refuses new ones.
     pub async fn stop(&self) {
         let before = std::mem::replace(&mut *lock(&self.port), Port::Changing);
         let after = match before {
             Port::Serving { mut accepting, stop } => {
-                // Taken a second time before it is given up, so that nobody else gets the number.
-                let kept = reserve(self.address).expect("the port that was ours");
+                // The second bind comes before the close, so that no other process can take the port.
+                let kept = reserve(self.address).expect("the reserved port");
                 let _ = stop.send(());
                 while accepting.join_next().await.is_some() {}
                 Port::Refusing(kept)
@@ -146,35 +167,40 @@ impl Engine {
         *lock(&self.port) = after;
     }
 
-    /// Comes back on the same port, with its scripts and its counts.
+    /// Serves again on the same port, with its scripts and counts.
     pub fn resume(&self) {
         let mut port = lock(&self.port);
         *port = match std::mem::replace(&mut *port, Port::Changing) {
             Port::Refusing(socket) => {
-                let listener = socket.listen(1024).expect("the port that was ours");
+                let listener = socket.listen(1024).expect("the reserved port");
                 serve_on(listener, Arc::clone(&self.shared))
             }
             other => other,
         };
     }
 
-    /// Answers every request from now on with this script, unless one set by [`Engine::once`] waits.
+    /// Answers every later request with this script, unless one of [`Engine::once`] is queued.
     pub fn script(&self, script: impl Into<Script>) {
         lock(&self.shared.scripts).default = script.into();
     }
 
-    /// Answers one request with this script; several calls queue up in order. Requests that are
-    /// refused for what they say (400, 401, 404) use up none.
+    /// Chooses the script of every later request by its body, unless one of [`Engine::once`] is queued.
+    pub fn respond_with(&self, responder: impl Fn(&Value) -> Script + Send + Sync + 'static) {
+        lock(&self.shared.scripts).responder = Some(Responder(Box::new(responder)));
+    }
+
+    /// Answers one request with this script; several calls queue in order. Requests that are
+    /// refused with 400, 401 or 404 consume none.
     pub fn once(&self, script: impl Into<Script>) {
         lock(&self.shared.scripts).once.push_back(script.into());
     }
 
-    /// Freezes: connections are neither accepted nor closed, and nothing is written any more.
+    /// Freezes the engine: it accepts and closes no connections, and writes nothing.
     pub fn freeze(&self) {
         self.shared.frozen.send_replace(true);
     }
 
-    /// Goes on where it froze.
+    /// Continues after [`Engine::freeze`].
     pub fn thaw(&self) {
         self.shared.frozen.send_replace(false);
     }
@@ -184,34 +210,34 @@ impl Engine {
         lock(&self.shared.adapters).push(name.to_owned());
     }
 
-    /// Unloads an adapter; its requests that run go on.
+    /// Unloads an adapter; its active requests continue.
     pub fn remove_adapter(&self, name: &str) {
         lock(&self.shared.adapters).retain(|own| own != name);
     }
 
-    /// Lets one stream through one [`Script::hold`]: the one that waits longest, or else the next
+    /// Releases one stream at a [`Script::hold`]: the one that waits longest, or else the next
     /// to arrive.
     pub fn release(&self) {
         self.shared.gate.add_permits(1);
     }
 
-    /// The latest generation requests (at most 4,096), in the order in which they arrived.
+    /// The latest generation requests (at most 4,096), in the order of their arrival.
     pub fn requests(&self) -> Vec<Recorded> {
         self.shared.ledger.requests()
     }
 
-    /// The counts as of now. They may trail what a client has seen by a moment, except for
-    /// `tokens_sent`, which never does: wait for them instead of comparing at once.
+    /// The present counts. Except for `tokens_sent` they may lag behind the client's view: wait for
+    /// them instead of comparing them at once.
     pub fn counts(&self) -> Counts {
         self.shared.ledger.counts()
     }
 
-    /// How many generations are being answered.
+    /// The number of generations that are being answered.
     pub fn in_flight(&self) -> u64 {
         self.counts().in_flight()
     }
 
-    /// Every generation whose client left before its end, in the order in which it was noticed.
+    /// Every generation that its client aborted, in the order of detection.
     pub fn aborts(&self) -> Vec<Abort> {
         self.shared.ledger.aborts()
     }
@@ -221,26 +247,30 @@ impl Engine {
         self.wait_until(|counts| counts.started >= n).await
     }
 
-    /// Waits until `n` generations were aborted; returns when the n-th was noticed.
+    /// Waits until `n` generations were aborted; returns the time at which the n-th was detected.
     pub async fn wait_for_aborted(&self, n: u64) -> Instant {
         self.wait_until(|counts| counts.aborted >= n).await;
         let index = usize::try_from(n.saturating_sub(1)).expect("a small number");
         self.aborts()[index].noticed_at
     }
 
-    /// Waits until the counts satisfy `wanted`; panics after a minute, naming the counts.
+    /// Waits until the counts satisfy `wanted`. Panics with the counts after a minute.
     pub async fn wait_until(&self, wanted: impl Fn(Counts) -> bool) -> Counts {
         let met = self.shared.ledger.wait_until(wanted);
-        tokio::time::timeout(PATIENCE, met).await.unwrap_or_else(|_| {
-            panic!("the engine did not get there in {PATIENCE:?}: {:?}", self.counts())
+        tokio::time::timeout(WAIT_TIMEOUT, met).await.unwrap_or_else(|_| {
+            panic!("the engine did not reach the counts in {WAIT_TIMEOUT:?}: {:?}", self.counts())
         })
     }
 }
 
 impl Shared {
-    fn next_script(&self) -> Script {
+    fn next_script(&self, body: &Value) -> Script {
         let mut scripts = lock(&self.scripts);
-        scripts.once.pop_front().unwrap_or_else(|| scripts.default.clone())
+        if let Some(script) = scripts.once.pop_front() {
+            return script;
+        }
+        let responder = scripts.responder.as_ref();
+        responder.map_or_else(|| scripts.default.clone(), |responder| (responder.0)(body))
     }
 
     fn serves(&self, model: &str) -> bool {
@@ -248,7 +278,7 @@ impl Shared {
     }
 
     /// Waits while the engine is frozen.
-    async fn pass_frost(&self) {
+    async fn wait_while_frozen(&self) {
         let mut frozen = self.frozen.subscribe();
         let _ = frozen.wait_for(|frozen| !frozen).await;
     }
@@ -257,8 +287,8 @@ impl Shared {
         self.serial.fetch_add(1, Ordering::Relaxed)
     }
 
-    /// Takes one release, waiting for it if there is none yet.
-    async fn pass_gate(&self) {
+    /// Consumes one release, and waits for it if there is none.
+    async fn wait_for_release(&self) {
         if let Ok(permit) = self.gate.try_acquire() {
             return permit.forget();
         }
@@ -284,7 +314,7 @@ async fn accept(listener: TcpListener, shared: Arc<Shared>, mut stopped: oneshot
                 Ok((stream, _)) => {
                     connections.spawn(serve::connection(stream, Arc::clone(&shared)));
                 }
-                // Out of file descriptors, most likely: give the others time to close theirs.
+                // Most likely the process has no file descriptors left; other connections will close some.
                 Err(_) => tokio::time::sleep(Duration::from_millis(10)).await,
             },
             Some(_) = connections.join_next() => {}
@@ -298,12 +328,12 @@ async fn next_connection(
     listener: &TcpListener,
     shared: &Shared,
 ) -> io::Result<(TcpStream, SocketAddr)> {
-    shared.pass_frost().await;
+    shared.wait_while_frozen().await;
     listener.accept().await
 }
 
-/// A bound socket whose number may be bound a second time, by us. A free number is chosen before
-/// that is allowed: with it the kernel may choose one that another engine has.
+/// A bound socket with a port that this process may bind a second time. SO_REUSEPORT is set after a free port
+/// is chosen: with it the kernel may choose the port of another engine.
 fn reserve(address: SocketAddr) -> io::Result<TcpSocket> {
     let socket = TcpSocket::new_v4()?;
     socket.set_reuseaddr(true)?;
@@ -313,7 +343,7 @@ fn reserve(address: SocketAddr) -> io::Result<TcpSocket> {
     Ok(socket)
 }
 
-/// A panic of one test's predicate must not turn into a second panic here.
+/// A panic of a test's predicate must not cause a second panic here.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -1,7 +1,7 @@
-//! Plays a script on a connection: the only place where pace, framing and faults meet.
+//! Plays a script on a connection: the only place that combines pace, framing and faults.
 //!
-//! Kept true: whatever was said so far is on the wire before a hold, a silence or an end, and a
-//! stream has one timer. A `pending` here is ended by the client or by `Engine::stop`, both outside.
+//! Invariants: all previous events are on the wire before a hold, a silence or an end. A stream has one
+//! timer. Only the client or `Engine::stop` end a `pending`.
 
 mod choices;
 
@@ -15,31 +15,31 @@ use tokio::time::{Instant, Interval, interval_at};
 
 use super::Shared;
 use super::http::{LAST_FRAME, Response, frame, stream_head};
-use super::ledger::{End, Flight};
-use super::request::{Api, Ask};
-use super::script::{Fault, LineEnd, Report, Script};
-use super::shapes::{self, Chunks, Usage};
+use super::ledger::{ActiveGeneration, Outcome};
+use super::request::{Api, GenerationRequest};
+use super::script::{Fault, LineEnd, Script, UsageReport};
+use super::shapes::{self, ChunkWriter, Usage};
 
 const BROKEN: &str = "EngineCore encountered an issue. See stack trace (above) for the root cause.";
-const ENDLESS: usize = 64 * 1024 * 1024;
-const ENDLESS_PIECE: usize = 64 * 1024;
+const ENDLESS_LINE_BYTES: usize = 64 * 1024 * 1024;
+const ENDLESS_PIECE_BYTES: usize = 64 * 1024;
 
 pub(super) struct Player<'a, 'w, 'f> {
     shared: &'a Shared,
     script: &'a Script,
     out: &'a mut WriteHalf<'w>,
-    flight: &'a mut Flight<'f>,
-    /// Events that wait for their write, and how many tokens are among them.
+    generation: &'a mut ActiveGeneration<'f>,
+    /// The events that are not yet written, and the number of their tokens.
     body: Vec<u8>,
     events: usize,
     tokens: u64,
-    /// What a write sends, kept for its allocation.
+    /// The buffer of a write, reused for its allocation.
     wire: Vec<u8>,
 }
 
-/// Whether the body goes on after a write.
+/// Whether the body continues after a write.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum More {
+enum BodyState {
     Follows,
     Ends,
 }
@@ -49,13 +49,13 @@ impl<'a, 'w, 'f> Player<'a, 'w, 'f> {
         shared: &'a Shared,
         script: &'a Script,
         out: &'a mut WriteHalf<'w>,
-        flight: &'a mut Flight<'f>,
+        generation: &'a mut ActiveGeneration<'f>,
     ) -> Self {
         Self {
             shared,
             script,
             out,
-            flight,
+            generation,
             body: Vec::new(),
             events: 0,
             tokens: 0,
@@ -63,25 +63,25 @@ impl<'a, 'w, 'f> Player<'a, 'w, 'f> {
         }
     }
 
-    pub(super) async fn answer(mut self, ask: &Ask) -> io::Result<End> {
-        self.shared.pass_frost().await;
+    pub(super) async fn answer(mut self, request: &GenerationRequest) -> io::Result<Outcome> {
+        self.shared.wait_while_frozen().await;
         match self.script.fault {
             Some(Fault::Status { code, retry_after }) => {
                 return self.refuse(code, retry_after).await;
             }
             Some(Fault::HangBeforeHeaders) => return pending().await,
-            Some(Fault::CutBeforeHeaders) => return Ok(End::Cut),
+            Some(Fault::CutBeforeHeaders) => return Ok(Outcome::Cut),
             _ => {}
         }
-        self.flight.run(&ask.model, ask.prompt_tokens);
-        match ask.api {
-            Api::Completion { .. } => self.complete(ask).await,
-            Api::Chat if ask.stream => self.stream(ask).await,
-            Api::Chat => self.whole(ask).await,
+        self.generation.run(&request.model, request.prompt_tokens);
+        match request.api {
+            Api::Completion { .. } => self.complete(request).await,
+            Api::Chat if request.stream => self.stream(request).await,
+            Api::Chat => self.whole(request).await,
         }
     }
 
-    async fn refuse(&mut self, code: u16, retry_after: Option<u32>) -> io::Result<End> {
+    async fn refuse(&mut self, code: u16, retry_after: Option<u32>) -> io::Result<Outcome> {
         let body = match code {
             401 => shapes::unauthorized(),
             429 => shapes::error(429, "Too many requests: try again later.", None),
@@ -90,21 +90,21 @@ impl<'a, 'w, 'f> Player<'a, 'w, 'f> {
         };
         let response = Response { retry_after, ..Response::json(code, &body) };
         self.out.write_all(&response.bytes()).await?;
-        Ok(End::Finished(None))
+        Ok(Outcome::Finished(None))
     }
 
-    async fn stream(&mut self, ask: &Ask) -> io::Result<End> {
+    async fn stream(&mut self, request: &GenerationRequest) -> io::Result<Outcome> {
         self.out.write_all(&stream_head()).await?;
         if self.script.fault == Some(Fault::HangAfterHeaders) {
             return pending().await;
         }
-        rest(self.script.first_after).await;
-        let chunks = Chunks::new(ask);
+        sleep_unless_zero(self.script.first_after).await;
+        let chunks = ChunkWriter::new(request);
         self.event(|body| chunks.role(body)).await?;
-        let length = length(self.script, ask);
+        let length = length(self.script, request);
         let mut pace = pace(self.script.gap);
         for sent in 0..=length {
-            self.pass_holds(sent, length, &mut pace).await?;
+            self.wait_at_holds(sent, length, &mut pace).await?;
             if let Some(fault) = fault_at(self.script, sent, length) {
                 return self.fail(fault).await;
             }
@@ -119,67 +119,71 @@ impl<'a, 'w, 'f> Player<'a, 'w, 'f> {
                 self.event(|body| chunks.token(&token.json, with_this, body)).await?;
             }
         }
-        self.conclude(ask, &chunks).await
+        self.conclude(request, &chunks).await
     }
 
-    async fn conclude(&mut self, ask: &Ask, chunks: &Chunks) -> io::Result<End> {
-        let sent = length(self.script, ask) as u64;
-        let finish = finish(self.script, ask);
+    async fn conclude(
+        &mut self,
+        request: &GenerationRequest,
+        chunks: &ChunkWriter,
+    ) -> io::Result<Outcome> {
+        let sent = length(self.script, request) as u64;
+        let finish = finish(self.script, request);
         if let Some(reason) = finish {
             self.event(|body| chunks.finish(reason, sent, body)).await?;
         }
-        if ask.include_usage
-            && let Some(usage) = usage(self.script, ask)
+        if request.include_usage
+            && let Some(usage) = usage(self.script, request)
         {
             self.event(|body| chunks.usage(usage, body)).await?;
         }
         if self.script.done {
             self.done();
         }
-        self.flush(More::Ends).await?;
-        Ok(End::Finished(finish))
+        self.flush(BodyState::Ends).await?;
+        Ok(Outcome::Finished(finish))
     }
 
-    async fn fail(&mut self, fault: &Fault) -> io::Result<End> {
+    async fn fail(&mut self, fault: &Fault) -> io::Result<Outcome> {
         match fault {
-            Fault::EndAfter(_) => self.flush(More::Ends).await?,
+            Fault::EndAfter(_) => self.flush(BodyState::Ends).await?,
             Fault::ErrorAfter(_) => {
                 let error = shapes::error(500, BROKEN, None).to_string();
                 self.event(|body| body.extend_from_slice(error.as_bytes())).await?;
                 self.done();
-                self.flush(More::Ends).await?;
+                self.flush(BodyState::Ends).await?;
             }
             Fault::EndlessLineAfter(_) => {
                 self.body.extend_from_slice(br#"data: {"id":""#);
-                for _ in 0..ENDLESS / ENDLESS_PIECE {
-                    self.body.resize(self.body.len() + ENDLESS_PIECE, b'x');
-                    self.flush(More::Follows).await?;
+                for _ in 0..ENDLESS_LINE_BYTES / ENDLESS_PIECE_BYTES {
+                    self.body.resize(self.body.len() + ENDLESS_PIECE_BYTES, b'x');
+                    self.flush(BodyState::Follows).await?;
                 }
-                return Ok(End::Cut);
+                return Ok(Outcome::Cut);
             }
             Fault::CutAfter(_) => {
-                self.flush(More::Follows).await?;
-                return Ok(End::Cut);
+                self.flush(BodyState::Follows).await?;
+                return Ok(Outcome::Cut);
             }
             _ => {
-                self.flush(More::Follows).await?;
+                self.flush(BodyState::Follows).await?;
                 return pending().await;
             }
         }
-        Ok(End::Finished(None))
+        Ok(Outcome::Finished(None))
     }
 
-    /// The same script without a stream: the time it takes, the holds, then all of it at once.
-    async fn whole(&mut self, ask: &Ask) -> io::Result<End> {
-        let length = length(self.script, ask);
+    /// Plays the script without a stream: it waits for the stream's time and holds, then writes everything.
+    async fn whole(&mut self, request: &GenerationRequest) -> io::Result<Outcome> {
+        let length = length(self.script, request);
         let gaps = u32::try_from(length.saturating_sub(1)).unwrap_or(u32::MAX);
-        rest(self.script.first_after + self.script.gap * gaps).await;
+        sleep_unless_zero(self.script.first_after + self.script.gap * gaps).await;
         for _ in &self.script.holds {
-            self.shared.pass_gate().await;
+            self.shared.wait_for_release().await;
         }
         let text: String = self.script.tokens[..length].iter().map(|t| t.text.as_str()).collect();
-        let finish = finish(self.script, ask);
-        let body = shapes::completion(ask, &text, finish, usage(self.script, ask));
+        let finish = finish(self.script, request);
+        let body = shapes::completion(request, &text, finish, usage(self.script, request));
         let response = Response::json(200, &body);
         match self.script.fault {
             Some(Fault::StallAfter(_)) => return pending().await,
@@ -191,19 +195,19 @@ impl<'a, 'w, 'f> Player<'a, 'w, 'f> {
             Some(Fault::HangAfterHeaders) => return pending().await,
             Some(_) => {
                 self.out.write_all(&response.body[..response.body.len() / 2]).await?;
-                return Ok(End::Cut);
+                return Ok(Outcome::Cut);
             }
         }
-        self.flight.send(length as u64);
+        self.generation.send(length as u64);
         let piece = self.script.pieces.unwrap_or(response.body.len());
         for piece in response.body.chunks(piece) {
             self.out.write_all(piece).await?;
-            rest(self.script.piece_gap).await;
+            sleep_unless_zero(self.script.piece_gap).await;
         }
-        Ok(End::Finished(finish))
+        Ok(Outcome::Finished(finish))
     }
 
-    async fn pass_holds(
+    async fn wait_at_holds(
         &mut self,
         sent: usize,
         length: usize,
@@ -211,16 +215,16 @@ impl<'a, 'w, 'f> Player<'a, 'w, 'f> {
     ) -> io::Result<()> {
         let script = self.script;
         for _ in script.holds.iter().filter(|hold| (**hold).min(length) == sent) {
-            self.flush(More::Follows).await?;
-            self.shared.pass_gate().await;
+            self.flush(BodyState::Follows).await?;
+            self.shared.wait_for_release().await;
             if let Some(pace) = pace {
-                pace.reset(); // the time at the gate is not to be caught up
+                pace.reset(); // the time at the hold is not caught up
             }
         }
         Ok(())
     }
 
-    /// Adds an event, and writes when the batch is full.
+    /// Adds an event, and writes if the batch is full.
     async fn event(&mut self, data: impl FnOnce(&mut Vec<u8>)) -> io::Result<()> {
         let end = self.line_end();
         if self.script.comments {
@@ -233,11 +237,11 @@ impl<'a, 'w, 'f> Player<'a, 'w, 'f> {
         self.body.extend_from_slice(end);
         self.body.extend_from_slice(end);
         self.events += 1;
-        if self.events >= self.script.batch { self.flush(More::Follows).await } else { Ok(()) }
+        if self.events >= self.script.batch { self.flush(BodyState::Follows).await } else { Ok(()) }
     }
 
-    /// Adds `[DONE]`; it leaves together with the end of the body, so that a client that hangs up
-    /// on it has always had the whole answer.
+    /// Adds `[DONE]`. It is written together with the end of the body, so that a client that disconnects
+    /// after it has the whole answer.
     fn done(&mut self) {
         let end = self.line_end();
         for part in [b"data: [DONE]", end, end] {
@@ -252,9 +256,9 @@ impl<'a, 'w, 'f> Player<'a, 'w, 'f> {
         }
     }
 
-    async fn flush(&mut self, more: More) -> io::Result<()> {
-        self.shared.pass_frost().await;
-        self.flight.send(std::mem::take(&mut self.tokens));
+    async fn flush(&mut self, more: BodyState) -> io::Result<()> {
+        self.shared.wait_while_frozen().await;
+        self.generation.send(std::mem::take(&mut self.tokens));
         self.events = 0;
         let piece = self.script.pieces.unwrap_or(self.body.len()).max(1);
         let mut pieces = self.body.chunks(piece).peekable();
@@ -262,22 +266,22 @@ impl<'a, 'w, 'f> Player<'a, 'w, 'f> {
             self.wire.clear();
             frame(pieces.next().unwrap_or_default(), &mut self.wire);
             let last = pieces.peek().is_none();
-            if last && more == More::Ends {
+            if last && more == BodyState::Ends {
                 self.wire.extend_from_slice(LAST_FRAME);
             }
             self.out.write_all(&self.wire).await?;
             if last {
                 break;
             }
-            rest(self.script.piece_gap).await;
+            sleep_unless_zero(self.script.piece_gap).await;
         }
         self.body.clear();
         Ok(())
     }
 }
 
-/// Sleeps, but not for nothing: the timer rounds up to a millisecond, which a first token would pay.
-async fn rest(time: Duration) {
+/// Sleeps. A zero duration skips the timer, because it rounds up to a millisecond.
+async fn sleep_unless_zero(time: Duration) {
     if time > Duration::ZERO {
         tokio::time::sleep(time).await;
     }
@@ -287,28 +291,28 @@ fn pace(gap: Duration) -> Option<Interval> {
     (gap > Duration::ZERO).then(|| interval_at(Instant::now() + gap, gap))
 }
 
-/// How many tokens there will be: the script's, unless the request allows fewer.
-fn length(script: &Script, ask: &Ask) -> usize {
-    script.tokens.len().min(ask.max_tokens.unwrap_or(usize::MAX))
+/// The number of tokens: those of the script, unless the request allows fewer.
+fn length(script: &Script, request: &GenerationRequest) -> usize {
+    script.tokens.len().min(request.max_tokens.unwrap_or(usize::MAX))
 }
 
-fn finish(script: &Script, ask: &Ask) -> Option<&'static str> {
-    let short = length(script, ask) < script.tokens.len();
+fn finish(script: &Script, request: &GenerationRequest) -> Option<&'static str> {
+    let short = length(script, request) < script.tokens.len();
     if short { script.finish.and(Some("length")) } else { script.finish }
 }
 
-fn usage(script: &Script, ask: &Ask) -> Option<Usage> {
+fn usage(script: &Script, request: &GenerationRequest) -> Option<Usage> {
     match script.usage {
-        Report::Counted => {
-            let completion = length(script, ask) as u64;
-            Some(Usage { prompt: ask.prompt_tokens, completion })
+        UsageReport::Counted => {
+            let completion = length(script, request) as u64;
+            Some(Usage { prompt: request.prompt_tokens, completion })
         }
-        Report::Fixed { prompt, completion } => Some(Usage { prompt, completion }),
-        Report::Omitted => None,
+        UsageReport::Fixed { prompt, completion } => Some(Usage { prompt, completion }),
+        UsageReport::Omitted => None,
     }
 }
 
-/// The fault that is due when `sent` of `length` tokens are out.
+/// The fault after `sent` of `length` tokens.
 fn fault_at(script: &Script, sent: usize, length: usize) -> Option<&Fault> {
     let fault = script.fault.as_ref()?;
     let after = match fault {

@@ -1,7 +1,7 @@
-//! A generation request as the engine understands it, or the reason why it does not.
+//! Parses a generation request, or returns the refusal.
 //!
-//! Kept true: the checks come in vLLM's order (credential, content type, shape, model, length) and
-//! refuse in its words. Unknown fields are accepted and ignored, as vLLM does.
+//! Invariants: the checks have vLLM's order (credential, content type, shape, model, length) and vLLM's
+//! texts. Unknown fields are accepted and ignored, as vLLM does.
 
 use serde_json::Value;
 
@@ -11,15 +11,15 @@ use super::{Shared, shapes};
 pub(super) const CHAT: &str = "/v1/chat/completions";
 pub(super) const COMPLETE: &str = "/v1/completions";
 
-/// What a token of a prompt is worth here.
+/// Characters of a prompt that count as one token.
 const CHARS_PER_TOKEN: usize = 4;
 
-/// What vLLM takes.
-const MOST_STOPS: usize = 4;
-/// What it makes of a completion that does not say how much.
-const DEFAULT_TOKENS: usize = 16;
+/// The limit of vLLM.
+const MAX_STOP_SEQUENCES: usize = 4;
+/// vLLM's default `max_tokens` of a completion.
+const DEFAULT_MAX_TOKENS: usize = 16;
 
-/// The two ways to ask.
+/// The two APIs for generations.
 #[derive(Clone, Debug)]
 pub(super) enum Api {
     Chat,
@@ -27,8 +27,8 @@ pub(super) enum Api {
 }
 
 #[derive(Debug)]
-pub(super) struct Ask {
-    /// Which of the two it asked.
+pub(super) struct GenerationRequest {
+    /// The called API.
     pub(super) api: Api,
     pub(super) id: String,
     pub(super) model: String,
@@ -39,7 +39,7 @@ pub(super) struct Ask {
     pub(super) prompt_tokens: u64,
 }
 
-impl Ask {
+impl GenerationRequest {
     pub(super) fn read(shared: &Shared, request: &Request, body: &Value) -> Result<Self, Response> {
         if !authorized(shared, request) {
             return Err(Response::json(401, &shapes::unauthorized()));
@@ -59,7 +59,7 @@ impl Ask {
             .find_map(|name| usize::try_from(body[*name].as_u64()?).ok());
         let max_tokens = match api {
             Api::Chat => max_tokens,
-            Api::Completion { .. } => max_tokens.or(Some(DEFAULT_TOKENS)),
+            Api::Completion { .. } => max_tokens.or(Some(DEFAULT_MAX_TOKENS)),
         };
         let prompt_tokens = prompt_chars(body).div_ceil(CHARS_PER_TOKEN);
         check_length(shared.setup.max_model_len, prompt_tokens, max_tokens)?;
@@ -70,7 +70,7 @@ impl Ask {
             model: model.clone(),
             stream,
             include_usage,
-            // vLLM heeds it only together with include_usage.
+            // vLLM applies it only together with include_usage.
             continuous_usage: include_usage
                 && body["stream_options"]["continuous_usage_stats"] == true,
             max_tokens,
@@ -79,14 +79,14 @@ impl Ask {
     }
 }
 
-/// Whether the request may enter `/v1`.
+/// Whether the request has the credential for `/v1`.
 pub(super) fn authorized(shared: &Shared, request: &Request) -> bool {
     let Some(key) = &shared.setup.api_key else { return true };
     let presented = request.header("authorization").and_then(|value| value.split_once(' '));
     presented.is_some_and(|(scheme, token)| scheme.eq_ignore_ascii_case("bearer") && token == key)
 }
 
-/// Returns whether a stream is wanted.
+/// Returns whether a stream is requested.
 fn check_shape(request: &Request, body: &Value) -> Result<bool, Response> {
     let bad = |message: &str, param| Response::json(400, &shapes::bad_request(message, param));
     let kind = request.header("content-type").unwrap_or_default();
@@ -148,15 +148,14 @@ fn completion(body: &Value) -> Result<Api, Response> {
         Value::Array(all) => all.iter().filter_map(|one| one.as_str().map(str::to_owned)).collect(),
         _ => Vec::new(),
     };
-    if stop.len() > MOST_STOPS {
+    if stop.len() > MAX_STOP_SEQUENCES {
         return Err(bad("You can specify at most 4 stop strings", "stop"));
     }
     let choices = body["n"].as_u64().and_then(|n| usize::try_from(n).ok()).unwrap_or(1);
     Ok(Api::Completion { choices, logprobs: body["logprobs"].is_u64(), stop })
 }
 
-/// The characters of all messages, whether their content is a string or a list of parts, and of a
-/// prompt.
+/// The number of characters of all messages (their content is a string or a list of parts), or of the prompt.
 fn prompt_chars(body: &Value) -> usize {
     let chars = |text: &Value| text.as_str().map_or(0, |text| text.chars().count());
     if body["messages"].is_null() {
@@ -171,7 +170,7 @@ fn prompt_chars(body: &Value) -> usize {
         .sum()
 }
 
-/// A client's request id becomes part of the completion's.
+/// The id of the completion contains the client's request id.
 fn id(shared: &Shared, request: &Request, api: &Api) -> String {
     let kind = if matches!(api, Api::Chat) { "chatcmpl" } else { "cmpl" };
     match request.header("x-request-id") {

@@ -1,30 +1,30 @@
-//! What a test tells the engine to answer, and how to fail while doing so.
+//! Scripts: the answers of the engine, with their pace and faults.
 //!
-//! Kept true: a script is plain data, cheap to clone; its tokens are encoded as JSON once, so that
-//! a paced stream only copies bytes. The texts of the tokens joined are the text, byte for byte.
+//! Invariants: a script is plain data and cheap to clone. Its tokens are encoded as JSON once, so that
+//! a paced stream only copies bytes. The joined texts of the tokens are the text, byte for byte.
 
 use std::sync::Arc;
 use std::time::Duration;
 
-/// An explanation, a fenced block, more explanation: what a code model usually says.
-const DEMO: &str = "Here is a function that greets by name.\n\n\
+/// The usual answer of a code model: an explanation, a fenced block, and more explanation.
+const DEFAULT_ANSWER: &str = "Here is a function that greets by name.\n\n\
     ```python\ndef greet(name: str) -> str:\n    \"\"\"Return a greeting.\"\"\"\n    return f\"Hello, {name}!\"\n```\n\n\
     It returns the text instead of printing it. \
     이 함수는 이름을 받아 인사말을 돌려줍니다. 출력은 호출하는 쪽에서 합니다.\n";
 
-/// How likely a token is unless a script says otherwise.
-const LOGPROB: f64 = -0.25;
+/// The default log probability of a token.
+const DEFAULT_LOGPROB: f64 = -0.25;
 
-/// The longest token that [`Script::text`] makes, in characters.
-const TOKEN_CHARS: usize = 6;
+/// Maximum length of a token of [`Script::text`], in characters.
+const MAX_TOKEN_CHARS: usize = 6;
 
-/// One answer of the engine: the tokens, their pace, the way they are written, and a [`Fault`].
+/// One answer of the engine: its tokens, their pace and framing, and a [`Fault`].
 ///
 /// The default is a short demonstration with a fenced code block and some Korean, sent at once.
 #[derive(Clone, Debug)]
 pub struct Script {
     pub(super) tokens: Arc<[Token]>,
-    /// What the second choice of a completion says, the third and so on.
+    /// The tokens of the second and later choices of a completion.
     pub(super) others: Vec<Arc<[Token]>>,
     pub(super) logprobs: bool,
     pub(super) first_after: Duration,
@@ -32,7 +32,7 @@ pub struct Script {
     pub(super) batch: usize,
     pub(super) finish: Option<&'static str>,
     pub(super) done: bool,
-    pub(super) usage: Report,
+    pub(super) usage: UsageReport,
     pub(super) line_end: LineEnd,
     pub(super) comments: bool,
     pub(super) pieces: Option<usize>,
@@ -41,12 +41,11 @@ pub struct Script {
     pub(super) fault: Option<Fault>,
 }
 
-/// A way to fail. `…After(n)` happens when `n` tokens were sent; an `n` beyond the answer means
+/// A failure. `…After(n)` happens when `n` tokens were sent. An `n` beyond the answer means
 /// after its last token and before the chunk with the finish reason.
 ///
-/// A whole answer (`stream: false`) has no tokens on the wire: there `StallAfter` is silence before
-/// the headers, `ErrorAfter` a 500, and the faults that end or spoil a stream end the connection
-/// halfway through the body.
+/// For a whole answer (`stream: false`), `StallAfter` is silence before the headers, and `ErrorAfter` is a 500.
+/// The faults that end or spoil a stream close the connection in the middle of the body.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Fault {
     /// This status instead of an answer, with an error body in vLLM's shape.
@@ -66,11 +65,11 @@ pub enum Fault {
     StallAfter(usize),
     /// The connection closes in the middle of the body.
     CutAfter(usize),
-    /// The body ends as if all were well, without finish reason and `[DONE]`.
+    /// The body ends correctly, but without finish reason and `[DONE]`.
     EndAfter(usize),
     /// An error event inside the 200, followed by `[DONE]`.
     ErrorAfter(usize),
-    /// A `data:` line that goes on until the client leaves (64 MiB at most).
+    /// A `data:` line that continues until the client disconnects (64 MiB at most).
     EndlessLineAfter(usize),
 }
 
@@ -80,13 +79,13 @@ impl Fault {
         Self::Status { code, retry_after: None }
     }
 
-    /// 429 with a `Retry-After`: vLLM never says so, a proxy in front of it may.
+    /// 429 with a `Retry-After`. vLLM never sends it; a proxy in front of it may.
     pub fn too_many_requests(retry_after: u32) -> Self {
         Self::Status { code: 429, retry_after: Some(retry_after) }
     }
 }
 
-/// How lines end on the wire.
+/// The line ends on the wire.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum LineEnd {
     /// `\n`, as vLLM does.
@@ -96,9 +95,9 @@ pub enum LineEnd {
     CrLf,
 }
 
-/// What the usage chunk says.
+/// The contents of the usage chunk.
 #[derive(Clone, Copy, Debug)]
-pub(super) enum Report {
+pub(super) enum UsageReport {
     Counted,
     Fixed { prompt: u64, completion: u64 },
     Omitted,
@@ -122,7 +121,7 @@ impl Script {
         let token = |text: T| {
             let text = text.into();
             let json = serde_json::Value::from(text.as_str()).to_string();
-            Token { json, text, logprob: LOGPROB }
+            Token { json, text, logprob: DEFAULT_LOGPROB }
         };
         Self {
             tokens: tokens.into_iter().map(token).collect(),
@@ -133,7 +132,7 @@ impl Script {
             batch: 1,
             finish: Some("stop"),
             done: true,
-            usage: Report::Counted,
+            usage: UsageReport::Counted,
             line_end: LineEnd::Lf,
             comments: false,
             pieces: None,
@@ -143,19 +142,19 @@ impl Script {
         }
     }
 
-    /// Answers a completion with these as its choices, a token of each in turn; all else is as the
-    /// first one says. Where more choices are asked for they begin anew.
+    /// Answers a completion with these choices, a token of each in turn. All other settings are those of the
+    /// first one. If the request has more choices, they repeat.
     ///
     /// # Panics
     ///
-    /// Without any.
+    /// If there is no choice.
     pub fn choices(choices: impl IntoIterator<Item = Script>) -> Self {
         let mut choices = choices.into_iter();
         let first = choices.next().expect("a choice");
         Self { others: choices.map(|choice| choice.tokens).collect(), ..first }
     }
 
-    /// Says that each of its tokens was as likely as this.
+    /// Reports this log probability for each token.
     #[must_use]
     pub fn logprob(self, logprob: f64) -> Self {
         let tokens = self.tokens.iter();
@@ -167,7 +166,7 @@ impl Script {
         Self { tokens: tokens.collect(), ..self }
     }
 
-    /// Says of no token how likely it was.
+    /// Reports no log probabilities.
     #[must_use]
     pub fn without_logprobs(self) -> Self {
         Self { logprobs: false, ..self }
@@ -179,8 +178,8 @@ impl Script {
         Self { first_after, ..self }
     }
 
-    /// Waits this long between two tokens (default: not at all). A stream that falls behind because
-    /// its client does not read catches up.
+    /// Waits this long between two tokens (default: no wait). A stream that was delayed by a slow client
+    /// catches up.
     #[must_use]
     pub fn gap(self, gap: Duration) -> Self {
         Self { gap, ..self }
@@ -213,13 +212,13 @@ impl Script {
     /// Reports this usage instead of the counted one.
     #[must_use]
     pub fn usage(self, prompt: u64, completion: u64) -> Self {
-        Self { usage: Report::Fixed { prompt, completion }, ..self }
+        Self { usage: UsageReport::Fixed { prompt, completion }, ..self }
     }
 
     /// Reports no usage, even if asked to.
     #[must_use]
     pub fn without_usage(self) -> Self {
-        Self { usage: Report::Omitted, ..self }
+        Self { usage: UsageReport::Omitted, ..self }
     }
 
     /// Ends lines this way.
@@ -234,21 +233,21 @@ impl Script {
         Self { comments: true, ..self }
     }
 
-    /// Writes the body in pieces of this many bytes, wherever that cuts lines and characters. Each
-    /// is an HTTP chunk of its own, so that a client's library cannot glue them together again.
+    /// Writes the body in pieces of this many bytes, which may split lines and characters. Each
+    /// is a separate HTTP chunk, so that a client's library cannot join them.
     #[must_use]
     pub fn pieces(self, bytes: usize) -> Self {
         Self { pieces: Some(bytes.max(1)), ..self }
     }
 
-    /// Waits this long after each piece: a slow drip.
+    /// Waits this long after each piece.
     #[must_use]
     pub fn piece_gap(self, piece_gap: Duration) -> Self {
         Self { piece_gap, ..self }
     }
 
-    /// Waits for one `Engine::release` when `tokens` tokens were sent; several holds make a stream
-    /// that the test steps through. A fault at the same place comes after the hold.
+    /// Waits for one `Engine::release` when `tokens` tokens were sent. A test can step through a stream with
+    /// several holds. A fault at the same place comes after the hold.
     #[must_use]
     pub fn hold(mut self, tokens: usize) -> Self {
         self.holds.push(tokens);
@@ -261,12 +260,12 @@ impl Script {
         Self { fault: Some(fault), ..self }
     }
 
-    /// The text of all tokens, for comparison with what came out at the other end.
+    /// The text of all tokens, for comparison with the client's text.
     pub fn full_text(&self) -> String {
         self.tokens.iter().map(|token| token.text.as_str()).collect()
     }
 
-    /// How many tokens it streams.
+    /// The number of tokens.
     pub fn token_count(&self) -> usize {
         self.tokens.len()
     }
@@ -274,7 +273,7 @@ impl Script {
 
 impl Default for Script {
     fn default() -> Self {
-        Self::text(DEMO)
+        Self::text(DEFAULT_ANSWER)
     }
 }
 
@@ -284,14 +283,14 @@ impl From<Fault> for Script {
     }
 }
 
-/// Splits before white space and after a few characters: every byte lands in exactly one token.
+/// Splits before white space and after a few characters. Every byte is in exactly one token.
 fn split(text: &str) -> Vec<String> {
     let mut tokens: Vec<String> = Vec::new();
     let mut length = 0;
     let mut after_space = true;
     for c in text.chars() {
         let new_word = c.is_whitespace() && !after_space;
-        if tokens.is_empty() || new_word || length == TOKEN_CHARS {
+        if tokens.is_empty() || new_word || length == MAX_TOKEN_CHARS {
             tokens.push(String::new());
             length = 0;
         }

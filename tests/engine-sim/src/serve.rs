@@ -1,7 +1,7 @@
-//! One connection: requests in, answers out, and an eye on the client all the while.
+//! One connection: it reads requests, writes answers, and always watches for a disconnect.
 //!
-//! Kept true: whatever an answer is doing (waiting, writing, hanging) runs against
-//! [`Reader::departed`] in one `select!`, so an abort is never noticed by a write alone.
+//! Invariant: every answer runs against [`Reader::disconnected`] in one `select!`, whether it waits, writes or
+//! hangs. An abort is therefore detected without a write.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -12,9 +12,9 @@ use tokio::net::TcpStream;
 use tokio::net::tcp::WriteHalf;
 
 use super::http::{Reader, Request, Response};
-use super::ledger::{End, Recorded};
+use super::ledger::{Outcome, Recorded};
 use super::play::Player;
-use super::request::{Ask, CHAT, COMPLETE, authorized};
+use super::request::{CHAT, COMPLETE, GenerationRequest, authorized};
 use super::{Shared, lock, shapes};
 
 pub(super) async fn connection(mut stream: TcpStream, shared: Arc<Shared>) {
@@ -28,8 +28,8 @@ pub(super) async fn connection(mut stream: TcpStream, shared: Arc<Shared>) {
         let served = if request.method == "POST" && generates {
             generate(&shared, request, &mut reader, &mut write).await
         } else {
-            shared.pass_frost().await;
-            write.write_all(&look_up(&shared, &request).bytes()).await.is_ok()
+            shared.wait_while_frozen().await;
+            write.write_all(&answer_other(&shared, &request).bytes()).await.is_ok()
         };
         if last || !served {
             break;
@@ -37,7 +37,7 @@ pub(super) async fn connection(mut stream: TcpStream, shared: Arc<Shared>) {
     }
 }
 
-/// Returns whether the connection can take another request.
+/// Returns whether the connection can serve another request.
 async fn generate(
     shared: &Shared,
     request: Request,
@@ -45,33 +45,33 @@ async fn generate(
     write: &mut WriteHalf<'_>,
 ) -> bool {
     let body: Value = serde_json::from_slice(&request.body).unwrap_or(Value::Null);
-    let ask = Ask::read(shared, &request, &body);
-    let recorded = Recorded { at: Instant::now(), headers: request.headers, body };
-    let mut flight = shared.ledger.begin(recorded);
+    let parsed = GenerationRequest::read(shared, &request, &body);
+    let recorded = Recorded { at: Instant::now(), headers: request.headers, body: body.clone() };
+    let mut generation = shared.ledger.begin(recorded);
     let play = async {
-        match ask {
-            Ok(ask) => {
-                let script = shared.next_script();
-                Player::new(shared, &script, write, &mut flight).answer(&ask).await
+        match parsed {
+            Ok(request) => {
+                let script = shared.next_script(&body);
+                Player::new(shared, &script, write, &mut generation).answer(&request).await
             }
             Err(refusal) => {
                 write.write_all(&refusal.bytes()).await?;
-                Ok(End::Finished(None))
+                Ok(Outcome::Finished(None))
             }
         }
     };
     let end = tokio::select! {
-        // An answer that is complete is complete, even if the client left in the same instant.
+        // A complete answer counts as finished, even if the client disconnects at the same time.
         biased;
-        played = play => played.unwrap_or(End::Aborted),
-        () = reader.departed() => End::Aborted,
+        played = play => played.unwrap_or(Outcome::Aborted),
+        () = reader.disconnected() => Outcome::Aborted,
     };
-    flight.settle(end);
-    matches!(end, End::Finished(_))
+    generation.settle(end);
+    matches!(end, Outcome::Finished(_))
 }
 
-/// Everything that is not a generation.
-fn look_up(shared: &Shared, request: &Request) -> Response {
+/// Answers requests other than generations.
+fn answer_other(shared: &Shared, request: &Request) -> Response {
     if request.path.starts_with("/v1/") && !authorized(shared, request) {
         return Response::json(401, &shapes::unauthorized());
     }

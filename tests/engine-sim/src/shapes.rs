@@ -1,7 +1,7 @@
 //! The JSON and text that vLLM 0.32 sends, field by field.
 //!
-//! Kept true: names, order and nulls are vLLM's, which leaves unset fields out of chunks and puts
-//! the fingerprint on the last one only. Nothing here knows of scripts or sockets.
+//! Invariants: names, order and nulls are those of vLLM. It omits unset fields in chunks, and adds
+//! the fingerprint only to the last one. This module depends neither on scripts nor on sockets.
 
 use std::fmt::Write as _;
 use std::io::Write as _;
@@ -11,17 +11,17 @@ use serde_json::{Value, json};
 
 use super::Setup;
 use super::ledger::{Counts, Totals};
-use super::request::{Api, Ask};
+use super::request::{Api, GenerationRequest};
 
 const FINGERPRINT: &str = "vllm-0.32.0-sim";
 
-/// The reasons that vLLM counts successes by.
+/// The reasons by which vLLM counts successes.
 const REASONS: [&str; 5] = ["stop", "length", "abort", "error", "repetition"];
 
-/// As many sequences as the made-up cache holds.
+/// The number of sequences that the simulated cache can hold.
 const MAX_SEQUENCES: f64 = 256.0;
 
-/// Tokens of prompt and answer, as reported.
+/// The reported tokens of prompt and answer.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Usage {
     pub(super) prompt: u64,
@@ -38,41 +38,41 @@ impl Usage {
     }
 }
 
-/// What a completion's chunk says of a choice.
+/// A choice in a completion's chunk.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Piece<'a> {
+pub(super) struct ChoicePiece<'a> {
     pub(super) index: usize,
     pub(super) text: &'a str,
     pub(super) logprob: Option<f64>,
     pub(super) finish: Option<&'static str>,
 }
 
-/// The chunks of one stream: what they share is written out once.
+/// Writes the chunks of one stream. Their common part is encoded once.
 #[derive(Debug)]
-pub(super) struct Chunks {
+pub(super) struct ChunkWriter {
     open: String,
     prompt: u64,
     include_usage: bool,
     continuous_usage: bool,
 }
 
-impl Chunks {
-    pub(super) fn new(ask: &Ask) -> Self {
-        let object = match ask.api {
+impl ChunkWriter {
+    pub(super) fn new(request: &GenerationRequest) -> Self {
+        let object = match request.api {
             Api::Chat => "chat.completion.chunk",
             Api::Completion { .. } => "text_completion",
         };
         let open = format!(
             r#"{{"id":{},"object":"{object}","created":{},"model":{},"choices":["#,
-            Value::from(ask.id.as_str()),
+            Value::from(request.id.as_str()),
             now(),
-            Value::from(ask.model.as_str()),
+            Value::from(request.model.as_str()),
         );
         Self {
             open,
-            prompt: ask.prompt_tokens,
-            include_usage: ask.include_usage,
-            continuous_usage: ask.continuous_usage,
+            prompt: request.prompt_tokens,
+            include_usage: request.include_usage,
+            continuous_usage: request.continuous_usage,
         }
     }
 
@@ -82,7 +82,7 @@ impl Chunks {
         self.close(0, into);
     }
 
-    /// `json` is the token's text as a JSON string, `sent` the number of tokens with this one.
+    /// `json` is the token's text as a JSON string; `sent` is the number of tokens including this one.
     pub(super) fn token(&self, json: &str, sent: u64, into: &mut Vec<u8>) {
         into.extend_from_slice(self.open.as_bytes());
         into.extend_from_slice(br#"{"index":0,"delta":{"content":"#);
@@ -104,10 +104,10 @@ impl Chunks {
         self.close(sent, into);
     }
 
-    /// A piece of a completion's choice, of which `sent` tokens are out with this one; a finish reason
-    /// where it is the last.
-    pub(super) fn choice(&self, piece: &Piece<'_>, sent: u64, into: &mut Vec<u8>) {
-        let Piece { index, text, logprob, finish } = *piece;
+    /// A piece of a completion's choice. `sent` is the number of tokens including this one. The last piece has a
+    /// finish reason.
+    pub(super) fn choice(&self, piece: &ChoicePiece<'_>, sent: u64, into: &mut Vec<u8>) {
+        let ChoicePiece { index, text, logprob, finish } = *piece;
         let logprobs = logprob.map(|logprob| {
             json!({
                 "text_offset": [0], "token_logprobs": [logprob], "tokens": [text],
@@ -140,7 +140,7 @@ impl Chunks {
 
 /// A whole answer, for `stream: false`.
 pub(super) fn completion(
-    ask: &Ask,
+    request: &GenerationRequest,
     text: &str,
     finish: Option<&str>,
     usage: Option<Usage>,
@@ -152,7 +152,7 @@ pub(super) fn completion(
         })
     });
     json!({
-        "id": ask.id, "object": "chat.completion", "created": now(), "model": ask.model,
+        "id": request.id, "object": "chat.completion", "created": now(), "model": request.model,
         "choices": [{
             "index": 0,
             "message": {
@@ -166,9 +166,9 @@ pub(super) fn completion(
     })
 }
 
-/// The same for a completion: each choice's text and finish reason.
+/// A whole answer to a completion, with the text and finish reason of each choice.
 pub(super) fn text_completion(
-    ask: &Ask,
+    request: &GenerationRequest,
     choices: impl Iterator<Item = (String, Option<&'static str>)>,
     usage: Option<Usage>,
 ) -> Value {
@@ -188,7 +188,7 @@ pub(super) fn text_completion(
         })
     });
     json!({
-        "id": ask.id, "object": "text_completion", "created": now(), "model": ask.model,
+        "id": request.id, "object": "text_completion", "created": now(), "model": request.model,
         "choices": choices, "service_tier": null, "system_fingerprint": FINGERPRINT,
         "usage": usage, "kv_transfer_params": null,
     })
@@ -207,12 +207,12 @@ pub(super) fn error(status: u16, message: &str, param: Option<&str>) -> Value {
     json!({"error": {"message": message, "type": kind, "param": param, "code": status}})
 }
 
-/// A body that could not be read as a request; the type has a space here.
+/// The error for a body that is not a request. Its type has a space.
 pub(super) fn bad_request(message: &str, param: Option<&str>) -> Value {
     json!({"error": {"message": message, "type": "Bad Request", "param": param, "code": 400}})
 }
 
-/// The odd one out: a string instead of an object.
+/// The error for a missing credential: a string instead of an object.
 pub(super) fn unauthorized() -> Value {
     json!({"error": "Unauthorized"})
 }
@@ -231,7 +231,7 @@ pub(super) fn models(setup: &Setup, adapters: &[String]) -> Value {
     json!({"object": "list", "data": data})
 }
 
-/// `GET /metrics`, with numbers that are true of this simulator.
+/// `GET /metrics`, with the numbers of this simulator.
 pub(super) fn metrics(model: &str, counts: Counts, totals: &Totals) -> String {
     let waiting = counts.waiting;
     let running = u32::try_from(counts.in_flight() - waiting).unwrap_or(u32::MAX);

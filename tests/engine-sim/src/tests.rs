@@ -1,7 +1,7 @@
 //! The simulator, as a raw TCP client sees it.
 //!
-//! Kept true: nothing here sleeps to let something happen; what a test waits for is a byte on the
-//! wire or a count of the engine, each with a bound.
+//! Invariant: no test sleeps until something has happened. A test waits for bytes on the wire or for counts of
+//! the engine, with a time limit.
 
 mod answers;
 mod client;

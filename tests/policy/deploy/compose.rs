@@ -6,6 +6,21 @@ use hapa_policy::manifests::{READ, ROLES, SECRETS, is_pinned, list, services, wo
 use hapa_policy::{read as text, root};
 use serde_json::Value;
 
+/// The folders of the workspace's crates, without the globs of its manifest.
+fn members() -> Vec<String> {
+    let manifest: toml::Table = text("Cargo.toml").parse().unwrap();
+    let members = manifest["workspace"]["members"].as_array().unwrap().iter();
+    let members = members.flat_map(|member| match member.as_str().unwrap().strip_suffix("/*") {
+        Some(folder) => {
+            let entries = std::fs::read_dir(root().join(folder)).unwrap();
+            let names = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap());
+            names.map(|name| format!("{folder}/{name}")).collect()
+        }
+        None => vec![member.as_str().unwrap().to_owned()],
+    });
+    members.collect()
+}
+
 /// Both files; what the second says of a service of the first is only a part.
 fn whole() -> impl Iterator<Item = (&'static str, &'static Value)> {
     let second = services("compose.observability.yaml");
@@ -98,11 +113,7 @@ fn the_image_holds_no_secret_and_runs_as_nobody() {
     });
     assert!(stages[0].contains(&format!("rust:{}", version.unwrap())), "{}", stages[0]);
     // Every manifest of the workspace is there before the layer of dependencies is made.
-    let members = ["proto", "tests"].map(str::to_owned).into_iter();
-    let services = std::fs::read_dir(root().join("services")).unwrap();
-    let services =
-        services.map(|entry| format!("services/{}", entry.unwrap().file_name().to_str().unwrap()));
-    for member in members.chain(services) {
+    for member in members() {
         let line = format!("COPY {member}/Cargo.toml {member}/");
         assert!(file.lines().any(|copied| copied == line), "{line}");
     }

@@ -27,7 +27,7 @@ const INCIDENT_ID: &str = "x-hapa-incident-id";
 
 /// How tonic begins what it says, as INTERNAL, of a request that is no message of its method: not
 /// protobuf, a wrong compression flag, no message at all, less than its length says, not compressed as
-/// its header says. `tests/unreadable.rs` sends each.
+/// its header says. `tests/e2e/api/malformed_requests.rs` sends each.
 const UNREADABLE: [&str; 5] = [
     "failed to decode Protobuf message",
     "protocol error",

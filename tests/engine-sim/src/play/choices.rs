@@ -1,7 +1,7 @@
-//! A completion's answer: several choices, a token of each in turn.
+//! The answer to a completion: several choices, a token of each in turn.
 //!
-//! Kept true: a choice ends where a stop string begins, as in vLLM, and holds and faults count the
-//! tokens of all choices together.
+//! Invariants: a choice ends before a stop string, as in vLLM. Holds and faults count the tokens of all
+//! choices together.
 
 use std::io;
 use std::sync::Arc;
@@ -9,21 +9,26 @@ use std::sync::Arc;
 use tokio::io::AsyncWriteExt as _;
 
 use super::super::http::{Response, stream_head};
-use super::super::ledger::End;
-use super::super::request::{Api, Ask};
-use super::super::script::{Fault, Report, Script, Token};
-use super::super::shapes::{self, Chunks, Piece, Usage};
-use super::{More, Player, fault_at, pace, rest};
+use super::super::ledger::Outcome;
+use super::super::request::{Api, GenerationRequest};
+use super::super::script::{Fault, Script, Token, UsageReport};
+use super::super::shapes::{self, ChoicePiece, ChunkWriter, Usage};
+use super::{BodyState, Player, fault_at, pace, sleep_unless_zero};
 
-/// What one choice will say.
+/// The tokens of one choice.
 struct Choice {
     tokens: Vec<(String, f64)>,
     finish: Option<&'static str>,
 }
 
 impl Choice {
-    fn new(tokens: &Arc<[Token]>, script: &Script, ask: &Ask, stop: &[String]) -> Self {
-        let most = ask.max_tokens.unwrap_or(usize::MAX);
+    fn new(
+        tokens: &Arc<[Token]>,
+        script: &Script,
+        request: &GenerationRequest,
+        stop: &[String],
+    ) -> Self {
+        let most = request.max_tokens.unwrap_or(usize::MAX);
         let cut = most < tokens.len();
         let tokens = tokens.iter().take(most);
         let mut choice = Self {
@@ -42,7 +47,7 @@ impl Choice {
         self.tokens.iter().map(|(text, _)| text.as_str()).collect()
     }
 
-    /// The token that has the stop was made, but not all of its text is shown.
+    /// The token with the stop string counts as generated, but its text is truncated.
     fn cut(&mut self, end: usize) {
         let mut left = end;
         let mut kept = 0;
@@ -59,42 +64,42 @@ impl Choice {
 }
 
 impl<'a> Player<'a, '_, '_> {
-    pub(super) async fn complete(&mut self, ask: &Ask) -> io::Result<End> {
-        let Api::Completion { choices, logprobs, stop } = &ask.api else { unreachable!() };
+    pub(super) async fn complete(&mut self, request: &GenerationRequest) -> io::Result<Outcome> {
+        let Api::Completion { choices, logprobs, stop } = &request.api else { unreachable!() };
         let logprobs = *logprobs && self.script.logprobs;
         let script = self.script;
         let said: Vec<_> = std::iter::once(&script.tokens).chain(&script.others).collect();
         let choices: Vec<_> = (0..*choices)
-            .map(|index| Choice::new(said[index % said.len()], script, ask, stop))
+            .map(|index| Choice::new(said[index % said.len()], script, request, stop))
             .collect();
-        if !ask.stream {
-            return self.complete_whole(ask, &choices).await;
+        if !request.stream {
+            return self.complete_whole(request, &choices).await;
         }
         self.out.write_all(&stream_head()).await?;
         if script.fault == Some(Fault::HangAfterHeaders) {
             return std::future::pending().await;
         }
-        rest(script.first_after).await;
-        let chunks = Chunks::new(ask);
+        sleep_unless_zero(script.first_after).await;
+        let chunks = ChunkWriter::new(request);
         if let Some(fault) = self.speak(&chunks, &choices, logprobs).await? {
             return self.fail(fault).await;
         }
-        if ask.include_usage
-            && let Some(usage) = usage(script, ask, &choices)
+        if request.include_usage
+            && let Some(usage) = usage(script, request, &choices)
         {
             self.event(|body| chunks.usage(usage, body)).await?;
         }
         if script.done {
             self.done();
         }
-        self.flush(More::Ends).await?;
-        Ok(End::Finished(script.finish))
+        self.flush(BodyState::Ends).await?;
+        Ok(Outcome::Finished(script.finish))
     }
 
     /// Says all tokens, or as many as come before a fault.
     async fn speak(
         &mut self,
-        chunks: &Chunks,
+        chunks: &ChunkWriter,
         choices: &[Choice],
         logprobs: bool,
     ) -> io::Result<Option<&'a Fault>> {
@@ -104,11 +109,11 @@ impl<'a> Player<'a, '_, '_> {
         for (index, at) in turns(choices) {
             let choice = &choices[index];
             let Some((text, logprob)) = choice.tokens.get(at) else {
-                let piece = Piece { index, text: "", logprob: None, finish: choice.finish };
+                let piece = ChoicePiece { index, text: "", logprob: None, finish: choice.finish };
                 self.event(|body| chunks.choice(&piece, at as u64, body)).await?;
                 continue;
             };
-            self.pass_holds(sent, length, &mut pace).await?;
+            self.wait_at_holds(sent, length, &mut pace).await?;
             if let Some(fault) = fault_at(script, sent, length) {
                 return Ok(Some(fault));
             }
@@ -118,19 +123,23 @@ impl<'a> Player<'a, '_, '_> {
             sent += 1;
             self.tokens += 1;
             let logprob = Some(*logprob).filter(|_| logprobs);
-            let piece = Piece { index, text, logprob, finish: None };
+            let piece = ChoicePiece { index, text, logprob, finish: None };
             self.event(|body| chunks.choice(&piece, at as u64 + 1, body)).await?;
         }
-        self.pass_holds(sent, length, &mut pace).await?;
+        self.wait_at_holds(sent, length, &mut pace).await?;
         Ok(fault_at(script, sent, length))
     }
 
-    async fn complete_whole(&mut self, ask: &Ask, choices: &[Choice]) -> io::Result<End> {
+    async fn complete_whole(
+        &mut self,
+        request: &GenerationRequest,
+        choices: &[Choice],
+    ) -> io::Result<Outcome> {
         let texts = choices.iter().map(|choice| (choice.text(), choice.finish));
-        let body = shapes::text_completion(ask, texts, usage(self.script, ask, choices));
-        self.flight.send(choices.iter().map(|choice| choice.tokens.len() as u64).sum());
+        let body = shapes::text_completion(request, texts, usage(self.script, request, choices));
+        self.generation.send(choices.iter().map(|choice| choice.tokens.len() as u64).sum());
         self.out.write_all(&Response::json(200, &body).bytes()).await?;
-        Ok(End::Finished(self.script.finish))
+        Ok(Outcome::Finished(self.script.finish))
     }
 }
 
@@ -146,11 +155,11 @@ fn turns(choices: &[Choice]) -> Vec<(usize, usize)> {
     turns.filter(speaks).collect()
 }
 
-fn usage(script: &Script, ask: &Ask, choices: &[Choice]) -> Option<Usage> {
+fn usage(script: &Script, request: &GenerationRequest, choices: &[Choice]) -> Option<Usage> {
     let completion = choices.iter().map(|choice| choice.tokens.len() as u64).sum();
     match script.usage {
-        Report::Counted => Some(Usage { prompt: ask.prompt_tokens, completion }),
-        Report::Fixed { prompt, completion } => Some(Usage { prompt, completion }),
-        Report::Omitted => None,
+        UsageReport::Counted => Some(Usage { prompt: request.prompt_tokens, completion }),
+        UsageReport::Fixed { prompt, completion } => Some(Usage { prompt, completion }),
+        UsageReport::Omitted => None,
     }
 }

@@ -1,4 +1,4 @@
-//! What the engine says when all is well, and how it refuses what it cannot serve.
+//! Answers without faults, and refusals of requests that the engine cannot serve.
 
 use std::time::{Duration, Instant};
 

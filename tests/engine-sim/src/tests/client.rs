@@ -1,4 +1,4 @@
-//! A client over a bare socket: it sees every byte, every HTTP chunk and how the connection ended.
+//! A client over a bare socket: it records every byte, every HTTP chunk and the end of the connection.
 
 use std::time::Duration;
 
@@ -10,14 +10,14 @@ use super::super::Engine;
 
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// What a connection brought until it ended or went silent for the reader's purpose.
+/// The bytes of a connection until its end, or until the reader stops.
 #[derive(Debug)]
 pub(super) struct Reply {
     pub(super) status: u16,
     pub(super) head: String,
-    /// The pieces in which the body came: HTTP chunks, or one for a body with a length.
+    /// The pieces of the body: HTTP chunks, or one piece for a body with a length.
     pub(super) pieces: Vec<Vec<u8>>,
-    /// Whether the body ended as HTTP says, not by a closed connection.
+    /// Whether the body ended by HTTP framing, and not by a closed connection.
     pub(super) complete: bool,
 }
 
@@ -34,7 +34,7 @@ impl Reply {
         serde_json::from_slice(&self.bytes()).unwrap()
     }
 
-    /// The `data:` of every event; `[DONE]` comes as a string.
+    /// The `data:` of every event; `[DONE]` is a string.
     pub(super) fn events(&self) -> Vec<Value> {
         let text = self.text();
         let data = text.lines().filter_map(|line| line.strip_prefix("data: "));
@@ -59,7 +59,7 @@ impl Client {
         Self { stream, buffer: Vec::new() }
     }
 
-    /// Connects and asks for a stream.
+    /// Connects and requests a stream.
     pub(super) async fn streaming(engine: &Engine) -> Self {
         let mut client = Self::to(engine).await;
         client.post(&ask()).await;
@@ -137,7 +137,7 @@ impl Client {
         Some(chunk)
     }
 
-    /// Reads chunks until the stream has said this.
+    /// Reads chunks until the stream contains this text.
     pub(super) async fn read_until(&mut self, text: &str) -> String {
         let mut said = String::new();
         while !said.contains(text) {
@@ -146,7 +146,7 @@ impl Client {
         said
     }
 
-    /// Reads whatever comes; `false` when the connection is closed.
+    /// Reads any bytes; `false` if the connection is closed.
     pub(super) async fn more(&mut self) -> bool {
         let read = self.stream.read_buf(&mut self.buffer);
         let read = tokio::time::timeout(PATIENCE, read).await.expect("bytes, or an end");
@@ -157,7 +157,7 @@ impl Client {
         &self.buffer
     }
 
-    /// Whether nothing at all comes for a moment: silence has no event to wait for.
+    /// Whether no byte arrives for a short time. Silence has no event that a test could wait for.
     pub(super) async fn silent(&mut self) -> bool {
         let read = self.stream.read_buf(&mut self.buffer);
         tokio::time::timeout(Duration::from_millis(30), read).await.is_err()

@@ -1,11 +1,11 @@
-//! A client that leaves is noticed at once in every state, and holds let through what they should.
+//! A disconnect is detected at once in every state, and holds release as many streams as they should.
 
 use std::time::{Duration, Instant};
 
 use super::super::{Engine, Fault, Script};
 use super::client::Client;
 
-/// Far below any timer or poll, far above what a busy machine needs to wake a task.
+/// Shorter than any timer or poll interval, and longer than a busy machine needs to wake a task.
 const AT_ONCE: Duration = Duration::from_secs(2);
 
 fn abc() -> Script {
@@ -65,7 +65,7 @@ async fn leaving_between_two_tokens_is_noticed() {
 #[tokio::test]
 async fn leaving_while_the_engine_cannot_write_is_noticed() {
     let engine = Engine::start();
-    // One write of more than loopback buffers take, which nobody reads: it stands still for good.
+    // One write is larger than the loopback buffers and no client reads it, so it never completes.
     let tokens = std::iter::repeat_n("x".repeat(10_000), 2000);
     engine.script(Script::tokens(tokens).batch(usize::MAX));
     let client = Client::streaming(&engine).await;

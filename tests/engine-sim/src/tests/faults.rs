@@ -1,4 +1,4 @@
-//! Every fault, as the bytes (or the silence) that a client gets.
+//! Every fault, as the bytes or the silence that a client receives.
 
 use std::io::ErrorKind;
 use std::time::{Duration, Instant};
