@@ -24,8 +24,8 @@ use tonic::{Code, Status};
 
 use crate::api::generate::question;
 
-/// Between two looks.
-const SHORTLY: Duration = Duration::from_millis(5);
+/// Between two polls.
+const POLL_INTERVAL: Duration = Duration::from_millis(5);
 
 /// One line of what was measured.
 #[expect(clippy::print_stdout, reason = "`--nocapture` shows it")]
@@ -38,7 +38,7 @@ fn say(line: &str) {
 struct Times(Vec<Duration>);
 
 impl Times {
-    /// The longest of all but the slowest of a hundred, once all are told in one line.
+    /// The maximum without the slowest one of a hundred, after all were printed in one line.
     fn p99(mut self, what: &str, of: &str) -> Duration {
         self.0.sort();
         let at = |share: usize| self.0[(self.0.len() * share).div_ceil(100) - 1];
@@ -70,7 +70,7 @@ async fn refused(mut client: CodegenClient) {
         loop {
             match health(&mut client).await {
                 // Not too often: what is measured needs the processor too.
-                Ok(()) => sleep(4 * SHORTLY).await,
+                Ok(()) => sleep(4 * POLL_INTERVAL).await,
                 Err(status) => {
                     let ended = ("E4007".to_owned(), Code::Unauthenticated);
                     return assert_eq!(failure(&status), ended, "{status:?}");
@@ -103,7 +103,7 @@ impl Open {
 
     /// Whether a moment brings nothing but signs of life.
     async fn goes_on(&mut self) -> bool {
-        let frame = timeout(100 * SHORTLY, self.0.message()).await;
+        let frame = timeout(100 * POLL_INTERVAL, self.0.message()).await;
         match frame {
             Err(_) => true,
             Ok(frame) => matches!(frame.unwrap().unwrap().event, Some(Event::Heartbeat(_))),
@@ -166,7 +166,7 @@ impl Load<Done> {
     fn of(clients: impl IntoIterator<Item = Arc<Mutex<CodegenClient>>>) -> Self {
         let mut load = Load::none();
         for client in clients {
-            load.add(2 * SHORTLY, move || {
+            load.add(2 * POLL_INTERVAL, move || {
                 let mut client = client.lock().unwrap().clone();
                 async move {
                     let begun = Instant::now();
@@ -185,8 +185,8 @@ impl<T: Send + 'static> Load<T> {
         Load { over: Arc::default(), calls: Arc::default(), callers: JoinSet::new() }
     }
 
-    /// One caller more, who makes a round of calls and leaves room for what is measured, on a machine
-    /// with two cores.
+    /// One more caller that makes a round of calls. It leaves processor time for the measured ones on a
+    /// machine with two cores.
     fn add<const N: usize, F>(&mut self, room: Duration, round: impl Fn() -> F + Send + 'static)
     where
         F: Future<Output = [T; N]> + Send,
@@ -208,7 +208,7 @@ impl<T: Send + 'static> Load<T> {
         let enough = self.calls.load(Ordering::Relaxed) + count;
         within("more calls", async {
             while self.calls.load(Ordering::Relaxed) < enough {
-                sleep(SHORTLY).await;
+                sleep(POLL_INTERVAL).await;
             }
         })
         .await;

@@ -1,5 +1,5 @@
-//! Against a real vLLM: what the simulator claims of it, asked of itself. `make test-vllm` starts one
-//! and names it in HAPA_TEST_ENGINE; without that these stories are left out.
+//! The simulator's behaviour, checked with a real vLLM. `make test-vllm` starts one and sets HAPA_TEST_ENGINE;
+//! the tests are ignored otherwise.
 
 use hapa_proto::codegen::v1::{CompleteCodeRequest, GenerateCodeRequest, ListModelsRequest};
 use hapa_test_harness::{TestMesh, incident, within};
@@ -94,7 +94,7 @@ async fn a_stream_ends_whole_and_one_that_is_left_is_aborted_in_vllm() {
 
 #[tokio::test]
 #[ignore = "needs a vLLM: make test-vllm"]
-async fn what_vllm_refuses_is_told_in_our_words() {
+async fn refusals_of_vllm_become_published_errors() {
     let mesh = mesh().await;
     let long = GenerateCodeRequest { code_context: "word ".repeat(9_000), ..asked("generate") };
     let status = mesh.client().generate_code(long).await.unwrap_err();

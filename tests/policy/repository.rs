@@ -1,4 +1,4 @@
-//! The rules of the house, checked: arrows, rooms, sizes, and that what is published is documented.
+//! Rules of the repository: dependencies, files, sizes, and published tables.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;

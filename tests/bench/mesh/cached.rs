@@ -31,7 +31,7 @@ pub(crate) async fn measure(stage: &mut Stage, rounds: usize) -> anyhow::Result<
     stage.engine.play(Play::endless(Duration::from_hours(1))).await?;
     for round in 0..rounds + rounds / 10 {
         for turn in 0..WAYS.len() {
-            // Nobody always follows the same one.
+            // The order changes, so that no case always follows the same one.
             let (caller, [first, whole]) = &mut callers[(round + turn) % WAYS.len()];
             let times = read(caller).await?;
             // The first tenth warms up.

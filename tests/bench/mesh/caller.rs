@@ -1,5 +1,5 @@
-//! Those who call: the same question to the engine itself and on each way to it, and what comes
-//! back, counted in tokens.
+//! The callers: the same request to the engine itself and on each path to it. The answers are counted in
+//! tokens.
 
 use std::time::Duration;
 
@@ -13,7 +13,7 @@ use tonic::metadata::{Ascii, MetadataValue};
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Request, Streaming};
 
-use crate::engine::{MOST_TOKENS, TOKEN_BYTES};
+use crate::engine::{MAX_TOKENS, TOKEN_BYTES};
 use crate::http::{Ask, Connection};
 use crate::stage::{Stage, loopback};
 
@@ -46,7 +46,7 @@ impl Way {
     }
 }
 
-/// One who has at most one stream open.
+/// A caller with at most one open stream.
 pub(crate) struct Caller(Kind);
 
 enum Kind {
@@ -92,7 +92,7 @@ impl Caller {
         Self::many(stage, way, 1).await?.pop().context("no caller")
     }
 
-    /// One whose answers the mesh may know; the others ask for fresh ones.
+    /// A caller whose answers the mesh may have cached. The others request fresh ones.
     pub(crate) async fn who_takes_known(stage: &Stage, way: Way) -> anyhow::Result<Self> {
         if way == Way::GatewayJson {
             return Self::http(stage, way, Answers::Known).await;
@@ -110,12 +110,12 @@ impl Caller {
         let ask = if way == Way::GatewayJson {
             let no_cache = answers == Answers::Fresh;
             let body = format!(
-                r#"{{"user_question":"{QUESTION}","max_tokens":{MOST_TOKENS},"no_cache":{no_cache}}}"#
+                r#"{{"user_question":"{QUESTION}","max_tokens":{MAX_TOKENS},"no_cache":{no_cache}}}"#
             );
             Ask::post("/api/v1/enhanced-stream-generate", &stage.key, &body)
         } else {
             let body = format!(
-                r#"{{"messages":[{{"role":"user","content":"{QUESTION}"}}],"stream":true,"max_tokens":{MOST_TOKENS},"stream_options":{{"include_usage":true}}}}"#
+                r#"{{"messages":[{{"role":"user","content":"{QUESTION}"}}],"stream":true,"max_tokens":{MAX_TOKENS},"stream_options":{{"include_usage":true}}}}"#
             );
             Ask::post("/v1/chat/completions", "", &body)
         };
@@ -140,7 +140,7 @@ impl Caller {
                 ensure!(status == 200, "the answer was {status}");
             }
             Kind::Grpc { client, stream } => {
-                // Only now: dropping it before the end is what tells the mesh to stop.
+                // The drop comes last: a drop before the end makes the mesh stop the generation.
                 *stream = None;
                 *stream = Some(Box::new(client.ask().await?));
             }
@@ -193,7 +193,7 @@ impl Client {
     async fn ask(&mut self) -> anyhow::Result<Streaming<StreamGenerateCodeResponse>> {
         let mut request = Request::new(GenerateCodeRequest {
             user_question: QUESTION.to_owned(),
-            max_tokens: Some(i32::try_from(MOST_TOKENS)?),
+            max_tokens: Some(i32::try_from(MAX_TOKENS)?),
             no_cache: self.answers == Answers::Fresh,
             ..GenerateCodeRequest::default()
         });

@@ -6,7 +6,7 @@ use std::time::Duration;
 use crate::caller::Way;
 use crate::report::{Table, times, verdict};
 use crate::stage::Stage;
-use crate::streams::{Load, Seen, hold};
+use crate::streams::{Load, StreamReport, hold};
 
 const WAYS: [Way; 3] = [Way::PlainEnvoy, Way::Mesh, Way::GatewayJson];
 const TARGET: f64 = 2.0;
@@ -24,7 +24,7 @@ pub(crate) async fn measure(
     sections: usize,
     lasts: Duration,
 ) -> anyhow::Result<Table> {
-    let mut sums = WAYS.map(|_| Seen::default());
+    let mut sums = WAYS.map(|_| StreamReport::default());
     for section in 0..sections {
         for turn in 0..WAYS.len() {
             let at = (section + turn) % WAYS.len();
@@ -48,11 +48,11 @@ pub(crate) fn pace(gap: Duration) -> String {
     }
 }
 
-fn table(title: String, [plain, mesh, json]: &[Seen; 3]) -> Table {
+fn table(title: String, [plain, mesh, json]: &[StreamReport; 3]) -> Table {
     let head = ["", "us a token", "to Envoy's", "tokens", "machine busy", "target"];
     let mut table = Table::new(title, &head);
     let yardstick = micros(plain.cpu.plain, plain.tokens);
-    let mut row = |name: &str, cpu, seen: &Seen, has_target| {
+    let mut row = |name: &str, cpu, seen: &StreamReport, has_target| {
         let cost = micros(cpu, seen.tokens);
         let ratio = cost / yardstick;
         let target = if has_target { verdict(ratio, "<=", TARGET, "x") } else { String::new() };

@@ -1,6 +1,6 @@
-//! The decisions that every call waits for, in this process: who calls, where auth was asked before,
-//! and whether the limit lets it. Nothing waits in these loops, so time on the clock is processor
-//! time, but for who else wants the processor; the median leaves that out.
+//! The decisions that every call waits for, in this process: the principal, the credential that auth has
+//! checked before, and the rate limit. Nothing waits in these loops, so wall-clock time is processor time,
+//! except for time that other processes take. The median excludes that time.
 
 use std::hint::black_box;
 use std::time::{Duration, Instant};
@@ -21,7 +21,7 @@ use crate::stage::Stage;
 
 const CALLER_TARGET: f64 = 2.0;
 const LIMIT_TARGET: f64 = 1.0;
-/// Decisions that are timed together: what a batch takes in milliseconds, one takes in microseconds.
+/// Decisions of one measured batch. A batch's milliseconds are a decision's microseconds.
 const BATCH: usize = 1_000;
 /// More than a processor's first cache holds.
 const KEYS: usize = 1_000;
@@ -82,7 +82,7 @@ fn read(key: &str) -> Option<Presented> {
     black_box(Presented::read(black_box(key), false))
 }
 
-/// Batches of a decision that must be a yes; it is told its number in the batch.
+/// Batches of a decision that must be positive. The argument is its number in the batch.
 async fn timed(
     batches: usize,
     mut decide: impl AsyncFnMut(usize) -> bool,
@@ -119,7 +119,8 @@ async fn make_keys(stage: &Stage) -> anyhow::Result<Vec<String>> {
     Ok(keys)
 }
 
-/// Who called is remembered for 5 s here, where no change is heard: longer than all this takes.
+/// The principal cache trusts an entry for 5 s here, because no revocation feed is connected. All measurements
+/// take less time.
 async fn remembering(stage: &Stage, keys: &[String]) -> anyhow::Result<Callers> {
     let callers =
         Callers::new(AuthServiceClient::new(peer::wire(&address(stage), &stage.mesh_token)?));

@@ -1,8 +1,8 @@
-//! The engine simulator in a process of its own, so that its work is not measured as the load
-//! generator's: this binary once more, told what to play over its standard input.
+//! The engine simulator in a separate process, so that its work does not count as the load generator's. It is
+//! this binary again, controlled by standard input.
 //!
-//! Moments cross the process boundary as time since the epoch, the one clock that both sides can
-//! read; a sample is a few milliseconds long, so only a clock that jumps right then could spoil it.
+//! Times cross the process boundary as time since the epoch, the one clock that both sides can read. A sample
+//! lasts a few milliseconds, so only a clock change during it could spoil it.
 
 use std::process::Stdio;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -21,8 +21,8 @@ pub(crate) const ROLE: &str = "--as-engine";
 pub(crate) const MARK: &[u8] = b"twelve";
 pub(crate) const TOKEN_BYTES: usize = 12;
 /// As many as the mesh lets a caller ask for.
-pub(crate) const MOST_TOKENS: usize = 4096;
-const PATIENCE: Duration = Duration::from_secs(15);
+pub(crate) const MAX_TOKENS: usize = 4096;
+const WAIT_TIMEOUT: Duration = Duration::from_secs(15);
 
 /// What to play.
 #[derive(Clone, Copy, Debug)]
@@ -42,7 +42,7 @@ pub(crate) enum Silence {
 impl Play {
     /// Goes on for as long as a stream may.
     pub(crate) fn endless(gap: Duration) -> Self {
-        Play { tokens: MOST_TOKENS, gap, silence: None }
+        Play { tokens: MAX_TOKENS, gap, silence: None }
     }
 
     fn words(self) -> String {
@@ -107,7 +107,7 @@ impl Engine {
         Ok(UNIX_EPOCH + Duration::from_nanos(nanos))
     }
 
-    /// Waits until it answers nobody any more.
+    /// Waits until it has no active generation.
     pub(crate) async fn idle(&mut self) -> anyhow::Result<()> {
         self.order("idle").await.map(drop)
     }
@@ -118,7 +118,7 @@ impl Engine {
     }
 
     async fn reply(&mut self) -> anyhow::Result<String> {
-        let line = timeout(PATIENCE, self.replies.next_line()).await??;
+        let line = timeout(WAIT_TIMEOUT, self.replies.next_line()).await??;
         line.context("the engine ended")
     }
 }

@@ -1,5 +1,5 @@
-//! How much later the first token comes than from the engine itself: one call at a time, the ways in
-//! turn, so that a machine that slows down slows all of them.
+//! The delay of the first token in comparison with the engine itself. It makes one call at a time on each path
+//! in turn, so that a slower machine affects all paths.
 
 use std::time::{Duration, Instant};
 
@@ -26,7 +26,7 @@ pub(crate) async fn measure(stage: &mut Stage, rounds: usize) -> anyhow::Result<
     }
     for round in 0..rounds + rounds / 10 {
         for turn in 0..WAYS.len() {
-            // Nobody always follows the same one.
+            // The order changes, so that no path always follows the same one.
             let (caller, samples) = &mut callers[(round + turn) % WAYS.len()];
             let time = first_token(caller).await?;
             // The first tenth warms up.

@@ -1,5 +1,5 @@
-//! What strangers without a credential take from a caller with a good key: the same answers alone and
-//! beside them, by turns, so that what else the machine does falls on both.
+//! The effect of hostile clients without a credential on a caller with a valid key. Sections with and without
+//! them alternate, so that other load of the machine affects both.
 
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
@@ -24,9 +24,9 @@ const BURST: usize = 60;
 const TOKENS: u32 = 20;
 const TARGET: f64 = 3.0;
 /// Between two packets: strangers must not take the processors that are measured.
-const PAUSE: Duration = Duration::from_millis(5);
+const PAUSE_PERIOD: Duration = Duration::from_millis(5);
 /// A connection's life, where the server does not end it.
-const CONNECTION: Duration = Duration::from_secs(1);
+const CONNECTION_PERIOD: Duration = Duration::from_secs(1);
 
 pub(crate) async fn measure(
     stage: &mut Stage,
@@ -69,7 +69,7 @@ fn strangers(to: SocketAddr) -> JoinSet<()> {
         strangers.spawn(async move {
             loop {
                 // Refused, cut off or held: that is a stranger's business.
-                let _ = timeout(CONNECTION, cancel(to)).await;
+                let _ = timeout(CONNECTION_PERIOD, cancel(to)).await;
             }
         });
     }
@@ -77,14 +77,14 @@ fn strangers(to: SocketAddr) -> JoinSet<()> {
 }
 
 async fn cancel(to: SocketAddr) -> std::io::Result<()> {
-    let mut stranger = HostileClient::connect(STRANGERS_ADDRESS, to).await?;
+    let mut hostile = HostileClient::connect(STRANGERS_ADDRESS, to).await?;
     loop {
         for _ in 0..BURST {
-            let call = stranger.call("/hapa.codegen.v1.CodegenService/ListModels");
-            stranger.reset(call);
+            let call = hostile.call("/hapa.codegen.v1.CodegenService/ListModels");
+            hostile.reset(call);
         }
-        stranger.flush().await?;
-        sleep(PAUSE).await;
+        hostile.flush().await?;
+        sleep(PAUSE_PERIOD).await;
     }
 }
 

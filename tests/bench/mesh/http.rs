@@ -9,8 +9,8 @@ use tokio::net::TcpStream;
 
 use crate::engine::MARK;
 
-const LONGEST_HEAD: usize = 64 * 1024;
-const READ: usize = 16 * 1024;
+const MAX_HEAD_BYTES: usize = 64 * 1024;
+const READ_SIZE: usize = 16 * 1024;
 
 /// One request, written out once.
 #[derive(Clone, Debug)]
@@ -44,7 +44,7 @@ impl Connection {
     pub(crate) async fn open(address: SocketAddr) -> anyhow::Result<Self> {
         let stream = TcpStream::connect(address).await?;
         stream.set_nodelay(true)?;
-        Ok(Connection { stream, unread: Vec::with_capacity(READ), body: Body::default() })
+        Ok(Connection { stream, unread: Vec::with_capacity(READ_SIZE), body: Body::default() })
     }
 
     /// A new connection to the same place.
@@ -65,7 +65,7 @@ impl Connection {
                 self.unread.drain(..end + 4);
                 return Ok(status);
             }
-            ensure!(self.unread.len() < LONGEST_HEAD, "an endless head");
+            ensure!(self.unread.len() < MAX_HEAD_BYTES, "an endless head");
             self.fill().await?;
         }
     }

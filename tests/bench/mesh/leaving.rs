@@ -1,5 +1,5 @@
-//! How long the engine works on for a client who has left: from the drop of the stream to the
-//! moment at which the engine notices, while tokens flow and while it is silent.
+//! The time for which the engine continues after a client has disconnected. It is measured from the drop of
+//! the stream to the detection by the engine, during tokens and during silence.
 
 use std::time::{Duration, SystemTime};
 
@@ -7,7 +7,7 @@ use anyhow::Context as _;
 use tokio::time::sleep;
 
 use crate::caller::{Caller, Way};
-use crate::engine::{MOST_TOKENS, Play, Silence};
+use crate::engine::{MAX_TOKENS, Play, Silence};
 use crate::report::{Table, ms, verdict};
 use crate::samples::Samples;
 use crate::stage::Stage;
@@ -15,9 +15,9 @@ use crate::stage::Stage;
 const WAYS: [Way; 4] = [Way::Direct, Way::Mesh, Way::Gateway, Way::GatewayJson];
 const TARGET: f64 = 5.0;
 /// Between two tokens where they flow.
-const GAP: Duration = Duration::from_millis(2);
+const TOKEN_INTERVAL: Duration = Duration::from_millis(2);
 /// Before the drop, so that everyone has gone to sleep: the hard case.
-const QUIET: Duration = Duration::from_millis(3);
+const SILENCE_DELAY: Duration = Duration::from_millis(3);
 /// Tokens that are awaited before the client leaves.
 const AWAITED: usize = 3;
 
@@ -37,7 +37,7 @@ pub(crate) async fn measure(stage: &mut Stage, times: usize) -> anyhow::Result<T
     let title = format!("From the client's leaving to the engine's abort, {times} times, in ms");
     let mut table = Table::new(title, &["", "median", "p99", "longest", "target"]);
     for moment in MOMENTS {
-        let play = Play { tokens: MOST_TOKENS, gap: GAP, silence: moment.silence };
+        let play = Play { tokens: MAX_TOKENS, gap: TOKEN_INTERVAL, silence: moment.silence };
         stage.engine.play(play).await?;
         let mut callers = Vec::new();
         for way in WAYS {
@@ -70,7 +70,7 @@ async fn leave(stage: &mut Stage, caller: &Caller, moment: Moment) -> anyhow::Re
     while tokens < AWAITED && !matches!(moment.silence, Some(Silence::BeforeTheFirst)) {
         tokens += usize::try_from(caller.tokens().await?.context("it ended")?)?;
     }
-    sleep(QUIET).await;
+    sleep(SILENCE_DELAY).await;
     let left = SystemTime::now();
     drop(caller);
     let noticed = stage.engine.noticed(aborted + 1).await?;

@@ -40,7 +40,7 @@ use crate::report::Table;
 use crate::stage::{Stage, repository};
 
 /// The longest that it may take, whatever hangs.
-const BOUND: Duration = Duration::from_mins(15);
+const RUN_TIMEOUT: Duration = Duration::from_mins(15);
 
 /// Measures what the mesh costs.
 #[derive(Debug, Parser)]
@@ -50,7 +50,7 @@ struct Args {
     quick: bool,
     /// One part alone.
     #[arg(long, value_enum)]
-    only: Option<Part>,
+    only: Option<Section>,
     /// The release binary; default: where cargo puts it.
     #[arg(long, env = "HAPA_BIN")]
     hapa: Option<PathBuf>,
@@ -67,7 +67,7 @@ struct Args {
 
 /// What can be measured.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-enum Part {
+enum Section {
     FirstToken,
     Cost,
     Leaving,
@@ -128,7 +128,7 @@ const OPEN: [Pace; 2] = [
     Pace { streams: 1_000, gap: Duration::from_millis(100) },
 ];
 
-/// One thread: what calls must not keep those who answer from their cores.
+/// One thread, so that the load generator does not take cores from the measured processes.
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> anyhow::Result<()> {
     let args = Args::parse();
@@ -139,7 +139,7 @@ async fn main() -> anyhow::Result<()> {
         (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
     // Whatever comes first: what was started ends with the future that holds it.
     let report = tokio::select! {
-        report = tokio::time::timeout(BOUND, bench(&args)) => report.context("it hung")??,
+        report = tokio::time::timeout(RUN_TIMEOUT, bench(&args)) => report.context("it hung")??,
         _ = interrupt.recv() => bail!("interrupted"),
         _ = terminate.recv() => bail!("terminated"),
     };
@@ -156,34 +156,34 @@ async fn bench(args: &Args) -> anyhow::Result<String> {
         report += &table.to_string();
     };
     alone(&wanted, extent, from, &mut add).await?;
-    if matches!(args.only, Some(Part::Route | Part::Spool)) {
+    if matches!(args.only, Some(Section::Route | Section::Spool)) {
         return Ok(report);
     }
     say(from, "starting the engine, the mesh, the gateway and a plain Envoy");
     let binaries = binaries(args)?;
     let mut stage = Stage::start(&binaries, None).await?;
-    if wanted(Part::FirstToken) {
+    if wanted(Section::FirstToken) {
         say(from, "first token");
         add(first_token::measure(&mut stage, extent.rounds).await?);
     }
-    if wanted(Part::Cost) {
+    if wanted(Section::Cost) {
         costs(&mut stage, extent, from, &mut add).await?;
     }
-    if wanted(Part::Leaving) {
+    if wanted(Section::Leaving) {
         say(from, "clients who leave");
         add(leaving::measure(&mut stage, extent.drops).await?);
     }
-    if wanted(Part::Admission) {
+    if wanted(Section::Admission) {
         admission(&mut stage, extent, from, &mut add).await?;
     }
     answers(&wanted, &mut stage, extent, from, &mut add).await?;
     drop(stage);
-    if wanted(Part::Traces) {
+    if wanted(Section::Traces) {
         say(from, "calls that are followed");
         let tables = traces::measure(&binaries, share::LOADS, extent.sections * 5).await?;
         tables.into_iter().for_each(&mut add);
     }
-    if wanted(Part::Open) {
+    if wanted(Section::Open) {
         open_streams(&binaries, extent, from, &mut add).await?;
     }
     say(from, "done");
@@ -191,25 +191,25 @@ async fn bench(args: &Args) -> anyhow::Result<String> {
 }
 
 async fn answers(
-    wanted: &impl Fn(Part) -> bool,
+    wanted: &impl Fn(Section) -> bool,
     stage: &mut Stage,
     extent: Extent,
     from: Instant,
     add: &mut impl FnMut(Table),
 ) -> anyhow::Result<()> {
-    if wanted(Part::Cache) {
+    if wanted(Section::Cache) {
         say(from, "known answers");
         add(cached::measure(stage, extent.rounds).await?);
     }
-    if wanted(Part::Completion) {
+    if wanted(Section::Completion) {
         say(from, "completions");
         add(completion::measure(stage, extent.rounds).await?);
     }
-    if wanted(Part::Readers) {
+    if wanted(Section::Readers) {
         say(from, "readers who stand still");
         add(readers::measure(stage, extent.sections, extent.rounds).await?);
     }
-    if wanted(Part::Strangers) {
+    if wanted(Section::Strangers) {
         say(from, "strangers at the door");
         add(hostile_clients::measure(stage, extent.sections, extent.rounds).await?);
     }
@@ -231,16 +231,16 @@ async fn costs(
 
 /// What needs no stage.
 async fn alone(
-    wanted: &impl Fn(Part) -> bool,
+    wanted: &impl Fn(Section) -> bool,
     extent: Extent,
     from: Instant,
     add: &mut impl FnMut(Table),
 ) -> anyhow::Result<()> {
-    if wanted(Part::Route) {
+    if wanted(Section::Route) {
         say(from, "the choice of an engine");
         add(route::measure(extent.rounds / 10)?);
     }
-    if wanted(Part::Spool) {
+    if wanted(Section::Spool) {
         say(from, "remembering calls");
         add(outbox::measure(extent.rounds).await?);
     }

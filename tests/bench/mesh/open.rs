@@ -8,11 +8,11 @@ use crate::engine::Play;
 use crate::gauge::ratio;
 use crate::report::{Table, ms, verdict};
 use crate::stage::Stage;
-use crate::streams::{Load, Seen, hold};
+use crate::streams::{Load, StreamReport, hold};
 
 const WAYS: [Way; 4] = [Way::Direct, Way::PlainEnvoy, Way::Mesh, Way::Gateway];
 const TARGET_KIB: f64 = 64.0;
-/// So that code and pools are there before memory is looked at.
+/// Loads code and pools before memory is measured.
 const WARM_UP: usize = 20;
 
 pub(crate) async fn measure(
@@ -41,7 +41,7 @@ async fn warm_up(stage: &mut Stage) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn table(seen: &[Seen], streams: usize, gap: Duration) -> Table {
+fn table(seen: &[StreamReport], streams: usize, gap: Duration) -> Table {
     let title = format!("{streams} open streams, a token every {gap:?}; off the beat in ms");
     let head =
         ["", "KiB a stream", "off: median", "p99", "added median", "added p99", "busy", "target"];

@@ -19,7 +19,7 @@ use crate::samples::Samples;
 /// Microseconds.
 const TARGET: f64 = 50.0;
 /// Calls that end at once.
-const TOGETHER: usize = 32;
+const WRITER_COUNT: usize = 32;
 /// None is dropped.
 const BOUNDS: Bounds = Bounds { most: 1_000_000, oldest: Duration::from_hours(1) };
 const NOBODY: &str = "http://127.0.0.1:1";
@@ -34,7 +34,7 @@ pub(crate) async fn measure(rounds: usize) -> anyhow::Result<Table> {
 
     let title = format!("Remembering a call, {rounds} rounds, in us");
     let mut table = Table::new(title, &["", "median", "p99", "target"]);
-    for together in [1, TOGETHER] {
+    for together in [1, WRITER_COUNT] {
         let Timed { handed, written, late } = timed(&spool, rounds, together).await?;
         let calls =
             if together == 1 { "one call".to_owned() } else { format!("{together} calls at once") };

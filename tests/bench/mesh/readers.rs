@@ -1,5 +1,5 @@
-//! What readers who stand still take from who reads on the same connection: the same answers alone
-//! and beside them, by turns, so that what else the machine does falls on both.
+//! The effect of stalled readers on a reader of the same connection. Sections with and without them alternate,
+//! so that other load of the machine affects both.
 
 use std::time::{Duration, Instant};
 
@@ -18,7 +18,7 @@ const STALLED: usize = 50;
 const TOKENS: u32 = 200;
 const TARGET: f64 = 1.5;
 /// For windows to fill up: an endless answer is three times as long as a client's.
-const SETTLE: Duration = Duration::from_millis(700);
+const SETTLE_PERIOD: Duration = Duration::from_millis(700);
 
 pub(crate) async fn measure(
     stage: &mut Stage,
@@ -52,7 +52,7 @@ pub(crate) async fn measure(
     Ok(table)
 }
 
-/// Whole answers, one after the other, on one connection with those who stand still.
+/// Whole answers, one after the other, on one connection with the stalled readers.
 async fn read(
     stage: &mut Stage,
     way: Way,
@@ -66,7 +66,7 @@ async fn read(
         stalled.ask().await?;
         stalled.tokens().await?.context("an answer without a token")?;
     }
-    sleep(SETTLE).await;
+    sleep(SETTLE_PERIOD).await;
     stage.engine.play(Play { tokens: TOKENS as usize, gap: Duration::ZERO, silence: None }).await?;
     for round in 0..rounds + rounds / 10 {
         let (from, mut tokens) = (Instant::now(), 0);

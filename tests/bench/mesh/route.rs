@@ -12,7 +12,7 @@ use crate::samples::Samples;
 
 const TARGET: f64 = 5.0;
 const ENGINES: u32 = 64;
-/// Choices that are timed together: what a batch takes in milliseconds, one takes in microseconds.
+/// Choices of one measured batch. A batch's milliseconds are a choice's microseconds.
 const BATCH: usize = 1_000;
 
 pub(crate) fn measure(batches: usize) -> anyhow::Result<Table> {

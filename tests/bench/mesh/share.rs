@@ -1,9 +1,9 @@
-//! What admission takes of a streamed answer's processor time: answers to a key, which pass all of it,
-//! beside the same answers to the mesh's own token, which pass by credential, scope and limit.
+//! The processor time of admission in a streamed answer. Answers to a key pass all of it; the same answers to
+//! the mesh token pass by credential, scope and limit.
 //!
-//! A key's tokens are also accounted when an answer ends, which is not admission's work. So answers are
-//! measured twice: up to their last token, where the engine falls silent and no end is reached, and to
-//! their end with all that follows from it. In many short sections by turns: the difference is small.
+//! The tokens of a key are also accounted at the end of an answer, which is not part of admission. Answers are
+//! therefore measured twice: up to their last token, where the engine stops without an end, and up to their
+//! end. Many short sections alternate, because the difference is small.
 
 use std::time::Duration;
 
@@ -21,7 +21,7 @@ use crate::stage::Stage;
 pub(crate) const ANSWER: usize = 200;
 const TARGET: f64 = 5.0;
 /// For what the section before has left to do, and for what this one has.
-const SETTLE: Duration = Duration::from_millis(100);
+const SETTLE_PERIOD: Duration = Duration::from_millis(100);
 /// With a key and without: up to the last token, and to the end.
 const KINDS: [Kind; 4] = [
     Kind { name: "to the last token, with a key", way: Way::Mesh, ends: false },
@@ -82,7 +82,7 @@ pub(crate) async fn answer(stage: &mut Stage, load: Load, kind: Kind) -> anyhow:
     let tokens = if kind.ends { ANSWER } else { ANSWER + 1 };
     stage.engine.play(Play { tokens, gap: load.gap, silence }).await?;
     let mut callers = Caller::many(stage, kind.way, load.all()).await?;
-    sleep(SETTLE).await;
+    sleep(SETTLE_PERIOD).await;
 
     let (mut tasks, hapa) = (JoinSet::new(), stage.hapa.pid()?);
     let before = gauge::cpu(hapa)?;
@@ -94,7 +94,7 @@ pub(crate) async fn answer(stage: &mut Stage, load: Load, kind: Kind) -> anyhow:
     while let Some(callers) = tasks.join_next().await {
         open.push(callers??);
     }
-    sleep(SETTLE).await;
+    sleep(SETTLE_PERIOD).await;
     let cpu = gauge::cpu(hapa)?.saturating_sub(before);
 
     drop(open);
@@ -102,7 +102,7 @@ pub(crate) async fn answer(stage: &mut Stage, load: Load, kind: Kind) -> anyhow:
     Ok(micros(cpu, load.all() as u64))
 }
 
-/// Returns the callers, whose answers go on until they are dropped.
+/// Returns the callers. Their answers continue until they are dropped.
 async fn one_after_the_other(mut callers: Vec<Caller>, ends: bool) -> anyhow::Result<Vec<Caller>> {
     for caller in &mut callers {
         caller.ask().await?;

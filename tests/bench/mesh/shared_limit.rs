@@ -20,7 +20,7 @@ use crate::report::{Table, times, verdict};
 use crate::samples::Samples;
 
 const SUBJECT: &str = "key:key_bench";
-const PATIENCE: Duration = Duration::from_secs(5);
+const WAIT_TIMEOUT: Duration = Duration::from_secs(5);
 
 pub(crate) async fn measure(rounds: usize) -> anyhow::Result<Table> {
     let title = format!("A limiter decision through Redis, one at a time, {rounds} rounds, in us");
@@ -31,7 +31,7 @@ pub(crate) async fn measure(rounds: usize) -> anyhow::Result<Table> {
     let limiter = limiter(Some(&SecretString::from(server.url())))?;
     let (library, mut socket) = (library(&server).await?, Socket::open(&server).await?);
     // Waits for its connection, and makes the script known.
-    timeout(PATIENCE, async {
+    timeout(WAIT_TIMEOUT, async {
         while limiter.degraded().is_some() {
             sleep(Duration::from_millis(10)).await;
         }

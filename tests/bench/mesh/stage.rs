@@ -1,7 +1,7 @@
-//! All that is measured, each in a process of its own: the engine, `hapa all`, the gateway as users
-//! run it, and a plain Envoy that proxies the engine and does nothing else. Loopback only.
+//! The measured processes: the engine, `hapa all`, the gateway as users run it, and a plain Envoy that only
+//! proxies the engine. They use loopback only.
 //!
-//! Kept true: the processes end with this one, whatever ends it.
+//! Invariant: the processes end with this one, however it ends.
 
 use std::fs::{self, File};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
@@ -20,7 +20,7 @@ use crate::engine::Engine;
 use crate::http::{Ask, Connection};
 
 /// For a part to be ready.
-const PATIENCE: Duration = Duration::from_secs(20);
+const WAIT_TIMEOUT: Duration = Duration::from_secs(20);
 const TRIES: usize = 3;
 /// The highest limit that a key can have: it never refuses here, and is counted all the same.
 const LIMIT: &str = "*=1000000/60";
@@ -29,21 +29,21 @@ const PLAIN_ENVOY: &str = include_str!("plain-envoy.yaml");
 /// What runs.
 pub(crate) struct Stage {
     pub(crate) engine: Engine,
-    pub(crate) hapa: Part,
-    pub(crate) gateway: Part,
-    pub(crate) plain: Part,
+    pub(crate) hapa: ChildProcess,
+    pub(crate) gateway: ChildProcess,
+    pub(crate) plain: ChildProcess,
     pub(crate) key: String,
     pub(crate) mesh_token: SecretString,
     _folder: TempDir,
 }
 
 /// One process and the port it serves.
-pub(crate) struct Part {
+pub(crate) struct ChildProcess {
     child: Child,
     port: u16,
 }
 
-impl Part {
+impl ChildProcess {
     pub(crate) fn pid(&self) -> anyhow::Result<u32> {
         self.child.id().context("a process ended early")
     }
@@ -95,11 +95,11 @@ fn start_hapa(
     folder: &Path,
     engine: u16,
     collector: Option<&str>,
-) -> anyhow::Result<(Part, u16)> {
+) -> anyhow::Result<(ChildProcess, u16)> {
     let [port, metrics] = free_ports()?;
     let child = tied(&binaries.hapa)
         .arg("all")
-        // The settings of the one who measures must not change what is measured.
+        // Settings of the surrounding shell must not change the measured processes.
         .env_clear()
         .env("DATA_DIR", folder.join("data"))
         .env("PORT", port.to_string())
@@ -111,7 +111,7 @@ fn start_hapa(
         .stderr(File::create(folder.join("hapa.log"))?)
         .spawn()
         .with_context(|| format!("starting {}", binaries.hapa.display()))?;
-    Ok((Part { child, port }, metrics))
+    Ok((ChildProcess { child, port }, metrics))
 }
 
 async fn make_key(binaries: &Binaries, folder: &Path, port: u16) -> anyhow::Result<String> {
@@ -125,7 +125,11 @@ async fn make_key(binaries: &Binaries, folder: &Path, port: u16) -> anyhow::Resu
     Ok(fs::read_to_string(file)?.trim().to_owned())
 }
 
-async fn start_gateway(binaries: &Binaries, folder: &Path, hapa: u16) -> anyhow::Result<Part> {
+async fn start_gateway(
+    binaries: &Binaries,
+    folder: &Path,
+    hapa: u16,
+) -> anyhow::Result<ChildProcess> {
     let [port, admin] = free_ports()?;
     let out = folder.join("gateway");
     let mut command = tied(&binaries.hapa);
@@ -136,7 +140,7 @@ async fn start_gateway(binaries: &Binaries, folder: &Path, hapa: u16) -> anyhow:
     start_envoy(binaries, &out.join("envoy.yaml"), port)
 }
 
-fn start_plain(binaries: &Binaries, folder: &Path, engine: u16) -> anyhow::Result<Part> {
+fn start_plain(binaries: &Binaries, folder: &Path, engine: u16) -> anyhow::Result<ChildProcess> {
     let [port] = free_ports()?;
     let config = folder.join("plain-envoy.yaml");
     let ports = [("${PORT}", port), ("${ENGINE_PORT}", engine)];
@@ -146,7 +150,7 @@ fn start_plain(binaries: &Binaries, folder: &Path, engine: u16) -> anyhow::Resul
 }
 
 /// As `make run` starts it.
-fn start_envoy(binaries: &Binaries, config: &Path, port: u16) -> anyhow::Result<Part> {
+fn start_envoy(binaries: &Binaries, config: &Path, port: u16) -> anyhow::Result<ChildProcess> {
     let log = File::create(config.with_extension("log"))?;
     let child = tied(&binaries.envoy)
         .arg("-c")
@@ -157,7 +161,7 @@ fn start_envoy(binaries: &Binaries, config: &Path, port: u16) -> anyhow::Result<
         .stderr(log)
         .spawn()
         .with_context(|| format!("starting {}", binaries.envoy.display()))?;
-    Ok(Part { child, port })
+    Ok(ChildProcess { child, port })
 }
 
 /// A command that the kernel ends with this process, and that a terminal's Ctrl-C does not reach:
@@ -170,12 +174,12 @@ pub(crate) fn tied(program: &Path) -> Command {
 }
 
 async fn run(mut command: Command) -> anyhow::Result<()> {
-    let done = timeout(PATIENCE, command.stdout(Stdio::null()).output()).await??;
+    let done = timeout(WAIT_TIMEOUT, command.stdout(Stdio::null()).output()).await??;
     ensure!(done.status.success(), "{:?}: {}", command, String::from_utf8_lossy(&done.stderr));
     Ok(())
 }
 
-async fn ready(part: &mut Part, address: SocketAddr, ask: &Ask) -> anyhow::Result<()> {
+async fn ready(part: &mut ChildProcess, address: SocketAddr, ask: &Ask) -> anyhow::Result<()> {
     let from = Instant::now();
     loop {
         if let Some(status) = part.child.try_wait()? {
@@ -184,7 +188,7 @@ async fn ready(part: &mut Part, address: SocketAddr, ask: &Ask) -> anyhow::Resul
         let asked = async { Connection::open(address).await?.ask(ask).await };
         match timeout(Duration::from_secs(2), asked).await {
             Ok(Ok(200)) => return Ok(()),
-            _ if from.elapsed() > PATIENCE => bail!("it was not ready in {PATIENCE:?}"),
+            _ if from.elapsed() > WAIT_TIMEOUT => bail!("it was not ready in {WAIT_TIMEOUT:?}"),
             _ => sleep(Duration::from_millis(20)).await,
         }
     }

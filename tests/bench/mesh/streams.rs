@@ -15,11 +15,11 @@ use crate::samples::Samples;
 use crate::stage::Stage;
 
 /// Between two openings, so that the streams don't beat as one.
-const STAGGER: Duration = Duration::from_micros(1_500);
+const START_INTERVAL: Duration = Duration::from_micros(1_500);
 /// For all to be open.
-const PATIENCE: Duration = Duration::from_secs(30);
+const WAIT_TIMEOUT: Duration = Duration::from_secs(30);
 /// From all open to the first reading.
-const SETTLE: Duration = Duration::from_millis(700);
+const SETTLE_PERIOD: Duration = Duration::from_millis(700);
 
 /// What to hold.
 #[derive(Clone, Copy, Debug)]
@@ -31,7 +31,7 @@ pub(crate) struct Load {
     pub(crate) lasts: Duration,
 }
 
-/// Who is looked at.
+/// The observed stream.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Each<T> {
     pub(crate) hapa: T,
@@ -41,7 +41,7 @@ pub(crate) struct Each<T> {
 
 /// What was seen in between.
 #[derive(Debug, Default)]
-pub(crate) struct Seen {
+pub(crate) struct StreamReport {
     pub(crate) tokens: u64,
     pub(crate) cpu: Each<Duration>,
     /// Resident bytes more than before the first stream.
@@ -53,33 +53,33 @@ pub(crate) struct Seen {
 }
 
 #[derive(Debug, Default)]
-struct Tally {
+struct StreamTotals {
     tokens: AtomicU64,
     begun: AtomicUsize,
     measuring: AtomicBool,
     deviations: Mutex<Samples>,
 }
 
-pub(crate) async fn hold(stage: &mut Stage, load: Load) -> anyhow::Result<Seen> {
+pub(crate) async fn hold(stage: &mut Stage, load: Load) -> anyhow::Result<StreamReport> {
     stage.engine.play(Play::endless(load.gap)).await?;
-    let before = look(stage, gauge::memory)?;
-    let (mut tasks, tally) = (JoinSet::new(), Arc::new(Tally::default()));
+    let before = sample(stage, gauge::memory)?;
+    let (mut tasks, tally) = (JoinSet::new(), Arc::new(StreamTotals::default()));
     for caller in Caller::many(stage, load.way, load.streams).await? {
         tasks.spawn(stream(caller, load.gap, Arc::clone(&tally)));
-        sleep(STAGGER).await;
+        sleep(START_INTERVAL).await;
     }
     all_begun(&tally, load.streams, &mut tasks).await?;
-    sleep(SETTLE).await;
+    sleep(SETTLE_PERIOD).await;
 
-    let (cpu, machine) = (look(stage, gauge::cpu)?, gauge::machine()?);
+    let (cpu, machine) = (sample(stage, gauge::cpu)?, gauge::machine()?);
     let tokens = tally.tokens.load(Ordering::Relaxed);
     tally.measuring.store(true, Ordering::Relaxed);
     sleep(load.lasts).await;
     tally.measuring.store(false, Ordering::Relaxed);
     let tokens = tally.tokens.load(Ordering::Relaxed) - tokens;
-    let cpu = minus(look(stage, gauge::cpu)?, cpu, Duration::saturating_sub);
+    let cpu = minus(sample(stage, gauge::cpu)?, cpu, Duration::saturating_sub);
     let busy = gauge::busy(machine, gauge::machine()?);
-    let grown = minus(look(stage, gauge::memory)?, before, u64::saturating_sub);
+    let grown = minus(sample(stage, gauge::memory)?, before, u64::saturating_sub);
 
     if let Some(ended) = tasks.try_join_next() {
         ended??;
@@ -89,11 +89,11 @@ pub(crate) async fn hold(stage: &mut Stage, load: Load) -> anyhow::Result<Seen> 
     stage.engine.idle().await?;
     let deviations =
         std::mem::take(&mut *tally.deviations.lock().unwrap_or_else(PoisonError::into_inner));
-    Ok(Seen { tokens, cpu, grown, deviations, busy })
+    Ok(StreamReport { tokens, cpu, grown, deviations, busy })
 }
 
 /// One stream after the other, until it is dropped.
-async fn stream(mut caller: Caller, gap: Duration, tally: Arc<Tally>) -> anyhow::Result<()> {
+async fn stream(mut caller: Caller, gap: Duration, tally: Arc<StreamTotals>) -> anyhow::Result<()> {
     let mut first = true;
     loop {
         caller.ask().await?;
@@ -114,7 +114,7 @@ async fn stream(mut caller: Caller, gap: Duration, tally: Arc<Tally>) -> anyhow:
     }
 }
 
-impl Tally {
+impl StreamTotals {
     /// Tokens that come together have no time between them.
     fn note(&self, since: Duration, gap: Duration, tokens: u32) {
         let mut deviations = self.deviations.lock().unwrap_or_else(PoisonError::into_inner);
@@ -126,7 +126,7 @@ impl Tally {
 }
 
 async fn all_begun(
-    tally: &Tally,
+    tally: &StreamTotals,
     streams: usize,
     tasks: &mut JoinSet<anyhow::Result<()>>,
 ) -> anyhow::Result<()> {
@@ -135,15 +135,15 @@ async fn all_begun(
         if let Some(ended) = tasks.try_join_next() {
             ended??;
         }
-        if from.elapsed() > PATIENCE {
-            bail!("not all of {streams} streams began in {PATIENCE:?}");
+        if from.elapsed() > WAIT_TIMEOUT {
+            bail!("not all of {streams} streams began in {WAIT_TIMEOUT:?}");
         }
         sleep(Duration::from_millis(10)).await;
     }
     Ok(())
 }
 
-fn look<T>(stage: &Stage, gauge: impl Fn(u32) -> anyhow::Result<T>) -> anyhow::Result<Each<T>> {
+fn sample<T>(stage: &Stage, gauge: impl Fn(u32) -> anyhow::Result<T>) -> anyhow::Result<Each<T>> {
     Ok(Each {
         hapa: gauge(stage.hapa.pid()?)?,
         gateway: gauge(stage.gateway.pid()?)?,

@@ -1,5 +1,5 @@
-//! What it costs to follow calls: answers of a mesh whose spans go to a collector, beside the same
-//! answers of one that makes none, by turns. The collector is here, and so not in what is measured.
+//! The cost of tracing: answers of a mesh that exports spans beside those of a mesh that creates none, in
+//! turn. The collector runs in this process, outside the measured ones.
 
 use hapa_test_harness::Collector;
 

@@ -9,7 +9,7 @@ use std::time::Duration;
 use anyhow::Context as _;
 
 /// A kernel's tick, as all that Linux runs on have it.
-const TICK: Duration = Duration::from_millis(10);
+const TICK_PERIOD: Duration = Duration::from_millis(10);
 
 /// What was used until now by this process, and by those below it.
 pub(crate) fn used() -> anyhow::Result<(Duration, Duration)> {
@@ -33,7 +33,7 @@ pub(crate) fn used() -> anyhow::Result<(Duration, Duration)> {
             below += ticks;
         }
     }
-    Ok((TICK * here, TICK * below))
+    Ok((TICK_PERIOD * here, TICK_PERIOD * below))
 }
 
 /// A process's parent and ticks.

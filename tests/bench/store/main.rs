@@ -1,5 +1,6 @@
-//! How fast analytics and errors take events in, and how fast they answer when they have many: through
-//! the RPCs, on a SQLite file and on a private PostgreSQL, with callers, mesh and store on one machine.
+//! The speed at which analytics and errors ingest events, and of their reports on many events. Calls go
+//! through the RPCs, on a SQLite file and on a private PostgreSQL, with callers, mesh and store on one
+//! machine.
 //!
 //! `make bench-store` runs it; `make load` fills a store with it and leaves it there.
 
@@ -185,7 +186,7 @@ async fn questions(mesh: &TestMesh, table: &mut Table) -> anyhow::Result<()> {
     failures(&own, " of an owner", table).await
 }
 
-/// What is asked of failures, by one who may see all or its own.
+/// The measured requests about failures, from a caller that may see all and from one that may see its own.
 async fn failures(errors: &Errors, whose: &str, table: &mut Table) -> anyhow::Result<()> {
     let ask = async || errors.clone().get_dashboard(GetDashboardRequest {}).await.map(drop);
     measure(table, format!("GetDashboard{whose}, median ms"), ask).await?;

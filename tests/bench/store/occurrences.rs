@@ -50,7 +50,7 @@ pub(crate) fn occurrence(number: u64, micros: u64) -> Occurrence {
         error_code: code.to_owned(),
         method: method.to_owned(),
         message: format!("{part} {} {trouble}", random.below(32)),
-        // What they are told apart by.
+        // The fields that form the fingerprint.
         causes: vec![format!(
             "{part} {trouble}: connection {} to 10.0.0.{}",
             random.below(900),

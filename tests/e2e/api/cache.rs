@@ -47,7 +47,7 @@ async fn the_same_question_is_answered_twice_and_generated_once() {
     assert_eq!(whole.explanation, "먼저 보기입니다.\n끝.");
     assert_eq!(whole.usage.unwrap().total_tokens, 18);
     assert_eq!(mesh.engine.counts().started, 1);
-    // Whatever the engine would be told otherwise is another question.
+    // Every field that changes the engine's request also changes the cache key.
     let warmer = GenerateCodeRequest { temperature: Some(0.4), ..question("인사") };
     assert!(!within("an answer", client.generate_code(warmer)).await.unwrap().into_inner().cached);
     assert!(!ask(&mut client, "인사 ").await.unwrap().cached);
@@ -55,7 +55,7 @@ async fn the_same_question_is_answered_twice_and_generated_once() {
 }
 
 #[tokio::test]
-async fn an_answer_is_its_owners_and_nobody_elses() {
+async fn an_answer_is_cached_for_its_owner_alone() {
     let mesh = TestMesh::start_with(&[ON]).await;
     let client = async |owner: &str| {
         let request = CreateKeyRequest { owner: owner.to_owned(), ..TestMesh::dev_key() };

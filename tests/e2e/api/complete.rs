@@ -1,4 +1,4 @@
-//! Code is completed at a cursor: suggestions, how far they go, who shares them, and what ends them.
+//! Code completion at a cursor: suggestions, their bounds, sharing, and cancellation.
 
 use std::time::Instant;
 
@@ -280,7 +280,7 @@ async fn a_server_that_stops_says_so() {
 }
 
 #[tokio::test]
-async fn who_types_what_was_suggested_is_shown_the_rest_without_the_engine() {
+async fn typing_a_suggestion_shows_its_rest_without_the_engine() {
     let mesh = TestMesh::start().await;
     mesh.engine.script(Script::text("이름, x"));
     let with = |prefix: &str| CompleteCodeRequest { suffix: "\n".to_owned(), ..typing(prefix) };
@@ -327,7 +327,7 @@ async fn wrong_fields_are_all_named_and_cost_nothing() {
 }
 
 #[tokio::test]
-async fn an_engine_that_breaks_off_or_falls_silent_is_told_like_that_of_a_generation() {
+async fn a_broken_or_silent_engine_has_the_same_errors_as_in_a_generation() {
     let short = ["--first-token-timeout-seconds=0.2", "--token-gap-timeout-seconds=0.2"];
     let mesh = TestMesh::start_with(&short).await;
     for (script, code) in [

@@ -1,5 +1,5 @@
-//! More than the engines should be asked at once: who waits, who is refused, and that none pays for
-//! another's hurry.
+//! The fair queue: more requests than the engines can serve. It covers the order, refusals, and that no tenant
+//! delays the others.
 
 use hapa_engine_sim::Script;
 use hapa_proto::codegen::v1::{GenerateCodeRequest, GenerateCodeResponse};
@@ -37,7 +37,7 @@ async fn waiting(mesh: &TestMesh, wanted: f64) {
 }
 
 #[tokio::test]
-async fn what_is_beyond_the_queue_is_refused_at_once_and_told_when_to_come_back() {
+async fn requests_beyond_the_queue_are_refused_at_once_with_a_retry_delay() {
     let _alone = QUEUE.lock().await;
     let flags = ["--max-generations=1", "--max-waiting=1", "--waiting-timeout-seconds=60"];
     let mesh = TestMesh::start_with(&flags).await;
@@ -65,7 +65,7 @@ async fn what_is_beyond_the_queue_is_refused_at_once_and_told_when_to_come_back(
 }
 
 #[tokio::test]
-async fn who_leaves_the_queue_costs_the_engine_nothing() {
+async fn a_request_that_leaves_the_queue_never_reaches_the_engine() {
     let _alone = QUEUE.lock().await;
     let flags = ["--max-generations=1", "--waiting-timeout-seconds=60"];
     let mesh = TestMesh::start_with(&flags).await;
@@ -86,7 +86,7 @@ async fn who_leaves_the_queue_costs_the_engine_nothing() {
 }
 
 #[tokio::test]
-async fn a_tenant_who_asks_for_much_waits_for_itself_and_not_others_for_it() {
+async fn a_busy_tenant_delays_only_itself() {
     let _alone = QUEUE.lock().await;
     let flags = ["--max-generations=4", "--max-waiting=100", "--waiting-timeout-seconds=60"];
     let mesh = TestMesh::start_with(&flags).await;
@@ -102,7 +102,7 @@ async fn a_tenant_who_asks_for_much_waits_for_itself_and_not_others_for_it() {
         ask(&mut little, &modest, "little");
     }
     waiting(&mesh, 60.0).await;
-    // Whatever becomes free goes to who has least, until both have half.
+    // Every free slot goes to the tenant with fewer slots, until both have half.
     for _ in 0..64 {
         mesh.engine.release();
     }
@@ -124,7 +124,7 @@ async fn a_tenant_who_asks_for_much_waits_for_itself_and_not_others_for_it() {
 }
 
 #[tokio::test]
-async fn engines_are_told_of_tenants_what_keeps_them_apart_and_nothing_else() {
+async fn engines_receive_only_a_pseudonym_of_each_tenant() {
     let mesh = TestMesh::start_with(&["--completion-first=true"]).await;
     let (one, other) = (tenant(&mesh, "one").await, tenant(&mesh, "other").await);
     for client in [&one, &one, &other] {

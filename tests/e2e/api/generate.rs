@@ -1,4 +1,4 @@
-//! A question streams code back: frames, kinds, profile, deadlines, and who is told when it breaks.
+//! Streamed generation: frames, kinds, profile, deadlines, and the errors of broken streams.
 
 use std::time::Duration;
 
@@ -187,7 +187,7 @@ async fn a_client_that_leaves_at_any_moment_ends_the_engines_work() {
         call.abort();
         mesh.engine.wait_for_aborted(index).await;
     }
-    // One who waits for a whole reply, too.
+    // The same holds for a unary call.
     mesh.engine.once(Fault::HangAfterHeaders);
     let mut client = mesh.client();
     let call = tokio::spawn(async move { client.generate_code(question("q")).await });

@@ -51,8 +51,8 @@ async fn fallbacks(mesh: &TestMesh) -> f64 {
     mesh.metrics().await.sum("hapa_limiter_fallbacks_total", &[])
 }
 
-/// The outcome of a trial during which Redis decided everything: on a busy machine an answer may
-/// come too late. The counter is the whole process's, so other stories cost a trial at most.
+/// The outcome of a trial during which Redis made every decision. On a busy machine a reply may be late. The
+/// counter belongs to the process, so that other tests cost a trial at most.
 async fn decided_by_redis<T>(mesh: &TestMesh, trial: impl AsyncFn() -> T) -> T {
     within("a trial without a fallback", async {
         loop {
@@ -196,7 +196,8 @@ async fn without_redis_each_replica_grants_its_share_which_counts_when_redis_is_
         *passed += count(at_once(&replicas, subject, 400)).await;
     }
     assert_eq!(passed[0], 100, "50 each");
-    // The other replica had not heard of the 30: it is at its half, the first one at 50 of its own.
+    // The other replica did not receive the 30 calls: it is at its half, and the first one is at 50 of its
+    // own.
     assert_eq!(passed[1], 100);
     assert!(replicas.iter().all(|replica| replica.degraded().is_some()));
     redis.thaw().await;
@@ -263,13 +264,13 @@ async fn a_slow_redis_is_not_away() {
 }
 
 /// What a replica reports to the script: opened, granted, whether apart, and for how long.
-type Told = [u64; 4];
+type ReplicaState = [u64; 4];
 
 /// One request of a replica at this time: sequence, wanted and report; passed, remaining, opened, granted.
 async fn request(
     redis: &RedisServer,
     (replica, sequence, wanted, at): (&str, u64, u64, u64),
-    report: Told,
+    report: ReplicaState,
 ) -> Vec<u64> {
     let script = include_str!("../../../services/chassis/store/src/rate_limit/window.lua");
     let script = script.replace("redis.call('TIME')", "{ ARGV[10], ARGV[11] }");
@@ -318,7 +319,7 @@ async fn a_report_counts_once_however_often_and_in_which_order_it_arrives() {
 }
 
 #[tokio::test]
-async fn a_peek_tells_what_is_left_and_counts_nothing() {
+async fn a_peek_returns_the_remaining_calls_and_counts_nothing() {
     let redis = RedisServer::start().await;
     let (mesh, limiter) = (mesh(&redis).await, limiter(&redis).await);
     let rate = Rate::new(2, HOUR);
@@ -338,7 +339,7 @@ async fn a_peek_tells_what_is_left_and_counts_nothing() {
 }
 
 #[tokio::test]
-async fn a_redis_that_forgot_the_script_is_told_again() {
+async fn a_redis_without_the_script_receives_it_again() {
     let redis = RedisServer::start().await;
     let (mesh, limiter) = (mesh(&redis).await, limiter(&redis).await);
     let remaining = decided_by_redis(&mesh, async || {
@@ -355,8 +356,8 @@ async fn a_redis_that_forgot_the_script_is_told_again() {
     assert_eq!(remaining, [2, 1, 0]);
 }
 
-/// The script with a clock that is told, step by step beside the in-process limiter. The window is a
-/// prime number of milliseconds, so that no call is both inside and outside by a rounding.
+/// The script with a controlled clock, step by step beside the in-process limiter. The window is a prime
+/// number of milliseconds, so that no call is both inside and outside by a rounding.
 #[tokio::test]
 async fn the_script_decides_as_the_process_does() {
     const WINDOW: u64 = 59_999;
@@ -366,7 +367,7 @@ async fn the_script_decides_as_the_process_does() {
     let (memory, start) = (Memory::default(), Instant::now());
     let rate = Rate::new(20, Duration::from_millis(WINDOW));
     let (mut at, mut seed, mut refused) = (0u64, 1u64, 0);
-    // What the one replica was told last: when the window opened, and what it has granted there.
+    // The last reply to the replica: the start of the window, and the calls that it granted in it.
     let mut told = ["0".to_owned(), "0".to_owned()];
     for step in 0..1_500u64 {
         seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
@@ -382,7 +383,7 @@ async fn the_script_decides_as_the_process_does() {
         let age = (1_000_000 + at).saturating_sub(told[0].parse().unwrap()).to_string();
         let asked = ["20", "59999", wanted, "a", &sequence, &told[0], &told[1], "0", &age];
         let arguments = [&asked[..], &[&clock[0], &clock[1]]].concat();
-        // Redis's own clock stands still beside the told one, so nothing expires meanwhile.
+        // Redis's own clock does not advance with the controlled one, so nothing expires.
         let keys = ["EVAL", &script, "2", "key", "replicas"];
         let there = redis.ask(&[&keys[..], &arguments].concat()).await;
         told = [there[4].clone(), there[5].clone()];
@@ -457,7 +458,7 @@ async fn a_frozen_redis_holds_no_call_up_and_is_used_again_when_it_thaws() {
 }
 
 #[tokio::test]
-async fn a_redis_that_is_not_there_yet_stops_nobody_and_is_used_when_it_comes() {
+async fn a_redis_that_starts_late_blocks_no_start_and_is_used_then() {
     let mut redis = RedisServer::start().await;
     redis.kill().await;
     let mesh = TestMesh::start_with(&[&format!("--redis-url={}", redis.url())]).await;

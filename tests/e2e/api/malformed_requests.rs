@@ -1,5 +1,5 @@
-//! Requests that are no message of their method: E4001 for who sent them, once, under one id, and never
-//! E5004, which stands for a bug.
+//! Requests that are not a message of their method: E4001 for the caller, once, under one incident id. They
+//! never cause E5004, which means a bug.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -39,7 +39,7 @@ async fn send(mut wire: TestChannel, path: &str, headers: &[(&str, &str)], bytes
 }
 
 /// What the errors service keeps, by code, when all that failed before has arrived there.
-async fn kept(mesh: &TestMesh) -> BTreeMap<String, u32> {
+async fn stored(mesh: &TestMesh) -> BTreeMap<String, u32> {
     let (_, nobody) = hapa_core::key_format::mint();
     let mut last = mesh.client_with(secrecy::ExposeSecret::expose_secret(&nobody));
     let status = last.list_models(ListModelsRequest::default()).await.unwrap_err();
@@ -73,7 +73,7 @@ fn cases() -> Vec<Case> {
 }
 
 #[tokio::test]
-async fn what_is_no_message_is_the_callers_mistake_at_both_doors() {
+async fn a_malformed_message_is_the_callers_error_at_the_mesh_and_at_the_gateway() {
     let mesh = TestMesh::start().await;
     let gateway = mesh.gateway(&[]).await;
     let mut expected = BTreeMap::from([("E4003".to_owned(), 1)]);
@@ -88,7 +88,7 @@ async fn what_is_no_message_is_the_callers_mistake_at_both_doors() {
             }
         }
     }
-    assert_eq!(kept(&mesh).await, expected, "each once");
+    assert_eq!(stored(&mesh).await, expected, "each once");
     mesh.finish().await;
 }
 
@@ -118,7 +118,7 @@ async fn a_request_that_is_broken_off_is_no_bug() {
     })
     .await;
     let expected = [("E4003".to_owned(), 1), ("E4011".to_owned(), 1)];
-    assert_eq!(kept(&mesh).await, BTreeMap::from(expected));
+    assert_eq!(stored(&mesh).await, BTreeMap::from(expected));
     mesh.finish().await;
 }
 
@@ -147,7 +147,11 @@ async fn malformed_json_is_refused_once_and_reaches_no_service() {
         }
     }
     let expected = [("E4001".to_owned(), refused), ("E4003".to_owned(), 1)];
-    assert_eq!(kept(&mesh).await, BTreeMap::from(expected), "no service had a failure of its own");
+    assert_eq!(
+        stored(&mesh).await,
+        BTreeMap::from(expected),
+        "no service had a failure of its own"
+    );
     mesh.finish().await;
 }
 
@@ -192,7 +196,7 @@ fn no_bytes_make_a_bug() {
         }
     });
     runtime.block_on(async {
-        assert!(!kept(&mesh).await.contains_key("E5004"));
+        assert!(!stored(&mesh).await.contains_key("E5004"));
         mesh.finish().await;
     });
 }

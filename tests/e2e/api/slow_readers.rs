@@ -1,5 +1,5 @@
-//! Clients who stop reading: they lose their own stream in time, and nobody else loses anything. How
-//! long the others' answers take is measured: `cargo bench --bench mesh -- --only readers`.
+//! Clients that stop reading lose their own stream after a timeout, and other clients lose nothing. The effect
+//! on other answers is measured by `cargo bench --bench mesh -- --only readers`.
 
 use hapa_engine_sim::Script;
 use hapa_proto::codegen::v1::codegen_service_client::CodegenServiceClient;
@@ -10,7 +10,7 @@ use tonic::{Code, Streaming};
 
 use crate::api::generate::{question, stream};
 
-/// One connection, whose streams close their windows after little.
+/// One connection with small HTTP/2 windows of its streams.
 fn client(mesh: &TestMesh) -> CodegenClient {
     let endpoint = Endpoint::from_shared(format!("http://{}", mesh.address)).unwrap();
     let channel = endpoint
@@ -39,7 +39,7 @@ fn endless() -> Script {
 }
 
 #[tokio::test]
-async fn who_stops_reading_loses_the_stream_and_the_engine_stops() {
+async fn a_client_that_stops_reading_loses_the_stream_and_the_engine_stops() {
     let mesh = TestMesh::start_with(&["--reader-timeout-seconds=1"]).await;
     mesh.engine.script(endless());
     let mut frames = stalled(&mut client(&mesh)).await;
@@ -59,7 +59,7 @@ async fn who_stops_reading_loses_the_stream_and_the_engine_stops() {
 }
 
 #[tokio::test]
-async fn fifty_who_do_not_read_keep_nothing_from_those_who_do() {
+async fn fifty_stalled_readers_do_not_affect_the_others() {
     let mesh = TestMesh::start_with(&["--reader-timeout-seconds=2"]).await;
     let mut client = client(&mesh);
     mesh.engine.script(endless());

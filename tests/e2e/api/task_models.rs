@@ -80,7 +80,7 @@ async fn a_key_that_may_use_some_models_gets_a_specialist_only_among_them() {
 }
 
 #[tokio::test]
-async fn the_setup_may_give_tasks_to_other_models_and_the_list_tells_who_does_what() {
+async fn settings_assign_tasks_to_other_models_and_the_list_shows_them() {
     let flags = ["--task-models=fix=sim-coder,test=comment", "--fallback-model=comment"];
     let mesh = TestMesh::start_with(&flags).await;
     let listed = mesh.client().list_models(ListModelsRequest {}).await.unwrap().into_inner();

@@ -1,5 +1,5 @@
-//! Code is looked at and never run: by request, in answers, from the command line; and what nobody
-//! sees is in no prompt and no answer.
+//! Code validation without execution: by RPC, in answers, and from the command line. Invisible characters are
+//! in no prompt and no answer.
 
 use hapa_engine_sim::Script;
 use hapa_proto::auth::v1::{CreateKeyRequest, RateLimit};
@@ -14,7 +14,7 @@ fn python(code: &str) -> ValidateCodeRequest {
 }
 
 #[tokio::test]
-async fn dangerous_code_is_told_by_line_and_no_engine_is_asked() {
+async fn dangerous_code_is_reported_by_line_without_the_engine() {
     let mesh = TestMesh::start().await;
     let code = "import os as o\n\ndef f(x):\n    # os.system(x)\n    o.system(x)\n";
     let reply = mesh.client().validate_code(python(code)).await.unwrap().into_inner();
@@ -97,7 +97,7 @@ async fn answers_carry_warnings_in_the_stream_and_in_one_reply() {
 }
 
 #[tokio::test]
-async fn what_nobody_sees_is_in_no_prompt_and_no_answer() {
+async fn invisible_characters_are_in_no_prompt_and_no_answer() {
     let mesh = TestMesh::start().await;
     let answer = "보\u{200b}기 👩\u{200d}💻\n```python\nx = '\u{202e}a\u{e0041}'\n```\n";
     mesh.engine.script(Script::tokens(answer.split_inclusive(|_| true)));
@@ -117,7 +117,7 @@ async fn what_nobody_sees_is_in_no_prompt_and_no_answer() {
 }
 
 #[tokio::test]
-async fn the_command_tells_of_files_and_ends_with_1_where_one_is_not_valid() {
+async fn the_command_reports_each_file_and_exits_with_1_if_one_is_invalid() {
     let mesh = TestMesh::start().await;
     let folder = tempfile::tempdir().unwrap();
     let file = |name: &str, code: &str| {

@@ -1,5 +1,5 @@
-//! Every RPC and every role in one table: who is let in, who is asked for a credential, who lacks
-//! something. An RPC that is not in the table fails the test.
+//! Every RPC and every identity in one table: which calls are allowed, which need a credential, and which need
+//! a scope. An RPC that is not in the table fails the test.
 
 use std::collections::BTreeMap;
 use std::error::Error;
@@ -15,9 +15,9 @@ use tonic::client::GrpcService;
 use tonic::codegen::Body as HttpBody;
 use tonic::{Request, Status};
 
-/// The columns: a stranger, a key for completion, a key for code, a key for the cache, a
-/// key of errors and analytics, a session without auth:admin, a key with auth:admin, the mesh.
-/// `+` is let in, `3` is E4003 (no credential that counts here), `5` is E4005 (lacks a scope).
+/// The columns are: no credential, a key for completion, a key for code, a key for the cache, a key of errors
+/// and analytics, a session without auth:admin, a key with auth:admin, and the mesh token. `+` is allowed, `3`
+/// is E4003 (no accepted credential), `5` is E4005 (a scope is missing).
 const TABLE: &[(&str, &str)] = &[
     ("hapa.analytics.v1.AnalyticsService/GetPerformance", "3555 +55+"),
     ("hapa.analytics.v1.AnalyticsService/GetUsage", "3555 +55+"),
@@ -76,7 +76,7 @@ const INTAKES: [&str; 3] = [
 ];
 
 #[tokio::test]
-async fn every_rpc_lets_in_who_the_table_says_and_nobody_else() {
+async fn every_rpc_admits_exactly_the_identities_of_the_table() {
     let mesh = TestMesh::start().await;
     let key = async |scopes: &[&str]| {
         let scopes = scopes.iter().map(|&scope| scope.to_owned()).collect();
@@ -132,7 +132,7 @@ pub(crate) fn rpcs() -> Vec<String> {
     rpcs
 }
 
-/// Calls with an empty message: whoever is let in is told what is missing, or gets an answer.
+/// Calls with an empty message: an allowed caller receives a validation error or an answer.
 pub(crate) async fn call<S>(wire: S, rpc: &str) -> Result<(), Status>
 where
     S: GrpcService<Body>,

@@ -1,4 +1,4 @@
-//! The audit log: every change, who made it and from where; and no change of the log unseen.
+//! The audit log: every change with its actor and its source. Every edit of the log is detected.
 
 use hapa_proto::auth::v1::audit_service_client::AuditServiceClient;
 use hapa_proto::auth::v1::key_service_client::KeyServiceClient;
@@ -19,7 +19,7 @@ async fn verify(mesh: &TestMesh) -> VerifyAuditLogResponse {
 }
 
 #[tokio::test]
-async fn every_change_is_written_down_with_who_and_from_where_and_no_secret() {
+async fn every_change_is_logged_with_actor_and_source_and_without_secrets() {
     for store in Store::both().await {
         let mesh = TestMesh::start_on(&store, &[]).await;
         let kim = mesh.log_in_new_user("kim@example.com", &[]).await;
@@ -34,7 +34,7 @@ async fn every_change_is_written_down_with_who_and_from_where_and_no_secret() {
         let rotate = RotateKeyRequest { key_id: key_id.clone(), overlap_seconds: None };
         let rotated = keys.rotate_key(rotate).await.unwrap().into_inner();
         keys.revoke_key(RevokeKeyRequest { key_id: key_id.clone() }).await.unwrap();
-        // Told twice, changed once.
+        // Two requests, one change.
         keys.revoke_key(RevokeKeyRequest { key_id: key_id.clone() }).await.unwrap();
 
         let subject = format!("key:{key_id}");

@@ -210,7 +210,7 @@ async fn of_many_calls_on_the_last_of_a_budget_one_passes() {
 }
 
 #[tokio::test]
-async fn a_client_who_leaves_and_an_engine_that_breaks_off_pay_for_what_was_made() {
+async fn cancelled_and_broken_generations_pay_for_the_generated_tokens() {
     let mesh = TestMesh::start().await;
     let (key_id, text) = budgeted(&mesh, 1_000_000).await;
     mesh.engine.once(Script::tokens(["a", "b", "c", "d"]).hold(3));

@@ -34,7 +34,7 @@ async fn a_keys_text_is_shown_once_and_stands_in_no_file_and_no_row() {
 }
 
 #[tokio::test]
-async fn a_key_ends_when_it_is_told_or_after_the_default_days() {
+async fn a_key_expires_at_its_requested_time_or_after_the_default_days() {
     let mesh = TestMesh::start_with(&["--api-key-expiry-days=7"]).await;
     let cases = [
         (None, Some(7)),

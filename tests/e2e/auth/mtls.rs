@@ -1,5 +1,5 @@
-//! Services that prove themselves by certificates: who is refused, who may call what, and that
-//! certificates can be replaced while everybody works.
+//! Services that authenticate by certificates: refusals, the roles that may call an RPC, and the replacement
+//! of certificates under load.
 
 mod gateway;
 
@@ -62,7 +62,7 @@ async fn is_refused(channel: hapa_transport::balancer::Balanced) -> Status {
 }
 
 #[tokio::test]
-async fn who_speaks_plain_text_or_shows_another_authoritys_certificate_is_not_heard() {
+async fn plain_text_and_certificates_of_another_authority_are_refused() {
     let (mesh, other) = (MtlsCluster::start(&[]).await, Certificates::make().await);
     let address = mesh.mesh("auth");
     for said in [PREFACE, b"GET / HTTP/1.1\r\n\r\n", b"P"] {
@@ -73,11 +73,11 @@ async fn who_speaks_plain_text_or_shows_another_authoritys_certificate_is_not_he
         let _ = within("the end", stream.read_to_end(&mut heard)).await;
         assert!(heard.is_empty(), "{heard:?}");
     }
-    // Its own authority believes in the mesh; the mesh does not believe in its certificate.
+    // Its own authority trusts the mesh. The mesh does not trust its certificate.
     let authority = mesh.certificates.authority();
-    let stranger = Files { authority, ..other.files("codegen") };
-    is_refused(dial(stranger, address)).await;
-    // And the other way: whoever answers with another authority's certificate is no mesh.
+    let other_authority = Files { authority, ..other.files("codegen") };
+    is_refused(dial(other_authority, address)).await;
+    // The reverse: a server with another authority's certificate is not trusted as a mesh.
     let status = is_refused(dial(other.files("codegen"), address)).await;
     assert_eq!(status.code(), Code::Unavailable);
     assert!(status.message().contains("certificate"), "{}", status.message());
@@ -193,7 +193,8 @@ async fn a_certified_mesh_answers_through_a_gateway_with_tls_on_both_sides() {
         command(&["key", "list", "--json"], &[door[0], ("HAPA_API_KEY", &key)]).await;
     assert!(done && said.contains("tester"), "{said}");
 
-    // An operator's certificate at the mesh itself needs no credential; none at all is not heard.
+    // At the mesh port an operator's certificate needs no credential. A client without a certificate is
+    // refused.
     let direct = address("auth");
     let files = mesh.certificates.files("operator");
     let shown = [
@@ -231,7 +232,7 @@ async fn certificates_are_replaced_under_load_and_no_call_fails() {
             calls += 1;
             failed.extend(reply.err());
         }
-        // As someone who has just come, with what is there now.
+        // A new client, with the present certificates.
         if calls % 100 == 0 {
             client = CodegenServiceClient::new(mesh.dial("gateway", "codegen"));
         }
@@ -249,7 +250,7 @@ async fn the_authority_itself_is_replaced_under_load_and_no_call_fails() {
     let (rounds, done) = (Cell::new(0), Cell::new(false));
     let load = async {
         while !done.get() {
-            // Someone who has just come, with what is there now.
+            // A new client, with the present certificates.
             let mut client = CodegenServiceClient::new(mesh.dial("gateway", "codegen"));
             for _ in 0..5 {
                 let reply = client.generate_code(with_key(question(), &key));
@@ -259,8 +260,8 @@ async fn the_authority_itself_is_replaced_under_load_and_no_call_fails() {
         }
     };
     let replacing = async {
-        own.believe(&[own, &next]);
-        next.believe(&[own, &next]);
+        own.trust(&[own, &next]);
+        next.trust(&[own, &next]);
         everywhere(&mesh, "the new authority to be believed", &next.files("operator"), true).await;
         let kept = tempfile::tempdir().unwrap();
         own.trade(&next, kept.path());
@@ -275,7 +276,7 @@ async fn the_authority_itself_is_replaced_under_load_and_no_call_fails() {
             }
         })
         .await;
-        own.believe(&[&next]);
+        own.trust(&[&next]);
         everywhere(&mesh, "the old authority to be forgotten", &old, false).await;
         done.set(true);
     };
@@ -284,7 +285,7 @@ async fn the_authority_itself_is_replaced_under_load_and_no_call_fails() {
     mesh.finish().await;
 }
 
-/// Waits until who shows these is let in by every role, or by none.
+/// Waits until every role, or no role, accepts a client with these certificates.
 async fn everywhere(mesh: &MtlsCluster, what: &str, shown: &Files, is_let_in: bool) {
     for role in ["auth", "codegen", "errors", "analytics"] {
         let address = mesh.mesh(role);

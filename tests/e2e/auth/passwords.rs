@@ -8,7 +8,7 @@ use hapa_test_harness::{RoleProcess, TOKEN, incident, within};
 use tokio::task::JoinSet;
 
 /// Two hashes of 19 MiB each, and room for what tasks and connections take.
-const GROWTH: u64 = 80 * 1_024 * 1_024;
+const MAX_GROWTH_BYTES: u64 = 80 * 1_024 * 1_024;
 
 fn login(number: usize) -> CreateSessionRequest {
     let email = format!("user{number}@example.com");
@@ -48,11 +48,11 @@ async fn many_wrong_logins_at_once_take_the_memory_of_two_hashes() {
         assert!(checked > 0, "no login was checked");
     }
     let after = auth.resident_memory();
-    assert!(after < before + GROWTH, "it grew from {before} to {after} bytes");
+    assert!(after < before + MAX_GROWTH_BYTES, "it grew from {before} to {after} bytes");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn logins_beyond_those_that_may_wait_are_told_to_come_back() {
+async fn logins_beyond_the_queue_are_refused_with_a_retry_delay() {
     let settings = [("MESH_TOKEN", TOKEN.to_owned()), ("AUTH_FAILURE_LIMIT", "0".to_owned())];
     let auth = RoleProcess::start("auth", &settings, &[]).await;
     let mut logins = JoinSet::new();

@@ -55,7 +55,7 @@ async fn ends(mesh: &TestMesh, token: &str) {
 }
 
 #[tokio::test]
-async fn a_wrong_password_and_an_unknown_address_are_told_the_same() {
+async fn a_wrong_password_and_an_unknown_address_get_the_same_error() {
     let mesh = TestMesh::start().await;
     mesh.log_in_new_user("kim@example.com", &[]).await;
     let wrong = mesh.log_in("kim@example.com", "a wrong password").await.unwrap_err();
@@ -92,7 +92,7 @@ async fn refresh_tokens_work_once_and_a_second_use_ends_the_session() {
 }
 
 #[tokio::test]
-async fn of_many_who_refresh_at_once_one_gets_new_tokens() {
+async fn of_many_concurrent_refreshes_one_gets_new_tokens() {
     for store in Store::both().await {
         let mesh = TestMesh::start_on(&store, &[]).await;
         let kim = mesh.log_in_new_user("kim@example.com", &[]).await;
@@ -277,7 +277,7 @@ async fn a_session_that_outlived_a_shorter_setting_ends_when_a_server_starts() {
 }
 
 #[tokio::test]
-async fn a_token_of_a_replica_whose_clock_is_ahead_is_accepted() {
+async fn a_token_of_a_replica_with_a_fast_clock_is_accepted() {
     const SECRET: &str = "the-key-that-the-replicas-of-a-test-share";
     let mesh = TestMesh::start_with(&[&format!("--secret-key={SECRET}")]).await;
     let kim = mesh.log_in_new_user("kim@example.com", &[]).await;
@@ -310,7 +310,7 @@ async fn a_token_of_a_replica_whose_clock_is_ahead_is_accepted() {
 }
 
 #[tokio::test]
-async fn secrets_are_replaced_and_who_is_in_use_notices_nothing() {
+async fn secrets_are_rotated_without_an_effect_on_open_sessions() {
     const OLD: [&str; 2] = [
         "--api-key-pepper=the-old-pepper-of-more-than-32-characters",
         "--secret-key=the-old-key-of-more-than-thirty-two-characters",

@@ -25,7 +25,7 @@ use tonic::{Code, Response, Status};
 use crate::api::generate::question;
 use crate::auth::users::own_key;
 
-/// RPCs whose request has an id that is not someone's: a name that the caller gives.
+/// RPCs with an id in the request that belongs to no owner: a name that the caller chooses.
 const OWN_NAMES: &[&str] =
     &["CompleteCode", "GenerateCode", "StreamCompleteCode", "StreamGenerateCode", "ValidateCode"];
 /// RPCs with ids for which a scope or the mesh token is needed, which sees everything.
@@ -35,9 +35,9 @@ const NOT_FOR_TENANTS: &[&str] = &["ReserveTokens", "SettleTokens", "DeleteUser"
 const FILTERS: &[&str] = &["GetUsage"];
 
 /// What an RPC said.
-type Said = (&'static str, Option<Status>);
+type Outcome = (&'static str, Option<Status>);
 
-fn said<T>(rpc: &'static str, reply: Result<Response<T>, Status>) -> Said {
+fn said<T>(rpc: &'static str, reply: Result<Response<T>, Status>) -> Outcome {
     (rpc, reply.err())
 }
 
@@ -47,7 +47,7 @@ async fn ask_for(
     theirs: &LoggedInUser,
     key_id: &str,
     shown: &str,
-) -> Vec<Said> {
+) -> Vec<Outcome> {
     let mut keys = KeyServiceClient::new(wire.clone());
     let mut users = UserServiceClient::new(wire.clone());
     let mut sessions = SessionServiceClient::new(wire.clone());
@@ -172,7 +172,7 @@ async fn lists_sums_and_streams_of_failures_have_nothing_of_the_others() {
 }
 
 #[tokio::test]
-async fn every_rpc_with_an_id_in_its_request_stands_in_that_story() {
+async fn every_rpc_with_an_id_in_its_request_is_covered_by_that_test() {
     let set = FileDescriptorSet::decode(FILE_DESCRIPTOR_SET).unwrap();
     let mesh = TestMesh::start().await;
     let ann = mesh.log_in_new_user("ann@a.example", &[]).await;

@@ -122,7 +122,7 @@ fn has(table: &str, name: &str, value: &str) -> bool {
 }
 
 #[tokio::test]
-async fn an_operator_makes_the_first_admin_who_logs_in_and_manages() {
+async fn an_operator_creates_the_first_admin_that_logs_in_and_manages() {
     let shell = Shell::start().await;
     let user = shell.create_user("--admin --name Mina").await;
     assert_eq!((user["email"].as_str(), user["has_password"].as_bool()), (Some(EMAIL), Some(true)));
@@ -329,7 +329,7 @@ async fn users_are_changed_and_removed_by_their_address() {
 }
 
 #[tokio::test]
-async fn a_password_is_set_by_an_admin_or_by_who_knows_the_old_one() {
+async fn a_password_is_set_by_an_admin_or_with_the_old_one() {
     let shell = Shell::start().await;
     shell.create_user("").await;
     shell.login().await.fine();

@@ -27,7 +27,7 @@ fn text(bytes: &[u8]) -> &str {
 }
 
 /// Arguments, settings, and the name that must be said.
-type Wrong<'a> = (&'a [&'a str], &'a [(&'a str, &'a str)], &'a str);
+type UsageErrorCase<'a> = (&'a [&'a str], &'a [(&'a str, &'a str)], &'a str);
 
 const LONG_TOKEN: (&str, &str) = ("MESH_TOKEN", "0123456789abcdefghijklmnopqrstuvwxyz");
 const LONG_PEPPER: (&str, &str) = ("API_KEY_PEPPER", "0123456789abcdefghijklmnopqrstuvwxyz");
@@ -37,7 +37,7 @@ const EXAMPLE: &str = "changemechangemechangemechangeme";
 const DEFAULT: (&str, &str) = ("SECRET_KEY", "your-secret-key-here-change-it-in-production");
 
 /// Commands, their settings, and the one that is wrong.
-const WRONG: &[Wrong<'_>] = &[
+const WRONG: &[UsageErrorCase<'_>] = &[
     (&["all"], &[("PORT", "abc")], "PORT"),
     (&["all"], &[("ENVIRONMENT", "moon")], "ENVIRONMENT"),
     (&["all"], &[("REQUEST_TIMEOUT", "0")], "REQUEST_TIMEOUT"),
@@ -131,7 +131,7 @@ async fn generate_gives_code_to_a_pipe_and_the_rest_to_standard_error() {
 }
 
 #[tokio::test]
-async fn models_tells_what_each_is_for_and_how_it_is() {
+async fn models_lists_tasks_and_health_of_each_model() {
     let mesh = TestMesh::start().await;
     let done = run(Some(&mesh), &["models"], &[]).await;
     let rows: Vec<Vec<&str>> =

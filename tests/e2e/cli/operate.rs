@@ -1,4 +1,4 @@
-//! What an operator types first: which binary is this, and is all well that it stands on?
+//! The first commands of an operator: the version of the binary, and the state of its dependencies.
 
 use hapa_test_harness::{Certificates, Postgres, RedisServer, TestMesh, hapa, within};
 use serde_json::Value;

@@ -13,7 +13,7 @@ use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, Buf
 use tokio::process::Command;
 use tokio::time::sleep;
 
-const SHORTLY: Duration = Duration::from_millis(200);
+const POLL_INTERVAL: Duration = Duration::from_millis(200);
 const SHOWN: &str = "INC-20260203-0123ABCD";
 
 /// An operator's command.
@@ -25,7 +25,7 @@ fn command(mesh: &TestMesh, line: &str) -> Command {
     command
 }
 
-/// Whether it went well, and what it said to whom.
+/// Exit status and output of a command.
 async fn run(mesh: &TestMesh, line: &str) -> (bool, String, String) {
     let done = within(line, command(mesh, line).output()).await.unwrap();
     let text = |bytes| String::from_utf8(bytes).unwrap();
@@ -117,7 +117,7 @@ async fn flags_of_the_errors_role_and_of_its_client_do_not_mix() {
 #[tokio::test]
 async fn an_operator_finds_what_a_user_was_shown_and_settles_it() {
     let mesh = TestMesh::start().await;
-    // Nothing that a story causes has this code.
+    // No test causes this code.
     report(&mesh, vec![occurrence("E5009", SHOWN), occurrence("E5009", "")]).await;
     let incidents = json(&mesh, "errors incidents --code E5009 --since 1h --status open").await;
     assert_eq!(incidents.len(), 1, "{incidents:?}");
@@ -164,11 +164,11 @@ async fn errors_are_watched_as_they_happen() {
     let mut watch = command(&mesh, "errors watch --code E5009");
     let mut child = watch.stdout(Stdio::piped()).spawn().unwrap();
     let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
-    // From now on, and nobody sees from outside when that is.
+    // The watch starts at an unknown time, because it prints nothing before the first event.
     let reports = async {
         loop {
             report(&mesh, vec![occurrence("E5009", SHOWN)]).await;
-            sleep(SHORTLY).await;
+            sleep(POLL_INTERVAL).await;
         }
     };
     let line = tokio::select! {
@@ -186,7 +186,7 @@ async fn usage_is_grouped_listed_and_exported_through_all_pages() {
     let line = "usage --since 1d --owner team,a --group-by owner,model";
     within("the usage", async {
         while json(&mesh, line).await.len() < 2 {
-            sleep(SHORTLY).await;
+            sleep(POLL_INTERVAL).await;
         }
     })
     .await;
@@ -212,7 +212,7 @@ async fn usage_is_grouped_listed_and_exported_through_all_pages() {
             if csv.lines().filter(|line| line.starts_with("owner-")).count() == OWNERS {
                 return;
             }
-            sleep(SHORTLY).await;
+            sleep(POLL_INTERVAL).await;
         }
     })
     .await;

@@ -1,4 +1,4 @@
-//! Budgets of tokens under races, and what becomes of reservations when nobody settles them.
+//! Token budgets under races, and reservations that are never settled.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
@@ -16,14 +16,14 @@ use tokio::time::sleep;
 use tonic::{Code, Status};
 use tonic_types::StatusExt as _;
 
-use super::{Open, SHORTLY, failure, say, shown};
+use super::{Open, POLL_INTERVAL, failure, say, shown};
 use crate::api::generate::question;
 
 const DAY: Duration = Duration::from_hours(24);
 /// What one answer uses.
 const USED: i64 = 100;
 
-/// A fleet whose engine says that every answer used as much.
+/// A cluster with an engine that reports the same usage for every answer.
 async fn cluster() -> TestCluster {
     let cluster = TestCluster::start().await;
     cluster.engine.script(Script::tokens(["a", "b"]).usage(30, 70));
@@ -54,13 +54,13 @@ async fn settled(cluster: &TestCluster, key_id: &str) -> TokenUsage {
             if usage.reserved_tokens == 0 {
                 return usage;
             }
-            sleep(SHORTLY).await;
+            sleep(POLL_INTERVAL).await;
         }
     })
     .await
 }
 
-/// Checks what a caller is told whose budget is used up.
+/// Checks the refusal of a caller with an exhausted budget.
 fn assert_used_up(status: &Status) {
     assert_eq!(failure(status), ("E4008".to_owned(), Code::ResourceExhausted), "{status:?}");
     let quota = status.get_details_quota_failure().unwrap();
@@ -108,7 +108,7 @@ async fn of_a_hundred_calls_at_once_no_more_pass_than_a_budget_and_one_call_allo
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn who_leaves_and_what_breaks_off_is_settled_with_what_was_used() {
+async fn cancelled_and_broken_generations_are_settled_with_their_usage() {
     let cluster = cluster().await;
     let (key_id, text) = key(&cluster, "tester", 1_000_000).await;
     let [client, mut other] = cluster.clients(&text);
@@ -166,11 +166,11 @@ async fn a_users_budget_counts_over_all_of_its_keys() {
     assert_eq!(of_keys.map(|usage| usage.day_tokens), [2 * USED, USED]);
 }
 
-/// Reads a stream until it ends or breaks, and adds the tokens that it told.
+/// Reads a stream until it ends or breaks, and adds its reported tokens.
 async fn read(client: &mut CodegenClient, told: &AtomicI64) {
     let request = GenerateCodeRequest { max_tokens: Some(1_000), ..question("q") };
     let Ok(frames) = client.stream_generate_code(request).await else {
-        return sleep(SHORTLY).await;
+        return sleep(POLL_INTERVAL).await;
     };
     let (mut frames, mut tokens) = (frames.into_inner(), 0);
     while let Ok(Some(frame)) = frames.message().await {
@@ -185,15 +185,15 @@ async fn read(client: &mut CodegenClient, told: &AtomicI64) {
     }
 }
 
-/// Kills a replica again and again while callers read from it. Returns how many tokens they were told,
-/// and how many calls broke at most.
+/// Kills a replica repeatedly while callers read from it. Returns the number of received tokens, and the
+/// maximum number of broken calls.
 async fn kill_under_load(replica: &mut RoleProcess, engine: &Engine, text: &str) -> (i64, i64) {
     const KILLS: usize = 3;
     const CALLERS: usize = 4;
     let told = Arc::new(AtomicI64::new(0));
     // Short answers and long ones: kills find calls at their begin, on their way and at their end.
     for (kill, tokens) in [300, 3, 60].into_iter().enumerate() {
-        engine.script(Script::tokens(vec!["x"; tokens]).gap(SHORTLY));
+        engine.script(Script::tokens(vec!["x"; tokens]).gap(POLL_INTERVAL));
         let over = Arc::new(AtomicBool::new(false));
         let mut callers = JoinSet::new();
         for _ in 0..CALLERS {
@@ -208,7 +208,7 @@ async fn kill_under_load(replica: &mut RoleProcess, engine: &Engine, text: &str)
         let enough = told.load(Ordering::Relaxed) + 400;
         within("tokens", async {
             while told.load(Ordering::Relaxed) < enough {
-                sleep(SHORTLY).await;
+                sleep(POLL_INTERVAL).await;
             }
         })
         .await;
@@ -233,7 +233,7 @@ fn assert_booked(usage: &TokenUsage, told: i64, broken: i64) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn replicas_that_are_killed_give_back_nothing_that_was_told() {
+async fn killed_replicas_return_no_tokens_that_were_delivered() {
     let cluster = cluster().await;
     let mut replica = cluster.another_replica(&["--vllm-timeout-seconds=4"]).await;
     let (key_id, text) = key(&cluster, "tester", 100_000_000).await;
@@ -242,7 +242,7 @@ async fn replicas_that_are_killed_give_back_nothing_that_was_told() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_process_of_all_roles_that_is_killed_gives_back_nothing_that_was_told() {
+async fn a_killed_process_of_all_roles_returns_no_tokens_that_were_delivered() {
     let engine = Engine::start();
     let settings = [
         ("MESH_TOKEN", TOKEN.to_owned()),
@@ -265,7 +265,7 @@ async fn a_process_of_all_roles_that_is_killed_gives_back_nothing_that_was_told(
                     return usage;
                 }
             }
-            sleep(10 * SHORTLY).await;
+            sleep(10 * POLL_INTERVAL).await;
         }
     })
     .await;

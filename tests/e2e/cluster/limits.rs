@@ -9,7 +9,7 @@ use tokio::task::JoinSet;
 use tokio::time::sleep;
 use tonic::Code;
 
-use super::{Load, SHORTLY, failure, health, say};
+use super::{Load, POLL_INTERVAL, failure, health, say};
 
 /// A key that may ask for the health so often in an hour, and that both replicas know: its id and its text.
 async fn limited(cluster: &TestCluster, limit: u32) -> (String, String) {
@@ -108,14 +108,14 @@ async fn a_frozen_redis_fails_no_call_and_counts_again_when_it_thaws() {
     for replica in &cluster.replicas {
         within("the probe to say so", async {
             while !replica.page("/readyz").await.contains("Redis does not answer") {
-                sleep(SHORTLY).await;
+                sleep(POLL_INTERVAL).await;
             }
         })
         .await;
     }
     within("calls to be counted alone", async {
         while fallbacks(&cluster).await < before + 500.0 {
-            sleep(SHORTLY).await;
+            sleep(POLL_INTERVAL).await;
         }
     })
     .await;

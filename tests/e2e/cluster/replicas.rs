@@ -1,4 +1,4 @@
-//! One name for two auths: calls go to both, and one that dies costs nobody who is known a call.
+//! One name for two auth processes: calls go to both, and the failure of one costs no cached principal a call.
 
 use std::sync::{Arc, Mutex};
 

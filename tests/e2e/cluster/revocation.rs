@@ -15,22 +15,22 @@ use prost_types::FieldMask;
 use tokio::task::JoinSet;
 use tokio::time::sleep;
 
-use super::{Open, SHORTLY, Times, failure, health, refused};
+use super::{Open, POLL_INTERVAL, Times, failure, health, refused};
 use crate::api::generate::question;
 
 const SECOND: Duration = Duration::from_secs(1);
 /// Rounds at once.
-const TOGETHER: usize = 4;
+const STREAM_COUNT: usize = 4;
 
-/// A fleet whose streams stay open after their first token.
+/// A cluster with streams that stay open after their first token.
 async fn holding() -> Arc<TestCluster> {
     let cluster = TestCluster::start().await;
     cluster.engine.script(Script::tokens(["a", "b"]).hold(1));
     Arc::new(cluster)
 }
 
-/// Checks that of so many rounds all but one in a hundred took less than a second. A machine that is
-/// busy with something else is late by itself: such a trial is told, and made again twice at most.
+/// Checks that all but one in a hundred of these rounds took less than a second. A machine that is busy with
+/// other work is late by itself. Such a trial is printed, and repeated twice at most.
 async fn within_a_second<F: Future<Output = Duration> + Send + 'static>(
     (what, of): (&str, &str),
     count: usize,
@@ -53,7 +53,7 @@ async fn rounds<F: Future<Output = Duration> + Send + 'static>(
 ) -> Times {
     let (mut running, mut times) = (JoinSet::new(), Times::default());
     for number in 0..count {
-        if running.len() == TOGETHER {
+        if running.len() == STREAM_COUNT {
             times.0.push(running.join_next().await.unwrap().unwrap());
         }
         running.spawn(round(number));
@@ -129,7 +129,7 @@ async fn lacks_the_scope(mut client: CodegenClient) {
         loop {
             let status = client.generate_code(question("")).await.unwrap_err();
             match failure(&status).0.as_str() {
-                "E4002" => sleep(SHORTLY).await,
+                "E4002" => sleep(POLL_INTERVAL).await,
                 code => return assert_eq!(code, "E4005", "{status:?}"),
             }
         }
@@ -215,7 +215,7 @@ async fn a_revoked_session_is_refused_everywhere_and_its_stream_ends_within_a_se
     .await;
 }
 
-/// A user who is logged in.
+/// A user with a session.
 struct User {
     id: String,
     session_id: String,
@@ -235,7 +235,7 @@ impl User {
         within("a user", async {
             while let Err(status) = cluster.auth.users().create_user(request.clone()).await {
                 assert_eq!(failure(&status).0, "E5005");
-                sleep(10 * SHORTLY).await;
+                sleep(10 * POLL_INTERVAL).await;
             }
         })
         .await;
@@ -248,7 +248,7 @@ impl User {
                     // Few passwords are checked at once.
                     Err(status) => assert_eq!(failure(&status).0, "E5005"),
                 }
-                sleep(10 * SHORTLY).await;
+                sleep(10 * POLL_INTERVAL).await;
             }
         })
         .await;

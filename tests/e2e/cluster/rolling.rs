@@ -1,5 +1,5 @@
-//! Every role is restarted, replica by replica, behind a real gateway and under load: who asks and
-//! gets an answer notices nothing, and every open stream ends whole or is told why it does not.
+//! Every role is restarted, replica by replica, behind a real gateway and under load. No unary call fails, and
+//! every open stream ends complete or with an error.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -23,7 +23,7 @@ use tokio::task::JoinSet;
 use tokio::time::sleep;
 use tonic::{Code, Status};
 
-use super::{Load, SHORTLY, say};
+use super::{Load, POLL_INTERVAL, say};
 use crate::api::generate::question;
 
 const STREAMS: usize = 200;
@@ -34,7 +34,7 @@ const RELEASED: usize = 50;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_rolling_restart_of_every_role_loses_no_call_and_ends_every_stream_with_a_status() {
-    // The gateway looks every 2 s, for 1 s at most.
+    // The gateway polls health every 2 s, for 1 s at most.
     let drain = [("DRAIN_DELAY_SECONDS", "3"), ("DRAIN_TIMEOUT_SECONDS", "6")];
     let mut mesh = Box::pin(HaCluster::start_with(&drain)).await;
     let mut wanted = TestMesh::dev_key();
@@ -87,7 +87,7 @@ async fn comes_back(replica: &mut RoleProcess, rpc: &str) {
     replica.start_again().await;
     within("calls to come to a new replica", async {
         while replica.metrics().await.sum("hapa_requests_total", &[rpc, "code=\"OK\""]) < 1.0 {
-            sleep(SHORTLY).await;
+            sleep(POLL_INTERVAL).await;
         }
     })
     .await;
@@ -155,12 +155,12 @@ async fn ending(client: &mut CodegenClient, question: GenerateCodeRequest) -> St
     }
 }
 
-/// Callers that call every role, again and again; of a call that passed nothing is told.
+/// Callers that repeatedly call every role. Failed calls are printed.
 fn load(gateway: &Gateway, key: &str, key_id: &str) -> Load<Option<String>> {
     let mut load = Load::none();
     for _ in 0..CLIENTS {
         let (wire, key_id) = (gateway.channel_as(Identity::Key(key)), key_id.to_owned());
-        load.add(4 * SHORTLY, move || {
+        load.add(4 * POLL_INTERVAL, move || {
             let (wire, key_id) = (wire.clone(), key_id.clone());
             async move { Box::pin(call_each(&wire, &key_id)).await }
         });

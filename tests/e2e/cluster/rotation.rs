@@ -8,7 +8,7 @@ use hapa_proto::auth::v1::RotateKeyRequest;
 use hapa_test_harness::{CodegenClient, TestCluster, TestMesh, within};
 use tokio::time::sleep;
 
-use super::{Load, Open, SHORTLY, health, refused, say, shown};
+use super::{Load, Open, POLL_INTERVAL, health, refused, say, shown};
 
 const SECOND: Duration = Duration::from_secs(1);
 
@@ -46,7 +46,7 @@ async fn no_call_is_refused_while_callers_move_to_a_new_text() {
             if let (Some(_), Some(old_use)) = (texts[0].last_use_time, texts[1].last_use_time) {
                 return old_use;
             }
-            sleep(10 * SHORTLY).await;
+            sleep(10 * POLL_INTERVAL).await;
         }
     })
     .await;

@@ -29,25 +29,25 @@ const TOKEN: &str = hapa_test_harness::TOKEN;
 const PROMPT: &str = "CANARY-SALARIES";
 const KEY: &str = "operator-engine-key-42";
 
-/// A process that asks a parrot, and writes its log to a file.
+/// A process that calls an echoing engine, and writes its log to a file.
 struct Meshed {
     wire: TestChannel,
     metrics: String,
     folder: TempDir,
-    parrot: EchoingEngine,
+    engine: EchoingEngine,
     process: Child,
 }
 
 impl Meshed {
     async fn start(settings: &[(&str, &str)]) -> Meshed {
-        let (parrot, folder) =
+        let (engine, folder) =
             (EchoingEngine::start(EchoedModels::one()).await, tempfile::tempdir());
         let folder = folder.unwrap();
         let mut command = hapa();
         command.args(["all", "--port=0", "--metrics-port=0", "--cache-ttl=0"]);
         command.env("DATA_DIR", folder.path().join("data")).env("MESH_TOKEN", TOKEN);
         command.env("LOG_FILE", folder.path().join("hapa.log")).env("STRUCTURED_LOGGING", "true");
-        command.env("AI_MODEL_ENDPOINT", parrot.url()).env("AI_MODEL_API_KEY", KEY);
+        command.env("AI_MODEL_ENDPOINT", engine.url()).env("AI_MODEL_API_KEY", KEY);
         let process = command.envs(settings.iter().copied()).spawn().unwrap();
         let log = folder.path().join("hapa.log");
         let serving = within("a process that serves", async {
@@ -64,7 +64,7 @@ impl Meshed {
         let address = serving["address"].as_str().unwrap();
         let metrics = serving["metrics_address"].as_str().unwrap().to_owned();
         let channel = Endpoint::from_shared(format!("http://{address}")).unwrap().connect_lazy();
-        Meshed { wire: Identity::Mesh.on(channel), metrics, folder, parrot, process }
+        Meshed { wire: Identity::Mesh.on(channel), metrics, folder, engine, process }
     }
 
     fn client(&self) -> CodegenClient {
@@ -130,7 +130,8 @@ fn told(status: &Status) -> String {
     format!("{} {} {metadata}", status.message(), String::from_utf8_lossy(status.details()))
 }
 
-/// Asks until the engine was asked: after some failures it is left alone for a moment.
+/// Repeats a call until it reaches the engine: after some failures the circuit breaker skips the engine for a
+/// moment.
 async fn fails(ask: impl AsyncFn() -> Option<Status>) -> Status {
     within("an engine that fails", async {
         loop {
@@ -172,7 +173,7 @@ async fn what_an_engine_repeats_of_prompt_key_and_host_is_nowhere() {
         }
         assert_clean("/readyz", &mesh.page("/readyz").await);
     }
-    // Whole answers whose model and reason are no names.
+    // Complete answers with a model and a reason that are not names.
     let mut odd = client.generate_code(chat("whole")).await;
     while odd.is_err() {
         // The breaker may still be open.
@@ -201,7 +202,7 @@ async fn what_an_engine_repeats_of_prompt_key_and_host_is_nowhere() {
 }
 
 #[tokio::test]
-async fn an_operator_who_asks_for_it_reads_the_engines_words_without_the_key() {
+async fn the_engines_text_is_logged_on_request_and_without_the_key() {
     let settings = [("LOG_LEVEL", "debug"), ("LOG_ENGINE_ERRORS", "true")];
     let mesh = Meshed::start(&settings).await;
     let mut client = mesh.client();
@@ -230,18 +231,18 @@ async fn without_debug_nothing_of_it_is_logged_even_where_it_is_asked_for() {
     assert_clean("the log", &mesh.log());
 }
 
-/// A mesh whose engine says this of its models.
+/// A mesh with an engine that returns this list of models.
 async fn told_models(models: EchoedModels) -> (TestMesh, EchoingEngine) {
-    let parrot = EchoingEngine::start(models).await;
+    let engine = EchoingEngine::start(models).await;
     // Of two flags the last counts.
-    let mesh = TestMesh::start_with(&[&format!("--ai-model-endpoint={}", parrot.url())]).await;
-    (mesh, parrot)
+    let mesh = TestMesh::start_with(&[&format!("--ai-model-endpoint={}", engine.url())]).await;
+    (mesh, engine)
 }
 
 #[tokio::test]
-async fn an_engine_that_refuses_the_key_is_told_in_published_words() {
-    let parrot = EchoingEngine::start(EchoedModels::Refused).await;
-    let url = format!("--ai-model-endpoint={}", parrot.url());
+async fn an_engine_that_refuses_the_key_is_reported_in_published_words() {
+    let engine = EchoingEngine::start(EchoedModels::Refused).await;
+    let url = format!("--ai-model-endpoint={}", engine.url());
     let mesh = TestMesh::start_with(&[&url, &format!("--ai-model-api-key={KEY}")]).await;
     let narrow = hapa_proto::auth::v1::CreateKeyRequest {
         scopes: vec!["codegen:complete".to_owned()],
@@ -258,12 +259,12 @@ async fn an_engine_that_refuses_the_key_is_told_in_published_words() {
     let (_, page) = mesh.page("/readyz").await;
     assert!(page.contains("the engine answered 401"), "{page}");
     assert_clean("/readyz", &page);
-    assert_eq!(parrot.last_key().as_deref(), Some(KEY));
+    assert_eq!(engine.last_key().as_deref(), Some(KEY));
     mesh.finish().await;
 }
 
 #[tokio::test]
-async fn an_endpoint_that_can_not_be_reached_is_told_without_its_url() {
+async fn an_unreachable_endpoint_is_reported_without_its_url() {
     let endpoint = "--ai-model-endpoint=http://user:pass-word-9@no-such-host.invalid:7/v1";
     let mesh = TestMesh::start_with(&[endpoint]).await;
     let mut client = mesh.client();
@@ -281,7 +282,7 @@ async fn an_endpoint_that_can_not_be_reached_is_told_without_its_url() {
 }
 
 #[tokio::test]
-async fn models_whose_names_are_odd_are_not_listed() {
+async fn models_with_odd_names_are_not_listed() {
     let long = "m".repeat(201);
     let listed = json!([
         { "id": "first-model", "parent": "a\nb" },
@@ -338,12 +339,12 @@ async fn an_engine_may_keep_callers_away_for_ten_minutes_at_most() {
 async fn a_key_for_the_engine_from_a_file_is_trimmed_and_one_that_can_not_be_sent_ends_with_78() {
     let mut mesh = Meshed::start(&[("AI_MODEL_API_KEY", "engine-key-of-a-file\r\n")]).await;
     let shown = async {
-        while mesh.parrot.last_key().is_none() {
+        while mesh.engine.last_key().is_none() {
             sleep(Duration::from_millis(20)).await;
         }
     };
     within("the engine to be asked", shown).await;
-    assert_eq!(mesh.parrot.last_key().as_deref(), Some("engine-key-of-a-file"));
+    assert_eq!(mesh.engine.last_key().as_deref(), Some("engine-key-of-a-file"));
     mesh.process.kill().await.unwrap();
     for wrong in ["hush\nword", "hush\r\nword: x", "hush\u{1}word"] {
         let folder = tempfile::tempdir().unwrap();

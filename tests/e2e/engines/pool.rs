@@ -1,4 +1,4 @@
-//! Several engines as one: who is asked, what happens when one fails, and that nothing is left behind.
+//! Several engines as one pool: selection, failover, and no leaked state.
 
 mod chaos;
 mod failover;
@@ -14,8 +14,8 @@ use tokio::task::JoinSet;
 
 use crate::api::generate::{Read, question, stream};
 
-/// Engines that are waited for are looked at as often.
-const SHORTLY: std::time::Duration = std::time::Duration::from_millis(20);
+/// The interval of polls of an engine.
+const POLL_INTERVAL: std::time::Duration = std::time::Duration::from_millis(20);
 const ANSWER: &str = "Two words.\n```python\nprint('once')\n```\n";
 
 /// With so many engines that all give the answer, and an attempt that is given up after a second.
@@ -73,7 +73,7 @@ async fn model_becomes(mesh: &TestMesh, name: &str, wanted: impl Fn(&Model) -> b
             if let Some(model) = model(mesh, name).await.filter(|model| wanted(model)) {
                 return model;
             }
-            tokio::time::sleep(SHORTLY).await;
+            tokio::time::sleep(POLL_INTERVAL).await;
         }
     })
     .await
@@ -86,7 +86,7 @@ async fn gauge(mesh: &TestMesh, name: &str) -> f64 {
     mesh.engines().map(of).sum()
 }
 
-/// Asks until all engines are asked again and answer; tells how long that took.
+/// Repeats calls until all engines are used again and answer; returns the time that this took.
 async fn recovers(mesh: &TestMesh) -> std::time::Duration {
     let from = Instant::now();
     within("the engines to be used again", async {
@@ -98,7 +98,7 @@ async fn recovers(mesh: &TestMesh) -> std::time::Duration {
             if whole && open == 0.0 && up >= f64::from(engines) {
                 return;
             }
-            tokio::time::sleep(SHORTLY).await;
+            tokio::time::sleep(POLL_INTERVAL).await;
         }
     })
     .await;
@@ -109,7 +109,7 @@ async fn recovers(mesh: &TestMesh) -> std::time::Duration {
 async fn is_quiet(mesh: &TestMesh) {
     within("the gauges", async {
         while gauge(mesh, "hapa_engine_requests_in_flight").await != 0.0 {
-            tokio::time::sleep(SHORTLY).await;
+            tokio::time::sleep(POLL_INTERVAL).await;
         }
     })
     .await;

@@ -1,4 +1,4 @@
-//! The gateway as it is deployed, on this machine: what those who watch may ask of it, and how it goes.
+//! A deployed gateway on this machine: its endpoint for probes and metrics, and its drain.
 
 use std::net::TcpListener;
 use std::time::Duration;
@@ -14,7 +14,7 @@ use tonic::transport::Endpoint;
 use tonic_health::pb::health_client::HealthClient;
 use tonic_health::pb::{HealthCheckRequest, HealthCheckResponse};
 
-struct Door {
+struct DeployedGateway {
     public: u16,
     watch: u16,
     admin: u16,
@@ -28,7 +28,7 @@ fn free_ports() -> [u16; 3] {
     held.map(|listener| listener.local_addr().unwrap().port())
 }
 
-async fn open(mesh: &TestMesh) -> Door {
+async fn open(mesh: &TestMesh) -> DeployedGateway {
     let folder = tempfile::tempdir().unwrap();
     let [public, watch, admin] = free_ports();
     let text = [public, watch, admin, mesh.address.port()].map(|port| port.to_string());
@@ -45,12 +45,12 @@ async fn open(mesh: &TestMesh) -> Door {
         .args(["--log-level", "error", "--drain-time-s", "60"])
         .stdout(std::process::Stdio::null());
     let envoy = envoy.kill_on_drop(true).spawn().unwrap();
-    let door = Door { public, watch, admin, _envoy: envoy, _folder: folder };
-    door.wait_until_ready_is("200").await;
-    door
+    let gateway = DeployedGateway { public, watch, admin, _envoy: envoy, _folder: folder };
+    gateway.wait_until_ready_is("200").await;
+    gateway
 }
 
-impl Door {
+impl DeployedGateway {
     /// Status and body of what a machine that watches asks for.
     async fn ask(&self, path: &str) -> (String, String) {
         let url = format!("http://127.0.0.1:{}{path}", self.watch);
@@ -91,28 +91,28 @@ impl Door {
 }
 
 #[tokio::test]
-async fn who_watches_sees_metrics_and_readiness_and_can_end_nothing() {
+async fn the_observation_port_serves_metrics_and_readiness_and_no_admin_action() {
     let mesh = TestMesh::start().await;
-    let door = open(&mesh).await;
-    assert_eq!(door.ask("/livez").await, ("200".to_owned(), "alive\n".to_owned()));
-    let (status, metrics) = door.ask("/stats/prometheus").await;
+    let gateway = open(&mesh).await;
+    assert_eq!(gateway.ask("/livez").await, ("200".to_owned(), "alive\n".to_owned()));
+    let (status, metrics) = gateway.ask("/stats/prometheus").await;
     assert_eq!(status, "200");
     for (metric, _) in listed().into_iter().filter(|(_, source)| source == "envoy") {
         assert!(metrics.contains(&format!("\n{metric}{{")), "Envoy does not tell {metric}");
     }
     for path in ["/quitquitquit", "/config_dump", "/", "/stats", "/ready/../quitquitquit"] {
-        assert_eq!(door.ask(path).await.0, "404", "{path}");
+        assert_eq!(gateway.ask(path).await.0, "404", "{path}");
     }
 }
 
 #[tokio::test]
 async fn a_gateway_that_must_go_says_so_and_waits_for_open_calls() {
     let mesh = TestMesh::start().await;
-    let door = open(&mesh).await;
-    let watching = door.call().await;
-    let mut draining = door.drain("600");
-    door.wait_until_ready_is("503").await;
-    assert_eq!(door.ask("/livez").await.0, "200", "nobody should kill it for that");
+    let gateway = open(&mesh).await;
+    let watching = gateway.call().await;
+    let mut draining = gateway.drain("600");
+    gateway.wait_until_ready_is("503").await;
+    assert_eq!(gateway.ask("/livez").await.0, "200", "nobody should kill it for that");
     assert!(draining.try_wait().unwrap().is_none(), "a call is open");
     drop(watching);
     assert!(within("the drain", draining.wait()).await.unwrap().success());
@@ -121,8 +121,8 @@ async fn a_gateway_that_must_go_says_so_and_waits_for_open_calls() {
 #[tokio::test]
 async fn a_drain_ends_at_its_bound_whatever_is_open() {
     let mesh = TestMesh::start().await;
-    let door = open(&mesh).await;
-    let watching = door.call().await;
-    assert!(within("the drain", door.drain("1").wait()).await.unwrap().success());
+    let gateway = open(&mesh).await;
+    let watching = gateway.call().await;
+    assert!(within("the drain", gateway.drain("1").wait()).await.unwrap().success());
     drop(watching);
 }

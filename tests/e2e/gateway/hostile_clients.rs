@@ -1,5 +1,5 @@
-//! Strangers at both doors, without a credential: whatever they send, the streams of others stay whole,
-//! a good key is answered, and neither the mesh nor the gateway grows beyond its bounds.
+//! Hostile clients without a credential at the mesh port and at the gateway. Streams of other clients stay
+//! complete, a valid key is served, and neither process grows beyond its bounds.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -25,26 +25,26 @@ const MAX_MESH_BYTES: u64 = 320 << 20;
 /// What the gateway may take, of the 512 MiB that k8s/ and compose give it.
 const MAX_GATEWAY_BYTES: u64 = 448 << 20;
 /// How long an attack goes on, and how many clients it has.
-const ATTACK: Duration = Duration::from_secs(3);
+const ATTACK_PERIOD: Duration = Duration::from_secs(3);
 const ATTACKERS: u8 = 4;
 
 /// A process with every role, and a gateway in front of it.
-struct Doors {
+struct Target {
     engine: Engine,
     mesh: RoleProcess,
     gateway: Gateway,
     key: String,
 }
 
-/// Which door strangers and the others come through.
+/// The port that the hostile clients and the others use.
 #[derive(Clone, Copy, Debug, PartialEq)]
-enum Door {
+enum Port {
     Gateway,
     Direct,
 }
 
-impl Doors {
-    async fn open() -> Doors {
+impl Target {
+    async fn open() -> Target {
         let engine = Engine::start();
         let settings = [
             ("MESH_TOKEN", TOKEN.to_owned()),
@@ -60,22 +60,22 @@ impl Doors {
         let port = mesh.mesh().port().to_string();
         let gateway = Gateway::with(&[("PORT", &port)]).await;
         let key = mesh.keys().create_key(TestMesh::dev_key()).await.unwrap().into_inner().key_text;
-        Doors { engine, mesh, gateway, key }
+        Target { engine, mesh, gateway, key }
     }
 
-    fn address(&self, door: Door) -> SocketAddr {
-        match door {
-            Door::Gateway => self.gateway.url.trim_start_matches("http://").parse().unwrap(),
-            Door::Direct => self.mesh.mesh(),
+    fn address(&self, port: Port) -> SocketAddr {
+        match port {
+            Port::Gateway => self.gateway.url.trim_start_matches("http://").parse().unwrap(),
+            Port::Direct => self.mesh.mesh(),
         }
     }
 
-    fn client(&self, door: Door) -> CodegenClient {
-        match door {
-            Door::Gateway => {
+    fn client(&self, port: Port) -> CodegenClient {
+        match port {
+            Port::Gateway => {
                 CodegenServiceClient::new(self.gateway.channel_as(Identity::Key(&self.key)))
             }
-            Door::Direct => self.mesh.client(&self.key),
+            Port::Direct => self.mesh.client(&self.key),
         }
     }
 
@@ -83,12 +83,12 @@ impl Doors {
     /// what the others see, and what the processes take.
     async fn withstand<F: Future<Output = std::io::Result<()>>>(
         &self,
-        door: Door,
+        port: Port,
         attack: impl Fn(u8, SocketAddr) -> F,
     ) {
         let texts: Vec<_> =
             (0..8).map(|one| format!("stream {one} says this. ").repeat(20)).collect();
-        let mut client = self.client(door);
+        let mut client = self.client(port);
         let mut streams = Vec::new();
         for (number, text) in texts.iter().enumerate() {
             let script = Script::text(text).gap(Duration::from_millis(10));
@@ -101,8 +101,8 @@ impl Doors {
             }));
             self.engine.wait_for_started(before + 1).await;
         }
-        let end = Instant::now() + ATTACK;
-        let address = self.address(door);
+        let end = Instant::now() + ATTACK_PERIOD;
+        let address = self.address(port);
         let attackers = join_all((0..ATTACKERS).map(|number| {
             let attack = &attack;
             async move {
@@ -117,7 +117,7 @@ impl Doors {
             let mut answered = 0;
             while Instant::now() < end || answered < 5 {
                 let models = within("a good key's call", client.list_models(ListModelsRequest {}));
-                models.await.unwrap_or_else(|status| panic!("{door:?}: {status:?}"));
+                models.await.unwrap_or_else(|status| panic!("{port:?}: {status:?}"));
                 answered += 1;
                 largest.0 = largest.0.max(self.mesh.resident_bytes());
                 largest.1 = largest.1.max(self.gateway.resident_bytes());
@@ -129,87 +129,87 @@ impl Doors {
         }
         for (text, read) in texts.iter().zip(join_all(streams).await) {
             let read = read.unwrap();
-            assert!(read.finished.is_some(), "{door:?}: a stream broke: {read:?}");
-            assert!(read.explanation == *text, "{door:?}: a stream lost text: {read:?}");
+            assert!(read.finished.is_some(), "{port:?}: a stream broke: {read:?}");
+            assert!(read.explanation == *text, "{port:?}: a stream lost text: {read:?}");
         }
         let (mesh, gateway) = (largest.0 >> 20, largest.1 >> 20);
-        assert!(largest.0 < MAX_MESH_BYTES, "{door:?}: the mesh took {mesh} MiB");
-        assert!(largest.1 < MAX_GATEWAY_BYTES, "{door:?}: the gateway took {gateway} MiB");
+        assert!(largest.0 < MAX_MESH_BYTES, "{port:?}: the mesh took {mesh} MiB");
+        assert!(largest.1 < MAX_GATEWAY_BYTES, "{port:?}: the gateway took {gateway} MiB");
     }
 }
 
 /// Calls that are cancelled in the packet that begins them.
 async fn rapid_resets(path: &str, from: u8, to: SocketAddr) -> std::io::Result<()> {
-    let mut stranger = HostileClient::connect(from, to).await?;
+    let mut hostile = HostileClient::connect(from, to).await?;
     for _ in 0..10 {
         for _ in 0..60 {
-            let stream = stranger.call(path);
-            stranger.reset(stream);
+            let stream = hostile.call(path);
+            hostile.reset(stream);
         }
-        stranger.flush().await?;
+        hostile.flush().await?;
     }
-    stranger.read_to_end().await;
+    hostile.read_to_end().await;
     Ok(())
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn calls_cancelled_as_they_begin_end_no_other_call() {
-    let doors = Doors::open().await;
-    for door in [Door::Gateway, Door::Direct] {
+    let target = Target::open().await;
+    for port in [Port::Gateway, Port::Direct] {
         for path in [LIST_MODELS, CHECK, "/nothing.Here/AtAll"] {
-            doors.withstand(door, |from, to| rapid_resets(path, from, to)).await;
+            target.withstand(port, |from, to| rapid_resets(path, from, to)).await;
         }
     }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn calls_cancelled_after_their_headers_end_no_other_call() {
-    let doors = Doors::open().await;
-    for door in [Door::Gateway, Door::Direct] {
+    let target = Target::open().await;
+    for port in [Port::Gateway, Port::Direct] {
         let attack = async |from, to| {
-            let mut stranger = HostileClient::connect(from, to).await?;
+            let mut hostile = HostileClient::connect(from, to).await?;
             for _ in 0..20 {
-                let calls: Vec<_> = (0..25).map(|_| stranger.call(WATCH)).collect();
+                let calls: Vec<_> = (0..25).map(|_| hostile.call(WATCH)).collect();
                 for call in &calls {
-                    stranger.data(*call, &prefix(0), true);
+                    hostile.data(*call, &prefix(0), true);
                 }
-                stranger.flush().await?;
-                stranger.read_some().await;
+                hostile.flush().await?;
+                hostile.read_some().await;
                 for call in calls {
-                    stranger.reset(call);
+                    hostile.reset(call);
                 }
-                stranger.flush().await?;
+                hostile.flush().await?;
             }
             Ok(())
         };
-        doors.withstand(door, attack).await;
+        target.withstand(port, attack).await;
     }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn bodies_in_frames_of_one_byte_end_no_other_call() {
-    let doors = Doors::open().await;
-    for door in [Door::Gateway, Door::Direct] {
+    let target = Target::open().await;
+    for port in [Port::Gateway, Port::Direct] {
         for path in [LIST_MODELS, LOGIN] {
             let attack = async |from, to| {
-                let mut stranger = HostileClient::connect(from, to).await?;
-                let call = stranger.call(path);
+                let mut hostile = HostileClient::connect(from, to).await?;
+                let call = hostile.call(path);
                 for byte in [&prefix(60_000)[..], &[0; 3_000]].concat() {
-                    stranger.data(call, &[byte], false);
+                    hostile.data(call, &[byte], false);
                 }
-                stranger.flush().await?;
-                stranger.read_to_end().await;
+                hostile.flush().await?;
+                hostile.read_to_end().await;
                 Ok(())
             };
-            doors.withstand(door, attack).await;
+            target.withstand(port, attack).await;
         }
     }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn floods_of_control_frames_end_no_other_call() {
-    let doors = Doors::open().await;
-    for door in [Door::Gateway, Door::Direct] {
+    let target = Target::open().await;
+    for port in [Port::Gateway, Port::Direct] {
         let flood: [(FrameKind, u32, &[u8]); 4] = [
             (FrameKind::Ping, 0, &[0; 8]),
             (FrameKind::Settings, 0, &[]),
@@ -218,30 +218,30 @@ async fn floods_of_control_frames_end_no_other_call() {
         ];
         for (kind, stream, payload) in flood {
             let attack = async |from, to| {
-                let mut stranger = HostileClient::connect(from, to).await?;
+                let mut hostile = HostileClient::connect(from, to).await?;
                 if matches!(kind, FrameKind::Continuation) {
                     // Headers that never end.
-                    stranger.frame(FrameKind::Headers, 0, 1, &headers(CHECK, &[]));
+                    hostile.frame(FrameKind::Headers, 0, 1, &headers(CHECK, &[]));
                 }
                 for _ in 0..20 {
                     for _ in 0..1_000 {
-                        stranger.frame(kind, 0, stream, payload);
+                        hostile.frame(kind, 0, stream, payload);
                     }
-                    stranger.flush().await?;
+                    hostile.flush().await?;
                 }
                 Ok(())
             };
-            doors.withstand(door, attack).await;
+            target.withstand(port, attack).await;
         }
     }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn headers_that_grow_when_they_are_read_end_no_other_call() {
-    let doors = Doors::open().await;
-    for door in [Door::Gateway, Door::Direct] {
+    let target = Target::open().await;
+    for port in [Port::Gateway, Port::Direct] {
         let attack = async |from, to| {
-            let mut stranger = HostileClient::connect(from, to).await?;
+            let mut hostile = HostileClient::connect(from, to).await?;
             // A header of 3,900 bytes, remembered (RFC 7541, 6.2.1), and then named by one byte each: index 62 (6.1).
             let mut block = headers(CHECK, &[]);
             let mut remembered = literal("x-bomb", &"b".repeat(3_900));
@@ -249,98 +249,98 @@ async fn headers_that_grow_when_they_are_read_end_no_other_call() {
             block.extend(remembered);
             block.extend(std::iter::repeat_n(0xBE, 4_000));
             for _ in 0..50 {
-                let stream = stranger.next_stream();
-                stranger.frame(FrameKind::Headers, 4, stream, &block);
-                stranger.data(stream, &prefix(0), true);
+                let stream = hostile.next_stream();
+                hostile.frame(FrameKind::Headers, 4, stream, &block);
+                hostile.data(stream, &prefix(0), true);
             }
-            stranger.flush().await?;
-            stranger.read_to_end().await;
+            hostile.flush().await?;
+            hostile.read_to_end().await;
             Ok(())
         };
-        doors.withstand(door, attack).await;
+        target.withstand(port, attack).await;
         let attack = async |from, to| {
-            let mut stranger = HostileClient::connect(from, to).await?;
-            let stream = stranger.next_stream();
-            stranger.frame(FrameKind::Headers, 0, stream, &headers(CHECK, &[]));
+            let mut hostile = HostileClient::connect(from, to).await?;
+            let stream = hostile.next_stream();
+            hostile.frame(FrameKind::Headers, 0, stream, &headers(CHECK, &[]));
             for number in 0..40 {
                 let large = literal(&format!("x-large-{number}"), &"l".repeat(8_000));
-                stranger.frame(FrameKind::Continuation, 0, stream, &large);
+                hostile.frame(FrameKind::Continuation, 0, stream, &large);
             }
-            stranger.flush().await?;
-            stranger.read_to_end().await;
+            hostile.flush().await?;
+            hostile.read_to_end().await;
             Ok(())
         };
-        doors.withstand(door, attack).await;
+        target.withstand(port, attack).await;
     }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn large_bodies_of_strangers_take_no_memory() {
-    let doors = Doors::open().await;
-    for door in [Door::Gateway, Door::Direct] {
+async fn large_bodies_of_hostile_clients_take_no_memory() {
+    let target = Target::open().await;
+    for port in [Port::Gateway, Port::Direct] {
         for path in [CHECK, LOGIN, LIST_MODELS] {
             let attack = async |from, to| {
-                let mut stranger = HostileClient::connect(from, to).await?;
+                let mut hostile = HostileClient::connect(from, to).await?;
                 for _ in 0..48 {
-                    let call = stranger.call(path);
-                    stranger.data(call, &prefix(4 << 20), false);
+                    let call = hostile.call(path);
+                    hostile.data(call, &prefix(4 << 20), false);
                     for _ in 0..4 {
-                        stranger.data(call, &[0; 16_000], false);
+                        hostile.data(call, &[0; 16_000], false);
                     }
                 }
-                stranger.flush().await?;
-                stranger.read_to_end().await;
+                hostile.flush().await?;
+                hostile.read_to_end().await;
                 Ok(())
             };
-            doors.withstand(door, attack).await;
+            target.withstand(port, attack).await;
         }
     }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn open_health_watches_take_no_place_of_a_generation() {
-    let doors = Doors::open().await;
-    for door in [Door::Gateway, Door::Direct] {
+    let target = Target::open().await;
+    for port in [Port::Gateway, Port::Direct] {
         let attack = async |from, to| {
-            let mut stranger = HostileClient::connect(from, to).await?;
+            let mut hostile = HostileClient::connect(from, to).await?;
             for _ in 0..255 {
-                let call = stranger.call(WATCH);
-                stranger.data(call, &prefix(0), true);
+                let call = hostile.call(WATCH);
+                hostile.data(call, &prefix(0), true);
             }
-            stranger.flush().await?;
+            hostile.flush().await?;
             // Held open until the attack's time is up.
-            stranger.read_to_end().await;
+            hostile.read_to_end().await;
             Ok(())
         };
-        doors.withstand(door, attack).await;
+        target.withstand(port, attack).await;
     }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn silent_sockets_of_one_address_keep_no_other_address_out() {
-    let doors = Doors::open().await;
-    for door in [Door::Gateway, Door::Direct] {
+    let target = Target::open().await;
+    for port in [Port::Gateway, Port::Direct] {
         let mut silent = Vec::new();
         for _ in 0..2_000 {
-            let Ok(socket) = HostileClient::silent(2, doors.address(door)).await else { break };
+            let Ok(socket) = HostileClient::silent(2, target.address(port)).await else { break };
             silent.push(socket);
         }
         // A new connection from another address.
-        let fresh = match door {
-            Door::Gateway => doors.gateway.channel_as(Identity::Key(&doors.key)),
-            Door::Direct => doors.mesh.new_channel_as(Identity::Key(&doors.key)),
+        let fresh = match port {
+            Port::Gateway => target.gateway.channel_as(Identity::Key(&target.key)),
+            Port::Direct => target.mesh.new_channel_as(Identity::Key(&target.key)),
         };
         let models = CodegenServiceClient::new(fresh).list_models(ListModelsRequest {}).await;
-        assert!(models.is_ok(), "{door:?}: {models:?}");
+        assert!(models.is_ok(), "{port:?}: {models:?}");
         drop(silent);
     }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_socket_that_says_nothing_and_one_that_never_ends_its_headers_are_closed() {
-    let doors = Doors::open().await;
-    for door in [Door::Gateway, Door::Direct] {
-        let to = doors.address(door);
+    let target = Target::open().await;
+    for port in [Port::Gateway, Port::Direct] {
+        let to = target.address(port);
         let mut begun = HostileClient::connect(2, to).await.unwrap();
         begun.frame(FrameKind::Headers, 0, 1, &headers(CHECK, &[])).flush().await.unwrap();
         let silent = HostileClient::silent(2, to).await.unwrap();
@@ -355,7 +355,7 @@ async fn a_socket_that_says_nothing_and_one_that_never_ends_its_headers_are_clos
             }
         })
         .await;
-        if door == Door::Gateway {
+        if port == Port::Gateway {
             within("unfinished headers to be given up", begun.read_to_end()).await;
         }
     }

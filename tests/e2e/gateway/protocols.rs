@@ -351,7 +351,7 @@ async fn grpc_goes_through_and_a_client_that_leaves_is_noticed_behind_envoy() {
 }
 
 #[tokio::test]
-async fn grpcurl_works_without_proto_files_at_both_doors() {
+async fn grpcurl_works_without_proto_files_at_the_mesh_and_at_the_gateway() {
     let mesh = TestMesh::start().await;
     let gateway = mesh.gateway(&[]).await;
     let through = gateway.url.trim_start_matches("http://").to_owned();

@@ -1,5 +1,5 @@
-//! What the gateway refuses by itself: with a published code, an incident id that the errors service
-//! knows, and retry advice, in every protocol; and without a word of what was sent.
+//! Refusals by the gateway itself have a published code, an incident id that the errors service can find, and
+//! retry advice, in every protocol. They contain nothing of the request.
 
 use hapa_proto::auth::v1::auth_service_client::AuthServiceClient;
 use hapa_proto::auth::v1::{
@@ -140,7 +140,7 @@ async fn a_mesh_that_is_away_is_e5005_with_retry_advice_in_every_protocol() {
     let delay = status.get_details_retry_info().and_then(|info| info.retry_delay);
     assert_eq!(delay, Some(std::time::Duration::from_secs(1)));
     assert_eq!(status.metadata().get("retry-after").unwrap(), "1");
-    // Nobody could take the report: the id is in the access log.
+    // No service could receive the report, so the id is in the access log.
     assert_eq!(logged(&gateway, &id).await["path"], "/hapa.codegen.v1.CodegenService/ListModels");
     for path in ["/api/v1/generate-code", "/api/v1/enhanced-stream-generate"] {
         let reply = gateway.post(path, Some(&mesh.key), &json!({ "user_question": "q" })).await;
@@ -232,7 +232,7 @@ async fn a_flood_of_refusals_is_reported_within_its_bound() {
     const EACH_SECOND: u64 = 2;
     let mesh = TestMesh::start().await;
     let port = mesh.address.port().to_string();
-    // What is beyond the bound is in the access log alone: nobody looks the ids up.
+    // Refusals beyond the bound are only in the access log, so their ids are not searched.
     let gateway = Gateway::with(&[("PORT", port.as_str())]).await;
     let begun = std::time::Instant::now();
     for _ in 0..4 {

@@ -1,4 +1,4 @@
-//! DATA_DIR and what is in it: whose it is, files that are damaged, and secrets that are not those from before.
+//! DATA_DIR: its lock, damaged files, and secrets that differ from the previous ones.
 
 use std::fs;
 use std::path::Path;
@@ -19,7 +19,7 @@ use tonic::transport::Endpoint;
 
 use crate::api::generate::question;
 
-const SHORTLY: Duration = Duration::from_millis(50);
+const POLL_INTERVAL: Duration = Duration::from_millis(50);
 const PEPPER: &str = "--api-key-pepper=another-pepper-of-more-than-32-characters";
 const OTHER_PEPPER: &str = "made with another API_KEY_PEPPER";
 
@@ -38,7 +38,7 @@ async fn refused(mut command: Command) -> (Option<i32>, String) {
 }
 
 #[tokio::test]
-async fn a_second_process_on_a_folder_is_refused_and_told_by_whom() {
+async fn a_second_process_on_a_folder_is_refused_with_the_holder_named() {
     let folder = tempfile::tempdir().unwrap();
     let all = ServerProcess::start(command("all", folder.path())).await;
     let holder = format!("hapa all (process {})", all.child.id().unwrap());
@@ -192,7 +192,7 @@ async fn a_damaged_store_of_errors_or_analytics_is_set_aside_and_the_mesh_serves
         }
         within("health to come back", async {
             while mesh.page("/readyz").await.1 != "ready\n" {
-                sleep(SHORTLY).await;
+                sleep(POLL_INTERVAL).await;
             }
         })
         .await;
@@ -304,7 +304,7 @@ async fn another_pepper_is_said_until_the_one_before_is_back_or_given_up() {
                 if page == "ready\n" {
                     break;
                 }
-                sleep(SHORTLY).await;
+                sleep(POLL_INTERVAL).await;
             }
         })
         .await;
@@ -345,7 +345,7 @@ async fn an_empty_store_of_keys_beside_events_of_earlier_calls_is_said() {
     within("a key", keys.create_key(TestMesh::dev_key())).await.unwrap();
     within("health to come back", async {
         while serving.page("/readyz").await.1 != "ready\n" {
-            sleep(SHORTLY).await;
+            sleep(POLL_INTERVAL).await;
         }
     })
     .await;

@@ -1,5 +1,5 @@
-//! A store that can't be written for a while: reads and generations go on, calls that change something fail
-//! with a published code, health says so, and all of it is over when the store takes writes again.
+//! A store that cannot be written for a while: reads and generations continue, and changes fail with a
+//! published code. Health reports it. All of it ends when the store accepts writes again.
 
 use hapa_engine_sim::Engine;
 use hapa_proto::auth::v1::{CreateKeyRequest, CreateKeyResponse, ListKeysRequest, TokenBudget};
@@ -142,7 +142,7 @@ async fn a_read_only_server_is_read_and_its_connections_are_replaced() {
 }
 
 #[tokio::test]
-async fn a_server_whose_disk_is_full_fails_writes_alone_and_heals() {
+async fn a_server_with_a_full_disk_fails_only_writes_and_recovers() {
     const FULL: &str = "CREATE FUNCTION full_disk() RETURNS trigger LANGUAGE plpgsql AS $$
         BEGIN RAISE EXCEPTION 'could not extend file' USING ERRCODE = '53100'; END $$";
     let store = Store::Postgres(Postgres::database().await);

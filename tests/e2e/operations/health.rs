@@ -1,5 +1,4 @@
-//! Health that is true: what is away is seen in the background, told at once and without waiting,
-//! and forgotten when it is back.
+//! Health checks run in the background: a failed dependency is reported without delay, and so is its recovery.
 
 use std::process::Stdio;
 use std::time::Duration;
@@ -18,10 +17,10 @@ use tonic_health::pb::health_check_response::ServingStatus;
 use tonic_health::pb::health_client::HealthClient;
 
 /// Far below the time that anything which hangs is given.
-const AT_ONCE: Duration = Duration::from_secs(1);
-const SHORTLY: Duration = Duration::from_millis(100);
+const MAX_REPLY_DELAY: Duration = Duration::from_secs(1);
+const POLL_INTERVAL: Duration = Duration::from_millis(100);
 
-/// Asked by nobody in particular.
+/// A call without a credential.
 async fn health(mesh: &TestMesh) -> GetHealthResponse {
     let mut client = SystemServiceClient::new(mesh.channel_as(Identity::Anonymous));
     let reply = within("health", client.get_health(GetHealthRequest {})).await;
@@ -31,7 +30,7 @@ async fn health(mesh: &TestMesh) -> GetHealthResponse {
 /// An answer that waited for something would never come at once; one may on a busy machine.
 async fn is_told_at_once(mesh: &TestMesh) {
     for _ in 0..5 {
-        if timeout(AT_ONCE, health(mesh)).await.is_ok() {
+        if timeout(MAX_REPLY_DELAY, health(mesh)).await.is_ok() {
             return;
         }
     }
@@ -51,7 +50,7 @@ async fn becomes(mesh: &TestMesh, wanted: [&str; 4]) -> GetHealthResponse {
             if states(&health) == wanted {
                 return health;
             }
-            sleep(SHORTLY).await;
+            sleep(POLL_INTERVAL).await;
         }
     })
     .await
@@ -80,7 +79,7 @@ async fn a_fresh_mesh_is_well_from_its_first_answer_on() {
 }
 
 #[tokio::test]
-async fn an_engine_that_is_away_is_told_and_takes_no_replica_out() {
+async fn an_unreachable_engine_is_reported_and_makes_no_replica_unready() {
     let mesh = TestMesh::start().await;
     mesh.engine.stop().await;
     let ill = becomes(&mesh, ["unhealthy", "connected", "not_configured", "disconnected"]).await;
@@ -110,7 +109,7 @@ async fn a_store_that_hangs_takes_auth_out_and_brings_it_back() {
     // The status follows the finding at once, not in the same moment.
     within("gRPC health", async {
         while serving(&mesh, "hapa.auth.v1.AuthService").await {
-            sleep(SHORTLY).await;
+            sleep(POLL_INTERVAL).await;
         }
     })
     .await;
@@ -121,14 +120,14 @@ async fn a_store_that_hangs_takes_auth_out_and_brings_it_back() {
     becomes(&mesh, HEALTHY).await;
     within("gRPC health", async {
         while !serving(&mesh, "hapa.auth.v1.AuthService").await {
-            sleep(SHORTLY).await;
+            sleep(POLL_INTERVAL).await;
         }
     })
     .await;
 }
 
 #[tokio::test]
-async fn a_redis_that_died_is_told_and_used_again_without_any_traffic() {
+async fn a_failed_redis_is_reported_and_used_again_without_any_traffic() {
     let mut redis = RedisServer::start().await;
     let mesh = TestMesh::start_with(&[&format!("--redis-url={}", redis.url())]).await;
     let whole = ["healthy", "connected", "connected", "connected"];
@@ -186,7 +185,7 @@ async fn health_is_documented_json_at_the_gateway() {
     assert!(shown.contains("\"MESH_TOKEN\"") && !shown.contains(mesh.mesh_token()), "{shown}");
 }
 
-/// A running binary, and its log: one that nobody reads can't be written to.
+/// A running binary with its log. A log that is not read cannot be written.
 type Process = (Child, Lines<BufReader<ChildStderr>>);
 
 /// A process that has one role only, and where it listens.
@@ -194,7 +193,7 @@ async fn codegen(mesh: &TestMesh) -> (Process, String) {
     let mut command = hapa();
     command.args(["codegen", "--port=0", "--metrics-port=0", "--structured-logging=true"]);
     command.env("AUTH_ADDRESS", format!("http://{}", mesh.address));
-    // Nobody reads on, and a pipe that is full would hold the process up.
+    // The log is not read further; a full pipe would block the process.
     command.env("LOG_LEVEL", "info,hapa_server::middleware::record_call=warn");
     command.env("MESH_TOKEN", mesh.mesh_token()).env("AI_MODEL_ENDPOINT", mesh.engine.url());
     let mut child = command.stderr(Stdio::piped()).spawn().unwrap();
@@ -226,7 +225,7 @@ async fn a_process_without_a_store_learns_of_it_from_auth() {
     mesh.wait_until_stopped().await;
     within("auth to be missed", async {
         while auth(&ask().await) != "unreachable" {
-            sleep(SHORTLY).await;
+            sleep(POLL_INTERVAL).await;
         }
     })
     .await;

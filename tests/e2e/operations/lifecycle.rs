@@ -59,7 +59,7 @@ async fn a_drain_lets_open_streams_finish() {
 }
 
 #[tokio::test]
-async fn a_stream_that_does_not_finish_is_told_and_the_drain_ends_all_the_same() {
+async fn an_unfinished_stream_gets_an_error_and_the_drain_ends_in_time() {
     let mut mesh = TestMesh::start_with(&["--drain-timeout-seconds=0.6"]).await;
     mesh.engine.once(Script::tokens(["a", "b"]).hold(1));
     let mut frames = mesh.client().stream_generate_code(question("q")).await.unwrap().into_inner();

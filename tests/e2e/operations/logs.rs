@@ -1,4 +1,4 @@
-//! The log: what stands in its lines, and that its file stays as small as it was told to.
+//! The log: the contents of its lines, and the size limit of its file.
 
 mod writer;
 
@@ -144,7 +144,7 @@ async fn a_full_log_is_begun_anew_and_only_so_many_are_kept() {
     for number in 0..40 {
         mesh.client.generate_code(asked("", &format!("call-{number}"))).await.unwrap_err();
     }
-    // What tells others of the calls still writes lines: a look may come between two renames.
+    // The relay still writes lines about the calls: a read may come between two renames.
     let kept = async {
         while !mesh.has_whole(&["hapa.log", "hapa.log.1", "hapa.log.2"]) {
             sleep(Duration::from_millis(20)).await;

@@ -10,7 +10,7 @@ use hapa_policy::manifests::{
 use hapa_proto::codegen::v1::GenerateCodeRequest;
 use hapa_test_harness::{FakeAnalytics, MtlsCluster, TestCluster, TestMesh, hapa, within};
 
-/// Told where certificates are in force.
+/// Exported only if certificates are configured.
 const CERTIFIED: &[&str] = &["hapa_certificate_expiry_seconds"];
 
 /// That the binary, called like this, has these settings.

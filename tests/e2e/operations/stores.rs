@@ -1,5 +1,5 @@
-//! Stores on two engines: opened together, late and twice, left alone by callers that vanish, and
-//! never telling the password.
+//! SQLite and PostgreSQL: stores that open together, late and twice. Cancelled callers leave nothing behind,
+//! and the password is in no message.
 
 use std::future::poll_fn;
 use std::pin::pin;
@@ -282,8 +282,8 @@ async fn a_store_that_hangs_or_is_gone_does_not_hold_health_up_and_is_found_agai
 #[tokio::test]
 async fn a_store_that_refuses_us_ends_the_start_without_telling_the_password() {
     let database = Postgres::database().await;
-    let stranger = database.url().replace("postgres@", "stranger:hunter22@");
-    for url in [stranger.as_str(), "postgres://us#er:hunter22@localhost:1/db"] {
+    let other_user = database.url().replace("postgres@", "stranger:hunter22@");
+    for url in [other_user.as_str(), "postgres://us#er:hunter22@localhost:1/db"] {
         let folder = tempfile::tempdir().unwrap();
         let mut command = hapa();
         command.args(["all", "--port=0", "--metrics-port=0"]);

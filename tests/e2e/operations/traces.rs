@@ -232,7 +232,7 @@ async fn a_call_without_a_caller_s_trace_is_kept_under_its_own() {
 }
 
 #[tokio::test]
-async fn a_collector_behind_tls_is_believed_by_its_authority_alone() {
+async fn a_collector_behind_tls_is_trusted_by_its_authority_alone() {
     let (collector, certificates) = (TraceCollector::start().await, Certificates::make().await);
     let (address, _serving) = certificates.in_front_of(collector.address, "errors").await;
     let (at, authority) =
@@ -253,7 +253,7 @@ async fn a_collector_behind_tls_is_believed_by_its_authority_alone() {
     mesh.begin_shutdown();
     mesh.wait_until_stopped().await;
 
-    // With another authority's word nothing is told, also not at the end.
+    // With another authority's certificate nothing is exported, not even at the end.
     let told = || collector.spans().iter().filter(|one| one.span.name == SPAN).count();
     let (before, other) = (told(), Certificates::make().await);
     let other = format!("--otel-exporter-otlp-certificate={}", other.authority().display());

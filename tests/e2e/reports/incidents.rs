@@ -85,7 +85,7 @@ fn failure() -> Occurrence {
     }
 }
 
-/// One that nobody was shown.
+/// An incident id that no client received.
 fn unseen() -> Occurrence {
     Occurrence { incident_id: String::new(), ..failure() }
 }

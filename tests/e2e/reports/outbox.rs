@@ -186,7 +186,7 @@ async fn a_guessed_key_is_one_occurrence_that_of_the_call_that_showed_it() {
 }
 
 #[tokio::test]
-async fn a_refused_call_is_remembered_without_a_model_that_nobody_serves() {
+async fn a_refused_call_is_recorded_without_its_unknown_model() {
     let receiver = FakeAnalytics::start().await;
     let mut mesh = mesh(&receiver).await;
     let unknown = GenerateCodeRequest { model: "gpt".to_owned(), ..question("q") };

@@ -123,7 +123,7 @@ async fn the_tokens_that_analytics_counts_are_those_that_the_engine_sent() {
         for _ in 0..5 {
             client.generate_code(question("q")).await.unwrap();
         }
-        // A client who leaves, and an engine that breaks off.
+        // A client that disconnects, and an engine that breaks a stream.
         mesh.engine.once(Script::tokens(["a", "b", "c", "d"]).hold(2));
         let mut frames = client.stream_generate_code(question("q")).await.unwrap().into_inner();
         let mut read = String::new();

@@ -1,4 +1,4 @@
-//! What was used and how it went: counted once, at its own time, for whom it concerns.
+//! Usage reports: each event counts once, at its own time, for its owner.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -202,7 +202,7 @@ async fn a_report_has_rates_percentiles_and_groups() {
 }
 
 #[tokio::test]
-async fn usage_is_grouped_sorted_and_told_by_pages_with_one_total() {
+async fn usage_is_grouped_sorted_and_returned_by_pages_with_one_total() {
     for store in Store::both().await {
         let mesh = TestMesh::start_unrecorded_on(&store, &[]).await;
         let events = (0..60u32).map(|number| UsageEvent {
@@ -253,7 +253,7 @@ async fn usage_is_grouped_sorted_and_told_by_pages_with_one_total() {
 }
 
 #[tokio::test]
-async fn who_is_no_admin_sees_its_own_usage_alone() {
+async fn a_caller_without_admin_scope_sees_only_its_own_usage() {
     for store in Store::both().await {
         let mesh = TestMesh::start_unrecorded_on(&store, &[]).await;
         let of = |owner: &str| UsageEvent {
@@ -294,7 +294,7 @@ async fn who_is_no_admin_sees_its_own_usage_alone() {
 }
 
 #[tokio::test]
-async fn who_watches_is_told_every_second_until_the_end() {
+async fn a_watcher_receives_a_report_every_second_until_the_end() {
     for store in Store::both().await {
         let mut mesh = TestMesh::start_unrecorded_on(&store, &[]).await;
         let scopes = vec!["analytics:read".to_owned()];
@@ -332,7 +332,7 @@ async fn who_watches_is_told_every_second_until_the_end() {
 }
 
 #[tokio::test]
-async fn writers_who_send_the_same_at_once_lose_and_double_nothing() {
+async fn concurrent_writers_of_equal_events_lose_and_duplicate_nothing() {
     for store in Store::both().await {
         let (mesh, beside) = (
             TestMesh::start_unrecorded_on(&store, &[]).await,

@@ -1,5 +1,5 @@
-//! A mesh whose services prove themselves by certificates: each role on a port of its own, in this
-//! process, with certificates that `infra/certs` makes.
+//! A mesh with certificates: each role has a port of its own in this process, with certificates that
+//! `infra/certs` creates.
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -30,7 +30,7 @@ use hapa_engine_sim::Engine;
 const ROLES: [&str; 4] = ["auth", "codegen", "errors", "analytics"];
 
 /// How long a connection may take on a busy machine.
-const PATIENCE: Duration = Duration::from_secs(30);
+const WAIT_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// An authority, and certificates of it for every role. Dropping it removes them.
 #[derive(Debug)]
@@ -41,7 +41,7 @@ pub struct Certificates {
 }
 
 impl Certificates {
-    /// A new authority, whose certificates have DNS names, URIs and the addresses of loopback.
+    /// Creates an authority; its certificates contain DNS names, URIs and the addresses of loopback.
     pub async fn make() -> Certificates {
         Certificates::named(&[]).await
     }
@@ -67,8 +67,8 @@ impl Certificates {
         assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
     }
 
-    /// Everyone who has a certificate believes these authorities, and no others, from now on.
-    pub fn believe(&self, authorities: &[&Certificates]) {
+    /// Makes these authorities, and no others, the trusted ones of every certificate holder.
+    pub fn trust(&self, authorities: &[&Certificates]) {
         let pem = |of: &&Certificates| std::fs::read_to_string(of.authority()).expect("a file");
         let bundle: String = authorities.iter().map(pem).collect();
         for role in self.roles() {
@@ -172,17 +172,17 @@ impl Certificates {
         (address, serving)
     }
 
-    /// A channel to `address` of who shows a role's certificate.
+    /// A channel to `address` that presents a role's certificate.
     pub fn dial(&self, role: &str, address: SocketAddr) -> Balanced {
         dial(self.files(role), address)
     }
 }
 
-/// A channel to `address` of who shows these, and believes any service of the mesh.
+/// A channel to `address` that presents these files, and trusts any service of the mesh.
 pub fn dial(files: Files, address: SocketAddr) -> Balanced {
     let tls = Tls::load(files, "spiffe://hapa/").expect("certificates");
     let secure = Secure::Mutual(tls, ROLES.map(str::to_owned).to_vec());
-    Balanced::new(&format!("https://{address}"), secure, PATIENCE).expect("an address")
+    Balanced::new(&format!("https://{address}"), secure, WAIT_TIMEOUT).expect("an address")
 }
 
 /// See the module.
@@ -246,7 +246,7 @@ impl MtlsCluster {
         self.place(role).0
     }
 
-    /// A channel to one role of who has another one's certificate.
+    /// A channel to one role that presents another role's certificate.
     pub fn dial(&self, by: &str, to: &str) -> Balanced {
         self.certificates.dial(by, self.mesh(to))
     }

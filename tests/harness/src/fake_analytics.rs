@@ -1,4 +1,4 @@
-//! The services that take events in, as far as a sender can tell, and as badly as a story wants.
+//! Fakes of analytics and errors that store the events of a sender, and fail on demand.
 
 use std::collections::HashSet;
 use std::net::SocketAddr;
@@ -65,7 +65,7 @@ pub(crate) enum Service {
 
 /// Both services on one port.
 pub(crate) async fn serve(listener: TcpListener, service: Service) {
-    // Identity looks at it sees it serving as long as it listens.
+    // Health reports SERVING as long as it listens.
     let (reporter, health) = tonic_health::server::health_reporter();
     reporter.set_serving::<AnalyticsServiceServer<Service>>().await;
     reporter.set_serving::<ErrorTrackingServiceServer<Service>>().await;
@@ -114,7 +114,7 @@ impl FakeAnalytics {
         self.desk.unanswered.store(requests, Ordering::SeqCst);
     }
 
-    /// Answers nobody.
+    /// Stops answering.
     pub fn hang(&self) {
         self.desk.gate.forget_permits(Semaphore::MAX_PERMITS);
     }

@@ -1,4 +1,4 @@
-//! A company's identity provider on loopback: it tells its keys, and vouches for people.
+//! A fake identity provider on loopback: it publishes its keys, and signs ID tokens.
 
 use std::time::{SystemTime, UNIX_EPOCH};
 

@@ -127,7 +127,7 @@ impl Gateway {
         self.request("GET", path).header("x-api-key", key).send().await
     }
 
-    /// The certificate that it shows now, to who believes this authority.
+    /// The certificate that it presents to a client that trusts this authority.
     pub async fn certificate(&self, authority: &Path) -> CertificateDer<'static> {
         let pem = std::fs::read(authority).expect("an authority");
         let authority = reqwest::Certificate::from_pem(&pem).expect("an authority");
@@ -182,7 +182,7 @@ impl Gateway {
     }
 }
 
-/// A request over HTTP. The failure that its answer tells is noted.
+/// A request over HTTP. The incident id of a failure is recorded.
 #[derive(Debug)]
 pub struct GatewayRequest {
     request: reqwest::RequestBuilder,
@@ -202,7 +202,7 @@ impl GatewayRequest {
         GatewayRequest { request: self.request.body(body.into()), ..self }
     }
 
-    /// Its answer, whose failure nobody reads as JSON here.
+    /// Sends it and returns the answer, without a JSON failure in it being recorded.
     pub async fn send_raw(self) -> reqwest::Response {
         within("the gateway", self.request.send()).await.expect("the gateway answers")
     }

@@ -11,7 +11,7 @@ use crate::postgres::{Database, Postgres};
 use crate::redis::RedisServer;
 use crate::test_cluster::{RoleProcess, quiet_port};
 use crate::test_mesh::TOKEN;
-use crate::tools::{SHORTLY, within};
+use crate::tools::{POLL_INTERVAL, within};
 use hapa_engine_sim::Engine;
 
 /// See the module.
@@ -61,7 +61,7 @@ impl Ports {
                     if let Some(role) = RoleProcess::on(port, role, settings, &[]).await {
                         return role;
                     }
-                    sleep(SHORTLY).await;
+                    sleep(POLL_INTERVAL).await;
                 }
             })
             .await

@@ -54,9 +54,9 @@ impl HostileClient {
         let mut stream = HostileClient::silent(from, to).await?;
         stream.set_nodelay(true)?;
         stream.write_all(PREFACE).await?;
-        let mut stranger = HostileClient { stream, next: 1, pending: Vec::new() };
-        stranger.frame(FrameKind::Settings, 0, 0, &[]).flush().await?;
-        Ok(stranger)
+        let mut client = HostileClient { stream, next: 1, pending: Vec::new() };
+        client.frame(FrameKind::Settings, 0, 0, &[]).flush().await?;
+        Ok(client)
     }
 
     /// Any frame.

@@ -1,4 +1,4 @@
-//! Identity calls: a stranger, a service, the holder of a key, or someone who logged in.
+//! The identities of clients: no credential, the mesh token, a key, or a session.
 
 use hapa_proto::auth::v1::create_session_request::{Password, Proof};
 use hapa_proto::auth::v1::session_service_client::SessionServiceClient;
@@ -58,7 +58,7 @@ impl Identity<'_> {
     }
 }
 
-/// A user who logged in.
+/// A user with a session.
 #[derive(Clone, Debug)]
 pub struct LoggedInUser {
     /// The user.

@@ -1,6 +1,6 @@
-//! What clients were shown: the incident ids of all failures, read off the wire, so that a story's
-//! end can look each of them up. An id of the gateway may be in its access log alone only where it could
-//! not report it: it refused because it reached no service.
+//! Records the incident ids of all failures that clients receive, so that the end of a test can look each of
+//! them up. An id of the gateway may be only in its access log if the gateway could not report it, because it
+//! reached no service.
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;
@@ -23,7 +23,7 @@ use tonic::transport::{self, Channel};
 use tonic::{Code, Status};
 
 use crate::identities::{Header, Identity};
-use crate::tools::{SHORTLY, incident, refusal, within};
+use crate::tools::{POLL_INTERVAL, incident, refusal, within};
 
 /// The incident ids that clients were shown; clones share them.
 #[derive(Clone, Debug, Default)]
@@ -57,7 +57,7 @@ impl IncidentTracker {
         self.0.lock().expect("no panic").gateways.push(log.clone());
     }
 
-    /// Notes the failure that an HTTP reply tells or, where it is a stream of events, will tell.
+    /// Records the failure of an HTTP reply, or those in its stream of events.
     pub(crate) async fn http(&self, reply: reqwest::Response) -> reqwest::Response {
         let (status, seen) = (reply.status(), self.clone());
         let kind = reply.headers().get("content-type");
@@ -108,7 +108,7 @@ impl IncidentTracker {
                     {
                         return;
                     }
-                    sleep(SHORTLY).await;
+                    sleep(POLL_INTERVAL).await;
                 }
             };
             within(&format!("{id} to be found"), found).await;
@@ -151,7 +151,7 @@ impl AccessLog {
 #[derive(Clone, Debug)]
 pub struct TestChannel {
     inner: InterceptedService<Channel, Header>,
-    /// None: nobody asks afterwards.
+    /// `None` if failures are not recorded.
     seen: Option<IncidentTracker>,
 }
 
@@ -160,8 +160,7 @@ impl TestChannel {
         TestChannel { inner, seen: None }
     }
 
-    /// The same for a story that asks afterwards what was seen: each failure must have a published
-    /// code and an incident id.
+    /// Records failures: each must have a published code and an incident id.
     pub(crate) fn seen_by(self, seen: &IncidentTracker) -> TestChannel {
         TestChannel { seen: Some(seen.clone()), ..self }
     }

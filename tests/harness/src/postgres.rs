@@ -25,7 +25,7 @@ static DATABASES: AtomicU32 = AtomicU32::new(0);
 /// A server. It listens on a socket in a folder of its own, so that no port can be taken.
 #[derive(Debug)]
 pub struct Postgres {
-    keeper: Arc<Mutex<Supervisor>>,
+    supervisor: Arc<Mutex<Supervisor>>,
     folder: String,
 }
 
@@ -59,20 +59,20 @@ impl Postgres {
 
     /// A running server of one's own; it ends with this.
     pub async fn own() -> Postgres {
-        Postgres::kept("hasty").await
+        Postgres::supervised("hasty").await
     }
 
     /// The same, with the settings that PostgreSQL comes with: it writes to the disk before it says
     /// that it has.
     pub async fn durable() -> Postgres {
-        Postgres::kept("durable").await
+        Postgres::supervised("durable").await
     }
 
-    async fn kept(how: &'static str) -> Postgres {
-        let keeper = spawn_blocking(move || Supervisor::start(how));
-        let made = within("PostgreSQL's folder", keeper).await;
-        let (keeper, folder) = made.expect("it did not panic");
-        let server = Postgres { keeper: Arc::new(Mutex::new(keeper)), folder };
+    async fn supervised(how: &'static str) -> Postgres {
+        let supervisor = spawn_blocking(move || Supervisor::start(how));
+        let made = within("PostgreSQL's folder", supervisor).await;
+        let (supervisor, folder) = made.expect("it did not panic");
+        let server = Postgres { supervisor: Arc::new(Mutex::new(supervisor)), folder };
         server.start().await;
         server
     }
@@ -114,8 +114,8 @@ impl Postgres {
     }
 
     async fn order(&self, order: &'static str) {
-        let keeper = Arc::clone(&self.keeper);
-        let done = spawn_blocking(move || keeper.lock().expect("no panic").order(order));
+        let supervisor = Arc::clone(&self.supervisor);
+        let done = spawn_blocking(move || supervisor.lock().expect("no panic").order(order));
         within(order, done).await.expect("PostgreSQL obeys");
     }
 }
@@ -135,9 +135,9 @@ impl Supervisor {
         let mut shell = command.spawn().expect("a shell");
         let orders = shell.stdin.take().expect("a pipe");
         let answers = BufReader::new(shell.stdout.take().expect("a pipe"));
-        let mut keeper = Supervisor { orders, answers, _shell: shell };
-        let folder = keeper.answer();
-        (keeper, folder)
+        let mut supervisor = Supervisor { orders, answers, _shell: shell };
+        let folder = supervisor.answer();
+        (supervisor, folder)
     }
 
     fn order(&mut self, order: &str) {

@@ -10,7 +10,7 @@ use tokio::net::TcpStream;
 use tokio::process::{Child, Command};
 use tokio::time::sleep;
 
-use crate::tools::{SHORTLY, freeze, thaw, within};
+use crate::tools::{POLL_INTERVAL, freeze, thaw, within};
 
 const PROGRAM: &str = "/usr/bin/redis-server";
 
@@ -18,7 +18,7 @@ const PROGRAM: &str = "/usr/bin/redis-server";
 #[derive(Debug)]
 pub struct RedisServer {
     port: u16,
-    /// Tells this server from another that took the port first.
+    /// Distinguishes this server from another that took the port first.
     password: String,
     process: Child,
     folder: TempDir,
@@ -77,7 +77,7 @@ impl RedisServer {
                 if answers(self.port, &self.password, &mut self.process).await {
                     return;
                 }
-                sleep(SHORTLY).await;
+                sleep(POLL_INTERVAL).await;
             }
         })
         .await;
@@ -107,7 +107,7 @@ async fn answers(port: u16, password: &str, process: &mut Child) -> bool {
         if ask(port, password, &["PING"]).await.is_ok_and(|reply| reply == ["PONG"]) {
             return true;
         }
-        sleep(SHORTLY).await;
+        sleep(POLL_INTERVAL).await;
     }
     false
 }

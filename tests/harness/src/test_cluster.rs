@@ -1,6 +1,5 @@
-//! A mesh as it is deployed: one auth and two replicas of code generation, each a process of its own,
-//! on one PostgreSQL and one Redis, with an engine that does as it is told. All of it ends with the
-//! fleet.
+//! A deployed mesh: one auth process and two replicas of code generation on one PostgreSQL and one Redis, with
+//! a scripted engine. All of it ends with the cluster.
 
 use std::net::{SocketAddr, TcpListener};
 use std::process::{ExitStatus, Stdio};
@@ -26,8 +25,8 @@ use crate::postgres::{Database, Postgres};
 use crate::redis::RedisServer;
 use crate::test_mesh::{CodegenClient, KeyClient, TOKEN, reqwest_client};
 use crate::tools::{
-    Metrics, SHORTLY, freeze, hapa, hapa_with_file_limits, limit_files, resident_bytes, signal,
-    thaw, within,
+    Metrics, POLL_INTERVAL, freeze, hapa, hapa_with_file_limits, limit_files, resident_bytes,
+    signal, thaw, within,
 };
 use hapa_engine_sim::Engine;
 
@@ -75,7 +74,7 @@ impl TestCluster {
             ("CACHE_TTL", "0".to_owned()),
             // For streams that a test holds, on a machine that is slow.
             ("TOKEN_GAP_TIMEOUT_SECONDS", "300".to_owned()),
-            // A busy fleet says too much for a pipe that nobody reads.
+            // A busy cluster would fill a pipe that the test does not read.
             ("LOG_LEVEL", "warn,hapa_server::server=info".to_owned()),
         ];
         settings.extend(own.iter().map(|&(name, value)| (name, value.to_owned())));
@@ -159,7 +158,7 @@ impl RoleProcess {
         .await
     }
 
-    /// Starts a process whose disk can be filled.
+    /// Starts a process with a disk that the test can fill.
     pub async fn start_on_small_disk(
         name: &str,
         settings: &[(&'static str, String)],
@@ -274,7 +273,7 @@ impl RoleProcess {
                     (self.process, _, self.metrics) = started;
                     return;
                 }
-                sleep(SHORTLY).await;
+                sleep(POLL_INTERVAL).await;
             }
         })
         .await;
@@ -361,13 +360,13 @@ impl RoleProcess {
         Metrics(self.page("/metrics").await)
     }
 
-    /// Waits until it has found Redis, and hears of changes.
+    /// Waits until it has a connection to Redis and to the revocation feed.
     pub(crate) async fn is_whole(&self) {
         within("a process to find the others", async {
             while self.metrics().await.sum("hapa_revocation_link_up", &[]) < 1.0
                 || self.page("/readyz").await != "ready\n"
             {
-                sleep(SHORTLY).await;
+                sleep(POLL_INTERVAL).await;
             }
         })
         .await;
@@ -396,8 +395,8 @@ async fn spawn(
     None
 }
 
-/// A free port that the kernel gives to nobody by itself: one that is free for a while must not be
-/// taken by a connection, least of all by one that looks for who listened there.
+/// A free port outside the kernel's ephemeral range. No outgoing connection takes it, not even one that polls
+/// a stopped server.
 pub(crate) fn quiet_port() -> u16 {
     static NEXT: AtomicU16 = AtomicU16::new(0);
     loop {

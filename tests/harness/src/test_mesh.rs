@@ -211,7 +211,7 @@ impl TestMesh {
         }
     }
 
-    /// Looks up every incident id that clients received so far, and returns their number.
+    /// Finds every incident id that clients received so far, and returns their number.
     pub async fn find_incidents(&self) -> usize {
         match &self.seen {
             Some(seen) => seen.find(self.channel.clone()).await,
@@ -219,7 +219,7 @@ impl TestMesh {
         }
     }
 
-    /// Looks up every incident id that clients received. A test with failed calls must end with it.
+    /// Finds every incident id that clients received. A test with failed calls must end with it.
     pub async fn finish(self) {
         self.find_incidents().await;
     }

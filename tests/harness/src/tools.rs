@@ -1,4 +1,4 @@
-//! Small things that stories share: a bound for every wait, the binary, reading details.
+//! Helpers of tests: a time limit for every wait, the binary, and details of errors.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -9,15 +9,15 @@ use tokio::time::{sleep, timeout};
 use tonic::Status;
 
 /// How long anything may take on a busy machine before a test says that it hangs.
-const PATIENCE: Duration = Duration::from_mins(1);
+const WAIT_TIMEOUT: Duration = Duration::from_mins(1);
 
-/// Between two looks at something that takes a moment.
-pub(crate) const SHORTLY: Duration = Duration::from_millis(10);
+/// Between two polls of something that takes a moment.
+pub(crate) const POLL_INTERVAL: Duration = Duration::from_millis(10);
 
 /// Waits, but not for ever.
 pub async fn within<T>(what: &str, future: impl Future<Output = T>) -> T {
-    let done = timeout(PATIENCE, future).await;
-    done.unwrap_or_else(|_| panic!("waited {} s for {what}", PATIENCE.as_secs()))
+    let done = timeout(WAIT_TIMEOUT, future).await;
+    done.unwrap_or_else(|_| panic!("waited {} s for {what}", WAIT_TIMEOUT.as_secs()))
 }
 
 /// The folder of the workspace.
@@ -61,7 +61,7 @@ pub(crate) async fn freeze(process: &Child) {
     let stat = format!("/proc/{}/stat", process.id().expect("it runs"));
     within("a process to freeze", async {
         while !std::fs::read_to_string(&stat).expect("it runs").contains(") T ") {
-            sleep(SHORTLY).await;
+            sleep(POLL_INTERVAL).await;
         }
     })
     .await;

@@ -1,4 +1,4 @@
-//! A collector of traces, as far as those who send to it can tell: it keeps what arrives.
+//! A fake OTLP collector that stores the received spans.
 
 use std::fmt::Write as _;
 use std::net::SocketAddr;
@@ -22,7 +22,7 @@ use tonic::{Request, Response, Status};
 
 use crate::tools::within;
 
-/// One span, with who sent it.
+/// One span with its sender.
 #[derive(Clone, Debug)]
 pub struct CollectedSpan {
     /// `service.name` of its sender.

@@ -3,23 +3,8 @@
 use std::collections::BTreeSet;
 
 use hapa_policy::manifests::{READ, ROLES, SECRETS, is_pinned, list, services, word};
-use hapa_policy::{read as text, root};
+use hapa_policy::{crates, read as text};
 use serde_json::Value;
-
-/// The folders of the workspace's crates, without the globs of its manifest.
-fn members() -> Vec<String> {
-    let manifest: toml::Table = text("Cargo.toml").parse().unwrap();
-    let members = manifest["workspace"]["members"].as_array().unwrap().iter();
-    let members = members.flat_map(|member| match member.as_str().unwrap().strip_suffix("/*") {
-        Some(folder) => {
-            let entries = std::fs::read_dir(root().join(folder)).unwrap();
-            let names = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap());
-            names.map(|name| format!("{folder}/{name}")).collect()
-        }
-        None => vec![member.as_str().unwrap().to_owned()],
-    });
-    members.collect()
-}
 
 /// Both files; what the second says of a service of the first is only a part.
 fn whole() -> impl Iterator<Item = (&'static str, &'static Value)> {
@@ -98,7 +83,7 @@ fn no_secret_has_a_default_and_the_example_has_none() {
 }
 
 #[test]
-fn the_image_holds_no_secret_and_runs_as_nobody() {
+fn the_image_contains_no_secret_and_runs_as_an_unprivileged_user() {
     let file = text("infra/Dockerfile");
     let users: Vec<_> = file.lines().filter(|line| line.starts_with("USER ")).collect();
     assert_eq!(users, ["USER 65532:65532"; 2], "of each image that is made");
@@ -113,7 +98,7 @@ fn the_image_holds_no_secret_and_runs_as_nobody() {
     });
     assert!(stages[0].contains(&format!("rust:{}", version.unwrap())), "{}", stages[0]);
     // Every manifest of the workspace is there before the layer of dependencies is made.
-    for member in members() {
+    for member in crates() {
         let line = format!("COPY {member}/Cargo.toml {member}/");
         assert!(file.lines().any(|copied| copied == line), "{line}");
     }

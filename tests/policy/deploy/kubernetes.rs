@@ -1,5 +1,4 @@
-//! Every workload of every overlay: bounded, locked up, watched, ended with patience, and set up with
-//! settings that there are.
+//! Every workload of every overlay is bounded, restricted, probed, and ended with a sufficient grace period.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -72,7 +71,7 @@ fn a_pod_lives_on_until_its_calls_are_drained() {
             let drain = match name {
                 "auth" | "codegen" | "errors" | "analytics" => {
                     let delay = seconds(&found, "DRAIN_DELAY_SECONDS");
-                    // Envoy looks every one or two seconds whether one goes.
+                    // Envoy polls the health of a role every one or two seconds.
                     assert!(delay >= 4 && before.unwrap() > 0, "{overlay}: {name} goes too soon");
                     before.unwrap() + delay + seconds(&found, "DRAIN_TIMEOUT_SECONDS") + REST
                 }

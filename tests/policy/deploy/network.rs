@@ -1,5 +1,5 @@
-//! Identity may reach whom in a cluster, worked out from the policies: this table and nothing else, and
-//! what is allowed is allowed on both ends.
+//! The allowed connections in a cluster, derived from the policies: those of this table and no others. Each is
+//! allowed on both ends.
 
 use std::collections::BTreeSet;
 
@@ -11,7 +11,7 @@ type Way = (String, String, u64);
 
 const LABEL: &str = "app.kubernetes.io/name";
 
-/// Identity reaches whom within the mesh.
+/// The allowed connections within the mesh: from, to, port.
 const WAYS: &[(&str, &[&str], u64)] = &[
     ("auth", &["errors", "analytics"], 50051),
     ("codegen", &["auth", "errors", "analytics"], 50051),
@@ -72,7 +72,7 @@ fn ways(objects: &[Value], ingress: bool) -> BTreeSet<Way> {
 }
 
 #[test]
-fn nobody_reaches_whom_the_table_does_not_name() {
+fn only_listed_connections_are_allowed() {
     for (overlay, objects) in overlays() {
         let deny =
             of_kind(objects, "NetworkPolicy").find(|p| p["metadata"]["name"] == "default-deny");

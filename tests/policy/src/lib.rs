@@ -2,6 +2,7 @@
 #![expect(clippy::unwrap_used, reason = "a failing test must show the place")]
 
 pub mod manifests;
+pub mod rust;
 
 use std::path::{Path, PathBuf};
 
@@ -16,13 +17,30 @@ pub fn read(path: impl AsRef<Path>) -> String {
     std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
 }
 
+/// The folders of the workspace's crates, sorted; the globs of its manifest are resolved.
+pub fn crates() -> Vec<String> {
+    let manifest: toml::Table = read("Cargo.toml").parse().unwrap();
+    let members = manifest["workspace"]["members"].as_array().unwrap().iter();
+    let members = members.flat_map(|member| match member.as_str().unwrap().strip_suffix("/*") {
+        Some(folder) => {
+            let entries = std::fs::read_dir(root().join(folder)).unwrap();
+            let names = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap());
+            names.map(|name| format!("{folder}/{name}")).collect()
+        }
+        None => vec![member.as_str().unwrap().to_owned()],
+    });
+    let mut members: Vec<_> = members.collect();
+    members.sort();
+    members
+}
+
 /// Folders that hold build results and installed packages.
 const SKIPPED_FOLDERS: [&str; 4] = ["node_modules", "target", "dist", "gen"];
 
 /// The files below a folder with one of these endings: paths from the root and texts, sorted by path.
 pub fn files(folder: &str, endings: &[&str]) -> Vec<(PathBuf, String)> {
     let mut found = Vec::new();
-    let mut folders = vec![root().join(folder)];
+    let mut folders = vec![if folder == "." { root() } else { root().join(folder) }];
     while let Some(folder) = folders.pop() {
         for entry in std::fs::read_dir(folder).unwrap() {
             let path = entry.unwrap().path();

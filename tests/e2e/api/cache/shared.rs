@@ -20,7 +20,7 @@ async fn pair(redis: &RedisServer) -> [TestMesh; 2] {
     [one, other]
 }
 
-async fn kept(redis: &RedisServer, count: usize) {
+async fn stored(redis: &RedisServer, count: usize) {
     within("Redis to keep it", async {
         while redis.ask(&["ZRANGE", "hapa:{cache}:index", "0", "-1"]).await.len() != count {}
     })
@@ -35,7 +35,7 @@ async fn replicas_share_answers_and_a_clearing_on_one_is_one_on_all() {
     assert!(!ask(&mut one.client(), "인사").await.unwrap().cached);
     // Also where Redis has not yet got it.
     assert!(ask(&mut one.client(), "인사").await.unwrap().cached);
-    kept(&redis, 1).await;
+    stored(&redis, 1).await;
     let read = stream(&mut other.client(), question("인사")).await;
     assert!(read.started.unwrap().cached);
     assert_eq!(
@@ -63,7 +63,7 @@ async fn redis_keeps_no_more_than_it_should_and_nothing_that_can_be_read_in_a_na
     let mesh = TestMesh::start_with(&flags).await;
     for number in 0..5 {
         ask(&mut mesh.client(), &format!("canary-{number}")).await.unwrap();
-        kept(&redis, 3.min(number + 1)).await;
+        stored(&redis, 3.min(number + 1)).await;
         // The index goes by milliseconds.
         let begun = redis.ask(&["TIME"]).await;
         let millisecond = |time: &[String]| format!("{}{:0>6}", time[0], time[1])[..13].to_owned();
@@ -77,8 +77,11 @@ async fn redis_keeps_no_more_than_it_should_and_nothing_that_can_be_read_in_a_na
     assert_eq!(names.len(), 5, "three answers, the index and the era: {names:?}");
     assert!(!names.iter().any(|name| name.contains("canary") || name.contains("tester")));
     for name in names.iter().filter(|name| name.len() > 64) {
-        let kept = redis.ask(&["GET", name]).await.remove(0);
-        assert!(kept.contains("def greet") && !kept.contains("canary"), "answers, no questions");
+        let stored = redis.ask(&["GET", name]).await.remove(0);
+        assert!(
+            stored.contains("def greet") && !stored.contains("canary"),
+            "answers, no questions"
+        );
     }
     assert!(!ask(&mut mesh.client(), "canary-0").await.unwrap().cached);
     // Something else in an answer's place is as good as none.
@@ -99,7 +102,7 @@ async fn a_redis_that_lost_the_era_forgets_rather_than_remembers_what_was_cleare
     let redis = RedisServer::start().await;
     let [one, other] = pair(&redis).await;
     ask(&mut one.client(), "q").await.unwrap();
-    kept(&redis, 1).await;
+    stored(&redis, 1).await;
     redis.ask(&["DEL", "hapa:{cache}:era"]).await;
     assert!(!ask(&mut other.client(), "q").await.unwrap().cached);
 }
@@ -146,7 +149,7 @@ async fn a_frozen_redis_costs_a_warning_and_no_answer() {
     mesh.finish().await;
 }
 
-/// Waits until the errors service knows that something went wrong and nobody suffered from it.
+/// Waits until the errors service has an occurrence that affected no caller.
 async fn overcome(mesh: &TestMesh) {
     let mut errors = ErrorTrackingServiceClient::new(mesh.channel_as(Identity::Mesh));
     within("the errors service to be told", async {

@@ -1,4 +1,4 @@
-//! Many ask the same at once: the engine is asked once, and nobody depends on who was first.
+//! Single flight: equal concurrent requests reach the engine once, and no subscriber depends on the first one.
 
 use hapa_engine_sim::{Fault, Script};
 use hapa_proto::analytics::v1::GetUsageRequest;
@@ -51,7 +51,7 @@ impl Open {
 }
 
 #[tokio::test]
-async fn twenty_who_ask_at_once_share_one_generation_also_when_the_first_leaves() {
+async fn twenty_concurrent_requests_share_one_generation_even_if_the_first_leaves() {
     let mesh = TestMesh::start_with(&[ON]).await;
     mesh.engine.once(Script::tokens(["a", "b", "c"]).hold(1).hold(2));
     let first = Open::begin(&mut mesh.client(), question("q")).await;
@@ -86,7 +86,7 @@ async fn twenty_who_ask_at_once_share_one_generation_also_when_the_first_leaves(
     }
     let counts = mesh.engine.counts();
     assert_eq!((counts.started, counts.aborted), (1, 0), "{counts:?}");
-    // Somebody's call is the one that the tokens are counted for, and nobody else's.
+    // The tokens count for exactly one of the calls.
     let mut analytics = AnalyticsServiceClient::new(mesh.channel_as(Identity::Mesh));
     within("the sums", async {
         loop {
@@ -143,7 +143,7 @@ async fn a_deadline_ends_its_own_call_alone() {
 }
 
 #[tokio::test]
-async fn sharing_ends_at_the_credential_and_goes_on_without_the_one_who_asks_for_a_fresh_answer() {
+async fn requests_share_per_credential_and_never_with_a_request_for_a_fresh_answer() {
     let mesh = TestMesh::start_with(&[ON]).await;
     mesh.engine.script(Script::tokens(["a", "b"]).hold(1));
     let made = mesh.create_key(CreateKeyRequest { ..TestMesh::dev_key() }).await;
@@ -152,7 +152,7 @@ async fn sharing_ends_at_the_credential_and_goes_on_without_the_one_who_asks_for
     let mut same_owner = Open::begin(&mut other, question("q")).await;
     let alone = Open::begin(&mut mesh.client(), fresh("q")).await;
     assert_eq!(mesh.engine.counts().started, 3);
-    // One whose key ends takes nobody with it.
+    // A subscriber with a revoked key does not end the others.
     let revoke = RevokeKeyRequest { key_id: made.key.unwrap().key_id };
     mesh.keys().revoke_key(revoke).await.unwrap();
     let status = within("the end", async {
@@ -196,7 +196,7 @@ async fn what_breaks_off_breaks_off_for_everyone_and_what_is_refused_is_refused_
 }
 
 #[tokio::test]
-async fn one_who_does_not_read_holds_up_nobody() {
+async fn a_stalled_reader_does_not_delay_the_others() {
     let mesh = TestMesh::start_with(&[ON]).await;
     // More than the sockets and windows on the way can hold, and more than is kept for the slow.
     let token = "t".repeat(16 * 1024);
@@ -209,7 +209,8 @@ async fn one_who_does_not_read_holds_up_nobody() {
     mesh.engine.release();
     let text = within("the eager one", eager.rest()).await;
     assert_eq!(text.len(), 1_999 * token.len());
-    // Identity comes to read it much later is told so, and never that it was all.
+    // A subscriber that reads much too late fails with an error. It never receives a truncated answer as a
+    // whole one.
     let status = within("the idle one", async {
         loop {
             match idle.0.message().await {

@@ -18,7 +18,7 @@ use super::{make_key, question, with_key, with_tls};
 const LOADED: &str = "cluster.codegen.client_ssl_socket_factory.ssl_context_update_by_sds";
 const OPENED: &str = "cluster.codegen.upstream_cx_total";
 
-/// What the gateway's port shows to who connects now.
+/// The certificate that the gateway's port presents to a new connection.
 async fn shown(gateway: &Gateway, mesh: &MtlsCluster) -> CertificateDer<'static> {
     within("a connection", gateway.certificate(&mesh.certificates.authority())).await
 }
@@ -35,7 +35,7 @@ fn client(gateway: &Gateway, mesh: &MtlsCluster) -> CodegenServiceClient<Balance
 }
 
 #[tokio::test]
-async fn the_gateway_takes_new_certificates_as_it_runs_and_calls_in_flight_go_on() {
+async fn the_gateway_reloads_certificates_and_calls_in_progress_continue() {
     let mesh = MtlsCluster::start(&["--max-connection-age-seconds=1"]).await;
     let key = make_key(&mesh).await;
     let gateway = with_tls(&mesh).await;

@@ -1,4 +1,4 @@
-//! Users who log in with an ID token of an identity provider.
+//! OIDC login: sessions for an ID token of an identity provider.
 
 use std::collections::HashSet;
 
@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use super::{prove, works};
 
 #[tokio::test]
-async fn whom_the_identity_provider_vouches_for_is_let_in_and_known_again() {
+async fn a_user_with_an_id_token_is_admitted_and_recognised_later() {
     for store in Store::both().await {
         let provider = FakeIdp::start().await;
         let issuer = format!("--oidc-issuer={}", provider.issuer);
@@ -66,7 +66,7 @@ async fn an_unverified_address_creates_no_account_and_locks_its_owner_out_of_non
         let ann = log_in(verified("ann", "ann@example.com", json!(true))).await.unwrap();
         // Some providers write it as text.
         assert_eq!(log_in(verified("kim", "kim@example.com", json!("true"))).await.unwrap(), kim);
-        // A subject that is known needs no address any more, and is told apart by nothing else.
+        // A known subject needs no address. Only the subject identifies the user.
         assert_eq!(log_in(json!({ "sub": "ann", "email": "x@example.com" })).await.unwrap(), ann);
         for (subject, email) in [("evil", "ann@example.com"), ("evil", "kim@example.com")] {
             let status = log_in(verified(subject, email, json!(true))).await.unwrap_err();

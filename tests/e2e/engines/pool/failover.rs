@@ -10,7 +10,7 @@ use hapa_test_harness::{Identity, TestMesh, incident, within};
 use super::{ANSWER, ask, cluster, is_quiet, is_whole, recovers, started};
 use crate::api::generate::{question, stream};
 
-/// No call fails while one engine of three is ill in this way.
+/// No call fails while one engine of three has this fault.
 async fn is_overcome(how: &str, mesh: &TestMesh) {
     let before = started(mesh);
     for read in ask(mesh, 24, 3).await {
@@ -33,7 +33,7 @@ async fn an_engine_that_was_killed_is_not_noticed_and_is_used_again() {
 }
 
 #[tokio::test]
-async fn an_engine_that_froze_does_not_eat_the_patience() {
+async fn a_frozen_engine_does_not_consume_the_timeout_of_the_others() {
     let mesh = cluster(3).await;
     mesh.engine.freeze();
     is_overcome("one frozen", &mesh).await;
@@ -113,7 +113,7 @@ async fn what_was_overcome_is_remembered_as_such() {
             if let Some(found) = listed.into_iter().find(|incident| incident.recovered_count == 2) {
                 return found;
             }
-            tokio::time::sleep(super::SHORTLY).await;
+            tokio::time::sleep(super::POLL_INTERVAL).await;
         }
     })
     .await;

@@ -1,5 +1,5 @@
-//! All engines fail at once: they are asked little, callers are told when to come back, and all goes on
-//! by itself when they do.
+//! All engines fail at once: they receive few requests, callers receive a retry delay, and the pool recovers
+//! with the engines.
 
 use hapa_engine_sim::{Fault, Script};
 use hapa_test_harness::incident;
@@ -47,7 +47,7 @@ async fn engines_that_are_left_alone_are_said_to_be_so_and_tried_again_by_one() 
     assert!(!status.get_details_retry_info().unwrap().retry_delay.unwrap().is_zero());
     assert_eq!(mesh.engine.counts().started, 5);
 
-    // Whoever comes first when the pause is over tries it; the others are told to wait.
+    // The first request after the pause probes the engine. The others receive a retry delay.
     mesh.engine.script(Script::tokens(["a", "b"]).hold(0));
     let mut tries = tokio::task::JoinSet::new();
     for _ in 0..20 {
@@ -59,7 +59,7 @@ async fn engines_that_are_left_alone_are_said_to_be_so_and_tried_again_by_one() 
                     return read;
                 }
                 assert_eq!(incident(&read.status.unwrap()).0, "E5009");
-                tokio::time::sleep(super::SHORTLY).await;
+                tokio::time::sleep(super::POLL_INTERVAL).await;
             }
         });
     }

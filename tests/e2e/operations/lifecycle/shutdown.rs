@@ -1,4 +1,4 @@
-//! The end of a process: whoever holds on to it, and in whatever state it is, a signal ends it.
+//! Shutdown: a signal ends a process in every state, whatever its clients do.
 
 use std::io;
 
@@ -21,7 +21,7 @@ use tonic::transport::{Channel, Endpoint};
 use tonic::{Status, Streaming};
 use tower::{ServiceExt as _, service_fn};
 
-const SHORTLY: std::time::Duration = std::time::Duration::from_millis(10);
+const POLL_INTERVAL: std::time::Duration = std::time::Duration::from_millis(10);
 use crate::api::generate::question;
 
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
@@ -60,7 +60,7 @@ impl All {
         open(self.process.mesh(), self.tls.clone()).await.expect("it listens")
     }
 
-    /// A connection of one who may call, whose streams close their windows after little.
+    /// A connection of an authorised client, with small HTTP/2 windows of its streams.
     async fn channel(&self) -> Channel {
         let (address, tls) = (self.process.mesh(), self.tls.clone());
         let connector = service_fn(move |_: Uri| {
@@ -86,7 +86,7 @@ impl All {
         frames
     }
 
-    /// A call whose message never comes to its end.
+    /// A call with a message that never ends.
     async fn half_sent(&self) -> JoinSet<()> {
         let begin = Bytes::from_static(b"\0\0\0\0\x64half of a question");
         let begin = stream::iter([Ok::<_, Status>(http_body::Frame::data(begin))]);
@@ -106,7 +106,7 @@ impl All {
         let label = format!("rpc=\"{rpc}\"");
         within("a call to arrive", async {
             while self.process.metrics().await.sum("hapa_requests_in_flight", &[&label]) < 1.0 {
-                sleep(SHORTLY).await;
+                sleep(POLL_INTERVAL).await;
             }
         })
         .await;
@@ -140,12 +140,12 @@ async fn ends_by_itself(mut all: All) {
 }
 
 #[tokio::test]
-async fn sigterm_ends_a_process_whoever_holds_on_to_it() {
+async fn sigterm_ends_a_process_in_every_state_of_its_clients() {
     ends_by_itself(All::start(None).await).await;
 }
 
 #[tokio::test]
-async fn sigterm_ends_a_process_with_tls_whoever_holds_on_to_it() {
+async fn sigterm_ends_a_process_with_tls_in_every_state_of_its_clients() {
     ends_by_itself(All::start(Some(Certificates::make().await)).await).await;
 }
 
@@ -157,7 +157,7 @@ async fn a_second_signal_of_either_kind_ends_a_drain_at_once_and_is_no_success()
         all.process.ask_to_stop().await;
         within("the drain to begin", async {
             while all.process.page("/readyz").await != "draining\n" {
-                sleep(SHORTLY).await;
+                sleep(POLL_INTERVAL).await;
             }
         })
         .await;

@@ -25,9 +25,9 @@ use tonic::transport::{Channel, Endpoint};
 use super::{TOKEN, asked, lines, message};
 use crate::api::generate::question;
 
-const SHORTLY: Duration = Duration::from_millis(20);
+const POLL_INTERVAL: Duration = Duration::from_millis(20);
 
-/// A process whose log is in the hands of the test.
+/// A process with a log that the test controls.
 struct Process {
     engine: Engine,
     child: Child,
@@ -59,7 +59,7 @@ impl Process {
         let process = Process { engine, child, channel, client, http, metrics, folder, said };
         within("the process to be ready", async {
             while process.page("/readyz").await.is_none() {
-                sleep(SHORTLY).await;
+                sleep(POLL_INTERVAL).await;
             }
         })
         .await;
@@ -98,7 +98,7 @@ fn has_line(file: &Path, says: &str) -> bool {
 }
 
 #[tokio::test]
-async fn standard_error_that_nobody_reads_stops_no_call_and_what_was_lost_is_counted_and_said() {
+async fn an_unread_standard_error_blocks_no_call_and_lost_lines_are_counted_and_logged() {
     let mut process = Process::start(&[("LOG_LEVEL", "trace,h2=trace,hyper=trace")]).await;
     let mut calls = 0;
     while process.dropped().await == 0.0 {
@@ -121,7 +121,7 @@ async fn standard_error_that_nobody_reads_stops_no_call_and_what_was_lost_is_cou
 }
 
 #[tokio::test]
-async fn a_process_ends_in_order_and_at_once_though_nobody_reads_what_it_says() {
+async fn a_process_with_an_unread_log_ends_in_order_and_at_once() {
     let mut process = Process::start(&[("LOG_LEVEL", "trace,h2=trace,hyper=trace")]).await;
     // More than a pipe holds.
     for call in 0..10 {
@@ -157,7 +157,7 @@ async fn a_disk_that_is_full_stops_no_call() {
     }
     within("lines to be counted as lost", async {
         while process.dropped().await < 3.0 {
-            sleep(SHORTLY).await;
+            sleep(POLL_INTERVAL).await;
         }
     })
     .await;
@@ -181,7 +181,7 @@ async fn a_hangup_opens_the_log_anew_and_breaks_no_stream() {
     }
     within("the new file", async {
         while !has_line(&file, "LOG_FILE is opened anew") {
-            sleep(SHORTLY).await;
+            sleep(POLL_INTERVAL).await;
         }
     })
     .await;
@@ -237,7 +237,7 @@ async fn a_hangup_reads_signing_keys_again_and_keeps_those_from_before_where_it_
         signal(&process.child, "-HUP").await;
         within(says, async {
             while !has_line(&log, says) {
-                sleep(SHORTLY).await;
+                sleep(POLL_INTERVAL).await;
             }
         })
         .await;
@@ -250,7 +250,7 @@ async fn a_hangup_reads_signing_keys_again_and_keeps_those_from_before_where_it_
 }
 
 #[tokio::test]
-async fn a_signal_that_nobody_knows_ends_a_process_as_ever() {
+async fn an_unhandled_signal_ends_a_process_as_usual() {
     let mut process = Process::start(&[]).await;
     signal(&process.child, "-USR1").await;
     let status = within("the process to end", process.child.wait()).await.unwrap();

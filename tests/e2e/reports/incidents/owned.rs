@@ -1,4 +1,4 @@
-//! Whose failures are seen: with errors:read one's own, counted for oneself alone and without causes; with
+//! Visibility of failures: with errors:read a caller's own, with its own counts and without causes; with
 //! errors:admin those of the whole mesh.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -50,7 +50,7 @@ async fn patterns(client: &mut Errors, period: &str) -> Vec<Pattern> {
     within("patterns", client.list_patterns(request)).await.unwrap().into_inner().patterns
 }
 
-/// What is told from the beginning on, until nothing more comes.
+/// All events from the beginning on, until no more arrive.
 async fn watched(client: &mut Errors) -> Vec<WatchOccurrencesResponse> {
     let request = WatchOccurrencesRequest { cursor: "0".to_owned(), ..Default::default() };
     let mut live =
@@ -66,7 +66,7 @@ async fn watched(client: &mut Errors) -> Vec<WatchOccurrencesResponse> {
 }
 
 #[tokio::test]
-async fn who_may_read_errors_sees_its_own_and_nothing_of_another_owner() {
+async fn a_reader_of_errors_sees_its_own_and_nothing_of_another_owner() {
     for store in Store::both().await {
         let mesh = TestMesh::start_unrecorded_on(&store, &[]).await;
         let mut service = errors(&mesh);

@@ -53,7 +53,7 @@ async fn failures_of_one_cause_are_one_incident_and_found_by_whatever_was_shown(
 }
 
 #[tokio::test]
-async fn what_nobody_was_shown_makes_an_incident_with_an_id_of_its_own() {
+async fn a_failure_that_no_client_received_gets_an_incident_with_an_id_of_its_own() {
     for store in Store::both().await {
         let mesh = TestMesh::start_unrecorded_on(&store, &[]).await;
         let mut client = errors(&mesh);
@@ -159,7 +159,7 @@ async fn a_batch_with_anything_wrong_is_refused_whole_and_says_what() {
 }
 
 #[tokio::test]
-async fn who_reports_with_a_key_reports_itself() {
+async fn a_report_with_a_key_belongs_to_the_owner_of_the_key() {
     for store in Store::both().await {
         let mesh = TestMesh::start_unrecorded_on(&store, &[]).await;
         let mut client = errors_of(&mesh, "tenant", &["errors:write", "errors:read"]).await;

@@ -39,14 +39,14 @@ async fn an_incident_is_acknowledged_resolved_and_reopened_by_what_comes_later()
         assert_eq!((changed.incident_id.as_str(), changed.count), (first.incident_id.as_str(), 2));
         assert_eq!((changed.status.as_str(), changed.note.as_str()), ("acknowledged", "looking"));
         assert!(changed.status_actor.starts_with("key:key_") && changed.status_time.is_some());
-        // Whoever saw it open is late.
+        // A caller that still has the open state is too late.
         let status = update(&mut admin, note).await.unwrap_err();
         assert_eq!((incident(&status).0.as_str(), status.code()), ("E4009", Code::Aborted));
         report(&mut client, vec![failure()]).await.unwrap();
         assert_eq!(only(&mut client).await.status, "acknowledged");
 
         update(&mut admin, to(&first.incident_id, "resolved", "")).await.unwrap();
-        // It happened before, and is heard of late.
+        // It happened before, and arrives late.
         let late = Occurrence { time: ago(Duration::from_mins(1)), ..failure() };
         report(&mut client, vec![late]).await.unwrap();
         assert_eq!(only(&mut client).await.status, "resolved");

@@ -77,7 +77,7 @@ async fn patterns_tell_what_rises_and_what_falls() {
         let mut bobs = many("rises", 1, now);
         "bob".clone_into(&mut bobs[0].owner);
         report(&mut client, bobs).await.unwrap();
-        // What is told late says nothing of who met it since, and one who met it before is no more.
+        // A late report does not change the later owners, and an earlier owner is counted once.
         let mut late = many("rises", 2, then);
         "bob".clone_into(&mut late[0].owner);
         "eve".clone_into(&mut late[1].owner);
@@ -205,7 +205,7 @@ async fn every_published_code_is_listed_for_anyone_with_a_credential() {
 }
 
 #[tokio::test]
-async fn who_met_a_cause_before_one_row_told_it_is_told_by_the_rows_of_hours() {
+async fn owners_before_the_first_row_of_a_cause_come_from_the_hourly_rows() {
     for store in Store::both().await {
         let mesh = TestMesh::start_unrecorded_on(&store, &[]).await;
         report(&mut errors(&mesh), many("old", 1, 2 * HOUR)).await.unwrap();

@@ -1,4 +1,4 @@
-//! The live stream: what is stored is told, from any cursor on, within bounds.
+//! The live stream of occurrences: it sends all stored ones from any cursor on, within bounds.
 
 use std::time::Duration;
 
@@ -20,7 +20,8 @@ async fn next(live: &mut Live) -> WatchOccurrencesResponse {
     within("a message", live.message()).await.unwrap().expect("it goes on")
 }
 
-/// Reads until so many were told or left out: the ids, how many were left out, the last cursor.
+/// Reads until this number was sent or skipped. Returns the ids, the number of skipped ones, and the last
+/// cursor.
 async fn read(live: &mut Live, count: usize) -> (Vec<String>, usize, String) {
     let (mut told, mut skipped, mut cursor) = (Vec::new(), 0, String::new());
     while told.len() + skipped < count {
@@ -33,7 +34,7 @@ async fn read(live: &mut Live, count: usize) -> (Vec<String>, usize, String) {
 }
 
 #[tokio::test]
-async fn what_is_stored_is_told_and_a_lost_stream_goes_on_from_its_cursor() {
+async fn stored_occurrences_are_sent_and_a_lost_stream_continues_from_its_cursor() {
     for store in Store::both().await {
         let mesh = TestMesh::start_unrecorded_on(&store, &[]).await;
         let mut client = errors(&mesh);
@@ -93,7 +94,7 @@ async fn a_quiet_stream_gives_signs_of_life_and_ends_when_its_replica_goes() {
 }
 
 #[tokio::test]
-async fn of_a_storm_so_many_are_told_and_the_others_are_counted() {
+async fn a_burst_of_occurrences_is_sent_up_to_a_bound_and_the_rest_is_counted() {
     for store in Store::both().await {
         let mesh = TestMesh::start_unrecorded_on(&store, &[]).await;
         let mut client = errors(&mesh);

@@ -8,7 +8,7 @@ use tokio::net::TcpStream;
 
 use super::super::Engine;
 
-const PATIENCE: Duration = Duration::from_secs(10);
+const WAIT_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// The bytes of a connection until its end, or until the reader stops.
 #[derive(Debug)]
@@ -149,7 +149,7 @@ impl Client {
     /// Reads any bytes; `false` if the connection is closed.
     pub(super) async fn more(&mut self) -> bool {
         let read = self.stream.read_buf(&mut self.buffer);
-        let read = tokio::time::timeout(PATIENCE, read).await.expect("bytes, or an end");
+        let read = tokio::time::timeout(WAIT_TIMEOUT, read).await.expect("bytes, or an end");
         read.is_ok_and(|read| read > 0)
     }
 

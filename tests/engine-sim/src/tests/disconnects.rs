@@ -6,7 +6,7 @@ use super::super::{Engine, Fault, Script};
 use super::client::Client;
 
 /// Shorter than any timer or poll interval, and longer than a busy machine needs to wake a task.
-const AT_ONCE: Duration = Duration::from_secs(2);
+const ABORT_TIMEOUT: Duration = Duration::from_secs(2);
 
 fn abc() -> Script {
     Script::tokens(["a", "b", "c"])
@@ -25,7 +25,7 @@ async fn leave(script: Script, mark: Option<&str>, tokens: u64) {
     let left_at = Instant::now();
     drop(client);
     let noticed_at = engine.wait_for_aborted(1).await;
-    assert!(noticed_at.duration_since(left_at) < AT_ONCE);
+    assert!(noticed_at.duration_since(left_at) < ABORT_TIMEOUT);
     assert_eq!(engine.aborts()[0].tokens_sent, tokens);
     let counts = engine.counts();
     assert_eq!((counts.aborted, counts.in_flight()), (1, 0));

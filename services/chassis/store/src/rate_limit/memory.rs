@@ -154,7 +154,7 @@ mod tests {
     }
 
     #[test]
-    fn a_peek_tells_what_is_left_and_counts_nothing() {
+    fn a_peek_returns_the_remaining_calls_and_counts_nothing() {
         let (memory, now) = (Memory::default(), Instant::now());
         for _ in 0..3 {
             assert_eq!(memory.peek("a", "/x", rate(2), now).remaining, 2);
