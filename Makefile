@@ -4,6 +4,8 @@ WEB := gateway/clients/web
 BUF := $(WEB)/node_modules/.bin/buf
 PRETTIER := $(WEB)/node_modules/.bin/prettier
 YAML = $(shell git ls-files '*.yaml' '*.yml')
+# End-to-end tests start this binary. With --workspace it shares the build results of `cargo test --workspace`.
+BUILD_FOR_TESTS = cargo build --workspace --bin hapa
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -17,20 +19,22 @@ run: ## install missing tools, build, and run model, mesh and gateway in the for
 build: ## build the hapa binary
 	cargo build
 
-test: $(if $(T),build,lint build client) ## run every check, every test, and 20 s of fuzzing; T=cache: end-to-end tests of that name
-	$(if $(T),cargo test --package hapa-e2e --test e2e -- $(T),cargo test --workspace --lib --bins --tests)
+test: $(if $(T),,lint client) ## run every check, every test, and 20 s of fuzzing; T=cache: end-to-end tests of that name
+	$(BUILD_FOR_TESTS)
+	$(if $(T),cargo test --workspace --test e2e -- $(T),cargo test --workspace --lib --bins --tests)
 	$(if $(T),,@tests/fuzz/run 20)
 
-test-unit: ## run the unit and property tests of all crates: no process is started
+test-unit: ## run the unit and property tests of all crates; they start no process
 	cargo test --workspace --lib --bins
 
-test-e2e: build client ## run the end-to-end tests
+test-e2e: client ## run the end-to-end tests; T=cache: those of that name
 	@infra/tools/install test
-	cargo test --package hapa-e2e --test e2e
+	$(BUILD_FOR_TESTS)
+	cargo test --workspace --test e2e -- $(T)
 
-policy: ## run the policy tests: dependencies, sizes, words, names, documentation and manifests
+policy: ## run the policy tests: dependencies, sizes, words, names, documentation, manifests and the supply chain
 	@infra/tools/install test
-	cargo test --package hapa-policy --test policy
+	cargo test --workspace --test policy
 
 lint: proto ## check the formatting of Rust and YAML, clippy, dependencies and the protos
 	@infra/tools/install test
@@ -70,8 +74,8 @@ load: ## fill the store at DATABASE_URL with ten million events and a million oc
 
 test-vllm: ## install vLLM for the CPU (7 GB, some minutes) and run the tests that need it
 	@infra/vllm/install
-	cargo build --package hapa
-	infra/vllm/run cargo test --package hapa-e2e --test e2e -- --ignored --test-threads=1 vllm
+	$(BUILD_FOR_TESTS)
+	infra/vllm/run cargo test --workspace --test e2e -- --ignored --test-threads=1 vllm
 
 fuzz: ## run all fuzz targets together for one minute; MINUTES=10: longer
 	@infra/tools/install test

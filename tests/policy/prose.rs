@@ -10,8 +10,9 @@ use regex::Regex;
 /// Words of a sentence. docs/style.md asks for at most 25.
 const MAX_SENTENCE_WORDS: usize = 30;
 
-/// The paths that are not checked. Every entry starts with a path from the root.
+/// The beginnings of the paths that are not checked: protos of others, and the stream path of code generation.
 const NOT_COVERED: &[&str] = &[
+    "proto/google",
     "services/codegen/src/cache",
     "services/codegen/src/completion/flight",
     "services/codegen/src/completion/reader",

@@ -92,7 +92,7 @@ impl Caller {
         Self::many(stage, way, 1).await?.pop().context("no caller")
     }
 
-    /// A caller whose answers the mesh may have cached. The others request fresh ones.
+    /// A caller of questions that the mesh may have cached. The others request fresh ones.
     pub(crate) async fn who_takes_known(stage: &Stage, way: Way) -> anyhow::Result<Self> {
         if way == Way::GatewayJson {
             return Self::http(stage, way, Answers::Known).await;

@@ -15,9 +15,9 @@ use tonic::client::GrpcService;
 use tonic::codegen::Body as HttpBody;
 use tonic::{Request, Status};
 
-/// The columns are: no credential, a key for completion, a key for code, a key for the cache, a key of errors
-/// and analytics, a session without auth:admin, a key with auth:admin, and the mesh token. `+` is allowed, `3`
-/// is E4003 (no accepted credential), `5` is E4005 (a scope is missing).
+/// The first columns are: no credential, a key for completion, a key for code, and a key for the cache. Then
+/// follow a key of errors and analytics, a session without auth:admin, a key with auth:admin, and the mesh
+/// token. `+` is allowed, `3` is E4003 (no accepted credential), `5` is E4005 (a scope is missing).
 const TABLE: &[(&str, &str)] = &[
     ("hapa.analytics.v1.AnalyticsService/GetPerformance", "3555 +55+"),
     ("hapa.analytics.v1.AnalyticsService/GetUsage", "3555 +55+"),

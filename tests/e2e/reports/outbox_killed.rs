@@ -1,6 +1,6 @@
-//! Both ends of a delivery are killed again and again, and what was acknowledged is stored once.
+//! Both ends of a delivery are killed repeatedly, and every acknowledged event is stored once.
 //!
-//! The sender is the outbox itself and the receiver a small server over a SQLite file, each in a
+//! The sender is the outbox itself, and the receiver is a small server over a SQLite file. Each runs in a
 //! process of its own: this test's binary, started again for one of the ignored tests below.
 
 use std::collections::HashSet;
