@@ -42,6 +42,6 @@ async fn main() -> anyhow::Result<()> {
         _ = terminate.recv() => {}
         interrupted = tokio::signal::ctrl_c() => interrupted?,
     }
-    engine.stop().await;
+    drop(engine);
     Ok(())
 }

@@ -1,5 +1,5 @@
-//! A receiver of usage events that keeps them as the real one must: committed before it answers, and
-//! each id once. It also counts how often events came.
+//! A sink of usage events that stores them as analytics must: committed before the acknowledgement, and each
+//! id once. It also counts repeated deliveries.
 
 use std::collections::HashSet;
 use std::path::Path;
@@ -13,7 +13,7 @@ use tonic::Status;
 
 use crate::fake_analytics::{Service, serve};
 
-/// See the module.
+/// Stores usage events in a SQLite file before it acknowledges them.
 #[derive(Clone, Debug)]
 pub struct AckingSink(SqlitePool);
 
@@ -32,7 +32,7 @@ impl AckingSink {
         AckingSink(pool)
     }
 
-    /// Takes events in until it is killed.
+    /// Receives events until it is killed.
     pub async fn serve(self, listener: TcpListener) {
         serve(listener, Service::Keeping(self)).await;
     }
@@ -49,13 +49,13 @@ impl AckingSink {
         transaction.commit().await.map_err(lost)
     }
 
-    /// What it has.
+    /// The ids of the stored events.
     pub async fn ids(&self) -> HashSet<String> {
         let rows = self.0.fetch_all("SELECT event_id FROM kept").await.expect("rows");
         rows.iter().map(|row| row.get(0)).collect()
     }
 
-    /// How many it has, and how often any came.
+    /// The number of stored events, and the number of deliveries.
     pub async fn counts(&self) -> (usize, usize) {
         let row = self.0.fetch_one("SELECT count(*), coalesce(sum(times), 0) FROM kept").await;
         let row = row.expect("a row");

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use hapa::{Roles, run};
+use hapa_engine_sim::Engine;
 use hapa_server::Listeners;
 use hapa_transport::balancer::Balanced;
 use hapa_transport::connect::Secure;
@@ -24,19 +25,18 @@ use tokio_util::sync::CancellationToken;
 use crate::gateway::Gateway;
 use crate::test_mesh::{reqwest_client, roles};
 use crate::tools::{Metrics, root, within};
-use hapa_engine_sim::Engine;
 
-/// Identity serves.
+/// The roles.
 const ROLES: [&str; 4] = ["auth", "codegen", "errors", "analytics"];
 
-/// How long a connection may take on a busy machine.
+/// Time limit of a connection on a busy machine.
 const WAIT_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// An authority, and certificates of it for every role. Dropping it removes them.
+/// An authority with certificates for every role. Dropping it removes them.
 #[derive(Debug)]
 pub struct Certificates {
     folder: TempDir,
-    /// What says to the script which names they have.
+    /// The script's option for the names in the certificates.
     names: &'static [(&'static str, &'static str)],
 }
 
@@ -46,7 +46,7 @@ impl Certificates {
         Certificates::named(&[]).await
     }
 
-    /// The same, with nothing but a URI.
+    /// Creates an authority; its certificates contain only a URI.
     pub async fn make_spiffe() -> Certificates {
         Certificates::named(&[("SPIFFE_ONLY", "1")]).await
     }
@@ -58,7 +58,7 @@ impl Certificates {
         made
     }
 
-    /// New certificates of the same authority, in the place of those that are there.
+    /// Replaces the certificates by new ones of the same authority.
     pub async fn renew(&self) {
         let mut script = Command::new(root().join("infra/certs"));
         script.arg(self.folder.path()).envs(self.names.iter().copied());
@@ -77,7 +77,8 @@ impl Certificates {
         }
     }
 
-    /// Everyone has these certificates in place of their own, which `kept` then has.
+    /// Replaces the certificates of every role by those of another authority. The previous ones are moved to
+    /// `kept`.
     pub fn trade(&self, others: &Certificates, kept: &Path) {
         for role in self.roles() {
             let (own, new) = (self.files(&role), others.files(&role));
@@ -96,7 +97,7 @@ impl Certificates {
         folders.map(|entry| entry.file_name().into_string().expect("a role")).collect()
     }
 
-    /// What a role has.
+    /// The files of a role.
     pub fn files(&self, role: &str) -> Files {
         let folder = self.folder.path().join(role);
         let [certificate, key, authority] =
@@ -104,12 +105,12 @@ impl Certificates {
         Files { certificate, key, authority }
     }
 
-    /// The authority's own.
+    /// The certificate of the authority.
     pub fn authority(&self) -> PathBuf {
         self.folder.path().join("ca.crt")
     }
 
-    /// The settings by which something has a role's certificate.
+    /// The settings that give a process the certificate of a role.
     pub fn settings(&self, role: &str) -> [(&'static str, String); 3] {
         let files = self.files(role);
         let text = |path: &Path| path.display().to_string();
@@ -120,7 +121,7 @@ impl Certificates {
         ]
     }
 
-    /// How to speak to any of them over TLS with a role's certificate, byte by byte.
+    /// A TLS connector with a role's certificate, for calls on the byte level.
     pub fn connector(&self, role: &str) -> TlsConnector {
         let files = self.files(role);
         let read = |path| {
@@ -141,8 +142,8 @@ impl Certificates {
         TlsConnector::from(Arc::new(config))
     }
 
-    /// A port that speaks TLS with a role's certificate, in front of one that does not, for as long as
-    /// the tasks are kept.
+    /// A port with TLS and a role's certificate in front of a plain one. It is open until the tasks are
+    /// dropped.
     pub async fn in_front_of(&self, behind: SocketAddr, role: &str) -> (SocketAddr, JoinSet<()>) {
         let files = self.files(role);
         let chain = CertificateDer::pem_file_iter(files.certificate).expect("a file");
@@ -185,12 +186,12 @@ pub fn dial(files: Files, address: SocketAddr) -> Balanced {
     Balanced::new(&format!("https://{address}"), secure, WAIT_TIMEOUT).expect("an address")
 }
 
-/// See the module.
+/// A mesh with certificates: each role has a port of its own in this process.
 #[derive(Debug)]
 pub struct MtlsCluster {
-    /// What everyone has.
+    /// The certificates of all roles.
     pub certificates: Certificates,
-    /// Behind code generation.
+    /// The engine behind code generation.
     pub engine: Engine,
     places: Vec<(&'static str, SocketAddr, SocketAddr)>,
     shutdown: CancellationToken,
@@ -199,12 +200,12 @@ pub struct MtlsCluster {
 }
 
 impl MtlsCluster {
-    /// Every role, with these flags.
+    /// Starts every role with these flags.
     pub async fn start(flags: &[&str]) -> MtlsCluster {
         MtlsCluster::start_with(Certificates::make().await, flags).await
     }
 
-    /// Every role, with these certificates and flags.
+    /// Starts every role with these certificates and flags.
     pub async fn start_with(certificates: Certificates, flags: &[&str]) -> MtlsCluster {
         let engine = Engine::start();
         let folder = tempfile::tempdir().expect("a folder for the test");
@@ -241,7 +242,7 @@ impl MtlsCluster {
         MtlsCluster { certificates, engine, places, shutdown, running, _folder: folder }
     }
 
-    /// Where a role is.
+    /// The gRPC address of a role.
     pub fn mesh(&self, role: &str) -> SocketAddr {
         self.place(role).0
     }
@@ -251,7 +252,7 @@ impl MtlsCluster {
         self.certificates.dial(by, self.mesh(to))
     }
 
-    /// A gateway in front, with its own certificate towards the mesh and with these settings.
+    /// Starts a gateway with its own certificate towards the mesh, and with these settings.
     pub async fn gateway(&self, more: &[(&str, &str)]) -> Gateway {
         let own = self.certificates.settings("gateway");
         let places = ROLES
@@ -263,19 +264,19 @@ impl MtlsCluster {
         Gateway::with(&settings).await
     }
 
-    /// One page of a role's metrics port.
+    /// A page of a role's metrics port.
     pub async fn page(&self, role: &str, path: &str) -> String {
         let url = format!("http://{}{path}", self.place(role).1);
         let reply = within(path, reqwest_client().get(url).send()).await.expect("the port listens");
         within(path, reply.text()).await.expect("text")
     }
 
-    /// What is counted now, in all roles together.
+    /// The present metrics of all roles together.
     pub async fn metrics(&self) -> Metrics {
         Metrics(self.page("auth", "/metrics").await)
     }
 
-    /// Asks every role to end, and waits until all have.
+    /// Stops every role, and waits until all have stopped.
     pub async fn finish(mut self) {
         self.shutdown.cancel();
         while let Some(done) = within("a role to end", self.running.join_next()).await {
@@ -289,7 +290,7 @@ impl MtlsCluster {
     }
 }
 
-/// One role of all, which asks the others where they are.
+/// Starts one role with the addresses of the others.
 fn alone(role: &str, all: Roles, places: &[(&'static str, SocketAddr, SocketAddr)]) -> Roles {
     let at = |name: &str| {
         let found = places.iter().find(|(known, ..)| *known == name && name != role);

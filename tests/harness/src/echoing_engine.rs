@@ -1,5 +1,5 @@
-//! An engine that repeats what it is sent, in every way in which an engine can fail: its prompt, its key
-//! and the name of its host. Nothing of that may get anywhere.
+//! An engine that fails in many ways and repeats its input in each: the prompt, its key and the name of its
+//! host. Tests check that none of it is exposed.
 
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
@@ -9,12 +9,12 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
 
-/// The host that the engine names.
+/// The host name in its errors.
 pub const ECHOING_HOST: &str = "gpu-7.internal";
-/// A model that it serves.
+/// The model that it serves.
 pub const ECHOING_MODEL: &str = "parrot";
 
-/// A way to answer a question, which has "way=NAME;" in it.
+/// The kinds of its failures. A question selects one with "way=NAME;".
 pub const ECHO_CASES: [&str; 12] = [
     "status-400",
     "status-401",
@@ -30,12 +30,12 @@ pub const ECHO_CASES: [&str; 12] = [
     "cut",
 ];
 
-/// What it says of its models.
+/// Its reply to a request for the list of models.
 #[derive(Clone, Debug)]
 pub enum EchoedModels {
     /// 401 with the key.
     Refused,
-    /// These, as their JSON.
+    /// These models, as JSON.
     Listed(Value),
     /// This text in place of JSON.
     Text(String),
@@ -48,7 +48,7 @@ impl EchoedModels {
     }
 }
 
-/// A running engine; it ends with this.
+/// A running engine. Dropping it stops it.
 #[derive(Debug)]
 pub struct EchoingEngine {
     address: SocketAddr,
@@ -57,7 +57,7 @@ pub struct EchoingEngine {
 }
 
 impl EchoingEngine {
-    /// Starts one that says this of its models.
+    /// Starts an engine with this reply to a request for its models.
     pub async fn start(models: EchoedModels) -> EchoingEngine {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
         let address = listener.local_addr().expect("a bound port");
@@ -74,12 +74,12 @@ impl EchoingEngine {
         EchoingEngine { address, keys, _serving: serving }
     }
 
-    /// What AI_MODEL_ENDPOINT names.
+    /// The value for AI_MODEL_ENDPOINT.
     pub fn url(&self) -> String {
         format!("http://{}/v1", self.address)
     }
 
-    /// The last key that it was shown.
+    /// The last key that it received.
     pub fn last_key(&self) -> Option<String> {
         self.keys.lock().expect("no panic").last().cloned()
     }
@@ -163,7 +163,7 @@ fn generate(asked: &Asked) -> String {
             let value = value.split(';').next().unwrap_or_default();
             refusal(429, "Too Many Requests", asked, &[("retry-after", value)])
         }
-        // An answer that is whole, with names and a reason that are none.
+        // A complete answer with invalid names and an invalid reason.
         _ => {
             let mut odd = json!({ "model": said, "choices": [{ "index": 0 }] });
             odd["choices"][0][if chat { "delta" } else { "text" }] =

@@ -35,35 +35,35 @@ use tonic::{Request, Response, Status};
 use crate::acking_sink::AckingSink;
 use crate::tools::within;
 
-/// What arrived, and how the next is treated.
+/// The received events, and the treatment of the next ones.
 #[derive(Debug)]
 pub(crate) struct Inbox {
     usage: Mutex<Vec<UsageEvent>>,
     occurrences: Mutex<Vec<Occurrence>>,
-    /// So many requests are taken but not answered well.
+    /// The number of requests that are stored and then answered with an error.
     unanswered: AtomicUsize,
     waiting: AtomicUsize,
-    /// Open, unless it was said to hang.
+    /// It has no permits while the fake hangs.
     gate: Semaphore,
 }
 
-/// Analytics and errors on one port. Dropping it closes the port.
+/// Fake analytics and errors services on one port. Dropping it closes the port.
 #[derive(Debug)]
 pub struct FakeAnalytics {
     desk: Arc<Inbox>,
-    /// Where it is, or will be.
+    /// The address, even before it listens.
     pub address: SocketAddr,
     serving: JoinSet<()>,
 }
 
-/// What takes a request's events in.
+/// The destination of received events.
 #[derive(Clone)]
 pub(crate) enum Service {
     Story(Arc<Inbox>),
     Keeping(AckingSink),
 }
 
-/// Both services on one port.
+/// Serves both services on one port.
 pub(crate) async fn serve(listener: TcpListener, service: Service) {
     // Health reports SERVING as long as it listens.
     let (reporter, health) = tonic_health::server::health_reporter();
@@ -77,7 +77,7 @@ pub(crate) async fn serve(listener: TcpListener, service: Service) {
 }
 
 impl FakeAnalytics {
-    /// One that has a port, but does not listen yet.
+    /// Reserves a port without listening on it.
     pub async fn away() -> FakeAnalytics {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
         let address = listener.local_addr().expect("a bound port");
@@ -91,14 +91,14 @@ impl FakeAnalytics {
         FakeAnalytics { desk: Arc::new(desk), address, serving: JoinSet::new() }
     }
 
-    /// One that listens.
+    /// Starts it on a free port.
     pub async fn start() -> FakeAnalytics {
         let mut receiver = FakeAnalytics::away().await;
         receiver.come().await;
         receiver
     }
 
-    /// Begins to listen.
+    /// Starts to listen.
     pub async fn come(&mut self) {
         let listener = TcpListener::bind(self.address).await.expect("the port that was free");
         self.serving.spawn(serve(listener, Service::Story(Arc::clone(&self.desk))));
@@ -109,7 +109,7 @@ impl FakeAnalytics {
         ["analytics", "errors"].map(|name| format!("--{name}-address=http://{}", self.address))
     }
 
-    /// Takes so many requests and answers them with a failure.
+    /// Stores this number of requests and answers them with an error.
     pub fn fail(&self, requests: usize) {
         self.desk.unanswered.store(requests, Ordering::SeqCst);
     }
@@ -119,24 +119,24 @@ impl FakeAnalytics {
         self.desk.gate.forget_permits(Semaphore::MAX_PERMITS);
     }
 
-    /// How many wait for an answer.
+    /// The number of requests that wait for an answer.
     pub fn waiting(&self) -> usize {
         self.desk.waiting.load(Ordering::SeqCst)
     }
 
-    /// What arrived from this service, in the order in which it came, repetitions too.
+    /// The usage events of this service in the order of their arrival, including repetitions.
     pub fn usage(&self, service: &str) -> Vec<UsageEvent> {
         let usage = self.desk.usage.lock().expect("no panic");
         usage.iter().filter(|event| event.service == service).cloned().collect()
     }
 
-    /// What arrived from this service.
+    /// The occurrences of this service.
     pub fn occurrences(&self, service: &str) -> Vec<Occurrence> {
         let occurrences = self.desk.occurrences.lock().expect("no panic");
         occurrences.iter().filter(|event| event.service == service).cloned().collect()
     }
 
-    /// Waits until a service's calls have arrived, each counted once.
+    /// Waits until this number of usage events of a service has arrived, each counted once.
     pub async fn wait_for_usage(&self, service: &str, count: usize) -> Vec<UsageEvent> {
         let arrived = async {
             loop {

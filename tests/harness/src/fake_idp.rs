@@ -11,17 +11,17 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
 
-/// A running provider; it ends with this.
+/// A running identity provider. Dropping it stops it.
 #[derive(Debug)]
 pub struct FakeIdp {
-    /// What OIDC_ISSUER names.
+    /// The value for OIDC_ISSUER.
     pub issuer: String,
     key: Ed25519KeyPair,
     _serving: JoinSet<()>,
 }
 
 impl FakeIdp {
-    /// Starts one with a key of its own.
+    /// Starts an identity provider with a new key.
     pub async fn start() -> FakeIdp {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
         let address = listener.local_addr().expect("a bound port");
@@ -42,7 +42,7 @@ impl FakeIdp {
         FakeIdp { issuer, key, _serving: serving }
     }
 
-    /// An ID token for `hapa` with these claims beside the usual ones.
+    /// An ID token for `hapa` with these claims besides the usual ones.
     pub fn vouch(&self, claims: &Value) -> String {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).expect("a clock").as_secs();
         let mut all = json!({ "iss": self.issuer, "aud": "hapa", "iat": now, "exp": now + 300 });

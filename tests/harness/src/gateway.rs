@@ -17,14 +17,14 @@ use crate::incident_tracker::{AccessLog, IncidentTracker, TestChannel};
 use crate::test_mesh::{TOKEN, reqwest_client};
 use crate::tools::{hapa, resident_bytes, root, within};
 
-/// A running Envoy; it ends with this.
+/// A running Envoy. Dropping it stops it.
 #[derive(Debug)]
 pub struct Gateway {
-    /// Where it listens: `http://127.0.0.1:PORT`.
+    /// Its URL: `http://127.0.0.1:PORT`.
     pub url: String,
     admin: String,
     log: AccessLog,
-    /// None where the mesh remembers no failures.
+    /// `None` if the mesh does not store its failures.
     seen: Option<IncidentTracker>,
     envoy: Child,
     _folder: TempDir,
@@ -40,12 +40,12 @@ impl Gateway {
         Gateway::begin(&[&[("PORT", port.as_str())], own].concat(), seen, str::to_owned).await
     }
 
-    /// With these settings of `hapa gateway`.
+    /// Starts it with these settings of `hapa gateway`.
     pub async fn with(settings: &[(&str, &str)]) -> Gateway {
         Gateway::begin(settings, None, str::to_owned).await
     }
 
-    /// The same, with a change of the configuration that was written.
+    /// Starts it with these settings and a change of the written configuration.
     pub async fn edited(settings: &[(&str, &str)], edit: impl Fn(&str) -> String) -> Gateway {
         Gateway::begin(settings, None, edit).await
     }
@@ -90,7 +90,7 @@ impl Gateway {
         gateway
     }
 
-    /// Health checks must have seen the mesh, or the first calls of a test would be refused.
+    /// The first calls of a test would be refused before the health checks have reached the mesh.
     async fn wait_until_healthy(&self) {
         let url = format!("{}/clusters?format=json", self.admin);
         within("the gateway to see the mesh", async {
@@ -112,7 +112,7 @@ impl Gateway {
         .await;
     }
 
-    /// POSTs JSON, as `curl` would.
+    /// Sends JSON with POST, as `curl` does.
     pub async fn post(&self, path: &str, key: Option<&str>, body: &Value) -> reqwest::Response {
         let request = self.request("POST", path).header("content-type", "application/json");
         let request = match key {
@@ -122,7 +122,7 @@ impl Gateway {
         request.body(body.to_string()).send().await
     }
 
-    /// GETs.
+    /// Sends a GET.
     pub async fn get(&self, path: &str, key: &str) -> reqwest::Response {
         self.request("GET", path).header("x-api-key", key).send().await
     }
@@ -139,13 +139,13 @@ impl Gateway {
         CertificateDer::from(shown.to_vec())
     }
 
-    /// What it counts now under one name; 0 where it counts no such thing.
+    /// The present value of a statistic; 0 if it does not exist.
     pub async fn statistic(&self, name: &str) -> u64 {
         let found = get(&format!("{}/stats?format=json&filter=^{name}$", self.admin)).await;
         found["stats"][0]["value"].as_u64().unwrap_or_default()
     }
 
-    /// The memory that it takes.
+    /// Its resident memory, in bytes.
     pub fn resident_bytes(&self) -> u64 {
         resident_bytes(&self.envoy)
     }
@@ -155,14 +155,14 @@ impl Gateway {
         self.log.lines()
     }
 
-    /// Any other request.
+    /// Starts a request of any method.
     pub fn request(&self, method: &str, path: &str) -> GatewayRequest {
         let method = method.parse().expect("a method");
         let request = reqwest_client().request(method, format!("{}{path}", self.url));
         GatewayRequest { request, seen: self.seen.clone() }
     }
 
-    /// A connection on which someone calls in gRPC.
+    /// A gRPC channel through the gateway with this identity.
     pub fn channel_as(&self, identity: Identity<'_>) -> TestChannel {
         let endpoint = Endpoint::from_shared(self.url.clone()).expect("an address");
         let wire = identity.on(endpoint.connect_lazy());
@@ -172,8 +172,8 @@ impl Gateway {
         }
     }
 
-    /// Writes a configuration with these settings beside the ones of a test; none where
-    /// `hapa gateway` refuses them, with what it says.
+    /// Writes a configuration with these settings besides those of a test. Returns the message of `hapa
+    /// gateway` if it refuses them.
     pub async fn write(
         folder: &Path,
         settings: &[(&str, &str)],
@@ -190,24 +190,24 @@ pub struct GatewayRequest {
 }
 
 impl GatewayRequest {
-    /// With this header.
+    /// Adds a header.
     #[must_use]
     pub fn header(self, name: &str, value: &str) -> GatewayRequest {
         GatewayRequest { request: self.request.header(name, value), ..self }
     }
 
-    /// With this body.
+    /// Sets the body.
     #[must_use]
     pub fn body(self, body: impl Into<String>) -> GatewayRequest {
         GatewayRequest { request: self.request.body(body.into()), ..self }
     }
 
-    /// Sends it and returns the answer, without a JSON failure in it being recorded.
+    /// Sends it and returns the answer. Its failure is not recorded, because the test reads it.
     pub async fn send_raw(self) -> reqwest::Response {
         within("the gateway", self.request.send()).await.expect("the gateway answers")
     }
 
-    /// Its answer, of which a stream may still be on its way.
+    /// Sends it and returns the answer, possibly an unfinished stream. Its failures are recorded.
     pub async fn send(self) -> reqwest::Response {
         let reply = within("the gateway", self.request.send()).await.expect("the gateway answers");
         match self.seen {

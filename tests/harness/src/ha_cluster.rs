@@ -1,8 +1,9 @@
-//! A mesh as it is deployed, whole: each role twice, each a process of its own, on one PostgreSQL and
-//! one Redis behind a real Envoy. All of it ends with this.
+//! A whole deployed mesh: each role twice, each a process of its own, on one PostgreSQL and one Redis behind a
+//! real Envoy. Dropping it stops everything.
 
 use std::net::TcpListener;
 
+use hapa_engine_sim::Engine;
 use hapa_proto::auth::v1::{CreateKeyRequest, CreateKeyResponse};
 use tokio::time::sleep;
 
@@ -12,28 +13,27 @@ use crate::redis::RedisServer;
 use crate::test_cluster::{RoleProcess, quiet_port};
 use crate::test_mesh::TOKEN;
 use crate::tools::{POLL_INTERVAL, within};
-use hapa_engine_sim::Engine;
 
-/// See the module.
+/// Two processes of each role behind a gateway.
 #[derive(Debug)]
 pub struct HaCluster {
     /// The engine behind code generation.
     pub engine: Engine,
-    /// In front of all; it knows both replicas of each role.
+    /// The gateway, with the addresses of both replicas of each role.
     pub gateway: Gateway,
-    /// Two that know the keys.
+    /// The replicas of auth.
     pub auth: [RoleProcess; 2],
-    /// Two of code generation.
+    /// The replicas of codegen.
     pub codegen: [RoleProcess; 2],
-    /// Two that know what failed.
+    /// The replicas of errors.
     pub errors: [RoleProcess; 2],
-    /// Two that know what was used.
+    /// The replicas of analytics.
     pub analytics: [RoleProcess; 2],
-    /// What they stand on.
+    /// The stores.
     _kept: (RedisServer, Database),
 }
 
-/// Ports of one role's replicas, ours until the processes begin.
+/// The ports of one role's replicas, reserved until the processes start.
 struct Ports([(u16, TcpListener); 2]);
 
 impl Ports {
@@ -71,8 +71,7 @@ impl Ports {
 }
 
 impl HaCluster {
-    /// Starts all of it with these settings beside the usual ones, and waits until every part has
-    /// found the others.
+    /// Starts it with these settings besides the usual ones, and waits until all processes are connected.
     pub async fn start_with(own: &[(&'static str, &str)]) -> HaCluster {
         let engine = Engine::start();
         let (redis, database) = tokio::join!(RedisServer::start(), Postgres::database());
@@ -87,14 +86,14 @@ impl HaCluster {
             ("REDIS_URL", &redis.url()),
             ("AI_MODEL_ENDPOINT", engine.url()),
             ("CACHE_TTL", "0"),
-            // For streams that a test holds, on a machine that is slow.
+            // Streams at a hold of a test may wait long on a slow machine.
             ("TOKEN_GAP_TIMEOUT_SECONDS", "300"),
             ("LOG_LEVEL", "warn,hapa_server::server=info"),
         ];
         let places = roles.into_iter().zip(places.each_ref().map(String::as_str));
         let settings: Vec<_> = settings.into_iter().chain(own.iter().copied()).collect();
         let of = |role: &str| -> Vec<_> {
-            // Identity has a role asks itself.
+            // A process gets no address of its own role, and calls itself.
             let others = places.clone().filter(|(name, _)| !name.starts_with(role));
             let all = settings.iter().copied().chain(others);
             all.map(|(name, value)| (name, value.to_owned())).collect()
@@ -114,7 +113,7 @@ impl HaCluster {
         HaCluster { engine, gateway, auth, codegen, errors, analytics, _kept: kept }
     }
 
-    /// Makes a key.
+    /// Creates a key.
     pub async fn create_key(&self, request: CreateKeyRequest) -> CreateKeyResponse {
         let made = within("a key", async { self.auth[0].keys().create_key(request).await }).await;
         made.expect("a key can be made").into_inner()

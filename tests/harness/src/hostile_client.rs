@@ -1,4 +1,4 @@
-//! A client that writes HTTP/2 frames by hand, without a credential and without manners.
+//! A client that writes HTTP/2 frames by hand, without a credential and against the rules.
 //!
 //! <https://www.rfc-editor.org/rfc/rfc9113#section-4>
 
@@ -18,38 +18,38 @@ const END_HEADERS: u8 = 0x4;
 pub enum FrameKind {
     /// A piece of a body.
     Data = 0,
-    /// The begin of a request.
+    /// The start of a request.
     Headers = 1,
     /// The end of a stream.
     Reset = 3,
-    /// What a client wants of the connection.
+    /// The connection's settings of the client.
     Settings = 4,
-    /// A question that must be answered.
+    /// A ping that must be answered.
     Ping = 6,
-    /// Room for more.
+    /// A larger window.
     WindowUpdate = 8,
     /// More headers.
     Continuation = 9,
 }
 
-/// A connection of a stranger.
+/// A connection of a hostile client.
 #[derive(Debug)]
 pub struct HostileClient {
     stream: TcpStream,
     next: u32,
-    /// What is written with the next flush.
+    /// The bytes of the next flush.
     pending: Vec<u8>,
 }
 
 impl HostileClient {
-    /// A connection that says nothing.
+    /// A connection that sends nothing.
     pub async fn silent(from: u8, to: SocketAddr) -> std::io::Result<TcpStream> {
         let socket = TcpSocket::new_v4()?;
         socket.bind((IpAddr::V4(Ipv4Addr::new(127, 0, 0, from)), 0).into())?;
         socket.connect(to).await
     }
 
-    /// A connection from 127.0.0.`from` that has said it speaks HTTP/2.
+    /// A connection from 127.0.0.`from` that has sent the HTTP/2 preface.
     pub async fn connect(from: u8, to: SocketAddr) -> std::io::Result<HostileClient> {
         let mut stream = HostileClient::silent(from, to).await?;
         stream.set_nodelay(true)?;
@@ -59,7 +59,7 @@ impl HostileClient {
         Ok(client)
     }
 
-    /// Any frame.
+    /// Adds a frame.
     pub fn frame(&mut self, kind: FrameKind, flags: u8, stream: u32, payload: &[u8]) -> &mut Self {
         let len = u32::try_from(payload.len()).expect("a small frame").to_be_bytes();
         self.pending.extend_from_slice(&len[1..]);
@@ -76,14 +76,14 @@ impl HostileClient {
         stream
     }
 
-    /// The headers of a call; its stream.
+    /// Adds the headers of a call, and returns its stream.
     pub fn call(&mut self, path: &str) -> u32 {
         let stream = self.next_stream();
         self.frame(FrameKind::Headers, END_HEADERS, stream, &headers(path, &[]));
         stream
     }
 
-    /// A piece of a request's body.
+    /// Adds a piece of a request's body.
     pub fn data(&mut self, stream: u32, data: &[u8], is_last: bool) -> &mut Self {
         self.frame(FrameKind::Data, if is_last { END_STREAM } else { 0 }, stream, data)
     }
@@ -93,22 +93,22 @@ impl HostileClient {
         self.frame(FrameKind::Reset, 0, stream, &8u32.to_be_bytes())
     }
 
-    /// Sends all that was written; fails where the other end has closed.
+    /// Sends all added frames; fails if the peer has closed.
     pub async fn flush(&mut self) -> std::io::Result<()> {
         let pending = std::mem::take(&mut self.pending);
-        // A peer that reads no more must not hold up a test.
+        // A peer that stops reading must not block a test.
         let sent = timeout(Duration::from_secs(5), self.stream.write_all(&pending)).await;
         sent.map_err(|_| std::io::ErrorKind::TimedOut)?
     }
 
-    /// Reads until the other end closes; what it said.
+    /// Reads until the peer closes, and returns the bytes.
     pub async fn read_to_end(&mut self) -> Vec<u8> {
         let mut said = Vec::new();
         let _ = self.stream.read_to_end(&mut said).await;
         said
     }
 
-    /// Reads something; `false` at the end.
+    /// Reads some bytes; `false` at the end.
     pub async fn read_some(&mut self) -> bool {
         let mut buffer = vec![0; 16 * 1024];
         matches!(self.stream.read(&mut buffer).await, Ok(1..))
@@ -128,7 +128,7 @@ pub fn headers(path: &str, more: &[(&str, &str)]) -> Vec<u8> {
     usual.iter().chain(more).flat_map(|(name, value)| literal(name, value)).collect()
 }
 
-/// One header, literally and not to be remembered (RFC 7541, 6.2.2).
+/// A literal header without indexing (RFC 7541, 6.2.2).
 pub fn literal(name: &str, value: &str) -> Vec<u8> {
     [&[0][..], &string(name), &string(value)].concat()
 }
@@ -151,7 +151,7 @@ fn string(text: &str) -> Vec<u8> {
     bytes
 }
 
-/// The prefix of a gRPC message that says it has so many bytes.
+/// The prefix of a gRPC message of this length.
 pub fn prefix(len: u32) -> Vec<u8> {
     [&[0][..], &len.to_be_bytes()].concat()
 }

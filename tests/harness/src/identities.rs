@@ -15,10 +15,10 @@ use crate::incident_tracker::TestChannel;
 use crate::test_mesh::{TOKEN, TestMesh};
 use crate::tools::within;
 
-/// The password of everyone.
+/// The password of every user.
 pub const PASSWORD: &str = "correct horse battery staple";
 
-/// Identity calls.
+/// The identity of a client.
 #[derive(Clone, Copy, Debug)]
 pub enum Identity<'a> {
     /// No credential.
@@ -45,7 +45,7 @@ impl Interceptor for Header {
 }
 
 impl Identity<'_> {
-    /// Calls on this channel.
+    /// A client's channel with this identity.
     pub fn on(self, channel: Channel) -> TestChannel {
         let entry = match self {
             Identity::Anonymous => None,
@@ -65,14 +65,14 @@ pub struct LoggedInUser {
     pub user: User,
     /// Its session.
     pub session_id: String,
-    /// What it presents.
+    /// The access token.
     pub access_token: String,
-    /// What it trades for the next pair.
+    /// The refresh token.
     pub refresh_token: String,
 }
 
 impl TestMesh {
-    /// Makes a user with these scopes (none: the default ones) and logs it in.
+    /// Creates a user with these scopes (none: the default ones) and logs it in.
     pub async fn log_in_new_user(&self, email: &str, scopes: &[&str]) -> LoggedInUser {
         let request = CreateUserRequest {
             email: email.to_owned(),

@@ -25,7 +25,7 @@ use tonic::{Code, Status};
 use crate::identities::{Header, Identity};
 use crate::tools::{POLL_INTERVAL, incident, refusal, within};
 
-/// The incident ids that clients were shown; clones share them.
+/// The incident ids that clients received; clones share them.
 #[derive(Clone, Debug, Default)]
 pub struct IncidentTracker(Arc<Mutex<TrackedIncidents>>);
 
@@ -43,7 +43,7 @@ impl IncidentTracker {
         }
     }
 
-    /// Another way to be shown one.
+    /// Adds an incident id.
     pub fn add(&self, incident_id: &str) {
         self.0.lock().expect("no panic").ids.insert(incident_id.to_owned());
     }
@@ -52,7 +52,7 @@ impl IncidentTracker {
         self.0.lock().expect("no panic").ids.is_empty()
     }
 
-    /// Here stands what a gateway refused by itself.
+    /// Adds an access log with the gateway's own refusals.
     pub(crate) fn look_into(&self, log: &AccessLog) {
         self.0.lock().expect("no panic").gateways.push(log.clone());
     }
@@ -84,7 +84,7 @@ impl IncidentTracker {
         http::Response::from_parts(head, body).into()
     }
 
-    /// A line of a stream of events.
+    /// Records the failure in a line of a stream of events.
     fn event(&self, line: &[u8]) {
         let event = line.strip_prefix(b"data: ").map(serde_json::from_slice::<Value>);
         let Some(Ok(event)) = event else { return };
@@ -93,8 +93,8 @@ impl IncidentTracker {
         }
     }
 
-    /// Finds each through `GetIncident`, as soon as its occurrence has arrived; says how many. Where the
-    /// gateway reached no service, its access log suffices.
+    /// Finds each id with `GetIncident` as soon as its occurrence has arrived, and returns their number. If
+    /// the gateway reached no service, its access log suffices.
     pub(crate) async fn find(&self, channel: Channel) -> usize {
         let TrackedIncidents { ids, gateways } =
             std::mem::take(&mut *self.0.lock().expect("no panic"));
@@ -117,7 +117,7 @@ impl IncidentTracker {
     }
 }
 
-/// What a gateway writes of each request; clones keep it.
+/// The access log of a gateway; clones share its folder.
 #[derive(Clone, Debug)]
 pub(crate) struct AccessLog(Arc<TempDir>);
 
@@ -130,13 +130,13 @@ impl AccessLog {
         self.0.path().join("access.log")
     }
 
-    /// One for each request.
+    /// The lines of the log, one for each request.
     pub(crate) fn lines(&self) -> Vec<Value> {
         let log = std::fs::read_to_string(self.path()).expect("the gateway's log");
         log.lines().filter_map(|line| serde_json::from_str(line).ok()).collect()
     }
 
-    /// Whether the gateway made this id because no service could be reached.
+    /// Whether the gateway created this id because it reached no service.
     fn reached_no_service(&self, id: &str) -> bool {
         let unreached =
             ["upstream_reset_before_response_started", "no_healthy_upstream", "response_timeout"];
@@ -147,7 +147,7 @@ impl AccessLog {
     }
 }
 
-/// A channel on which someone calls, and what it is shown.
+/// A channel with an identity that records the incident ids of failed calls.
 #[derive(Clone, Debug)]
 pub struct TestChannel {
     inner: InterceptedService<Channel, Header>,

@@ -1,5 +1,5 @@
-//! A private PostgreSQL: one server for all tests of a process, a database for each, and servers of
-//! their own for tests that stop or freeze one. None outlives the process, however it ends.
+//! A private PostgreSQL: one server for all tests of a process with a database for each. Tests that stop or
+//! freeze a server have their own. No server outlives the process, however it ends.
 
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::os::unix::fs::MetadataExt as _;
@@ -16,13 +16,14 @@ use tokio::task::spawn_blocking;
 
 use crate::tools::within;
 
-/// What starts, stops and cleans up. Its standard input is ours, so that it sees our end.
+/// The script that starts, stops and removes a server. It detects the end of this process by its standard
+/// input.
 const SUPERVISOR_SCRIPT: &str = include_str!("postgres.sh");
 
 static SHARED: OnceCell<Postgres> = OnceCell::const_new();
 static DATABASES: AtomicU32 = AtomicU32::new(0);
 
-/// A server. It listens on a socket in a folder of its own, so that no port can be taken.
+/// A server. It listens on a socket in its own folder, so that no port can be in use.
 #[derive(Debug)]
 pub struct Postgres {
     supervisor: Arc<Mutex<Supervisor>>,
@@ -57,13 +58,13 @@ impl Postgres {
         Database { url: self.url_of(&name) }
     }
 
-    /// A running server of one's own; it ends with this.
+    /// Starts a separate server. Dropping it stops it.
     pub async fn own() -> Postgres {
         Postgres::supervised("hasty").await
     }
 
-    /// The same, with the settings that PostgreSQL comes with: it writes to the disk before it says
-    /// that it has.
+    /// Starts a separate server with PostgreSQL's default settings: it writes to the disk before it
+    /// acknowledges.
     pub async fn durable() -> Postgres {
         Postgres::supervised("durable").await
     }
@@ -77,7 +78,7 @@ impl Postgres {
         server
     }
 
-    /// Its empty database.
+    /// The URL of its empty database.
     pub fn url(&self) -> String {
         self.url_of("postgres")
     }
@@ -86,29 +87,29 @@ impl Postgres {
         format!("postgres://postgres@localhost:5432/{database}?host={}", self.folder)
     }
 
-    /// Does something that concerns the whole server.
+    /// Executes a statement for the whole server.
     pub async fn execute(&self, sql: &str) {
         let mut connection = connect(&self.url()).await;
         let done = within(sql, connection.execute(AssertSqlSafe(sql.to_owned()))).await;
         done.unwrap_or_else(|error| panic!("{sql}: {error}"));
     }
 
-    /// Starts it again.
+    /// Starts the server again.
     pub async fn start(&self) {
         self.order("start").await;
     }
 
-    /// Stops it at once, as a crash would.
+    /// Stops the server at once, as a crash does.
     pub async fn stop(&self) {
         self.order("stop").await;
     }
 
-    /// Lets it hang: connections stay open and nothing answers.
+    /// Freezes the server: connections stay open without replies.
     pub async fn freeze(&self) {
         self.order("freeze").await;
     }
 
-    /// Lets it go on.
+    /// Continues after [`Postgres::freeze`].
     pub async fn thaw(&self) {
         self.order("thaw").await;
     }
@@ -123,14 +124,14 @@ impl Postgres {
 impl Supervisor {
     fn start(how: &str) -> (Supervisor, String) {
         let mut command = Command::new("sh");
-        // PostgreSQL refuses to be root, which a container's only user may be.
+        // PostgreSQL refuses to run as root, which may be the only user of a container.
         let me = std::fs::metadata("/proc/self").expect("Linux").uid();
         if me == 0 {
             command = Command::new("setpriv");
             command.args(["--reuid=postgres", "--regid=postgres", "--clear-groups", "sh"]);
         }
         command.args(["-c", SUPERVISOR_SCRIPT, "keeper", how]).current_dir("/").env("LC_ALL", "C");
-        // Out of the terminal's group: Ctrl-C is for the tests, and their end is what it sees.
+        // A process group of its own: Ctrl-C reaches the tests only, and the script detects their end.
         command.process_group(0).stdin(Stdio::piped()).stdout(Stdio::piped());
         let mut shell = command.spawn().expect("a shell");
         let orders = shell.stdin.take().expect("a pipe");
@@ -154,45 +155,45 @@ impl Supervisor {
 }
 
 impl Database {
-    /// Where it is.
+    /// Its URL.
     pub fn url(&self) -> &str {
         &self.url
     }
 
-    /// A connection of its own, past the mesh.
+    /// A direct connection, without the mesh.
     pub async fn connect(&self) -> AnyConnection {
         connect(&self.url).await
     }
 }
 
-/// What a test of the store runs on.
+/// The store of a test.
 #[derive(Debug)]
 pub enum Store {
-    /// A file in a folder of its own.
+    /// A SQLite file in its own folder.
     Sqlite(TempDir),
     /// A database of the shared server.
     Postgres(Database),
 }
 
 impl Store {
-    /// One empty store on each engine.
+    /// An empty store on SQLite and one on PostgreSQL.
     pub async fn both() -> [Store; 2] {
         [Store::sqlite(), Store::Postgres(Postgres::database().await)]
     }
 
-    /// An empty file.
+    /// An empty SQLite file.
     pub fn sqlite() -> Store {
         Store::Sqlite(tempfile::tempdir().expect("a folder for the test"))
     }
 
-    /// Changes something past the mesh.
+    /// Executes a statement directly, without the mesh.
     pub async fn execute(&self, sql: &str) {
         let mut connection = connect(&self.url()).await;
         let done = within(sql, connection.execute(AssertSqlSafe(sql.to_owned()))).await;
         done.unwrap_or_else(|error| panic!("{sql}: {error}"));
     }
 
-    /// Where it is.
+    /// The value for DATABASE_URL.
     pub fn url(&self) -> String {
         match self {
             Store::Sqlite(folder) => {
@@ -202,7 +203,7 @@ impl Store {
         }
     }
 
-    /// Whether this text stands anywhere in it: in a file, in a row of any table.
+    /// Whether this text occurs in it: in a file, or in a row of any table.
     pub async fn holds(&self, text: &str) -> bool {
         match self {
             Store::Sqlite(folder) => {

@@ -1,4 +1,4 @@
-//! A Redis of one test's own: Debian's, on a port of its own, without persistence. It ends with this.
+//! A private Redis: Debian's, on its own port, without persistence. Dropping it stops it.
 
 use std::net::TcpListener;
 use std::path::Path;
@@ -14,7 +14,7 @@ use crate::tools::{POLL_INTERVAL, freeze, thaw, within};
 
 const PROGRAM: &str = "/usr/bin/redis-server";
 
-/// See the module.
+/// A private Redis server.
 #[derive(Debug)]
 pub struct RedisServer {
     port: u16,
@@ -25,12 +25,12 @@ pub struct RedisServer {
 }
 
 impl RedisServer {
-    /// Whether there is a program to start.
+    /// Whether Redis is installed.
     pub fn is_installed() -> bool {
         Path::new(PROGRAM).exists()
     }
 
-    /// Starts one, and waits until it answers.
+    /// Starts a server, and waits until it answers.
     pub async fn start() -> RedisServer {
         let folder = tempfile::tempdir().expect("a folder for the test");
         let password =
@@ -49,27 +49,27 @@ impl RedisServer {
         .await
     }
 
-    /// As REDIS_URL says it.
+    /// The value for REDIS_URL.
     pub fn url(&self) -> String {
         format!("redis://:{}@127.0.0.1:{}", self.password, self.port)
     }
 
-    /// Stops it from running; its connections stay.
+    /// Freezes it; its connections stay open.
     pub async fn freeze(&self) {
         freeze(&self.process).await;
     }
 
-    /// Lets it run again.
+    /// Continues after [`RedisServer::freeze`].
     pub async fn thaw(&self) {
         thaw(&self.process).await;
     }
 
-    /// Ends it at once.
+    /// Kills it.
     pub async fn kill(&mut self) {
         self.process.kill().await.expect("it ran");
     }
 
-    /// Starts it where it was, with nothing in it.
+    /// Starts it again on the same port, without data.
     pub async fn start_again(&mut self) {
         within("Redis to start again", async {
             loop {
@@ -83,7 +83,7 @@ impl RedisServer {
         .await;
     }
 
-    /// What it says to a command: its values as texts, those of lists one after the other.
+    /// The reply to a command: its values as texts, with those of lists one after the other.
     pub async fn ask(&self, words: &[&str]) -> Vec<String> {
         let reply = within("Redis", ask(self.port, &self.password, words)).await;
         reply.unwrap_or_else(|error| panic!("{words:?}: {error}"))
@@ -101,7 +101,7 @@ fn spawn(port: u16, password: &str, folder: &TempDir) -> Child {
         .expect("redis-server runs: `infra/tools/install test` installs it")
 }
 
-/// Whether it came to answer; it ends where the port was taken.
+/// Whether it started to answer; it ends if the port is in use.
 async fn answers(port: u16, password: &str, process: &mut Child) -> bool {
     while process.try_wait().expect("a child").is_none() {
         if ask(port, password, &["PING"]).await.is_ok_and(|reply| reply == ["PONG"]) {

@@ -1,5 +1,5 @@
-//! A process of the mesh that a test starts with a command of its own: what it says until it serves, and where
-//! it is then.
+//! A process of the mesh that a test starts with its own command, with its log until it serves, and its
+//! addresses.
 
 use std::net::SocketAddr;
 use std::process::Stdio;
@@ -12,18 +12,18 @@ use tokio::task::JoinSet;
 use crate::test_mesh::reqwest_client;
 use crate::tools::within;
 
-/// See the module. It ends with the value.
+/// A process of the mesh. Dropping it kills the process.
 #[derive(Debug)]
 pub struct ServerProcess {
     /// The process.
     pub child: Child,
-    /// Where its gRPC port is.
+    /// The address of its gRPC port.
     pub mesh: SocketAddr,
     /// The lines of its log until it served.
     pub said: Vec<Value>,
     metrics: SocketAddr,
     http: reqwest::Client,
-    /// Reads what it says, so that it can go on.
+    /// Reads the rest of the log, so that the process is not blocked.
     _rest: JoinSet<()>,
 }
 
@@ -48,13 +48,13 @@ impl ServerProcess {
         ServerProcess { child, mesh, said, metrics, http: reqwest_client(), _rest: rest }
     }
 
-    /// Whether it said so before it served, in the words of a line.
+    /// Whether a message with this text was logged before it served.
     pub fn has_said(&self, words: &str) -> bool {
         let mut messages = self.said.iter().filter_map(|line| line["fields"]["message"].as_str());
         messages.any(|message| message.contains(words))
     }
 
-    /// One page of the port of metrics: its status and text.
+    /// Status and text of a page of the metrics port.
     pub async fn page(&self, path: &str) -> (u16, String) {
         let url = format!("http://{}{path}", self.metrics);
         let reply = within(path, self.http.get(url).send()).await.expect("the port listens");

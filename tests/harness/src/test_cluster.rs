@@ -5,6 +5,7 @@ use std::net::{SocketAddr, TcpListener};
 use std::process::{ExitStatus, Stdio};
 use std::sync::atomic::{AtomicU16, Ordering};
 
+use hapa_engine_sim::Engine;
 use hapa_proto::auth::v1::audit_service_client::AuditServiceClient;
 use hapa_proto::auth::v1::key_service_client::KeyServiceClient;
 use hapa_proto::auth::v1::session_service_client::SessionServiceClient;
@@ -28,38 +29,37 @@ use crate::tools::{
     Metrics, POLL_INTERVAL, freeze, hapa, hapa_with_file_limits, limit_files, resident_bytes,
     signal, thaw, within,
 };
-use hapa_engine_sim::Engine;
 
-/// A client of users.
+/// A client of UserService.
 pub type UserClient = UserServiceClient<TestChannel>;
-/// A client of sessions.
+/// A client of SessionService.
 pub type SessionClient = SessionServiceClient<TestChannel>;
-/// A client of the audit log.
+/// A client of AuditService.
 pub type AuditClient = AuditServiceClient<TestChannel>;
 
-/// See the module.
+/// One auth process and two replicas of code generation, on a private PostgreSQL and Redis.
 #[derive(Debug)]
 pub struct TestCluster {
     /// The engine behind both replicas.
     pub engine: Engine,
-    /// Where replicas count calls together.
+    /// The Redis of the shared rate limits.
     pub redis: RedisServer,
-    /// Where auth keeps everything.
+    /// The database of auth.
     pub database: Database,
-    /// Identity knows the keys.
+    /// The auth process.
     pub auth: RoleProcess,
-    /// Two of code generation.
+    /// The replicas of code generation.
     pub replicas: [RoleProcess; 2],
     settings: Vec<(&'static str, String)>,
 }
 
 impl TestCluster {
-    /// Starts all of it, and waits until every part has found the others.
+    /// Starts it, and waits until all processes are connected.
     pub async fn start() -> TestCluster {
         TestCluster::start_with(&[]).await
     }
 
-    /// The same with these settings beside the usual ones.
+    /// Starts it with these settings besides the usual ones.
     pub async fn start_with(own: &[(&'static str, &str)]) -> TestCluster {
         let engine = Engine::start();
         let (redis, database) = tokio::join!(RedisServer::start(), Postgres::database());
@@ -70,9 +70,9 @@ impl TestCluster {
             ("DATABASE_URL", database.url().to_owned()),
             ("REDIS_URL", redis.url()),
             ("AI_MODEL_ENDPOINT", engine.url().to_owned()),
-            // Tests ask the same again and again, and mean the engine.
+            // Tests repeat requests and expect each to reach the engine.
             ("CACHE_TTL", "0".to_owned()),
-            // For streams that a test holds, on a machine that is slow.
+            // Streams at a hold of a test may wait long on a slow machine.
             ("TOKEN_GAP_TIMEOUT_SECONDS", "300".to_owned()),
             // A busy cluster would fill a pipe that the test does not read.
             ("LOG_LEVEL", "warn,hapa_server::server=info".to_owned()),
@@ -92,34 +92,34 @@ impl TestCluster {
         cluster
     }
 
-    /// One more replica of code generation, with these flags.
+    /// Starts another replica of code generation with these flags.
     pub async fn another_replica(&self, flags: &[&str]) -> RoleProcess {
         let role = RoleProcess::start("codegen", &self.settings, flags).await;
         role.is_whole().await;
         role
     }
 
-    /// One more auth on the same store, which no replica asks.
+    /// Starts another auth process on the same store, which no replica calls.
     pub async fn another_auth(&self) -> RoleProcess {
         let own = |(name, _): &&(&str, String)| *name != "AUTH_ADDRESS";
         let settings: Vec<_> = self.settings.iter().filter(own).cloned().collect();
         RoleProcess::start("auth", &settings, &[]).await
     }
 
-    /// One more replica of code generation, which asks these auths.
+    /// Starts another replica of code generation that calls these auth processes.
     pub async fn replica_of(&self, auths: &[&RoleProcess]) -> RoleProcess {
         let addresses = auths.iter().map(|auth| format!("http://{}", auth.address));
         let addresses = addresses.collect::<Vec<_>>().join(",");
         self.another_replica(&[&format!("--auth-address={addresses}")]).await
     }
 
-    /// Makes a key.
+    /// Creates a key.
     pub async fn create_key(&self, request: CreateKeyRequest) -> CreateKeyResponse {
         let made = within("a key", async { self.auth.keys().create_key(request).await }).await;
         made.expect("a key can be made").into_inner()
     }
 
-    /// Code generation with this key, on each replica.
+    /// A client of CodegenService with this key for each replica.
     pub fn clients(&self, key: &str) -> [CodegenClient; 2] {
         [self.replicas[0].client(key), self.replicas[1].client(key)]
     }
@@ -133,10 +133,10 @@ pub struct RoleProcess {
     address: SocketAddr,
     metrics: SocketAddr,
     channel: Channel,
-    /// Made once: that takes longer than a page.
+    /// Created once, because that takes longer than a request.
     http: reqwest::Client,
     _folder: TempDir,
-    /// Reads what it says, so that it can go on.
+    /// Reads the log, so that the process is not blocked.
     log: JoinSet<()>,
 }
 
@@ -149,7 +149,7 @@ impl RoleProcess {
     ) -> RoleProcess {
         within("a process of the mesh", async {
             loop {
-                // Somebody else may have taken the port meanwhile.
+                // Another process may have taken the port.
                 if let Some(role) = RoleProcess::on(quiet_port(), name, settings, flags).await {
                     return role;
                 }
@@ -174,7 +174,7 @@ impl RoleProcess {
         .await
     }
 
-    /// None where the port is taken.
+    /// `None` if the port is in use.
     pub(crate) async fn on(
         port: u16,
         name: &str,
@@ -213,7 +213,7 @@ impl RoleProcess {
         })
     }
 
-    /// Ends it at once.
+    /// Kills it.
     pub async fn kill(&mut self) {
         self.process.kill().await.expect("it ran");
     }
@@ -228,44 +228,44 @@ impl RoleProcess {
         kib.expect("VmRSS in KiB") * 1_024
     }
 
-    /// Asks it to end, and waits until it has.
+    /// Sends SIGTERM, and waits until it has stopped.
     pub async fn stop(&mut self) {
         self.ask_to_stop().await;
         self.has_stopped().await;
     }
 
-    /// Asks it to end.
+    /// Sends SIGTERM.
     pub async fn ask_to_stop(&self) {
         signal(&self.process, "-TERM").await;
     }
 
-    /// The same, as a terminal does.
+    /// Sends SIGINT, as a terminal does.
     pub async fn interrupt(&self) {
         signal(&self.process, "-INT").await;
     }
 
-    /// Waits until it has ended by itself, and well.
+    /// Waits until it has exited with success.
     pub async fn has_stopped(&mut self) {
         let status = self.ended().await;
         assert!(status.success(), "{status}");
     }
 
-    /// Waits until it has ended, and says how.
+    /// Waits until it has exited, and returns its status.
     pub async fn ended(&mut self) -> ExitStatus {
         within("a process to end", self.process.wait()).await.expect("it ran")
     }
 
-    /// Where its gRPC port is.
+    /// The address of its gRPC port.
     pub fn mesh(&self) -> SocketAddr {
         self.address
     }
 
-    /// Where its port of metrics is.
+    /// The address of its metrics port.
     pub fn metrics_address(&self) -> SocketAddr {
         self.metrics
     }
 
-    /// Starts it where it was.
+    /// Starts it again on the same port.
     pub async fn start_again(&mut self) {
         within("a process to start again", async {
             loop {
@@ -279,43 +279,43 @@ impl RoleProcess {
         .await;
     }
 
-    /// Lets every write to a file fail, as on a full disk.
+    /// Makes every write to a file fail, as on a full disk.
     pub async fn fill_disk(&self) {
         limit_files(&self.process, Some(1_024)).await;
     }
 
-    /// Makes room again.
+    /// Ends [`RoleProcess::fill_disk`].
     pub async fn free_disk(&self) {
         limit_files(&self.process, None).await;
     }
 
-    /// Stops it from running; its connections stay.
+    /// Freezes it; its connections stay open.
     pub async fn freeze(&self) {
         freeze(&self.process).await;
     }
 
-    /// Lets it run again.
+    /// Continues after [`RoleProcess::freeze`].
     pub async fn thaw(&self) {
         thaw(&self.process).await;
     }
 
-    /// A connection of its own.
+    /// A new channel with this identity.
     pub fn new_channel_as(&self, identity: Identity<'_>) -> TestChannel {
         let endpoint = Endpoint::from_shared(format!("http://{}", self.address));
         identity.on(endpoint.expect("an address").connect_lazy())
     }
 
-    /// The memory that it takes.
+    /// Its resident memory, in bytes, from statm.
     pub fn resident_bytes(&self) -> u64 {
         resident_bytes(&self.process)
     }
 
-    /// Code generation, with this key.
+    /// A client of CodegenService with this key.
     pub fn client(&self, key: &str) -> CodegenClient {
         self.client_as(Identity::Key(key))
     }
 
-    /// Code generation, with this access token.
+    /// A client of CodegenService with this access token.
     pub fn client_of_session(&self, token: &str) -> CodegenClient {
         self.client_as(Identity::Session(token))
     }
@@ -324,22 +324,22 @@ impl RoleProcess {
         CodegenServiceClient::new(identity.on(self.channel.clone()))
     }
 
-    /// Keys, as a service of the mesh.
+    /// A client of KeyService with the mesh token.
     pub fn keys(&self) -> KeyClient {
         KeyServiceClient::new(self.as_mesh())
     }
 
-    /// Users, as a service of the mesh.
+    /// A client of UserService with the mesh token.
     pub fn users(&self) -> UserClient {
         UserServiceClient::new(self.as_mesh())
     }
 
-    /// Sessions, as a service of the mesh.
+    /// A client of SessionService with the mesh token.
     pub fn sessions(&self) -> SessionClient {
         SessionServiceClient::new(self.as_mesh())
     }
 
-    /// The audit log, as a service of the mesh.
+    /// A client of AuditService with the mesh token.
     pub fn audit(&self) -> AuditClient {
         AuditServiceClient::new(self.as_mesh())
     }
@@ -348,14 +348,14 @@ impl RoleProcess {
         Identity::Mesh.on(self.channel.clone())
     }
 
-    /// One page of the metrics port.
+    /// The text of a page of the metrics port.
     pub async fn page(&self, path: &str) -> String {
         let url = format!("http://{}{path}", self.metrics);
         let reply = within(path, self.http.get(url).send()).await.expect("the port listens");
         within(path, reply.text()).await.expect("text")
     }
 
-    /// What is counted now.
+    /// The present metrics.
     pub async fn metrics(&self) -> Metrics {
         Metrics(self.page("/metrics").await)
     }
@@ -373,7 +373,7 @@ impl RoleProcess {
     }
 }
 
-/// None where it ended before it served.
+/// `None` if it exited before it served.
 async fn spawn(
     command: &mut Command,
     log: &mut JoinSet<()>,

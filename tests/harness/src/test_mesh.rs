@@ -8,6 +8,7 @@ use std::sync::LazyLock;
 use clap::{CommandFactory as _, FromArgMatches as _, Parser};
 use hapa::setting::settings;
 use hapa::{All, Roles, run};
+use hapa_engine_sim::{Engine, Setup};
 use hapa_proto::auth::v1::key_service_client::KeyServiceClient;
 use hapa_proto::auth::v1::{CreateKeyRequest, CreateKeyResponse, RateLimit};
 use hapa_proto::codegen::v1::codegen_service_client::CodegenServiceClient;
@@ -27,7 +28,6 @@ use crate::identities::Identity;
 use crate::incident_tracker::{IncidentTracker, TestChannel};
 use crate::postgres::Store;
 use crate::tools::{Metrics, within};
-use hapa_engine_sim::{Engine, Setup};
 
 /// The mesh token of every test's mesh.
 pub const TOKEN: &str = "the-mesh-token-of-a-test-which-is-long";
