@@ -1,6 +1,6 @@
 //! Duplicate code: the number of pairs of runs of six lines that are equal except for names and literals.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeSet, HashMap};
 use std::path::PathBuf;
 use std::sync::LazyLock;
 
@@ -78,24 +78,24 @@ fn duplicate_code_does_not_grow() {
             places.entry(shapes.join("\n")).or_default().push(at);
         }
     }
-    let mut pairs = BTreeMap::<(usize, usize), ()>::new();
+    let mut pairs = BTreeSet::<(usize, usize)>::new();
     for places in places.values().filter(|places| (2..=MAX_PLACE_COUNT).contains(&places.len())) {
         for (index, &one) in places.iter().enumerate() {
             let others = places[index + 1..].iter().filter(|&&other| other >= one + RUN_LEN);
-            pairs.extend(others.map(|&other| ((one, other), ())));
+            pairs.extend(others.map(|&other| (one, other)));
         }
     }
     // A longer run is one pair, at its first line.
     let is_first = |&(one, other): &(usize, usize)| {
-        one == 0 || other == 0 || !pairs.contains_key(&(one - 1, other - 1))
+        one == 0 || other == 0 || !pairs.contains(&(one - 1, other - 1))
     };
     let mut found: Vec<_> = pairs
-        .keys()
+        .iter()
         .copied()
         .filter(is_first)
         .map(|(one, other)| {
-            let more =
-                (1..).take_while(|more| pairs.contains_key(&(one + more, other + more))).count();
+            let is_pair = |more: &usize| pairs.contains(&(one + more, other + more));
+            let more = (1..lines.len()).take_while(is_pair).count();
             let place =
                 |at: usize| format!("{}:{}", files[lines[at].file].0.display(), lines[at].number);
             (RUN_LEN + more, format!("{} and {}", place(one), place(other)))

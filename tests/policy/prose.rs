@@ -88,7 +88,10 @@ fn paragraphs(lines: &[Line]) -> Vec<Line> {
             let item = ITEM.find(text).map(|item| item.end());
             let is_heading = text.starts_with('#');
             match found.last_mut().filter(|_| continues && item.is_none()) {
-                Some((_, paragraph)) => *paragraph += &format!(" {text}"),
+                Some((_, paragraph)) => {
+                    paragraph.push(' ');
+                    paragraph.push_str(text);
+                }
                 None => found.push((*number, text[item.unwrap_or(0)..].to_owned())),
             }
             continues = !is_heading;

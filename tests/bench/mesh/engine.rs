@@ -8,7 +8,7 @@ use std::process::Stdio;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context as _, bail};
-use hapa_engine_sim::{self, Fault, Script};
+use hapa_engine_sim::{Fault, Script};
 use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader, Lines};
 use tokio::process::{Child, ChildStdin, ChildStdout};
 use tokio::time::timeout;
@@ -125,7 +125,7 @@ impl Engine {
 
 /// The engine's side: it ends when its orders do.
 pub(crate) async fn serve() -> anyhow::Result<()> {
-    let engine = engine::Engine::start();
+    let engine = hapa_engine_sim::Engine::start();
     let mut out = tokio::io::stdout();
     out.write_all(format!("{}\n", engine.address().port()).as_bytes()).await?;
     out.flush().await?;
@@ -138,7 +138,7 @@ pub(crate) async fn serve() -> anyhow::Result<()> {
     Ok(())
 }
 
-async fn obey(engine: &engine::Engine, order: &str) -> anyhow::Result<String> {
+async fn obey(engine: &hapa_engine_sim::Engine, order: &str) -> anyhow::Result<String> {
     let words: Vec<_> = order.split(' ').collect();
     Ok(match words.as_slice() {
         ["play", words @ ..] => {

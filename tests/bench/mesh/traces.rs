@@ -1,7 +1,7 @@
 //! The cost of tracing: answers of a mesh that exports spans beside those of a mesh that creates none, in
 //! turn. The collector runs in this process, outside the measured ones.
 
-use hapa_test_harness::Collector;
+use hapa_test_harness::TraceCollector;
 
 use crate::Binaries;
 use crate::cost::pace;
@@ -15,7 +15,7 @@ pub(crate) async fn measure(
     loads: [Load; 2],
     sections: usize,
 ) -> anyhow::Result<Vec<Table>> {
-    let collector = Collector::start().await;
+    let collector = TraceCollector::start().await;
     let mut stages = [
         Stage::start(binaries, None).await?,
         Stage::start(binaries, Some(&collector.url())).await?,

@@ -59,7 +59,7 @@ fn without_selectors(expression: &str) -> String {
 
 /// Every metric that rules, dashboards and autoscalers rely on.
 pub(crate) fn used() -> BTreeSet<String> {
-    let rules = text(&format!("{MONITORING}/rules.yml"));
+    let rules = text(format!("{MONITORING}/rules.yml"));
     let mut found: BTreeSet<_> =
         rules_of(&rules).flat_map(|rule| metrics_in(word(&rule["expr"]))).collect();
     for board in dashboards() {
@@ -144,7 +144,7 @@ fn every_alert_and_every_code_has_its_place_in_the_runbook() {
     let page = text("docs/runbook.md");
     let headings: BTreeSet<_> = page.lines().filter_map(|line| line.strip_prefix("### ")).collect();
     let mut expected: BTreeSet<String> = BTreeSet::new();
-    for rule in rules_of(&text(&format!("{MONITORING}/rules.yml"))) {
+    for rule in rules_of(&text(format!("{MONITORING}/rules.yml"))) {
         let alert = word(&rule["alert"]).to_owned();
         let url = format!("docs/runbook.md#{}", alert.to_lowercase());
         assert_eq!(word(&rule["annotations"]["runbook_url"]), url);

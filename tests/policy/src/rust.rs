@@ -9,7 +9,7 @@ use regex::Regex;
 static TOKENS: LazyLock<Regex> = LazyLock::new(|| {
     let raw = (0..4).map(|count| {
         let hashes = "#".repeat(count);
-        format!(r##"\bb?r{hashes}"(?s:.*?)"{hashes}"##)
+        format!(r#"\bb?r{hashes}"(?s:.*?)"{hashes}"#)
     });
     let raw = raw.collect::<Vec<_>>().join("|");
     let string = r#"\bb"(?:\\(?s:.)|[^"\\])*"|"(?:\\(?s:.)|[^"\\])*""#;
