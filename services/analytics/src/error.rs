@@ -1,4 +1,4 @@
-//! What can go wrong here, and the one table from that to a published status.
+//! The errors of this service and their mapping to published error codes.
 
 use std::sync::Arc;
 
@@ -10,15 +10,15 @@ use tonic::Status;
 pub(crate) enum Error {
     #[error(transparent)]
     Invalid(#[from] Violations),
-    #[error("the credential has ended")]
-    Ended,
-    #[error("this replica is going; ask another")]
+    #[error("the credential has expired or was revoked; use another one")]
+    CredentialEnded,
+    #[error("this replica is shutting down; send the request to another one")]
     ShuttingDown,
     #[error("{STORE_AWAY}")]
     Store(#[from] sqlx::Error),
-    /// Of a transaction that several calls shared.
+    /// The error of a transaction that several calls shared.
     #[error("{0}")]
-    Together(Arc<Error>),
+    SharedTransaction(Arc<Error>),
     #[error("{INTERNAL}")]
     Internal(#[from] anyhow::Error),
 }
@@ -30,13 +30,13 @@ impl From<Error> for Status {
 }
 
 fn fault(error: &Error) -> Fault {
-    let words = error.to_string();
+    let message = error.to_string();
     match error {
         Error::Invalid(violations) => violations.clone().into(),
-        Error::Ended => Fault::new(ErrorCode::KeyEnded, words),
-        Error::ShuttingDown => Fault::new(ErrorCode::ShuttingDown, words),
+        Error::CredentialEnded => Fault::new(ErrorCode::KeyEnded, message),
+        Error::ShuttingDown => Fault::new(ErrorCode::ShuttingDown, message),
         Error::Store(cause) => cause.into(),
-        Error::Together(error) => fault(error),
+        Error::SharedTransaction(error) => fault(error),
         Error::Internal(cause) => cause.into(),
     }
 }

@@ -1,4 +1,4 @@
-//! Events as they come in: checked all together, so that a batch is taken whole or not at all.
+//! Usage events as RecordEvents receives them. A batch is accepted or rejected as a whole.
 
 use std::collections::BTreeSet;
 
@@ -7,20 +7,20 @@ use hapa_core::violations::Violations;
 use hapa_proto::analytics::v1::UsageEvent;
 use uuid::Uuid;
 
-use crate::sketch::LONGEST;
-use crate::times::micros;
+use crate::latency_histogram::MAX_DURATION_US;
+use crate::rollup_period::micros;
 
-const MOST: usize = 1_000;
-/// Wrong fields that are named; one who sends more has enough to do.
-const MOST_NAMED: usize = 20;
-const LONGEST_METHOD: usize = 200;
-const LONGEST_NAME: usize = 100;
-/// How far ahead the clock of who saw a call may be.
-const AHEAD: i64 = HOUR;
+const MAX_BATCH_SIZE: usize = 1_000;
+/// After this many violations validation stops: the reply names the first ones only.
+const MAX_VIOLATION_COUNT: usize = 20;
+const MAX_METHOD_LEN: usize = 200;
+const MAX_NAME_LEN: usize = 100;
+/// How far ahead of this clock the clock of the reporting service may be, in microseconds.
+const MAX_CLOCK_SKEW: i64 = HOUR;
 
-/// One call.
+/// The event of one call. Times are microseconds.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) struct Event {
+pub(crate) struct CallEvent {
     pub(crate) id: String,
     pub(crate) time: i64,
     pub(crate) service: String,
@@ -37,19 +37,19 @@ pub(crate) struct Event {
     pub(crate) duration_us: i64,
     pub(crate) time_to_first_token_us: Option<i64>,
     pub(crate) inter_token_us: Option<i64>,
-    pub(crate) cache: Cache,
+    pub(crate) cache: CacheOutcome,
 }
 
-/// What a cache did.
+/// The result of the call's cache lookup.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) enum Cache {
-    Unasked = 0,
-    Missed = 1,
-    Answered = 2,
+pub(crate) enum CacheOutcome {
+    NotConsulted = 0,
+    Miss = 1,
+    Hit = 2,
 }
 
-impl Event {
-    pub(crate) fn failed(&self) -> bool {
+impl CallEvent {
+    pub(crate) fn has_failed(&self) -> bool {
         !self.error_code.is_empty()
     }
 
@@ -58,49 +58,56 @@ impl Event {
     }
 }
 
-/// Checks a batch. By id, each once: rows are always locked in one order.
-pub(crate) fn events(batch: Vec<UsageEvent>, now: i64) -> Result<Vec<Event>, Violations> {
-    if !(1..=MOST).contains(&batch.len()) {
-        return Err(Violations::one("events", "must be 1 to 1000"));
+/// Validates a batch. Returns its events sorted by id and without duplicates, so that all writers
+/// lock rows in one order.
+pub(crate) fn validate_batch(
+    batch: Vec<UsageEvent>,
+    now: i64,
+) -> Result<Vec<CallEvent>, Violations> {
+    if !(1..=MAX_BATCH_SIZE).contains(&batch.len()) {
+        return Err(Violations::one("events", "must have 1 to 1000 entries"));
     }
-    let mut found = Violations::default();
+    let mut violations = Violations::default();
     let mut events = Vec::with_capacity(batch.len());
     for (index, event) in batch.into_iter().enumerate() {
-        match checked(event, now) {
+        match validate_event(event, now) {
             Ok(event) => events.push(event),
             Err(problems) => {
                 for (field, problem) in problems {
-                    found.wrong(format!("events[{index}].{field}"), problem);
+                    violations.wrong(format!("events[{index}].{field}"), problem);
                 }
             }
         }
-        if found.count() >= MOST_NAMED {
+        if violations.count() >= MAX_VIOLATION_COUNT {
             break;
         }
     }
-    found.check()?;
+    violations.check()?;
     let mut seen = BTreeSet::new();
     events.retain(|event| seen.insert(event.id.clone()));
     events.sort_unstable();
     Ok(events)
 }
 
-fn checked(event: UsageEvent, now: i64) -> Result<Event, Vec<(&'static str, &'static str)>> {
-    let mut found = Vec::new();
-    let mut check = |holds: bool, field, problem| {
-        if !holds {
-            found.push((field, problem));
+fn validate_event(
+    event: UsageEvent,
+    now: i64,
+) -> Result<CallEvent, Vec<(&'static str, &'static str)>> {
+    let mut violations = Vec::new();
+    let mut check = |is_valid: bool, field, problem| {
+        if !is_valid {
+            violations.push((field, problem));
         }
     };
     let id = Uuid::try_parse(&event.event_id).ok().filter(|id| id.get_version_num() == 7);
     check(id.is_some(), "event_id", "must be a UUID of version 7");
     let time = event.time.as_ref().and_then(micros);
     check(event.time.is_some(), "time", "is required");
-    let in_time = time.is_some_and(|time| time <= now.saturating_add(AHEAD));
+    let is_in_range = time.is_some_and(|time| time <= now.saturating_add(MAX_CLOCK_SKEW));
     let problem = "must be after 1970 and at most an hour ahead";
-    check(event.time.is_none() || in_time, "time", problem);
-    let method = is_method(&event.method);
-    check(method, "method", "must be /package.Service/Method of at most 200 characters");
+    check(event.time.is_none() || is_in_range, "time", problem);
+    let problem = "must be /package.Service/Method of at most 200 characters";
+    check(is_method(&event.method), "method", problem);
     let names = [
         ("error_code", &event.error_code),
         ("grpc_status", &event.grpc_status),
@@ -112,8 +119,8 @@ fn checked(event: UsageEvent, now: i64) -> Result<Event, Vec<(&'static str, &'st
         ("service", &event.service),
     ];
     for (field, text) in names {
-        // PostgreSQL stores no NUL.
-        let fits = text.chars().count() <= LONGEST_NAME && !text.contains('\0');
+        // PostgreSQL rejects NUL in TEXT values.
+        let fits = text.chars().count() <= MAX_NAME_LEN && !text.contains('\0');
         check(fits, field, "must be at most 100 characters, none of them NUL");
     }
     let micros = [
@@ -124,14 +131,16 @@ fn checked(event: UsageEvent, now: i64) -> Result<Event, Vec<(&'static str, &'st
     for (field, micros) in micros {
         check(micros.is_none_or(|micros| micros >= 0), field, "must be 0 or more");
     }
-    check(event.cacheable || !event.cached, "cached", "needs cacheable");
-    let (Some(id), Some(time), true) = (id, time, found.is_empty()) else { return Err(found) };
-    Ok(taken(event, id, time))
+    check(event.cacheable || !event.cached, "cached", "requires cacheable");
+    let (Some(id), Some(time), true) = (id, time, violations.is_empty()) else {
+        return Err(violations);
+    };
+    Ok(to_call_event(event, id, time))
 }
 
-fn taken(event: UsageEvent, id: Uuid, time: i64) -> Event {
-    Event {
-        // One spelling, whatever it came in.
+fn to_call_event(event: UsageEvent, id: Uuid, time: i64) -> CallEvent {
+    CallEvent {
+        // The canonical spelling, so that equal ids are equal texts.
         id: id.hyphenated().to_string(),
         time,
         service: event.service,
@@ -145,25 +154,25 @@ fn taken(event: UsageEvent, id: Uuid, time: i64) -> Event {
         task: event.task,
         prompt_tokens: event.prompt_tokens.into(),
         completion_tokens: event.completion_tokens.into(),
-        duration_us: event.duration_us.min(LONGEST),
-        time_to_first_token_us: event.time_to_first_token_us.map(|time| time.min(LONGEST)),
-        inter_token_us: event.inter_token_us.map(|time| time.min(LONGEST)),
+        duration_us: event.duration_us.min(MAX_DURATION_US),
+        time_to_first_token_us: event.time_to_first_token_us.map(|time| time.min(MAX_DURATION_US)),
+        inter_token_us: event.inter_token_us.map(|time| time.min(MAX_DURATION_US)),
         cache: match (event.cacheable, event.cached) {
-            (false, _) => Cache::Unasked,
-            (true, false) => Cache::Missed,
-            (true, true) => Cache::Answered,
+            (false, _) => CacheOutcome::NotConsulted,
+            (true, false) => CacheOutcome::Miss,
+            (true, true) => CacheOutcome::Hit,
         },
     }
 }
 
 fn is_method(text: &str) -> bool {
-    let plain = |part: &str| {
-        let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"._".contains(&byte);
-        !part.is_empty() && part.bytes().all(plain)
+    let is_name = |part: &str| {
+        let is_allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"._".contains(&byte);
+        !part.is_empty() && part.bytes().all(is_allowed)
     };
     let parts = text.strip_prefix('/').and_then(|rest| rest.split_once('/'));
-    let whole = parts.is_some_and(|(service, method)| plain(service) && plain(method));
-    whole && text.len() <= LONGEST_METHOD
+    let is_path = parts.is_some_and(|(service, method)| is_name(service) && is_name(method));
+    is_path && text.len() <= MAX_METHOD_LEN
 }
 
 #[cfg(test)]
@@ -186,23 +195,23 @@ mod tests {
     }
 
     fn wrong(batch: Vec<UsageEvent>) -> Vec<Cow<'static, str>> {
-        events(batch, NOW).err().unwrap_or_default().fields()
+        validate_batch(batch, NOW).err().unwrap_or_default().fields()
     }
 
     #[test]
-    fn an_event_counts_once_however_its_id_is_spelt() {
+    fn an_event_counts_once_in_any_spelling_of_its_id() {
         let mut again = good(1);
         again.event_id = again.event_id.to_lowercase();
-        let taken = events(vec![good(2), good(1), again], NOW).unwrap();
+        let taken = validate_batch(vec![good(2), good(1), again], NOW).unwrap();
         let ids: Vec<_> = taken.iter().map(|event| &event.id[30..]).collect();
         assert_eq!(ids, ["f8ad01", "f8ad02"]);
     }
 
     #[test]
-    fn every_wrong_field_of_a_batch_is_named_with_its_place() {
+    fn every_invalid_field_of_a_batch_is_named_with_its_index() {
         assert_eq!(wrong(Vec::new()), ["events"]);
         assert_eq!(wrong(vec![good(1); 1_001]), ["events"]);
-        let far = UsageEvent { time: Some(timestamp(NOW + AHEAD + 1)), ..good(3) };
+        let far = UsageEvent { time: Some(timestamp(NOW + MAX_CLOCK_SKEW + 1)), ..good(3) };
         assert_eq!(wrong(vec![good(1), good(2), good(3), far]), ["events[3].time"]);
         let bad = UsageEvent {
             event_id: "0190163d-8694-439b-aea5-966c26f8ad91".to_owned(),
@@ -218,7 +227,7 @@ mod tests {
         let fields = "event_id time method owner model duration_us inter_token_us cached";
         let named: Vec<_> = fields.split(' ').map(|field| format!("events[0].{field}")).collect();
         assert_eq!(wrong(vec![bad.clone()]), named);
-        assert!(wrong(vec![bad; 1_000]).len() < 2 * MOST_NAMED);
+        assert!(wrong(vec![bad; 1_000]).len() < 2 * MAX_VIOLATION_COUNT);
         assert!(!is_method("/a.B/C/D") && !is_method("//C") && !is_method("/a.B/"));
     }
 }

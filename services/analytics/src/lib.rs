@@ -1,14 +1,15 @@
-//! How much is used, and how well it goes: events of every call, summed up as they come. An event
-//! and what it adds to every sum are one transaction, so sums are exact whoever sends an event twice.
+//! Usage and performance analytics: stores an event per call and aggregates it on arrival. An event
+//! and its share of every aggregate are written in one transaction, so that repeated events are
+//! counted once.
 
 mod error;
 mod event;
+mod latency_histogram;
 mod performance;
 mod rollup;
+mod rollup_period;
 mod service;
-mod sketch;
 mod store;
-mod times;
 mod usage;
 
 use hapa_core::access::{Access, Rpc};
@@ -17,22 +18,23 @@ use hapa_proto::analytics::v1::analytics_service_server::AnalyticsServiceServer;
 use hapa_store::database::{Db, Durability, Survey};
 use hapa_store::open::{OpenStore, StoreSpec};
 
-use crate::service::Analytics;
+use crate::service::AnalyticsHandler;
 use crate::store::Store;
 
-/// Settings of this service.
+/// Settings of the analytics service.
 #[derive(clap::Args, Clone, Debug)]
-#[command(next_help_heading = "Analytics")]
+#[command(next_help_heading = "AnalyticsHandler")]
 #[group(id = "analytics")]
 pub struct Config {
-    /// How long single events are kept, in days; what was summed up of them stays.
+    /// Retention of usage events, in days. Aggregates by day are kept forever. Older events are not
+    /// counted on arrival.
     #[arg(long, env = "EVENT_RETENTION_DAYS", default_value_t = 30, value_parser = clap::value_parser!(u32).range(1..=3650))]
     pub event_retention_days: u32,
 }
 
 const READ: &str = "analytics:read";
 
-/// What can't work without the store.
+/// The gRPC services that depend on the store.
 pub const SERVICES: &[&str] = &["hapa.analytics.v1.AnalyticsService"];
 
 const RPCS: &[Rpc] = &[
@@ -51,12 +53,12 @@ pub const STORE: &StoreSpec = &StoreSpec {
     may_be_set_aside: true,
 };
 
-/// Migrates the store at `url`, and does no more.
+/// Applies the schema migrations to the store at `url`.
 pub async fn migrate(url: &str) -> anyhow::Result<()> {
     open(url).await.map(drop)
 }
 
-/// Looks at the store at `url`, and changes nothing.
+/// Reports the schema version of the store at `url` without changing it.
 pub async fn survey(url: &str) -> anyhow::Result<Option<Survey>> {
     Db::survey("analytics", url, store::MIGRATIONS).await
 }
@@ -68,19 +70,19 @@ async fn open(url: &str) -> anyhow::Result<Db> {
 /// What the service needs of its process.
 #[derive(Debug)]
 pub struct Dependencies {
-    /// Its store, opened by [`STORE`].
+    /// The store, opened by [`STORE`].
     pub store: OpenStore,
     /// The shutdown of the server.
     pub shutdown: Shutdown,
 }
 
-/// The service.
+/// Builds the gRPC service, its health checks and its background task.
 pub fn service(config: &Config, dependencies: Dependencies) -> ServiceSpec {
     let Dependencies { store: OpenStore { db, checks }, shutdown } = dependencies;
     let mut spec = ServiceSpec { checks, ..ServiceSpec::default() };
     let store = Store::new(db, config.event_retention_days);
-    spec.spawn(store::purge(store.clone()));
-    let analytics = Analytics { store, closing: shutdown.stop_accepting };
+    spec.spawn(store::run_purge(store.clone()));
+    let analytics = AnalyticsHandler { store, shutdown: shutdown.stop_accepting };
     spec.add(AnalyticsServiceServer::new(analytics), RPCS);
     spec
 }

@@ -1,4 +1,4 @@
-//! How calls went in a window: the RPC's part that decides which rollups, and what they say.
+//! GetPerformance and WatchPerformance: selects the rollups of a window and builds the response.
 
 use std::collections::BTreeMap;
 
@@ -9,188 +9,189 @@ use hapa_proto::analytics::v1::{GetPerformanceRequest, GetPerformanceResponse};
 use prost_types::Timestamp;
 
 use crate::error::Error;
-use crate::rollup::Tally;
-use crate::sketch::{Sketch, float};
-use crate::store::{Store, Which};
-use crate::times::{Span, micros};
+use crate::latency_histogram::{LatencyHistogram, to_f64};
+use crate::rollup::RollupTotals;
+use crate::rollup_period::{RollupPeriod, micros};
+use crate::store::{RollupFilter, Store};
 
-/// Groups in a reply that have their own names.
-const MOST_GROUPS: usize = 50;
-/// The name of what all others add up to.
-const OTHER: &str = "other";
-/// Longest window that is summed up from minutes, and from hours: with what rounding adds, so that
-/// who asks for the last 2 hours by its own clock gets minutes.
-const OF_MINUTES: i64 = 2 * HOUR + MINUTE;
-const OF_HOURS: i64 = 7 * DAY + HOUR;
-const LONGEST_FILTER: usize = 200;
-const NONE: &str = "there were no calls in this window";
+/// Most named groups in a response.
+const MAX_GROUP_COUNT: usize = 50;
+/// The name of the group that sums up all others.
+const OTHER_GROUP: &str = "other";
+/// Longest windows that are read from minute and from hour rollups. The extra minute and hour allow
+/// for rounding, so that a client that asks for the last 2 hours by its own clock gets minutes.
+const MAX_MINUTE_WINDOW: i64 = 2 * HOUR + MINUTE;
+const MAX_HOUR_WINDOW: i64 = 7 * DAY + HOUR;
+const MAX_FILTER_LEN: usize = 200;
+const NO_CALLS_NOTE: &str = "there were no calls in this window";
 
-/// The report that a request asks for.
+/// The performance in the requested window.
 pub(crate) async fn report(
     store: &Store,
     request: GetPerformanceRequest,
 ) -> Result<GetPerformanceResponse, Error> {
     check_filters(&[("model", &request.model), ("method", &request.method)])?;
     let now = now();
-    let (start, end) = window(request.start_time, request.end_time, HOUR, now)?;
-    let span = span(start, end, now);
-    let which = Which {
-        span,
-        start: span.floor(start),
-        end: span.ceil(end),
+    let (start, end) = resolve_window(request.start_time, request.end_time, HOUR, now)?;
+    let period = choose_period(start, end, now);
+    let filter = RollupFilter {
+        period,
+        start: period.floor(start),
+        end: period.ceil(end),
         model: request.model,
         method: request.method,
     };
-    Ok(summed_up(store.tallies(&which).await?, which.start, which.end.min(now)))
+    Ok(to_response(store.rollup_totals(&filter).await?, filter.start, filter.end.min(now)))
 }
 
-/// The report of the last minute.
+/// The performance in the last minute.
 pub(crate) async fn last_minute(
     store: &Store,
     model: &str,
     method: &str,
 ) -> Result<GetPerformanceResponse, Error> {
     let now = now();
-    let which = Which {
-        span: Span::Second,
-        start: Span::Second.floor(now) - MINUTE + SECOND,
-        // Clocks that are a little ahead count too.
+    let filter = RollupFilter {
+        period: RollupPeriod::Second,
+        start: RollupPeriod::Second.floor(now) - MINUTE + SECOND,
+        // Includes the calls of replicas with clocks slightly ahead.
         end: now + SECOND,
         model: model.to_owned(),
         method: method.to_owned(),
     };
-    Ok(summed_up(store.tallies(&which).await?, which.start, now))
+    Ok(to_response(store.rollup_totals(&filter).await?, filter.start, now))
 }
 
-/// Checks what a request filters by; none is longer than what is stored.
+/// Validates the filters of a request.
 pub(crate) fn check_filters(filters: &[(&'static str, &str)]) -> Result<(), Violations> {
-    let mut found = Violations::default();
+    let mut violations = Violations::default();
     for (field, text) in filters {
-        if text.chars().count() > LONGEST_FILTER || text.contains('\0') {
-            found.wrong(*field, "must be at most 200 characters, none of them NUL");
+        if text.chars().count() > MAX_FILTER_LEN || text.contains('\0') {
+            violations.wrong(*field, "must be at most 200 characters, none of them NUL");
         }
     }
-    found.check()
+    violations.check()
 }
 
-/// A window as a request asks for it; `length`: where it names no start.
-pub(crate) fn window(
+/// Validates a requested window. Defaults: it ends now and is `default_length` long.
+pub(crate) fn resolve_window(
     start: Option<Timestamp>,
     end: Option<Timestamp>,
-    length: i64,
+    default_length: i64,
     now: i64,
 ) -> Result<(i64, i64), Violations> {
-    let mut found = Violations::default();
+    let mut violations = Violations::default();
     let mut read = |field, time: Option<Timestamp>| {
         let read = time.as_ref().map(micros);
         if read == Some(None) {
-            found.wrong(field, "must be a valid time from 1970 on");
+            violations.wrong(field, "must be a valid time from 1970 on");
         }
         read.flatten()
     };
-    let (asked_start, asked_end) = (read("start_time", start), read("end_time", end));
-    let end = asked_end.unwrap_or(now);
-    let start = asked_start.unwrap_or(end.saturating_sub(length).max(0));
-    if start >= end && found.count() == 0 {
-        found.wrong("start_time", "must be before end_time");
+    let (given_start, given_end) = (read("start_time", start), read("end_time", end));
+    let end = given_end.unwrap_or(now);
+    let start = given_start.unwrap_or(end.saturating_sub(default_length).max(0));
+    if start >= end && violations.count() == 0 {
+        violations.wrong("start_time", "must be before end_time");
     }
-    found.check()?;
+    violations.check()?;
     Ok((start, end))
 }
 
-/// The finest that is kept of a window, and fine enough for it.
-fn span(start: i64, end: i64, now: i64) -> Span {
+/// The finest period that is stored for the whole window and suits its length.
+fn choose_period(start: i64, end: i64, now: i64) -> RollupPeriod {
     let length = end - start;
-    if length <= OF_MINUTES && Span::Minute.has(start, now) {
-        Span::Minute
-    } else if length <= OF_HOURS && Span::Hour.has(start, now) {
-        Span::Hour
+    if length <= MAX_MINUTE_WINDOW && RollupPeriod::Minute.is_retained(start, now) {
+        RollupPeriod::Minute
+    } else if length <= MAX_HOUR_WINDOW && RollupPeriod::Hour.is_retained(start, now) {
+        RollupPeriod::Hour
     } else {
-        Span::Day
+        RollupPeriod::Day
     }
 }
 
-fn summed_up(
-    tallies: BTreeMap<(String, String), Tally>,
+fn to_response(
+    rollups: BTreeMap<(String, String), RollupTotals>,
     start: i64,
     end: i64,
 ) -> GetPerformanceResponse {
-    let (mut all, mut models, mut methods) = (Tally::default(), BTreeMap::new(), BTreeMap::new());
-    for ((method, model), tally) in tallies {
-        all.add(&tally);
-        methods.entry(method).or_insert_with(Tally::default).add(&tally);
+    let mut all = RollupTotals::default();
+    let (mut models, mut methods) = (BTreeMap::new(), BTreeMap::new());
+    for ((method, model), totals) in rollups {
+        all.merge(&totals);
+        methods.entry(method).or_insert_with(RollupTotals::default).merge(&totals);
         if !model.is_empty() {
-            models.entry(model).or_insert_with(Tally::default).add(&tally);
+            models.entry(model).or_insert_with(RollupTotals::default).merge(&totals);
         }
     }
     let end = end.max(start);
-    let minutes = float((end - start).unsigned_abs()) / float(MINUTE.unsigned_abs());
+    let minutes = to_f64((end - start).unsigned_abs()) / to_f64(MINUTE.unsigned_abs());
     GetPerformanceResponse {
-        avg_response_time: ratio(all.duration_us, all.requests) / float(SECOND.unsigned_abs()),
-        requests_per_minute: if minutes > 0.0 { number(all.requests) / minutes } else { 0.0 },
+        avg_response_time: ratio(all.duration_us, all.requests) / to_f64(SECOND.unsigned_abs()),
+        requests_per_minute: if minutes > 0.0 { count_as_f64(all.requests) / minutes } else { 0.0 },
         cache_hit_rate: ratio(all.cached, all.cacheable),
         ai_model_usage: Some(AiModelUsage {
-            total_tokens: number(all.tokens),
+            total_tokens: count_as_f64(all.tokens),
             avg_tokens_per_request: ratio(all.tokens, all.token_requests),
         }),
-        requests: count(all.requests),
+        requests: saturating_u32(all.requests),
         error_rate: ratio(all.errors, all.requests),
-        response_time: Some(percentiles(&all.sketches.durations)),
-        time_to_first_token: Some(percentiles(&all.sketches.first_tokens)),
-        inter_token_time: Some(percentiles(&all.sketches.gaps)),
+        response_time: Some(percentiles(&all.latencies.duration)),
+        time_to_first_token: Some(percentiles(&all.latencies.time_to_first_token)),
+        inter_token_time: Some(percentiles(&all.latencies.inter_token)),
         models: groups(models),
         methods: groups(methods),
         start_time: Some(timestamp(start)),
         end_time: Some(timestamp(end)),
-        note: if all.requests == 0 { NONE.to_owned() } else { String::new() },
+        note: if all.requests == 0 { NO_CALLS_NOTE.to_owned() } else { String::new() },
     }
 }
 
-/// Most calls first, and what is beyond the most in one.
-fn groups(tallies: BTreeMap<String, Tally>) -> Vec<Group> {
-    let mut tallies: Vec<_> = tallies.into_iter().collect();
-    tallies.sort_by(|(a, one), (b, other)| other.requests.cmp(&one.requests).then(a.cmp(b)));
-    let rest = tallies.split_off(tallies.len().min(MOST_GROUPS));
+/// The groups with the most calls, and one that sums up the others.
+fn groups(rollups: BTreeMap<String, RollupTotals>) -> Vec<Group> {
+    let mut rollups: Vec<_> = rollups.into_iter().collect();
+    rollups.sort_by(|(a, one), (b, other)| other.requests.cmp(&one.requests).then(a.cmp(b)));
+    let rest = rollups.split_off(rollups.len().min(MAX_GROUP_COUNT));
     if !rest.is_empty() {
-        let mut other = Tally::default();
-        for (_, tally) in &rest {
-            other.add(tally);
+        let mut other = RollupTotals::default();
+        for (_, totals) in &rest {
+            other.merge(totals);
         }
-        tallies.push((OTHER.to_owned(), other));
+        rollups.push((OTHER_GROUP.to_owned(), other));
     }
-    let group = |(name, tally): (String, Tally)| Group {
+    let group = |(name, totals): (String, RollupTotals)| Group {
         name,
-        requests: count(tally.requests),
-        error_rate: ratio(tally.errors, tally.requests),
-        total_tokens: number(tally.tokens),
-        response_time: Some(percentiles(&tally.sketches.durations)),
-        time_to_first_token: Some(percentiles(&tally.sketches.first_tokens)),
+        requests: saturating_u32(totals.requests),
+        error_rate: ratio(totals.errors, totals.requests),
+        total_tokens: count_as_f64(totals.tokens),
+        response_time: Some(percentiles(&totals.latencies.duration)),
+        time_to_first_token: Some(percentiles(&totals.latencies.time_to_first_token)),
     };
-    tallies.into_iter().map(group).collect()
+    rollups.into_iter().map(group).collect()
 }
 
-/// In seconds.
-fn percentiles(sketch: &Sketch) -> Percentiles {
-    let seconds = |part| sketch.quantile(part) / float(SECOND.unsigned_abs());
+/// The percentiles in seconds.
+fn percentiles(histogram: &LatencyHistogram) -> Percentiles {
+    let seconds = |fraction| histogram.quantile(fraction) / to_f64(SECOND.unsigned_abs());
     Percentiles {
         p50: seconds(0.5),
         p95: seconds(0.95),
         p99: seconds(0.99),
-        count: u32::try_from(sketch.count()).unwrap_or(u32::MAX),
+        count: u32::try_from(histogram.count()).unwrap_or(u32::MAX),
     }
 }
 
-/// 0 of none is 0.
+/// `part / whole`, or 0 if `whole` is 0.
 fn ratio(part: i64, whole: i64) -> f64 {
-    if whole > 0 { number(part) / number(whole) } else { 0.0 }
+    if whole > 0 { count_as_f64(part) / count_as_f64(whole) } else { 0.0 }
 }
 
-/// Of what is never negative.
-pub(crate) fn number(count: i64) -> f64 {
-    float(u64::try_from(count).unwrap_or_default())
+/// A count, which is never negative, as a float.
+pub(crate) fn count_as_f64(count: i64) -> f64 {
+    to_f64(u64::try_from(count).unwrap_or_default())
 }
 
-fn count(number: i64) -> u32 {
+fn saturating_u32(number: i64) -> u32 {
     u32::try_from(number.max(0)).unwrap_or(u32::MAX)
 }
 
@@ -201,27 +202,31 @@ mod tests {
     const NOW: i64 = 1_800_000_000_000_000;
 
     #[test]
-    fn a_window_is_summed_up_from_the_finest_that_is_kept_and_fits() {
+    fn a_window_is_read_from_the_finest_stored_period_that_suits_it() {
         let cases = [
-            (HOUR, 0, Span::Minute),
-            (2 * HOUR, 0, Span::Minute),
-            (2 * HOUR + MINUTE + 1, 0, Span::Hour),
-            (HOUR, 3 * DAY, Span::Hour),
-            (7 * DAY, 0, Span::Hour),
-            (7 * DAY + HOUR + 1, 0, Span::Day),
-            (HOUR, 91 * DAY, Span::Day),
+            (HOUR, 0, RollupPeriod::Minute),
+            (2 * HOUR, 0, RollupPeriod::Minute),
+            (2 * HOUR + MINUTE + 1, 0, RollupPeriod::Hour),
+            (HOUR, 3 * DAY, RollupPeriod::Hour),
+            (7 * DAY, 0, RollupPeriod::Hour),
+            (7 * DAY + HOUR + 1, 0, RollupPeriod::Day),
+            (HOUR, 91 * DAY, RollupPeriod::Day),
         ];
         for (length, ago, expected) in cases {
-            assert_eq!(span(NOW - ago - length, NOW - ago, NOW), expected, "{length} {ago}");
+            assert_eq!(
+                choose_period(NOW - ago - length, NOW - ago, NOW),
+                expected,
+                "{length} {ago}"
+            );
         }
     }
 
     #[test]
-    fn a_window_has_defaults_and_an_order() {
+    fn a_window_has_defaults_and_must_start_before_its_end() {
         let at = |time| Some(timestamp(time));
-        assert_eq!(window(None, None, HOUR, NOW).unwrap(), (NOW - HOUR, NOW));
-        assert_eq!(window(at(5), at(6), HOUR, NOW).unwrap(), (5, 6));
-        let wrong = |start, end| window(start, end, HOUR, NOW).unwrap_err().fields();
+        assert_eq!(resolve_window(None, None, HOUR, NOW).unwrap(), (NOW - HOUR, NOW));
+        assert_eq!(resolve_window(at(5), at(6), HOUR, NOW).unwrap(), (5, 6));
+        let wrong = |start, end| resolve_window(start, end, HOUR, NOW).unwrap_err().fields();
         assert_eq!(wrong(at(6), at(6)), ["start_time"]);
         assert_eq!(wrong(None, at(-1)), ["end_time"]);
         assert_eq!(wrong(None, at(0)), ["start_time"]);
@@ -230,16 +235,16 @@ mod tests {
     }
 
     #[test]
-    fn a_window_without_calls_says_so_and_has_no_rates() {
-        let report = summed_up(BTreeMap::new(), NOW, NOW);
-        assert_eq!((report.requests, report.note.as_str()), (0, NONE));
+    fn a_window_without_calls_has_a_note_and_no_rates() {
+        let report = to_response(BTreeMap::new(), NOW, NOW);
+        assert_eq!((report.requests, report.note.as_str()), (0, NO_CALLS_NOTE));
         assert_eq!((report.requests_per_minute, report.error_rate), (0.0, 0.0));
     }
 
     #[test]
-    fn what_is_beyond_the_most_groups_is_summed_up_in_one() {
-        let tally = |requests| Tally { requests, ..Tally::default() };
-        let all = |count: i64| (1..=count).map(|at| (format!("m{at:02}"), tally(at))).collect();
+    fn groups_beyond_the_maximum_are_summed_up_in_one() {
+        let totals = |requests| RollupTotals { requests, ..RollupTotals::default() };
+        let all = |count: i64| (1..=count).map(|at| (format!("m{at:02}"), totals(at))).collect();
         assert_eq!(groups(all(50)).len(), 50);
         let found = groups(all(53));
         assert_eq!((found[0].name.as_str(), found[0].requests), ("m53", 53));

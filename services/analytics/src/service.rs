@@ -1,4 +1,4 @@
-//! The RPCs.
+//! AnalyticsService: decodes each RPC and calls the module of its resource.
 
 use std::pin::Pin;
 use std::time::Duration;
@@ -20,16 +20,16 @@ use crate::error::Error;
 use crate::store::Store;
 use crate::{event, performance, usage};
 
-/// Between two reports to one who watches.
-const PACE: Duration = Duration::from_secs(1);
+/// Interval between two messages of WatchPerformance.
+const REPORT_INTERVAL: Duration = Duration::from_secs(1);
 
-pub(crate) struct Analytics {
+pub(crate) struct AnalyticsHandler {
     pub(crate) store: Store,
-    pub(crate) closing: CancellationToken,
+    pub(crate) shutdown: CancellationToken,
 }
 
 #[tonic::async_trait]
-impl AnalyticsService for Analytics {
+impl AnalyticsService for AnalyticsHandler {
     type WatchPerformanceStream =
         Pin<Box<dyn Stream<Item = Result<WatchPerformanceResponse, Status>> + Send>>;
 
@@ -38,7 +38,7 @@ impl AnalyticsService for Analytics {
         request: Request<RecordEventsRequest>,
     ) -> Result<Response<RecordEventsResponse>, Status> {
         let now = now();
-        let events = event::events(request.into_inner().events, now)?;
+        let events = event::validate_batch(request.into_inner().events, now)?;
         let accepted = self.store.record(events, now).await?;
         Ok(Response::new(RecordEventsResponse { accepted }))
     }
@@ -63,18 +63,18 @@ impl AnalyticsService for Analytics {
         request: Request<WatchPerformanceRequest>,
     ) -> Result<Response<Self::WatchPerformanceStream>, Status> {
         let call = Call::of(request.extensions())?;
-        let asked = request.into_inner();
-        let filters = [("model", asked.model.as_str()), ("method", asked.method.as_str())];
+        let filter = request.into_inner();
+        let filters = [("model", filter.model.as_str()), ("method", filter.method.as_str())];
         performance::check_filters(&filters)?;
-        let mut pace = interval(PACE);
-        pace.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let watcher = Watcher {
+        let mut ticks = interval(REPORT_INTERVAL);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let watcher = PerformanceWatcher {
             store: self.store.clone(),
-            closing: self.closing.clone(),
-            // A service of the mesh has none that could end.
-            ended: call.ended.unwrap_or_default(),
-            pace,
-            asked,
+            shutdown: self.shutdown.clone(),
+            // Services call without a credential that could be revoked.
+            credential_ended: call.ended.unwrap_or_default(),
+            ticks,
+            filter,
         };
         let reports = unfold(Some(watcher), |watcher| async {
             let mut watcher = watcher?;
@@ -87,24 +87,25 @@ impl AnalyticsService for Analytics {
     }
 }
 
-/// One who watches. It is pulled: nothing is asked of the store for who does not read.
-struct Watcher {
+/// The state of one WatchPerformance stream. It is pulled: without reads by the client there are no
+/// queries.
+struct PerformanceWatcher {
     store: Store,
-    closing: CancellationToken,
-    ended: CancellationToken,
-    pace: Interval,
-    asked: WatchPerformanceRequest,
+    shutdown: CancellationToken,
+    credential_ended: CancellationToken,
+    ticks: Interval,
+    filter: WatchPerformanceRequest,
 }
 
-impl Watcher {
+impl PerformanceWatcher {
     async fn next(&mut self) -> Result<WatchPerformanceResponse, Error> {
         tokio::select! {
             biased;
-            () = self.closing.cancelled() => return Err(Error::ShuttingDown),
-            () = self.ended.cancelled() => return Err(Error::Ended),
-            _ = self.pace.tick() => {}
+            () = self.shutdown.cancelled() => return Err(Error::ShuttingDown),
+            () = self.credential_ended.cancelled() => return Err(Error::CredentialEnded),
+            _ = self.ticks.tick() => {}
         }
-        let WatchPerformanceRequest { model, method } = &self.asked;
+        let WatchPerformanceRequest { model, method } = &self.filter;
         let performance = performance::last_minute(&self.store, model, method).await?;
         Ok(WatchPerformanceResponse { performance: Some(performance) })
     }

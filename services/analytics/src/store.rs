@@ -1,12 +1,11 @@
-//! The only SQL of this service, here and in the rooms below: one method is one statement or one
-//! transaction.
+//! The only SQL of this service, in this file and its submodules. One method is one statement or
+//! one transaction.
 //!
-//! Events and their sums are written together, and locked in one order by all who write: events,
-//! then days of usage, then rollups, each by their keys. So writers wait for each other and never
-//! in a circle.
+//! One transaction writes events and their aggregates. All writers lock rows in one order: events,
+//! then days of usage, then rollups, each by key. Writers therefore cannot deadlock.
 
 mod events;
-mod line;
+mod group_commit;
 mod purge;
 mod rollups;
 mod usage;
@@ -15,11 +14,11 @@ use std::sync::Arc;
 
 use hapa_store::database::{Db, Step};
 
-use crate::store::line::Line;
+use crate::store::group_commit::GroupCommit;
 
-pub(crate) use purge::purge;
-pub(crate) use rollups::Which;
-pub(crate) use usage::{By, Total, Usage};
+pub(crate) use purge::run_purge;
+pub(crate) use rollups::RollupFilter;
+pub(crate) use usage::{UsageDimension, UsageFilter, UsageGroup};
 
 pub(crate) const MIGRATIONS: &[Step] =
     &[(1, "events", include_str!("../migrations/0001_events.sql"))];
@@ -27,26 +26,25 @@ pub(crate) const MIGRATIONS: &[Step] =
 #[derive(Clone, Debug)]
 pub(crate) struct Store {
     db: Db,
-    /// How long events are kept, in days.
     retention_days: u32,
-    line: Arc<Line>,
+    group_commit: Arc<GroupCommit>,
 }
 
 impl Store {
     pub(crate) fn new(db: Db, retention_days: u32) -> Self {
-        let line = Arc::new(Line::new(db.engine()));
-        Store { db, retention_days, line }
+        let group_commit = Arc::new(GroupCommit::new(db.engine()));
+        Store { db, retention_days, group_commit }
     }
 }
 
-/// Cuts rows into portions whose sizes are powers of two, `most` at most: so their statements have
-/// few texts, and every one stays prepared.
-fn portions<T>(mut rows: &[T], most: usize) -> impl Iterator<Item = &[T]> {
+/// Splits rows into chunks with power-of-two sizes, at most `max`. Few different sizes mean few
+/// statement texts, so that all of them stay prepared.
+fn power_of_two_chunks<T>(mut rows: &[T], max: usize) -> impl Iterator<Item = &[T]> {
     std::iter::from_fn(move || {
-        let size = (0..=most.ilog2()).rev().map(|power| 1 << power);
-        let (portion, rest) = rows.split_at(size.into_iter().find(|size| *size <= rows.len())?);
+        let size = (0..=max.ilog2()).rev().map(|power| 1 << power);
+        let (chunk, rest) = rows.split_at(size.into_iter().find(|size| *size <= rows.len())?);
         rows = rest;
-        Some(portion)
+        Some(chunk)
     })
 }
 

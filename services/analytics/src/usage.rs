@@ -1,4 +1,4 @@
-//! What was used in a window, and whose it is to see.
+//! GetUsage: usage totals in a window, limited to the owner that the caller may see.
 
 use base64::Engine as _;
 use base64::prelude::BASE64_URL_SAFE_NO_PAD;
@@ -9,23 +9,24 @@ use hapa_proto::analytics::v1::get_usage_response::Row;
 use hapa_proto::analytics::v1::{GetUsageRequest, GetUsageResponse};
 
 use crate::error::Error;
-use crate::performance::{check_filters, number, window};
-use crate::store::{By, Store, Total, Usage};
-use crate::times::Span;
+use crate::performance::{check_filters, count_as_f64, resolve_window};
+use crate::rollup_period::RollupPeriod;
+use crate::store::{Store, UsageDimension, UsageFilter, UsageGroup};
 
-const DEFAULT_SIZE: i32 = 50;
-const LARGEST_SIZE: i32 = 1_000;
-const DEFAULT_WINDOW: i64 = 30 * DAY;
+const DEFAULT_PAGE_SIZE: i32 = 50;
+const MAX_PAGE_SIZE: i32 = 1_000;
+const DEFAULT_WINDOW_PERIOD: i64 = 30 * DAY;
 
-/// Where a page begins, and the window of them all, so that midnight changes nothing.
+/// The start of a page and the window of all pages. The window is part of it, so that pages stay
+/// consistent across midnight.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Page {
+struct PageCursor {
     offset: i64,
     start: i64,
     end: i64,
 }
 
-/// The report that a request asks for. What is another owner's does not exist for who is no admin.
+/// The requested page of usage. A caller that is no admin sees an empty report for other owners.
 pub(crate) async fn report(
     store: &Store,
     call: &Call,
@@ -36,72 +37,78 @@ pub(crate) async fn report(
         ("key_id", &request.key_id),
         ("model", &request.model),
     ])?;
-    let by = group_by(&request.group_by)?;
-    let size = size(request.page_size)?;
+    let dimensions = parse_dimensions(&request.group_by)?;
+    let size = page_size(request.page_size)?;
     let page = if request.page_token.is_empty() {
-        let (start, end) = window(request.start_time, request.end_time, DEFAULT_WINDOW, now())?;
-        Page { offset: 0, start: Span::Day.floor(start), end: Span::Day.ceil(end) }
+        let (start, end) =
+            resolve_window(request.start_time, request.end_time, DEFAULT_WINDOW_PERIOD, now())?;
+        PageCursor {
+            offset: 0,
+            start: RollupPeriod::Day.floor(start),
+            end: RollupPeriod::Day.ceil(end),
+        }
     } else {
-        page(&request.page_token)?
+        decode_token(&request.page_token)?
     };
-    let Some(owner) = visible(call, request.owner) else {
+    let Some(owner) = visible_owner(call, request.owner) else {
         return Ok(GetUsageResponse { total: Some(Row::default()), ..GetUsageResponse::default() });
     };
-    let which = Usage {
+    let filter = UsageFilter {
         start: page.start,
         end: page.end,
         owner,
         key_id: request.key_id,
         model: request.model,
     };
-    let (mut rows, whole) = store.usage(&which, &by, size + 1, page.offset).await?;
-    let more = i64::try_from(rows.len()).is_ok_and(|found| found > size);
+    let (mut rows, grand_total) = store.usage(&filter, &dimensions, size + 1, page.offset).await?;
+    let has_more = i64::try_from(rows.len()).is_ok_and(|count| count > size);
     rows.truncate(usize::try_from(size).unwrap_or(usize::MAX));
-    let next = Page { offset: page.offset.saturating_add(size), ..page };
+    let next = PageCursor { offset: page.offset.saturating_add(size), ..page };
     Ok(GetUsageResponse {
-        rows: rows.into_iter().map(row).collect(),
-        next_page_token: if more { token(next) } else { String::new() },
-        total: Some(row(Total { used: whole, ..Total::default() })),
+        rows: rows.into_iter().map(to_row).collect(),
+        next_page_token: if has_more { encode_token(next) } else { String::new() },
+        total: Some(to_row(UsageGroup { totals: grand_total, ..UsageGroup::default() })),
     })
 }
 
-/// Whose usage to show, "" for everyone's; none where nothing may be seen.
-fn visible(call: &Call, asked: String) -> Option<String> {
+/// The owner to report on; "" is all owners. `None`: the caller may see nothing of the requested
+/// owner.
+fn visible_owner(call: &Call, requested: String) -> Option<String> {
     if call.is_admin() {
-        return Some(asked);
+        return Some(requested);
     }
     let own = &call.principal.as_ref()?.owner;
-    (!own.is_empty() && (asked.is_empty() || asked == *own)).then(|| own.clone())
+    (!own.is_empty() && (requested.is_empty() || requested == *own)).then(|| own.clone())
 }
 
-fn row(total: Total) -> Row {
-    let used = total.used;
+fn to_row(group: UsageGroup) -> Row {
+    let totals = group.totals;
     Row {
-        key_id: total.key_id,
-        user_id: total.user_id,
-        owner: total.owner,
-        model: total.model,
-        day: total.day.map(day).unwrap_or_default(),
-        requests: number(used.requests),
-        errors: number(used.errors),
-        prompt_tokens: number(used.prompt_tokens),
-        completion_tokens: number(used.completion_tokens),
-        total_tokens: number(used.prompt_tokens.saturating_add(used.completion_tokens)),
+        key_id: group.key_id,
+        user_id: group.user_id,
+        owner: group.owner,
+        model: group.model,
+        day: group.day.map(day).unwrap_or_default(),
+        requests: count_as_f64(totals.requests),
+        errors: count_as_f64(totals.errors),
+        prompt_tokens: count_as_f64(totals.prompt_tokens),
+        completion_tokens: count_as_f64(totals.completion_tokens),
+        total_tokens: count_as_f64(totals.prompt_tokens.saturating_add(totals.completion_tokens)),
     }
 }
 
-/// Each once, in one order.
-fn group_by(text: &str) -> Result<Vec<By>, Violations> {
+/// Parses `group_by` into sorted dimensions without duplicates.
+fn parse_dimensions(text: &str) -> Result<Vec<UsageDimension>, Violations> {
     if text.is_empty() {
-        return Ok(vec![By::Owner]);
+        return Ok(vec![UsageDimension::Owner]);
     }
     let named = text.split(',').map(|name| match name.trim() {
-        "key" => Ok(By::Key),
-        "user" => Ok(By::User),
-        "owner" => Ok(By::Owner),
-        "model" => Ok(By::Model),
-        "day" => Ok(By::Day),
-        _ => Err(Violations::one("group_by", "takes key, user, owner, model and day")),
+        "key" => Ok(UsageDimension::Key),
+        "user" => Ok(UsageDimension::User),
+        "owner" => Ok(UsageDimension::Owner),
+        "model" => Ok(UsageDimension::Model),
+        "day" => Ok(UsageDimension::Day),
+        _ => Err(Violations::one("group_by", "must be a list of key, user, owner, model and day")),
     });
     let mut named: Vec<_> = named.collect::<Result<_, _>>()?;
     named.sort_unstable();
@@ -109,26 +116,28 @@ fn group_by(text: &str) -> Result<Vec<By>, Violations> {
     Ok(named)
 }
 
-fn size(asked: i32) -> Result<i64, Violations> {
-    match asked {
-        0 => Ok(DEFAULT_SIZE.into()),
-        1..=LARGEST_SIZE => Ok(asked.into()),
+fn page_size(requested: i32) -> Result<i64, Violations> {
+    match requested {
+        0 => Ok(DEFAULT_PAGE_SIZE.into()),
+        1..=MAX_PAGE_SIZE => Ok(requested.into()),
         _ => Err(Violations::one("page_size", "must be from 0 to 1000")),
     }
 }
 
-fn token(page: Page) -> String {
+fn encode_token(page: PageCursor) -> String {
     BASE64_URL_SAFE_NO_PAD.encode(format!("{}/{}/{}", page.offset, page.start, page.end))
 }
 
-fn page(token: &str) -> Result<Page, Violations> {
+fn decode_token(token: &str) -> Result<PageCursor, Violations> {
     let parse = || {
         let text = String::from_utf8(BASE64_URL_SAFE_NO_PAD.decode(token).ok()?).ok()?;
         let numbers: Result<Vec<i64>, _> = text.split('/').map(str::parse).collect();
         let &[offset, start, end] = numbers.ok()?.as_slice() else { return None };
-        (offset >= 0).then_some(Page { offset, start, end })
+        (offset >= 0).then_some(PageCursor { offset, start, end })
     };
-    parse().ok_or_else(|| Violations::one("page_token", "is not one that a reply gave"))
+    parse().ok_or_else(|| {
+        Violations::one("page_token", "must be the next_page_token of an earlier response")
+    })
 }
 
 #[cfg(test)]
@@ -138,25 +147,26 @@ mod tests {
     use super::*;
 
     #[test]
-    fn groups_are_named_once_and_in_one_order() {
-        assert_eq!(group_by("").unwrap(), [By::Owner]);
-        assert_eq!(group_by("model, day,model").unwrap(), [By::Day, By::Model]);
+    fn dimensions_are_sorted_and_without_duplicates() {
+        assert_eq!(parse_dimensions("").unwrap(), [UsageDimension::Owner]);
+        let expected = [UsageDimension::Day, UsageDimension::Model];
+        assert_eq!(parse_dimensions("model, day,model").unwrap(), expected);
         for wrong in ["keys", "key,", ","] {
-            assert_eq!(group_by(wrong).unwrap_err().fields(), ["group_by"], "{wrong}");
+            assert_eq!(parse_dimensions(wrong).unwrap_err().fields(), ["group_by"], "{wrong}");
         }
     }
 
     #[test]
-    fn a_token_leads_back_to_its_page() {
-        let expected = Page { offset: 50, start: 1, end: 2 };
-        assert_eq!(page(&token(expected)).unwrap(), expected);
-        assert!(page(&BASE64_URL_SAFE_NO_PAD.encode("-1/0/0")).is_err());
+    fn a_token_decodes_to_its_page() {
+        let expected = PageCursor { offset: 50, start: 1, end: 2 };
+        assert_eq!(decode_token(&encode_token(expected)).unwrap(), expected);
+        assert!(decode_token(&BASE64_URL_SAFE_NO_PAD.encode("-1/0/0")).is_err());
     }
 
     proptest! {
         #[test]
         fn a_made_up_token_never_panics(token in "\\PC{1,40}") {
-            let _ = page(&token);
+            let _ = decode_token(&token);
         }
     }
 }

@@ -1,4 +1,4 @@
-//! The RPCs of the audit log.
+//! `AuditService`: lists and verifies the audit log.
 
 use hapa_core::pagination;
 use hapa_core::timestamps::micros;
@@ -10,14 +10,14 @@ use hapa_proto::auth::v1::{
 };
 use tonic::{Request, Response, Status};
 
-use crate::store::{Entries, Store};
+use crate::store::{AuditFilter, Store};
 
-pub(crate) struct Audit {
+pub(crate) struct AuditApi {
     pub(crate) store: Store,
 }
 
 #[tonic::async_trait]
-impl AuditService for Audit {
+impl AuditService for AuditApi {
     async fn list_audit_entries(
         &self,
         request: Request<ListAuditEntriesRequest>,
@@ -26,11 +26,11 @@ impl AuditService for Audit {
         let size = pagination::size(request.page_size)?;
         let before = match request.page_token.as_str() {
             "" => i64::MAX,
-            token => token
-                .parse()
-                .map_err(|_| Violations::one("page_token", "is not one that a reply gave"))?,
+            token => token.parse().map_err(|_| {
+                Violations::one("page_token", "is not a next_page_token of an earlier reply")
+            })?,
         };
-        let entries = Entries {
+        let filter = AuditFilter {
             before,
             actor: request.actor,
             subject: request.subject,
@@ -38,10 +38,11 @@ impl AuditService for Audit {
             start: request.start_time.as_ref().map_or(i64::MIN, micros),
             end: request.end_time.as_ref().map_or(i64::MAX, micros),
         };
-        let found = self.store.audit_page(&entries, size + 1).await?;
-        let (entries, more) = pagination::cut(found, size);
-        let last = entries.last().filter(|_| more);
-        let next_page_token = last.map(|entry| entry.sequence.to_string()).unwrap_or_default();
+        let page = self.store.audit_page(&filter, size + 1).await?;
+        let (entries, has_more) = pagination::cut(page, size);
+        let last_entry = entries.last().filter(|_| has_more);
+        let next_page_token =
+            last_entry.map(|entry| entry.sequence.to_string()).unwrap_or_default();
         Ok(Response::new(ListAuditEntriesResponse { entries, next_page_token }))
     }
 
@@ -49,12 +50,12 @@ impl AuditService for Audit {
         &self,
         _: Request<VerifyAuditLogRequest>,
     ) -> Result<Response<VerifyAuditLogResponse>, Status> {
-        let verdict = self.store.verify_audit().await?;
-        let (broken_sequence, problem) = verdict.broken.clone().unwrap_or_default();
+        let verification = self.store.verify_audit().await?;
+        let (broken_sequence, problem) = verification.first_broken.clone().unwrap_or_default();
         Ok(Response::new(VerifyAuditLogResponse {
-            intact: verdict.broken.is_none(),
-            entries: verdict.entries,
-            head_hash: verdict.head_hash,
+            intact: verification.first_broken.is_none(),
+            entries: verification.entry_count,
+            head_hash: verification.head_hash,
             broken_sequence,
             problem,
         }))

@@ -1,5 +1,5 @@
-//! Token budgets: reserved before a model is asked, settled with what it really used, or with what was
-//! reported last where the replica that ran the generation is gone.
+//! Token budgets: reserved before a generation starts, and settled with the tokens that it used. If the
+//! replica that ran a generation is gone, its lease expires and is settled with the last reported usage.
 
 use std::time::Duration;
 
@@ -8,79 +8,79 @@ use hapa_core::violations::Violations;
 use hapa_proto::auth::v1::{ReserveTokensRequest, SettleTokensRequest};
 use tokio::time::sleep;
 
+use crate::calendar::add_seconds;
 use crate::error::Error;
-use crate::store::{Lease, Store};
-use crate::times::in_seconds;
+use crate::store::{Store, TokenLease};
 
-const PAUSE: Duration = Duration::from_secs(2);
-const MOST_TOKENS: i64 = 10_000_000;
-const MOST_USED: i64 = 100_000_000;
-const LONGEST_LEASE: u32 = 86_400;
-const LONGEST_ID: usize = 64;
-const MOST_SETTLEMENTS: usize = 1_000;
+const RELEASE_INTERVAL: Duration = Duration::from_secs(2);
+const MAX_RESERVED_TOKENS: i64 = 10_000_000;
+const MAX_SETTLED_TOKENS: i64 = 100_000_000;
+const MAX_LEASE_SECONDS: u32 = 86_400;
+const MAX_LEASE_ID_BYTES: usize = 64;
+const MAX_SETTLEMENTS: usize = 1_000;
 
 pub(crate) async fn reserve(store: &Store, request: ReserveTokensRequest) -> Result<(), Error> {
-    let mut found = Violations::default();
-    check_lease(&request.lease_id, &mut found);
+    let mut violations = Violations::default();
+    validate_lease_id(&request.lease_id, &mut violations);
     if request.key_id.is_empty() && request.user_id.is_empty() {
-        found.missing("key_id");
+        violations.missing("key_id");
     }
-    if !(1..=MOST_TOKENS).contains(&request.tokens) {
-        found.wrong("tokens", "must be from 1 to 10000000");
+    if !(1..=MAX_RESERVED_TOKENS).contains(&request.tokens) {
+        violations.wrong("tokens", "must be from 1 to 10000000");
     }
-    if !(1..=LONGEST_LEASE).contains(&request.lease_seconds) {
-        found.wrong("lease_seconds", "must be from 1 to 86400");
+    if !(1..=MAX_LEASE_SECONDS).contains(&request.lease_seconds) {
+        violations.wrong("lease_seconds", "must be from 1 to 86400");
     }
     if !(0..=request.tokens.max(0)).contains(&request.used_tokens) {
-        found.wrong("used_tokens", "must be from 0 to tokens");
+        violations.wrong("used_tokens", "must be from 0 to tokens");
     }
-    found.check()?;
+    violations.check()?;
     let now = now();
-    let lease = Lease {
+    let lease = TokenLease {
         id: request.lease_id,
         key_id: request.key_id,
         user_id: request.user_id,
         tokens: request.tokens,
-        used: request.used_tokens,
-        expire_time: in_seconds(now, request.lease_seconds),
+        reported_tokens: request.used_tokens,
+        expire_time: add_seconds(now, request.lease_seconds),
     };
-    store.reserve(lease, now).await?.map_err(Error::UsedUp)
+    store.reserve(lease, now).await?.map_err(Error::BudgetExhausted)
 }
 
 pub(crate) async fn settle(store: &Store, request: SettleTokensRequest) -> Result<(), Error> {
-    let mut found = Violations::default();
+    let mut violations = Violations::default();
     for (field, list) in [("settlements", &request.settlements), ("running", &request.running)] {
-        if list.len() > MOST_SETTLEMENTS {
-            found.wrong(field, "takes at most 1000");
+        if list.len() > MAX_SETTLEMENTS {
+            violations.wrong(field, "must hold at most 1000 entries");
         }
-        for settlement in list.iter().take(MOST_SETTLEMENTS) {
-            check_lease(&settlement.lease_id, &mut found);
-            if !(0..=MOST_USED).contains(&settlement.tokens) {
-                found.wrong("tokens", "must be from 0 to 100000000");
+        for settlement in list.iter().take(MAX_SETTLEMENTS) {
+            validate_lease_id(&settlement.lease_id, &mut violations);
+            if !(0..=MAX_SETTLED_TOKENS).contains(&settlement.tokens) {
+                violations.wrong("tokens", "must be from 0 to 100000000");
             }
         }
     }
-    found.check()?;
+    violations.check()?;
     store.settle(request.settlements, request.running, now()).await
 }
 
-fn check_lease(lease_id: &str, found: &mut Violations) {
-    if !(1..=LONGEST_ID).contains(&lease_id.len()) {
-        found.wrong("lease_id", "must be 1 to 64 characters");
+fn validate_lease_id(lease_id: &str, violations: &mut Violations) {
+    if !(1..=MAX_LEASE_ID_BYTES).contains(&lease_id.len()) {
+        violations.wrong("lease_id", "must be 1 to 64 characters");
     }
 }
 
-/// Ends leases that were never settled, for as long as the server runs: books what was reported last
-/// and gives back the rest.
-pub(crate) async fn release(store: Store) {
+/// Releases expired leases every [`RELEASE_INTERVAL`] until the server stops: books the last reported
+/// usage and returns the rest of the reservation.
+pub(crate) async fn release_expired_leases(store: Store) {
     loop {
-        sleep(PAUSE).await;
+        sleep(RELEASE_INTERVAL).await;
         loop {
-            match store.end_expired(now()).await {
+            match store.release_expired_leases(now()).await {
                 Ok(true) => {}
                 Ok(false) => break,
                 Err(error) => {
-                    tracing::warn!(%error, "expired reservations of tokens were not ended");
+                    tracing::warn!(%error, "cannot release expired token leases; next attempt in 2 s");
                     break;
                 }
             }

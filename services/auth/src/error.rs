@@ -1,4 +1,4 @@
-//! What can go wrong here, and the one table from that to a published status.
+//! The errors of this service, and their mapping to published codes.
 //!
 //! Invariant: no message repeats a value that a caller sent; it may be a secret in the wrong field.
 
@@ -11,47 +11,49 @@ use hapa_core::violations::Violations;
 use hapa_store::change_feed::Over;
 use tonic::Status;
 
-use crate::store::Used;
-use crate::times::until_next;
+use crate::calendar::until_next_period;
+use crate::store::ExhaustedBudget;
 
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Error {
     #[error(transparent)]
     Invalid(#[from] Violations),
-    /// Also what belongs to someone else.
+    /// Also returned for what belongs to another owner.
     #[error("there is no such {0}")]
-    NoSuch(&'static str),
-    #[error("no key or session has this credential")]
+    NotFound(&'static str),
+    #[error("this credential belongs to no key or session")]
     UnknownCredential,
     #[error("the key or session has expired or was revoked")]
-    Ended,
-    #[error("{0} needs auth:admin")]
-    NotAllowed(&'static str),
-    #[error("scopes must have none that your credential lacks")]
+    ExpiredOrRevoked,
+    #[error("{0} requires the scope auth:admin")]
+    AdminRequired(&'static str),
+    #[error("scopes may hold only scopes that your credential has")]
     ScopeNotHeld,
-    #[error("another user has this address")]
+    #[error("another user has this email address")]
     EmailTaken,
-    #[error("another reservation has this lease_id")]
+    #[error("another reservation uses this lease_id")]
     LeaseTaken,
-    #[error("the token budget of {} for this {} is used up", .0.payer, if .0.is_month { "month" } else { "day" })]
-    UsedUp(Used),
-    /// Never says what was wrong with it.
-    #[error("this login is not valid: check the address and the password, or get a new ID token")]
-    BadProof,
+    #[error("the token budget of {} for this {} is exhausted", .0.payer, if .0.is_monthly { "month" } else { "day" })]
+    BudgetExhausted(ExhaustedBudget),
+    /// Never says which part of the login was wrong.
+    #[error(
+        "the login is invalid: check the email address and the password, or request a new ID token"
+    )]
+    InvalidLogin,
     #[error("the current password is wrong")]
-    BadPassword,
-    #[error("no identity provider is set up here; set OIDC_ISSUER")]
-    NoProvider,
-    #[error("the identity provider can't be asked at the moment; try again")]
-    Provider(#[source] anyhow::Error),
-    #[error("too many are logging in at the moment; try again shortly")]
-    Busy,
+    WrongPassword,
+    #[error("no identity provider is configured; set OIDC_ISSUER")]
+    OidcNotConfigured,
+    #[error("the identity provider is unreachable; try again")]
+    OidcUnavailable(#[source] anyhow::Error),
+    #[error("too many logins are in progress; try again in a second")]
+    Overloaded,
     #[error(transparent)]
-    Over(#[from] Over),
+    FeedClosed(#[from] Over),
     #[error(transparent)]
-    Repetition(#[from] idempotency::Error),
+    Idempotency(#[from] idempotency::Error),
     #[error("{}", .0.message())]
-    Fault(Box<Fault>),
+    Rpc(Box<Fault>),
     #[error("{STORE_AWAY}")]
     Store(#[from] sqlx::Error),
     #[error("{INTERNAL}")]
@@ -60,36 +62,38 @@ pub(crate) enum Error {
 
 impl From<Error> for Status {
     fn from(error: Error) -> Status {
-        let words = error.to_string();
-        let fault = match error {
+        let message = error.to_string();
+        let rpc_error = match error {
             Error::Invalid(violations) => violations.into(),
-            Error::NoSuch(_) | Error::UnknownCredential => Fault::new(ErrorCode::NotFound, words),
-            Error::Ended => Fault::new(ErrorCode::KeyEnded, words),
-            Error::NotAllowed(_) | Error::ScopeNotHeld => {
-                Fault::new(ErrorCode::NoPermission, words)
+            Error::NotFound(_) | Error::UnknownCredential => {
+                Fault::new(ErrorCode::NotFound, message)
             }
-            Error::EmailTaken | Error::LeaseTaken => Fault::new(ErrorCode::Conflict, words),
-            Error::UsedUp(Used { payer, is_month }) => {
+            Error::ExpiredOrRevoked => Fault::new(ErrorCode::KeyEnded, message),
+            Error::AdminRequired(_) | Error::ScopeNotHeld => {
+                Fault::new(ErrorCode::NoPermission, message)
+            }
+            Error::EmailTaken | Error::LeaseTaken => Fault::new(ErrorCode::Conflict, message),
+            Error::BudgetExhausted(ExhaustedBudget { payer, is_monthly }) => {
                 let subject =
-                    format!("{payer}/tokens_per_{}", if is_month { "month" } else { "day" });
-                Fault::new(ErrorCode::BudgetUsedUp, words)
-                    .retry_after(until_next(now(), is_month))
+                    format!("{payer}/tokens_per_{}", if is_monthly { "month" } else { "day" });
+                Fault::new(ErrorCode::BudgetUsedUp, message)
+                    .retry_after(until_next_period(now(), is_monthly))
                     .quota(subject)
             }
-            Error::BadProof | Error::BadPassword => Fault::new(ErrorCode::BadKey, words),
-            Error::NoProvider => Fault::new(ErrorCode::Unsupported, words),
-            Error::Provider(cause) => {
-                Fault::new(ErrorCode::DatabaseError, words).because(cause.as_ref())
+            Error::InvalidLogin | Error::WrongPassword => Fault::new(ErrorCode::BadKey, message),
+            Error::OidcNotConfigured => Fault::new(ErrorCode::Unsupported, message),
+            Error::OidcUnavailable(cause) => {
+                Fault::new(ErrorCode::DatabaseError, message).because(cause.as_ref())
             }
-            Error::Busy => {
-                Fault::new(ErrorCode::Overloaded, words).retry_after(Duration::from_secs(1))
+            Error::Overloaded => {
+                Fault::new(ErrorCode::Overloaded, message).retry_after(Duration::from_secs(1))
             }
-            Error::Over(over) => over.into(),
-            Error::Repetition(error) => error.into(),
-            Error::Fault(fault) => *fault,
+            Error::FeedClosed(closed) => closed.into(),
+            Error::Idempotency(error) => error.into(),
+            Error::Rpc(error) => *error,
             Error::Store(cause) => (&cause).into(),
             Error::Internal(cause) => (&cause).into(),
         };
-        fault.into()
+        rpc_error.into()
     }
 }

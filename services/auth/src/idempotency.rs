@@ -1,4 +1,4 @@
-//! Requests with an idempotency key, as this service recognises them.
+//! Recognises repeated requests by their idempotency key, and deletes expired records.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,42 +15,43 @@ use crate::store::Store;
 
 const PURGE_INTERVAL: Duration = Duration::from_mins(10);
 
-/// A request that may be repeated. Its record may be under either pepper while one is replaced.
+/// A request with an idempotency key. While the pepper is being replaced, its record may be stored
+/// under the current or the previous pepper.
 #[derive(Debug)]
-pub(crate) struct Repeatable {
-    pub(crate) own: IdempotentRequest,
-    also: Option<IdempotentRequest>,
+pub(crate) struct RequestIdempotency {
+    pub(crate) current: IdempotentRequest,
+    previous: Option<IdempotentRequest>,
 }
 
-impl Repeatable {
+impl RequestIdempotency {
     /// `None` if the request has no idempotency key.
-    pub(crate) fn of<M: Message>(
+    pub(crate) fn from_request<M: Message>(
         request: &Request<M>,
         pepper: &Pepper,
-    ) -> Result<Option<Arc<Repeatable>>, Status> {
-        let under = |secret: &secrecy::SecretString| {
+    ) -> Result<Option<Arc<RequestIdempotency>>, Status> {
+        let request_under = |secret: &secrecy::SecretString| {
             IdempotentRequest::of(request, secret.expose_secret().as_bytes())
         };
-        let Some(own) = under(&pepper.own)? else { return Ok(None) };
-        let also = pepper.also.as_ref().map(under).transpose()?.flatten();
-        Ok(Some(Arc::new(Repeatable { own, also })))
+        let Some(current) = request_under(&pepper.current)? else { return Ok(None) };
+        let previous = pepper.previous.as_ref().map(request_under).transpose()?.flatten();
+        Ok(Some(Arc::new(RequestIdempotency { current, previous })))
     }
 
-    /// Under the other pepper; the same as `own` if there is one pepper.
-    pub(crate) fn also(&self) -> &IdempotentRequest {
-        self.also.as_ref().unwrap_or(&self.own)
+    /// The request under the previous pepper, or under the current one if there is no previous one.
+    pub(crate) fn previous(&self) -> &IdempotentRequest {
+        self.previous.as_ref().unwrap_or(&self.current)
     }
 }
 
-/// Deletes expired records for as long as the server runs.
-pub(crate) async fn purge(store: Store) {
+/// Deletes expired records every [`PURGE_INTERVAL`] until the server stops.
+pub(crate) async fn purge_expired_records(store: Store) {
     loop {
         loop {
             match store.purge_idempotency_records(now()).await {
                 Ok(true) => {}
                 Ok(false) => break,
                 Err(error) => {
-                    tracing::warn!(%error, "expired idempotency records were not deleted; the next attempt is in 10 minutes");
+                    tracing::warn!(%error, "cannot delete expired idempotency records; next attempt in 10 minutes");
                     break;
                 }
             }

@@ -1,7 +1,7 @@
-//! Signed tokens (RFC 7515): jsonwebtoken, with the cryptography of ring.
+//! Signs and verifies JSON Web Signatures (RFC 7515) with jsonwebtoken, on the cryptography of ring.
 //!
-//! Kept true: a token is opened with one key and the one algorithm that its owner names; what a
-//! token says of itself only ever leads to a refusal. The claims are the caller's to check.
+//! Invariant: a token is verified with one key and the one algorithm of that key. The token's own header
+//! can only cause a rejection. The caller must check the claims.
 
 use jsonwebtoken::crypto::{CryptoProvider, JwtSigner, JwtVerifier, KeyUtils};
 use jsonwebtoken::errors::{Error, ErrorKind};
@@ -17,13 +17,13 @@ use ring::signature::{
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-/// Seconds by which the issuer's clock may differ from ours.
-pub(crate) const LEEWAY: i64 = 60;
+/// Maximum clock skew between the issuer and this process, in seconds.
+pub(crate) const MAX_CLOCK_SKEW_SECONDS: i64 = 60;
 
-static RING: CryptoProvider = CryptoProvider {
-    signer_factory: |algorithm, key| signer(*algorithm, key),
-    verifier_factory: |algorithm, key| verifier(*algorithm, key),
-    // For conversions from and to JWKs, of which there are none.
+static RING_PROVIDER: CryptoProvider = CryptoProvider {
+    signer_factory: |algorithm, key| new_signer(*algorithm, key),
+    verifier_factory: |algorithm, key| new_verifier(*algorithm, key),
+    // Needed for conversions from and to JWKs only, which this crate does not use.
     key_utils: KeyUtils {
         rsa_pub_components_from_private_key: |_| unsupported(),
         rsa_pub_components_from_public_key: |_| unsupported(),
@@ -33,14 +33,14 @@ static RING: CryptoProvider = CryptoProvider {
     },
 };
 
-/// Gives jsonwebtoken its cryptography. Comes before every other call here.
-pub(crate) fn install() {
-    // Fails only where another server of this process has done it.
-    let _ = RING.install_default();
+/// Installs ring as the cryptography of jsonwebtoken. Must be called before every other function here.
+pub(crate) fn install_crypto_provider() {
+    // Fails only if another server in this process has installed it.
+    let _ = RING_PROVIDER.install_default();
 }
 
-/// Signs claims; the header says with which key.
-pub(crate) fn seal(
+/// Signs claims. The header names the key by its id.
+pub(crate) fn sign(
     algorithm: Algorithm,
     kid: &str,
     claims: &impl Serialize,
@@ -50,22 +50,22 @@ pub(crate) fn seal(
     jsonwebtoken::encode(&header, claims, key)
 }
 
-/// What a token says of itself, proven by nothing; or why it can't be one of ours or a provider's.
-pub(crate) fn header(text: &str) -> Result<Header, &'static str> {
-    let header = decode_header(text).map_err(|_| "it is no signed token")?;
+/// The unverified header of a token, or the reason why the token is rejected.
+pub(crate) fn parse_header(token: &str) -> Result<Header, &'static str> {
+    let header = decode_header(token).map_err(|_| "not a signed token")?;
     if header.crit.is_some() {
-        return Err("its header has critical parts");
+        return Err("critical header parameters");
     }
-    // Other types, such as at+jwt, are for other purposes: RFC 8725, 3.11.
+    // Other types, such as at+jwt, serve other purposes: RFC 8725, section 3.11.
     if header.typ.as_ref().is_some_and(|typ| !typ.eq_ignore_ascii_case("JWT")) {
-        return Err("it is of another type");
+        return Err("wrong token type");
     }
     Ok(header)
 }
 
-/// The claims of a token that this key has signed.
-pub(crate) fn open<T: DeserializeOwned>(
-    text: &str,
+/// The claims of a token whose signature this key verifies.
+pub(crate) fn verify<T: DeserializeOwned>(
+    token: &str,
     algorithm: Algorithm,
     key: &DecodingKey,
 ) -> Result<T, &'static str> {
@@ -73,20 +73,20 @@ pub(crate) fn open<T: DeserializeOwned>(
     validation.required_spec_claims.clear();
     validation.validate_exp = false;
     validation.validate_aud = false;
-    let opened = decode(text, key, &validation).map_err(|error| match error.kind() {
-        ErrorKind::InvalidSignature => "its signature is wrong",
-        ErrorKind::InvalidAlgorithm => "its algorithm is not the key's",
-        _ => "its claims can't be read",
+    let token_data = decode(token, key, &validation).map_err(|error| match error.kind() {
+        ErrorKind::InvalidSignature => "invalid signature",
+        ErrorKind::InvalidAlgorithm => "algorithm does not match the key",
+        _ => "unreadable claims",
     })?;
-    Ok(opened.claims)
+    Ok(token_data.claims)
 }
 
-struct Signing {
+struct RingSigner {
     algorithm: Algorithm,
     key: EncodingKey,
 }
 
-impl Signer<Vec<u8>> for Signing {
+impl Signer<Vec<u8>> for RingSigner {
     fn try_sign(&self, message: &[u8]) -> Result<Vec<u8>, SignatureError> {
         let key = self.key.as_bytes();
         match self.algorithm {
@@ -95,45 +95,45 @@ impl Signer<Vec<u8>> for Signing {
                 Ok(hmac::sign(&key, message).as_ref().to_vec())
             }
             Algorithm::EdDSA => {
-                let pair = Ed25519KeyPair::from_pkcs8_maybe_unchecked(key);
-                Ok(pair.map_err(|_| SignatureError::new())?.sign(message).as_ref().to_vec())
+                let key_pair = Ed25519KeyPair::from_pkcs8_maybe_unchecked(key);
+                Ok(key_pair.map_err(|_| SignatureError::new())?.sign(message).as_ref().to_vec())
             }
             _ => Err(SignatureError::new()),
         }
     }
 }
 
-impl JwtSigner for Signing {
+impl JwtSigner for RingSigner {
     fn algorithm(&self) -> Algorithm {
         self.algorithm
     }
 }
 
-fn signer(algorithm: Algorithm, key: &EncodingKey) -> Result<Box<dyn JwtSigner>, Error> {
-    let known = matches!(algorithm, Algorithm::HS256 | Algorithm::EdDSA);
-    if !known || key.family() != algorithm.family() {
+fn new_signer(algorithm: Algorithm, key: &EncodingKey) -> Result<Box<dyn JwtSigner>, Error> {
+    let is_supported = matches!(algorithm, Algorithm::HS256 | Algorithm::EdDSA);
+    if !is_supported || key.family() != algorithm.family() {
         return unsupported();
     }
-    Ok(Box::new(Signing { algorithm, key: key.clone() }))
+    Ok(Box::new(RingSigner { algorithm, key: key.clone() }))
 }
 
-struct Verifying {
+struct RingVerifier {
     algorithm: Algorithm,
     key: DecodingKey,
 }
 
-impl Verifier<Vec<u8>> for Verifying {
+impl Verifier<Vec<u8>> for RingVerifier {
     fn verify(&self, message: &[u8], signature: &Vec<u8>) -> Result<(), SignatureError> {
-        let public = |algorithm: &'static dyn VerificationAlgorithm, key: &[u8]| {
+        let verify_public = |algorithm: &'static dyn VerificationAlgorithm, key: &[u8]| {
             UnparsedPublicKey::new(algorithm, key).verify(message, signature)
         };
         let verified = match (self.algorithm, self.key.kind()) {
             (Algorithm::HS256, DecodingKeyKind::SecretOrDer(key)) => {
                 hmac::verify(&hmac::Key::new(hmac::HMAC_SHA256, key), message, signature)
             }
-            (Algorithm::EdDSA, DecodingKeyKind::SecretOrDer(key)) => public(&ED25519, key),
+            (Algorithm::EdDSA, DecodingKeyKind::SecretOrDer(key)) => verify_public(&ED25519, key),
             (Algorithm::ES256, DecodingKeyKind::SecretOrDer(key)) => {
-                public(&ECDSA_P256_SHA256_FIXED, key)
+                verify_public(&ECDSA_P256_SHA256_FIXED, key)
             }
             (Algorithm::RS256, DecodingKeyKind::RsaModulusExponent { n, e }) => {
                 let key = RsaPublicKeyComponents { n, e };
@@ -145,17 +145,17 @@ impl Verifier<Vec<u8>> for Verifying {
     }
 }
 
-impl JwtVerifier for Verifying {
+impl JwtVerifier for RingVerifier {
     fn algorithm(&self) -> Algorithm {
         self.algorithm
     }
 }
 
-fn verifier(algorithm: Algorithm, key: &DecodingKey) -> Result<Box<dyn JwtVerifier>, Error> {
+fn new_verifier(algorithm: Algorithm, key: &DecodingKey) -> Result<Box<dyn JwtVerifier>, Error> {
     if key.family() != algorithm.family() {
         return Err(ErrorKind::InvalidAlgorithm.into());
     }
-    Ok(Box::new(Verifying { algorithm, key: key.clone() }))
+    Ok(Box::new(RingVerifier { algorithm, key: key.clone() }))
 }
 
 fn unsupported<T>() -> Result<T, Error> {

@@ -1,28 +1,28 @@
-//! Keys, users and sessions, what they may do and spend, and who changed it: the truth that every
-//! service's admission asks for.
+//! The auth service: API keys, users, sessions, token budgets and the audit log. Every service
+//! authenticates its callers against it.
 
+mod access_token;
 mod audit;
+mod authentication;
 mod budget;
-mod check;
-mod credential;
+mod calendar;
 mod error;
 mod idempotency;
-mod identity;
 mod ids;
 mod jws;
 mod key;
-mod last_use;
+mod last_used;
 mod login;
+mod oidc;
 mod password;
 mod pepper;
-mod revocation;
+mod revocation_feed;
 mod secrets;
 mod session;
-mod start;
+mod startup;
 mod store;
-mod times;
-mod token;
 mod user;
+mod validation;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -42,73 +42,80 @@ use hapa_store::database::{Db, Durability, Survey};
 use hapa_store::open::{OpenStore, StoreSpec};
 use secrecy::SecretString;
 
-use crate::audit::Audit;
-use crate::credential::Credentials;
-use crate::identity::Identity;
-use crate::key::Keys;
-use crate::last_use::Uses;
-use crate::password::Passwords;
+use crate::audit::AuditApi;
+use crate::authentication::AuthApi;
+use crate::key::KeyApi;
+use crate::last_used::LastUsedTracker;
+use crate::oidc::OidcVerifier;
+use crate::password::PasswordHasher;
 use crate::pepper::Pepper;
-use crate::revocation::News;
-use crate::session::Sessions;
+use crate::revocation_feed::RevocationFeed;
+use crate::session::SessionApi;
 use crate::store::Store;
-use crate::user::Users;
+use crate::user::UserApi;
 
-pub use crate::identity::IdentityConfig;
+pub use crate::oidc::OidcConfig;
 
-/// Settings of this service.
+/// Settings of the auth service.
 #[derive(clap::Args, Clone, Debug)]
 #[command(next_help_heading = "Auth")]
 #[group(id = "auth")]
 pub struct Config {
-    /// Life of a key that is made without an end of its own, in days.
+    /// Lifetime of a key that is created without an expiry, in days: 1 to 3650.
     #[arg(long, env = "API_KEY_EXPIRY_DAYS", default_value_t = 90, value_parser = clap::value_parser!(u32).range(1..=3650))]
     pub api_key_expiry_days: u32,
-    /// Secret that stored keys are hashed with, 32 characters or more; without one it is made and
-    /// kept in DATA_DIR/key-pepper. What is kept under one pepper is unknown under another.
+    /// Secret with which stored keys and sessions are hashed, 32 characters or more. If unset, one is
+    /// generated and stored in DATA_DIR/key-pepper. Credentials stored under another pepper are invalid.
     #[arg(long, env = "API_KEY_PEPPER", hide_env_values = true)]
     pub api_key_pepper: Option<SecretString>,
-    /// Another such secret, under which credentials may be kept too, while API_KEY_PEPPER is being
-    /// replaced. What is used is kept under API_KEY_PEPPER from then on.
-    #[arg(long, env = "API_KEY_PEPPER_ALSO", hide_env_values = true)]
-    pub api_key_pepper_also: Option<SecretString>,
-    /// Secret that access tokens of sessions are signed with, 32 characters or more; without one it
-    /// is made and kept in DATA_DIR/secret-key. Another secret ends all access tokens.
+    /// Second pepper that stays valid while API_KEY_PEPPER is being replaced. A credential stored under
+    /// it is stored under API_KEY_PEPPER once it is used.
+    #[arg(
+        long,
+        alias = "api-key-pepper-also",
+        env = "API_KEY_PEPPER_PREVIOUS",
+        hide_env_values = true
+    )]
+    pub api_key_pepper_previous: Option<SecretString>,
+    /// Secret that signs the access tokens of sessions, 32 characters or more. If unset, one is
+    /// generated and stored in DATA_DIR/secret-key. A change invalidates all access tokens.
     #[arg(long, env = "SECRET_KEY", hide_env_values = true)]
     pub secret_key: Option<SecretString>,
-    /// Another such secret, whose tokens are accepted and never issued, while SECRET_KEY is being
-    /// replaced.
-    #[arg(long, env = "SECRET_KEY_ALSO", hide_env_values = true)]
-    pub secret_key_also: Option<SecretString>,
-    /// A file with an Ed25519 key (PKCS#8 PEM) that signs access tokens in place of SECRET_KEY.
+    /// Second secret whose access tokens are accepted while SECRET_KEY is being replaced; new tokens are
+    /// never signed with it.
+    #[arg(long, alias = "secret-key-also", env = "SECRET_KEY_PREVIOUS", hide_env_values = true)]
+    pub secret_key_previous: Option<SecretString>,
+    /// File with an Ed25519 private key (PKCS#8 PEM) that signs access tokens in place of SECRET_KEY.
+    /// Reloaded at SIGHUP.
     #[arg(long, env = "SESSION_KEY_FILE")]
     pub session_key_file: Option<PathBuf>,
-    /// Another such file, whose tokens are accepted and never issued.
-    #[arg(long, env = "SESSION_KEY_FILE_ALSO")]
-    pub session_key_file_also: Option<PathBuf>,
-    /// Life of an access token, in minutes.
+    /// Second key file whose access tokens are accepted while SESSION_KEY_FILE is being replaced; new
+    /// tokens are never signed with it. Reloaded at SIGHUP.
+    #[arg(long, alias = "session-key-file-also", env = "SESSION_KEY_FILE_PREVIOUS")]
+    pub session_key_file_previous: Option<PathBuf>,
+    /// Lifetime of an access token, in minutes: 1 to 1440.
     #[arg(long, env = "ACCESS_TOKEN_MINUTES", default_value_t = 15, value_parser = clap::value_parser!(u32).range(1..=1440))]
     pub access_token_minutes: u32,
-    /// Life of a session that is not refreshed, in days.
+    /// Lifetime of a session that is not refreshed, in days: 1 to 365.
     #[arg(long, env = "SESSION_DAYS", default_value_t = 30, value_parser = clap::value_parser!(u32).range(1..=365))]
     pub session_days: u32,
-    /// Longest life of a session, however often it is refreshed, in days: 1 to 3650. Then its user
-    /// must log in again.
+    /// Maximum lifetime of a session, refreshed or not, in days: 1 to 3650. The user must then log in
+    /// again.
     #[arg(long, env = "SESSION_MAX_DAYS", default_value_t = 90, value_parser = clap::value_parser!(u32).range(1..=3650))]
     pub session_max_days: u32,
-    /// Who else may log users in.
+    /// The OpenID Connect provider whose ID tokens log users in.
     #[command(flatten)]
-    pub identity: IdentityConfig,
+    pub oidc: OidcConfig,
 }
 
 const ADMIN: &str = "auth:admin";
 
-/// Who has to know callers: every service, auth itself among them, and never the gateway.
-const FRONT: &[&str] = access::SERVICES;
+/// The services that authenticate callers: all of them, auth included; the gateway is not one.
+const ALL_SERVICES: &[&str] = access::SERVICES;
 
 const RPCS: &[Rpc] = &[
-    Rpc::new("/hapa.auth.v1.AuthService/Authenticate", Access::Mesh).by(FRONT),
-    Rpc::new("/hapa.auth.v1.AuthService/WatchRevocations", Access::Mesh).by(FRONT),
+    Rpc::new("/hapa.auth.v1.AuthService/Authenticate", Access::Mesh).by(ALL_SERVICES),
+    Rpc::new("/hapa.auth.v1.AuthService/WatchRevocations", Access::Mesh).by(ALL_SERVICES),
     Rpc::new("/hapa.auth.v1.AuthService/ReserveTokens", Access::Mesh).by(&["codegen"]),
     Rpc::new("/hapa.auth.v1.AuthService/SettleTokens", Access::Mesh).by(&["codegen"]),
     Rpc::new("/hapa.auth.v1.KeyService/CreateKey", Access::Own(ADMIN)),
@@ -132,7 +139,7 @@ const RPCS: &[Rpc] = &[
     Rpc::new("/hapa.auth.v1.AuditService/VerifyAuditLog", Access::Scope(ADMIN)),
 ];
 
-/// None of them can work without the store.
+/// The gRPC services that report NOT_SERVING while the store is unavailable.
 pub const SERVICES: &[&str] = &[
     "hapa.auth.v1.AuthService",
     "hapa.auth.v1.KeyService",
@@ -141,7 +148,7 @@ pub const SERVICES: &[&str] = &[
     "hapa.auth.v1.AuditService",
 ];
 
-/// Never set aside: without it no key is known.
+/// A damaged store is never set aside: without it every key is unknown.
 pub const STORE: &StoreSpec = &StoreSpec {
     service: "auth",
     steps: store::MIGRATIONS,
@@ -149,58 +156,59 @@ pub const STORE: &StoreSpec = &StoreSpec {
     may_be_set_aside: false,
 };
 
-/// Migrates the store at `url`, and does no more.
+/// Migrates the store at `url`.
 pub async fn migrate(url: &str) -> anyhow::Result<()> {
-    open(url).await.map(drop)
+    open_db(url).await.map(drop)
 }
 
-/// Refuses settings that can't work together, by name.
+/// Rejects missing and weak secrets by the name of their setting.
 pub fn check(config: &Config, common: &CommonConfig) -> Result<(), Wrong> {
     secrets::check(config, common)
 }
 
-/// Whether the pepper that is set, or was made before, is one that the store's credentials were kept under; none
-/// where either is not there. Of a store that [`survey`] has found to be up to date.
+/// Whether the pepper that is set or was generated matches the store's credentials. `None` if there is no
+/// pepper, or if the store has no record of one. Call it only for a store that [`survey`] found up to date.
 pub async fn pepper_is_known(
     config: &Config,
     common: &CommonConfig,
 ) -> anyhow::Result<Option<bool>> {
-    let Some(pepper) = secrets::known_pepper(config, common)? else { return Ok(None) };
-    let store = Store::new(open(&common.store_url("auth")).await?);
-    let (known, own) = (store.pepper_fingerprints().await?, pepper.fingerprints()?);
-    Ok((!known.is_empty()).then(|| own.iter().any(|one| known.contains(one))))
+    let Some(pepper) = secrets::existing_pepper(config, common)? else { return Ok(None) };
+    let store = Store::new(open_db(&common.store_url("auth")).await?);
+    let (recorded, configured) = (store.pepper_fingerprints().await?, pepper.fingerprints()?);
+    Ok((!recorded.is_empty())
+        .then(|| configured.iter().any(|fingerprint| recorded.contains(fingerprint))))
 }
 
-/// Takes the pepper that is set, or was made before, for the store's from now on: what was kept under another
-/// one is given up.
+/// Records the pepper that is set or was generated as the store's. Credentials stored under another pepper
+/// stay invalid.
 pub async fn accept_pepper(url: &str, pepper: &PepperConfig) -> anyhow::Result<()> {
-    let own = secret::set("API_KEY_PEPPER", pepper.api_key_pepper.as_ref(), Strength::Long)?;
+    let set = secret::set("API_KEY_PEPPER", pepper.api_key_pepper.as_ref(), Strength::Long)?;
     let file = pepper.data_dir.join("key-pepper");
-    if own.is_none() && !file.exists() {
-        let words = "none is set, and none was made before in DATA_DIR";
-        return Err(Wrong::new("API_KEY_PEPPER", words).into());
+    if set.is_none() && !file.exists() {
+        let problem = "is not set, and DATA_DIR holds no generated pepper";
+        return Err(Wrong::new("API_KEY_PEPPER", problem).into());
     }
-    let pepper = Pepper { own: secret::set_or_kept(own, &file)?, also: None };
-    let store = Store::new(open(url).await?);
+    let pepper = Pepper { current: secret::set_or_kept(set, &file)?, previous: None };
+    let store = Store::new(open_db(url).await?);
     store.record_pepper_fingerprints(pepper.fingerprints()?).await?;
     Ok(())
 }
 
-/// Where a pepper is to be found.
+/// Where [`accept_pepper`] finds the pepper.
 #[derive(Debug)]
 pub struct PepperConfig {
-    /// The one that is set.
+    /// The pepper that is set; wins over a generated one.
     pub api_key_pepper: Option<SecretString>,
-    /// The folder of one that was made.
+    /// The folder that may hold a generated pepper (`key-pepper`).
     pub data_dir: PathBuf,
 }
 
-/// Looks at the store at `url`, and changes nothing.
+/// Reads the migration state of the store at `url`. Changes nothing.
 pub async fn survey(url: &str) -> anyhow::Result<Option<Survey>> {
     Db::survey("auth", url, store::MIGRATIONS).await
 }
 
-async fn open(url: &str) -> anyhow::Result<Db> {
+async fn open_db(url: &str) -> anyhow::Result<Db> {
     Db::open("auth", url, store::MIGRATIONS).await
 }
 
@@ -208,59 +216,85 @@ async fn open(url: &str) -> anyhow::Result<Db> {
 pub struct Dependencies {
     /// Settings that services share.
     pub common: CommonConfig,
-    /// Its store, opened by [`STORE`].
+    /// The store, opened by [`STORE`].
     pub store: OpenStore,
     /// The shutdown of the server.
     pub shutdown: Shutdown,
-    /// Finds an outbox in DATA_DIR that holds an event of an authenticated caller: the sign of a lost store.
+    /// Finds an outbox in DATA_DIR with an event of an authenticated caller, which is the sign of a lost store.
     pub find_undelivered_events: BoxFuture<'static, Option<PathBuf>>,
 }
 
-/// The services.
+/// Builds the gRPC services, their health checks and their background tasks.
 pub async fn service(config: &Config, dependencies: Dependencies) -> anyhow::Result<ServiceSpec> {
     let Dependencies { common, store: OpenStore { db, checks }, shutdown, find_undelivered_events } =
         dependencies;
     secrets::check(config, &common)?;
     let pepper = secrets::pepper(config, &common)?;
     let tokens = Arc::new(secrets::tokens(config, &common)?);
-    let identity = Identity::new(&config.identity)?;
+    let oidc = OidcVerifier::new(&config.oidc)?;
     let mut spec = ServiceSpec { checks, ..ServiceSpec::default() };
-    spec.spawn(secrets::follow((config.clone(), common), Arc::clone(&tokens)));
+    spec.spawn(secrets::reload_on_sighup((config.clone(), common), Arc::clone(&tokens)));
     let store = Store::new(db);
-    spec.checks.extend(start::look(&store, &pepper, find_undelivered_events).await?);
-    let (passwords, last_uses) = (Passwords::new(), Uses::default());
-    let (tail, looking) = Tail::of(store.clone(), shutdown.stop_accepting);
-    spec.spawn(looking);
-    let (writing, kept) = (last_uses.clone(), store.clone());
-    spec.spawn_until(|end| writing.write(kept, end));
-    spec.spawn(budget::release(store.clone()));
-    let max_session_life = times::in_days(0, config.session_max_days);
-    spec.spawn(session::forget(store.clone(), max_session_life));
-    spec.spawn(idempotency::purge(store.clone()));
-    let credentials = Credentials {
+    spec.checks.extend(startup::check_store(&store, &pepper, find_undelivered_events).await?);
+    let (password_hasher, last_used) = (PasswordHasher::new(), LastUsedTracker::default());
+    let (feed, poller) = Tail::of(store.clone(), shutdown.stop_accepting);
+    spec.spawn(poller);
+    let (tracker, tracker_store) = (last_used.clone(), store.clone());
+    spec.spawn_until(|end| tracker.run(tracker_store, end));
+    spec.spawn(budget::release_expired_leases(store.clone()));
+    let max_session_age_micros = calendar::add_days(0, config.session_max_days);
+    spec.spawn(session::purge_ended_sessions(store.clone(), max_session_age_micros));
+    spec.spawn(idempotency::purge_expired_records(store.clone()));
+    let credentials = AuthApi {
         store: store.clone(),
         pepper: pepper.clone(),
         tokens: Arc::clone(&tokens),
-        max_session_life,
-        uses: last_uses,
-        news: News { store: store.clone(), tail },
+        max_session_age_micros,
+        last_used,
+        revocation_feed: RevocationFeed { store: store.clone(), feed },
     };
-    let sessions = Sessions {
+    let sessions = SessionApi {
         store: store.clone(),
         pepper: pepper.clone(),
-        passwords: passwords.clone(),
+        password_hasher: password_hasher.clone(),
         tokens,
-        identity,
-        access_minutes: config.access_token_minutes,
+        oidc,
+        access_token_minutes: config.access_token_minutes,
         session_days: config.session_days,
-        max_session_life,
+        max_session_age_micros,
     };
-    let users = Users { store: store.clone(), pepper: pepper.clone(), passwords };
-    let keys = Keys { store: store.clone(), pepper, default_days: config.api_key_expiry_days };
+    let users = UserApi { store: store.clone(), pepper: pepper.clone(), password_hasher };
+    let keys =
+        KeyApi { store: store.clone(), pepper, default_expiry_days: config.api_key_expiry_days };
     spec.add(AuthServiceServer::new(credentials), RPCS);
     spec.add(KeyServiceServer::new(keys), &[]);
     spec.add(UserServiceServer::new(users), &[]);
     spec.add(SessionServiceServer::new(sessions), &[]);
-    spec.add(AuditServiceServer::new(Audit { store }), &[]);
+    spec.add(AuditServiceServer::new(AuditApi { store }), &[]);
     Ok(spec)
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+    use secrecy::ExposeSecret as _;
+
+    use super::*;
+
+    #[derive(Parser)]
+    struct AuthCli {
+        #[command(flatten)]
+        auth: Config,
+    }
+
+    #[test]
+    fn flags_with_the_suffix_also_are_accepted_as_aliases() {
+        let flags = ["test", "--api-key-pepper-also=a", "--secret-key-also=b"];
+        let files = ["--session-key-file-also=c"];
+        let config = AuthCli::try_parse_from(flags.into_iter().chain(files)).unwrap().auth;
+        let secrets = [config.api_key_pepper_previous, config.secret_key_previous];
+        let secrets = secrets.map(|secret| secret.unwrap().expose_secret().to_owned());
+        assert_eq!(secrets, ["a", "b"]);
+        assert_eq!(config.session_key_file_previous, Some(PathBuf::from("c")));
+    }
 }

@@ -1,6 +1,7 @@
-//! The proof in a request to log in: the message's own field, or the JSON body of an HTTP request.
+//! Reads the proof of a login request: from the fields of the gRPC message, or from the JSON body of an
+//! HTTP request.
 //!
-//! Invariant: no error repeats anything of the body, which holds a secret wherever it is wrong.
+//! Invariant: no error repeats any part of the body, which may hold a secret anywhere.
 
 use hapa_core::violations::Violations;
 use hapa_proto::auth::v1::CreateSessionRequest;
@@ -8,57 +9,58 @@ use hapa_proto::auth::v1::create_session_request::{Password, Proof};
 use serde::Deserialize;
 use serde_json::Value;
 
-/// What an HTTP client sends, as the request's documentation describes it.
+/// The JSON body of an HTTP client, as `CreateSessionRequest` in session.proto documents it.
 #[derive(Deserialize)]
-struct Body {
+struct LoginBody {
     email: Option<String>,
-    /// A text, or an object with the address beside it.
+    /// A string, or a [`PasswordObject`].
     password: Option<Value>,
     #[serde(alias = "idToken")]
     id_token: Option<String>,
 }
 
-/// The object that the field `password` may be.
+/// The object form of the field `password`.
 #[derive(Deserialize)]
-struct Nested {
+struct PasswordObject {
     email: Option<String>,
     password: Option<String>,
 }
 
-/// The one proof of a request. Beside a body there is none: it would come from the URL, which is no
-/// place for a secret.
-pub(crate) fn proof(request: CreateSessionRequest) -> Result<Proof, Violations> {
+/// The proof of a request. A request with an HTTP body must have no other proof: that would come from
+/// the URL, which must not hold a secret.
+pub(crate) fn parse_proof(request: CreateSessionRequest) -> Result<Proof, Violations> {
     let proof = match (request.proof, request.http_body) {
         (proof, None) => proof,
         (None, Some(body)) if body.data.is_empty() => None,
-        (None, Some(body)) => read(&body.data)?,
-        (Some(_), Some(_)) => return Err(contradiction()),
+        (None, Some(body)) => parse_body(&body.data)?,
+        (Some(_), Some(_)) => return Err(ambiguous_login()),
     };
     proof.ok_or_else(|| {
-        let mut found = Violations::default();
-        found.missing("password");
-        found
+        let mut violations = Violations::default();
+        violations.missing("password");
+        violations
     })
 }
 
-fn read(body: &[u8]) -> Result<Option<Proof>, Violations> {
-    // serde takes an array for a struct too.
+fn parse_body(body: &[u8]) -> Result<Option<Proof>, Violations> {
+    // serde would accept an array for a struct too.
     if !body.trim_ascii_start().starts_with(b"{") {
-        return Err(unreadable());
+        return Err(invalid_body());
     }
-    // The messages of serde_json repeat what was sent.
-    let body: Body = serde_json::from_slice(body).map_err(|_| unreadable())?;
+    // The errors of serde_json are dropped, because they repeat parts of the body.
+    let body: LoginBody = serde_json::from_slice(body).map_err(|_| invalid_body())?;
     let (inner_email, password) = match body.password {
         None => (None, None),
         Some(Value::String(password)) => (None, Some(password)),
         Some(object @ Value::Object(_)) => {
-            let nested: Nested = serde_json::from_value(object).map_err(|_| unreadable())?;
+            let nested: PasswordObject =
+                serde_json::from_value(object).map_err(|_| invalid_body())?;
             (nested.email, Some(nested.password.unwrap_or_default()))
         }
-        Some(_) => return Err(unreadable()),
+        Some(_) => return Err(invalid_body()),
     };
     let email = match (body.email, inner_email) {
-        (Some(outer), Some(inner)) if outer != inner => return Err(contradiction()),
+        (Some(outer), Some(inner)) if outer != inner => return Err(ambiguous_login()),
         (outer, inner) => outer.or(inner),
     };
     match (email, password, body.id_token) {
@@ -68,19 +70,19 @@ fn read(body: &[u8]) -> Result<Option<Proof>, Violations> {
             let (email, password) = (email.unwrap_or_default(), password.unwrap_or_default());
             Ok(Some(Proof::Password(Password { email, password })))
         }
-        _ => Err(contradiction()),
+        _ => Err(ambiguous_login()),
     }
 }
 
-fn unreadable() -> Violations {
-    let problem = "must be a JSON object with the text fields email and password, or id_token";
+fn invalid_body() -> Violations {
+    let problem = "must be a JSON object with the string fields email and password, or id_token";
     Violations::one("body", problem)
 }
 
-fn contradiction() -> Violations {
+fn ambiguous_login() -> Violations {
     Violations::one(
         "body",
-        "or the URL names two ways to log in, or two addresses; send only one, in the body",
+        "or the URL holds two proofs or two email addresses; send one, in the body",
     )
 }
 
@@ -97,8 +99,8 @@ mod tests {
         CreateSessionRequest { http_body, ..CreateSessionRequest::default() }
     }
 
-    fn of(body: &Value) -> Result<Proof, String> {
-        proof(request(body.to_string())).map_err(|wrong| wrong.to_string())
+    fn proof_of_body(body: &Value) -> Result<Proof, String> {
+        parse_proof(request(body.to_string())).map_err(|violations| violations.to_string())
     }
 
     fn password(email: &str, password: &str) -> Proof {
@@ -106,7 +108,7 @@ mod tests {
     }
 
     #[test]
-    fn a_body_is_flat_or_nested_or_an_id_token() {
+    fn a_body_is_flat_or_nested_or_holds_an_id_token() {
         let kim = password("kim@example.com", "s3cret");
         for body in [
             json!({ "email": "kim@example.com", "password": "s3cret" }),
@@ -116,33 +118,42 @@ mod tests {
             json!({ "email": "kim@example.com", "password": { "email": "kim@example.com", "password": "s3cret" } }),
             json!({ "email": "kim@example.com", "password": "s3cret", "id_token": null }),
         ] {
-            assert_eq!(of(&body), Ok(kim.clone()), "{body}");
+            assert_eq!(proof_of_body(&body), Ok(kim.clone()), "{body}");
         }
         for name in ["id_token", "idToken"] {
-            assert_eq!(of(&json!({ name: "a.b.c" })), Ok(Proof::IdToken("a.b.c".to_owned())));
+            assert_eq!(
+                proof_of_body(&json!({ name: "a.b.c" })),
+                Ok(Proof::IdToken("a.b.c".to_owned()))
+            );
         }
-        assert_eq!(of(&json!({ "email": "kim@example.com" })), Ok(password("kim@example.com", "")));
-        assert_eq!(of(&json!({ "password": "s3cret" })), Ok(password("", "s3cret")));
+        assert_eq!(
+            proof_of_body(&json!({ "email": "kim@example.com" })),
+            Ok(password("kim@example.com", ""))
+        );
+        assert_eq!(proof_of_body(&json!({ "password": "s3cret" })), Ok(password("", "s3cret")));
         for empty in ["", "{}", r#"{"password":null}"#] {
-            assert_eq!(proof(request(empty)).unwrap_err().to_string(), "password is required");
+            assert_eq!(
+                parse_proof(request(empty)).unwrap_err().to_string(),
+                "password is required"
+            );
         }
     }
 
     #[test]
-    fn a_message_has_a_proof_or_a_body() {
+    fn a_message_has_either_a_proof_or_a_body() {
         let body = json!({ "email": "kim@example.com", "password": "s3cret" }).to_string();
         let kim = password("kim@example.com", "s3cret");
-        let own =
+        let message =
             CreateSessionRequest { proof: Some(kim.clone()), ..CreateSessionRequest::default() };
-        assert_eq!(proof(own.clone()).unwrap(), kim);
+        assert_eq!(parse_proof(message.clone()).unwrap(), kim);
         for body in [body, String::new()] {
             let both = CreateSessionRequest { proof: Some(kim.clone()), ..request(body) };
-            assert_eq!(proof(both).unwrap_err().fields(), ["body"]);
+            assert_eq!(parse_proof(both).unwrap_err().fields(), ["body"]);
         }
     }
 
     #[test]
-    fn what_contradicts_itself_or_is_no_such_object_is_refused_and_never_repeated() {
+    fn ambiguous_and_malformed_bodies_are_rejected_and_never_repeated() {
         let bodies = [
             r#"{"email":"s3cret@a","password":{"email":"s3cret@b","password":"s3cret"}}"#,
             r#"{"email":"s3cret@a","password":"s3cret","id_token":"s3cret"}"#,
@@ -162,29 +173,29 @@ mod tests {
             "email=s3cret&password=s3cret",
         ];
         for body in bodies {
-            let wrong = proof(request(body)).unwrap_err();
-            assert_eq!(wrong.fields(), ["body"], "{body}");
-            assert!(!wrong.to_string().contains("s3cret"), "{wrong}");
+            let violations = parse_proof(request(body)).unwrap_err();
+            assert_eq!(violations.fields(), ["body"], "{body}");
+            assert!(!violations.to_string().contains("s3cret"), "{violations}");
         }
         let invalid = [br#"{"password":""#, &[0xff][..], br#""}"#].concat();
-        assert_eq!(proof(request(invalid)).unwrap_err().fields(), ["body"]);
-        assert_eq!(proof(request(vec![b'['; 100_000])).unwrap_err().fields(), ["body"]);
+        assert_eq!(parse_proof(request(invalid)).unwrap_err().fields(), ["body"]);
+        assert_eq!(parse_proof(request(vec![b'['; 100_000])).unwrap_err().fields(), ["body"]);
     }
 
     proptest! {
         #[test]
-        fn a_made_up_body_never_panics_and_is_never_repeated(noise in "[{}\\[\\]:,\"a-z ]{0,40}") {
+        fn an_arbitrary_body_never_panics_and_is_never_repeated(noise in "[{}\\[\\]:,\"a-z ]{0,40}") {
             let body = format!("{noise}marker-of-a-secret{noise}");
-            if let Err(wrong) = proof(request(body)) {
-                prop_assert!(!wrong.to_string().contains("marker-of-a-secret"));
+            if let Err(violations) = parse_proof(request(body)) {
+                prop_assert!(!violations.to_string().contains("marker-of-a-secret"));
             }
         }
 
         #[test]
-        fn any_address_and_password_come_through(email in "\\PC{0,20}", text in "\\PC{0,20}") {
+        fn any_email_and_password_are_read_unchanged(email in "\\PC{0,20}", text in "\\PC{0,20}") {
             let flat = json!({ "email": email, "password": text });
-            prop_assert_eq!(of(&flat), Ok(password(&email, &text)));
-            prop_assert_eq!(of(&json!({ "password": flat })), Ok(password(&email, &text)));
+            prop_assert_eq!(proof_of_body(&flat), Ok(password(&email, &text)));
+            prop_assert_eq!(proof_of_body(&json!({ "password": flat })), Ok(password(&email, &text)));
         }
     }
 }

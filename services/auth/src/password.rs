@@ -1,8 +1,8 @@
-//! Passwords: stored as argon2id in PHC strings, which hold salt and parameters.
+//! Hashes and verifies passwords with argon2id. Hashes are PHC strings, which hold salt and parameters.
 //!
-//! Invariants: at most `AT_ONCE` hashes run at a time, each in a buffer that the next hash reuses, so
-//! that logins can take neither all memory nor all cores; at most `MAX_WAITING` callers wait; and a
-//! check takes the same time whether or not there is a hash to check against.
+//! Invariants: at most `MAX_CONCURRENT_HASHES` hashes run at a time, each in a pooled buffer, so that
+//! logins exhaust neither memory nor cores. At most `MAX_WAITING_CALLERS` callers wait. Verification
+//! takes the same time with and without a stored hash.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -18,73 +18,74 @@ use zeroize::Zeroize as _;
 
 use crate::error::Error;
 
-/// OWASP's parameters for argon2id, as are the two below:
+/// This and the next two are OWASP's parameters for argon2id:
 /// <https://cheatsheetseries.owasp.org/cheatsheets/Password_Storage_Cheat_Sheet.html#argon2id>
 const MEMORY_KIB: u32 = 19_456;
-const PASSES: u32 = 2;
-const LANES: u32 = 1;
-/// One takes about 17 ms of a core, and 19 MiB.
-const AT_ONCE: usize = 2;
-/// Callers that may wait for a turn: about half a second of work. The next one gets E5005 at once.
-const MAX_WAITING: usize = 64;
-/// Longest wait for a turn.
-const PATIENCE: Duration = Duration::from_secs(2);
-/// A random salt and a random hash, which no known password has, with the parameters above.
-const NOBODY: &str = "$argon2id$v=19$m=19456,t=2,p=1$A8ijUWUhpSExSMYdAIkbNg$DLwF7b2ErG3W9eqDfGlfBZo2DKBvQri27ACWHOYMfrU";
+const ITERATIONS: u32 = 2;
+const PARALLELISM: u32 = 1;
+/// One hash takes about 17 ms of a core, and 19 MiB.
+const MAX_CONCURRENT_HASHES: usize = 2;
+/// Callers that may wait for a permit: about half a second of work. The next one gets E5005 at once.
+const MAX_WAITING_CALLERS: usize = 64;
+/// Maximum wait for a permit.
+const QUEUE_TIMEOUT: Duration = Duration::from_secs(2);
+/// Verified if a user has no hash: random salt and digest, which no known password has, with the
+/// parameters above.
+const DUMMY_HASH: &str = "$argon2id$v=19$m=19456,t=2,p=1$A8ijUWUhpSExSMYdAIkbNg$DLwF7b2ErG3W9eqDfGlfBZo2DKBvQri27ACWHOYMfrU";
 
-/// Hashes passwords and checks them. Clones share turns and buffers.
+/// Hashes and verifies passwords. Clones share permits and buffers.
 #[derive(Clone, Debug)]
-pub(crate) struct Passwords {
-    /// One permit for each caller, waiting or running.
-    places: Arc<Semaphore>,
-    /// One permit for each hash that runs.
-    turns: Arc<Semaphore>,
-    buffers: Buffers,
+pub(crate) struct PasswordHasher {
+    /// One permit for each caller that waits or hashes.
+    queue_slots: Arc<Semaphore>,
+    /// One permit for each hash in progress.
+    hash_permits: Arc<Semaphore>,
+    buffer_pool: BufferPool,
 }
 
-/// The working memory of hashes that have ended, for the next ones. It is never freed: an allocator
-/// keeps freed blocks of this size in an arena of each thread, and there are many blocking threads.
+/// The working memory of finished hashes, reused by later ones. It is never freed: an allocator keeps
+/// freed blocks of this size in an arena of each thread, and there are many blocking threads.
 #[derive(Clone, Debug, Default)]
-struct Buffers(Arc<Mutex<Vec<Vec<Block>>>>);
+struct BufferPool(Arc<Mutex<Vec<Vec<Block>>>>);
 
-/// The working memory of one hash. Dropping it wipes it and returns it.
-struct Buffer {
+/// The working memory of one hash. Dropping it wipes it and returns it to the pool.
+struct PooledBuffer {
     blocks: Vec<Block>,
-    buffers: Buffers,
+    pool: BufferPool,
 }
 
-impl Buffers {
-    fn take(&self) -> Buffer {
-        let kept = self.0.lock().unwrap_or_else(PoisonError::into_inner).pop();
-        let blocks = kept.unwrap_or_else(|| vec![Block::new(); MEMORY_KIB as usize]);
-        Buffer { blocks, buffers: self.clone() }
+impl BufferPool {
+    fn acquire(&self) -> PooledBuffer {
+        let pooled = self.0.lock().unwrap_or_else(PoisonError::into_inner).pop();
+        let blocks = pooled.unwrap_or_else(|| vec![Block::new(); MEMORY_KIB as usize]);
+        PooledBuffer { blocks, pool: self.clone() }
     }
 }
 
-impl Drop for Buffer {
+impl Drop for PooledBuffer {
     fn drop(&mut self) {
         for block in &mut self.blocks {
             block.zeroize();
         }
         let blocks = std::mem::take(&mut self.blocks);
-        self.buffers.0.lock().unwrap_or_else(PoisonError::into_inner).push(blocks);
+        self.pool.0.lock().unwrap_or_else(PoisonError::into_inner).push(blocks);
     }
 }
 
-impl Passwords {
+impl PasswordHasher {
     pub(crate) fn new() -> Self {
-        Passwords {
-            places: Arc::new(Semaphore::new(AT_ONCE + MAX_WAITING)),
-            turns: Arc::new(Semaphore::new(AT_ONCE)),
-            buffers: Buffers::default(),
+        PasswordHasher {
+            queue_slots: Arc::new(Semaphore::new(MAX_CONCURRENT_HASHES + MAX_WAITING_CALLERS)),
+            hash_permits: Arc::new(Semaphore::new(MAX_CONCURRENT_HASHES)),
+            buffer_pool: BufferPool::default(),
         }
     }
 
-    /// What may be stored of a password.
+    /// Hashes a password with a new salt, as a PHC string.
     pub(crate) async fn hash(&self, password: &SecretString) -> Result<String, Error> {
         let password = password.clone();
-        self.work(move |blocks| {
-            let params = Params::new(MEMORY_KIB, PASSES, LANES, None)?;
+        self.run_blocking(move |blocks| {
+            let params = Params::new(MEMORY_KIB, ITERATIONS, PARALLELISM, None)?;
             let mut hash = PasswordHash {
                 algorithm: Algorithm::Argon2id.ident(),
                 version: Some(Version::V0x13.into()),
@@ -98,48 +99,49 @@ impl Passwords {
         .await
     }
 
-    /// Whether a password is the one behind the hash; without a hash it is not, which takes as long.
+    /// Whether a password matches a hash. Without a hash the result is `false`, after the same time.
     pub(crate) async fn verify(
         &self,
         password: &SecretString,
         hash: Option<&str>,
     ) -> Result<bool, Error> {
-        let (password, is_anyone) = (password.clone(), hash.is_some());
-        let hash = hash.unwrap_or(NOBODY).to_owned();
-        let verified = self.work(move |blocks| {
+        let (password, has_hash) = (password.clone(), hash.is_some());
+        let hash = hash.unwrap_or(DUMMY_HASH).to_owned();
+        let verified = self.run_blocking(move |blocks| {
             let hash = PasswordHash::new(&hash)?;
             let params = Params::try_from(&hash)?;
             let expected = hash.hash.context("a stored password hash has no digest")?;
             // Compared in constant time.
             Ok(digest(&hash, params, expected.len(), &password, blocks)? == expected)
         });
-        Ok(verified.await? && is_anyone)
+        Ok(verified.await? && has_hash)
     }
 
-    /// Runs `work` on a blocking thread when its turn comes. Place, turn and buffer are released when
-    /// the work ends, also where the caller has stopped waiting; a caller that leaves before its turn
-    /// releases its place at once.
-    async fn work<T: Send + 'static>(
+    /// Runs `work` on a blocking thread once a permit is free. Queue slot, permit and buffer are
+    /// released when the work ends, even if the caller is gone. A caller that is dropped before it has
+    /// a permit releases its queue slot at once.
+    async fn run_blocking<T: Send + 'static>(
         &self,
         work: impl FnOnce(&mut [Block]) -> anyhow::Result<T> + Send + 'static,
     ) -> Result<T, Error> {
-        let place = Arc::clone(&self.places).try_acquire_owned().map_err(|_| Error::Busy)?;
-        let turn = timeout(PATIENCE, Arc::clone(&self.turns).acquire_owned());
-        let turn = turn.await.map_err(|_| Error::Busy)?.map_err(anyhow::Error::from)?;
-        let buffers = self.buffers.clone();
-        let done = spawn_blocking(move || {
-            let mut buffer = buffers.take();
-            let done = work(&mut buffer.blocks);
-            // The buffer first: whoever gets the turn finds it.
+        let queue_slot =
+            Arc::clone(&self.queue_slots).try_acquire_owned().map_err(|_| Error::Overloaded)?;
+        let permit = timeout(QUEUE_TIMEOUT, Arc::clone(&self.hash_permits).acquire_owned());
+        let permit = permit.await.map_err(|_| Error::Overloaded)?.map_err(anyhow::Error::from)?;
+        let buffer_pool = self.buffer_pool.clone();
+        let result = spawn_blocking(move || {
+            let mut buffer = buffer_pool.acquire();
+            let result = work(&mut buffer.blocks);
+            // The buffer is returned first, so that the next permit holder finds it in the pool.
             drop(buffer);
-            drop((turn, place));
-            done
+            drop((permit, queue_slot));
+            result
         });
-        Ok(done.await.map_err(anyhow::Error::from)??)
+        Ok(result.await.map_err(anyhow::Error::from)??)
     }
 }
 
-/// The digest of a password under a hash's algorithm, version and salt.
+/// The digest of a password under the algorithm, version and salt of a hash.
 fn digest(
     hash: &PasswordHash,
     params: Params,
@@ -149,7 +151,7 @@ fn digest(
 ) -> anyhow::Result<Output> {
     ensure!(
         params.block_count() <= blocks.len(),
-        "a stored password hash asks for more memory than {MEMORY_KIB} KiB"
+        "a stored password hash needs more memory than {MEMORY_KIB} KiB"
     );
     let algorithm = Algorithm::try_from(hash.algorithm.as_str())?;
     let version = hash.version.map(Version::try_from).transpose()?.unwrap_or_default();
@@ -180,8 +182,8 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_password_is_known_again_and_another_is_not() {
-        let passwords = Passwords::new();
+    async fn a_password_verifies_against_its_hash_and_another_does_not() {
+        let passwords = PasswordHasher::new();
         let hash = passwords.hash(&secret("correct horse battery")).await.unwrap();
         assert!(hash.starts_with("$argon2id$v=19$m=19456,t=2,p=1$"), "{hash}");
         assert!(passwords.verify(&secret("correct horse battery"), Some(&hash)).await.unwrap());
@@ -191,21 +193,21 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn nobody_has_a_password_and_checking_it_costs_the_same() {
-        let nobody = PasswordHash::new(NOBODY).unwrap();
-        let params = Params::try_from(&nobody).unwrap();
+    async fn verification_without_a_hash_costs_the_same_and_fails() {
+        let dummy = PasswordHash::new(DUMMY_HASH).unwrap();
+        let params = Params::try_from(&dummy).unwrap();
         let costs = (params.m_cost(), params.t_cost(), params.p_cost());
-        assert_eq!(costs, (MEMORY_KIB, PASSES, LANES));
-        assert_eq!(nobody.algorithm.as_str(), "argon2id");
-        assert!(!Passwords::new().verify(&secret(""), None).await.unwrap());
+        assert_eq!(costs, (MEMORY_KIB, ITERATIONS, PARALLELISM));
+        assert_eq!(dummy.algorithm.as_str(), "argon2id");
+        assert!(!PasswordHasher::new().verify(&secret(""), None).await.unwrap());
         let hash = Some("not a hash");
-        let broken = Passwords::new().verify(&secret("x"), hash).await;
+        let broken = PasswordHasher::new().verify(&secret("x"), hash).await;
         assert!(matches!(broken, Err(Error::Internal(_))));
     }
 
     #[tokio::test]
-    async fn a_hash_with_other_parameters_is_known_where_it_needs_no_more_memory() {
-        let passwords = Passwords::new();
+    async fn a_hash_with_other_parameters_verifies_if_it_needs_no_more_memory() {
+        let passwords = PasswordHasher::new();
         let small = Params::new(4_096, 2, 4, Some(24)).unwrap();
         let small = Argon2::new(Algorithm::Argon2id, Version::V0x13, small);
         let hash = small.hash_password_with_salt(b"password", b"somesalt").unwrap().to_string();
@@ -217,72 +219,75 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn hashes_at_once_share_few_buffers_which_hold_nothing_afterwards() {
-        let passwords = Passwords::new();
-        let checks = (0..AT_ONCE + MAX_WAITING).map(|_| {
+    async fn concurrent_hashes_share_few_buffers_which_are_wiped_afterwards() {
+        let passwords = PasswordHasher::new();
+        let checks = (0..MAX_CONCURRENT_HASHES + MAX_WAITING_CALLERS).map(|_| {
             let passwords = passwords.clone();
             async move { passwords.verify(&secret("x"), None).await }
         });
         for checked in futures_util::future::join_all(checks).await {
-            assert!(matches!(checked, Ok(false) | Err(Error::Busy)), "{checked:?}");
+            assert!(matches!(checked, Ok(false) | Err(Error::Overloaded)), "{checked:?}");
         }
-        let kept = passwords.buffers.0.lock().unwrap();
-        assert!((1..=AT_ONCE).contains(&kept.len()), "{} buffers", kept.len());
-        let words = kept.iter().flatten().flat_map(AsRef::<[u64]>::as_ref);
+        let pooled = passwords.buffer_pool.0.lock().unwrap();
+        assert!((1..=MAX_CONCURRENT_HASHES).contains(&pooled.len()), "{} buffers", pooled.len());
+        let words = pooled.iter().flatten().flat_map(AsRef::<[u64]>::as_ref);
         assert!(words.copied().all(|word| word == 0), "a buffer was not wiped");
     }
 
     #[tokio::test]
-    async fn work_that_panics_gives_back_its_turn_and_its_buffer() {
-        let passwords = Passwords::new();
-        let failed = passwords.work::<()>(|_| panic!("on purpose")).await;
+    async fn work_that_panics_releases_its_permit_and_its_buffer() {
+        let passwords = PasswordHasher::new();
+        let failed = passwords.run_blocking::<()>(|_| panic!("on purpose")).await;
         assert!(matches!(failed, Err(Error::Internal(_))));
-        assert_eq!(passwords.turns.available_permits(), AT_ONCE);
-        assert_eq!(passwords.places.available_permits(), AT_ONCE + MAX_WAITING);
-        assert_eq!(passwords.buffers.0.lock().unwrap().len(), 1);
+        assert_eq!(passwords.hash_permits.available_permits(), MAX_CONCURRENT_HASHES);
+        assert_eq!(
+            passwords.queue_slots.available_permits(),
+            MAX_CONCURRENT_HASHES + MAX_WAITING_CALLERS
+        );
+        assert_eq!(passwords.buffer_pool.0.lock().unwrap().len(), 1);
     }
 
     #[tokio::test]
-    async fn who_waits_too_long_for_a_turn_is_told_to_come_back() {
-        let passwords = Passwords::new();
-        let taken = passwords.turns.clone().acquire_many_owned(2).await.unwrap();
+    async fn a_caller_that_waits_too_long_for_a_permit_gets_a_retry_delay() {
+        let passwords = PasswordHasher::new();
+        let held_permits = passwords.hash_permits.clone().acquire_many_owned(2).await.unwrap();
         let refused = passwords.verify(&secret("x"), None).await.unwrap_err();
-        assert!(matches!(refused, Error::Busy));
+        assert!(matches!(refused, Error::Overloaded));
         let status = tonic::Status::from(refused);
         assert_eq!(hapa_core::rpc_error::read(&status).unwrap().0, "E5005");
         assert_eq!(status.metadata().get("retry-after").unwrap(), "1");
-        drop(taken);
+        drop(held_permits);
     }
 
     #[tokio::test]
-    async fn beyond_those_that_may_wait_a_caller_is_refused_at_once_and_who_leaves_makes_room() {
-        let passwords = Passwords::new();
-        let taken = passwords.turns.clone().acquire_many_owned(2).await.unwrap();
-        let running = passwords.places.clone().acquire_many_owned(2).await.unwrap();
+    async fn a_full_queue_refuses_at_once_and_a_dropped_caller_frees_its_slot() {
+        let passwords = PasswordHasher::new();
+        let held_permits = passwords.hash_permits.clone().acquire_many_owned(2).await.unwrap();
+        let running = passwords.queue_slots.clone().acquire_many_owned(2).await.unwrap();
         let password = secret("x");
         let mut waiting: Vec<_> =
-            (0..MAX_WAITING).map(|_| Box::pin(passwords.verify(&password, None))).collect();
+            (0..MAX_WAITING_CALLERS).map(|_| Box::pin(passwords.verify(&password, None))).collect();
         for caller in &mut waiting {
-            assert!(caller.now_or_never().is_none(), "it has a turn");
+            assert!(caller.now_or_never().is_none(), "it has a permit");
         }
         let refused = passwords.hash(&password).now_or_never().expect("refused at once");
-        assert!(matches!(refused, Err(Error::Busy)));
+        assert!(matches!(refused, Err(Error::Overloaded)));
         drop(waiting.pop());
         let mut next = Box::pin(passwords.verify(&password, None));
-        assert!((&mut next).now_or_never().is_none(), "the place of the one that left is free");
-        drop((waiting, taken, running));
+        assert!((&mut next).now_or_never().is_none(), "the slot of the dropped caller is not free");
+        drop((waiting, held_permits, running));
         assert!(!next.await.unwrap());
     }
 
     #[tokio::test]
-    async fn a_caller_who_left_keeps_the_turn_until_the_work_is_done() {
-        let passwords = Passwords::new();
+    async fn a_dropped_caller_holds_its_permit_until_the_work_is_done() {
+        let passwords = PasswordHasher::new();
         let (end, ended) = std::sync::mpsc::channel::<()>();
-        let work = passwords.work(move |_| Ok(ended.recv()?));
+        let work = passwords.run_blocking(move |_| Ok(ended.recv()?));
         assert!(timeout(Duration::from_millis(20), work).await.is_err());
-        assert_eq!(passwords.turns.available_permits(), 1);
+        assert_eq!(passwords.hash_permits.available_permits(), 1);
         end.send(()).unwrap();
-        let all = timeout(Duration::from_secs(30), passwords.turns.acquire_many(2)).await;
+        let all = timeout(Duration::from_secs(30), passwords.hash_permits.acquire_many(2)).await;
         assert!(all.unwrap().is_ok());
     }
 
@@ -290,9 +295,9 @@ mod tests {
         #![proptest_config(ProptestConfig::with_cases(64))]
 
         #[test]
-        fn a_made_up_hash_is_an_error_or_no_match_and_never_panics(hash in "(\\$argon2id)?\\PC{0,60}") {
+        fn an_arbitrary_hash_is_an_error_or_no_match_and_never_panics(hash in "(\\$argon2id)?\\PC{0,60}") {
             let verified = Runtime::new().unwrap().block_on(
-                Passwords::new().verify(&secret("x"), Some(&hash)));
+                PasswordHasher::new().verify(&secret("x"), Some(&hash)));
             prop_assert!(!matches!(verified, Ok(true)));
         }
     }

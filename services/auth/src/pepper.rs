@@ -1,7 +1,7 @@
-//! What the store keeps of credentials: hashes under a secret that is not in it.
+//! Hashes stored credentials with a pepper: a secret that is not in the store.
 //!
-//! Kept true: new hashes are made under one pepper; what is presented is looked for under that and,
-//! while one takes the other's place, under another.
+//! Invariant: new credentials are hashed under the current pepper. A presented credential is looked
+//! up under the current pepper and, while the pepper is being replaced, under the previous one.
 
 use hapa_core::key_format;
 use hmac::{Hmac, KeyInit as _, Mac as _};
@@ -13,60 +13,61 @@ use crate::error::Error;
 /// The secrets that stored credentials are hashed with.
 #[derive(Clone)]
 pub(crate) struct Pepper {
-    pub(crate) own: SecretString,
-    /// Another, under which credentials may be kept too.
-    pub(crate) also: Option<SecretString>,
+    pub(crate) current: SecretString,
+    /// The pepper being replaced, under which credentials may still be stored.
+    pub(crate) previous: Option<SecretString>,
 }
 
-/// What the store may keep of one credential. Ordered, so that rows are locked in one order.
+/// The hashes under which one credential may be stored. Ordered, so that rows are locked in one order.
 #[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
-pub(crate) struct Hashes {
-    /// What it keeps from now on.
-    pub(crate) own: String,
-    /// Under the other pepper; without one the same.
-    pub(crate) also: String,
+pub(crate) struct CredentialHashes {
+    /// The hash under the current pepper.
+    pub(crate) current: String,
+    /// The hash under the previous pepper; equal to `current` if there is no previous one.
+    pub(crate) previous: String,
 }
 
 impl Pepper {
-    /// What the store may keep of a credential whose SHA-256 this is.
-    pub(crate) fn hashes(&self, digest: &[u8]) -> Result<Hashes, Error> {
-        let own = hash(&self.own, digest)?;
-        let also = self.also.as_ref().map(|pepper| hash(pepper, digest)).transpose()?;
-        Ok(Hashes { also: also.unwrap_or_else(|| own.clone()), own })
+    /// The hashes of a credential, from its SHA-256 digest.
+    pub(crate) fn hashes(&self, digest: &[u8]) -> Result<CredentialHashes, Error> {
+        let current = hash(&self.current, digest)?;
+        let previous = self.previous.as_ref().map(|pepper| hash(pepper, digest)).transpose()?;
+        Ok(CredentialHashes { previous: previous.unwrap_or_else(|| current.clone()), current })
     }
 
-    /// What the store may keep of a text that is no key.
-    pub(crate) fn hashes_of_text(&self, text: &str) -> Result<Hashes, Error> {
-        self.hashes(&Sha256::digest(text))
+    /// The hashes of a presented refresh token.
+    pub(crate) fn hashes_of_token(&self, token: &str) -> Result<CredentialHashes, Error> {
+        self.hashes(&Sha256::digest(token))
     }
 
-    /// Names of the peppers in force, own first, from which neither can be told. They are kept in the store,
-    /// which so knows whether a pepper is the one that its credentials were hashed with.
+    /// One-way fingerprints of the current and the previous pepper, current first. The store keeps
+    /// them, so that a start with a pepper that does not match the stored credentials is detected.
     pub(crate) fn fingerprints(&self) -> Result<Vec<String>, Error> {
-        let mut names = vec![fingerprint(&self.own)?];
-        names.extend(self.also.as_ref().map(fingerprint).transpose()?);
-        names.dedup();
-        Ok(names)
+        let mut fingerprints = vec![fingerprint(&self.current)?];
+        fingerprints.extend(self.previous.as_ref().map(fingerprint).transpose()?);
+        fingerprints.dedup();
+        Ok(fingerprints)
     }
 
-    /// What the store keeps of a new key.
-    pub(crate) fn hash_key(&self, text: &SecretString) -> Result<String, Error> {
-        let digest = key_format::digest(text.expose_secret());
+    /// The hash of a new key secret.
+    pub(crate) fn hash_key(&self, key_secret: &SecretString) -> Result<String, Error> {
+        let digest = key_format::digest(key_secret.expose_secret());
         let digest = digest.ok_or_else(|| anyhow::anyhow!("a minted key is not well-formed"))?;
-        hash(&self.own, &digest)
+        hash(&self.current, &digest)
     }
 
-    /// What the store keeps of any other new text.
-    pub(crate) fn hash_text(&self, text: &str) -> Result<String, Error> {
-        hash(&self.own, &Sha256::digest(text))
+    /// The hash of a new refresh token.
+    pub(crate) fn hash_token(&self, token: &str) -> Result<String, Error> {
+        hash(&self.current, &Sha256::digest(token))
     }
 }
 
-/// What a pepper is named by, in place of a digest. No credential digests to it: those are 32 bytes.
-const FINGERPRINT: &[u8] = b"hapa fingerprint of an API key pepper, version 1";
+/// The input that is hashed under a pepper to get its fingerprint. It cannot collide with the digest
+/// of a credential, which has 32 bytes.
+const FINGERPRINT_LABEL: &[u8] = b"hapa fingerprint of an API key pepper, version 1";
 
 fn fingerprint(pepper: &SecretString) -> Result<String, Error> {
-    let key = hash(pepper, FINGERPRINT)?;
+    let key = hash(pepper, FINGERPRINT_LABEL)?;
     Ok(hex::encode(Sha256::digest(key)))
 }
 
@@ -82,23 +83,23 @@ mod tests {
 
     use super::*;
 
-    fn pepper(own: &str, also: Option<&str>) -> Pepper {
-        Pepper { own: own.into(), also: also.map(SecretString::from) }
+    fn pepper(current: &str, previous: Option<&str>) -> Pepper {
+        Pepper { current: current.into(), previous: previous.map(SecretString::from) }
     }
 
     proptest! {
         #[test]
-        fn a_fingerprint_is_one_pepper_s_and_tells_nothing_of_it(own in "\\PC{1,60}", also in "\\PC{1,60}") {
-            let names = pepper(&own, Some(&also)).fingerprints().unwrap();
-            prop_assert_eq!(&names[..1], &pepper(&own, None).fingerprints().unwrap()[..]);
-            prop_assert_eq!(names.len() == 2, own != also);
-            for name in &names {
-                prop_assert_eq!(name.len(), 64);
-                prop_assert!(own.len() < 8 || !name.contains(&own));
+        fn a_fingerprint_identifies_one_pepper_and_does_not_reveal_it(current in "\\PC{1,60}", previous in "\\PC{1,60}") {
+            let fingerprints = pepper(&current, Some(&previous)).fingerprints().unwrap();
+            prop_assert_eq!(&fingerprints[..1], &pepper(&current, None).fingerprints().unwrap()[..]);
+            prop_assert_eq!(fingerprints.len() == 2, current != previous);
+            for fingerprint in &fingerprints {
+                prop_assert_eq!(fingerprint.len(), 64);
+                prop_assert!(current.len() < 8 || !fingerprint.contains(&current));
             }
-            // Nor is it what any credential is kept as.
-            let hashes = pepper(&own, None).hashes(&[0; 32]).unwrap();
-            prop_assert!(!names.contains(&hashes.own));
+            // A fingerprint never equals the stored hash of a credential.
+            let hashes = pepper(&current, None).hashes(&[0; 32]).unwrap();
+            prop_assert!(!fingerprints.contains(&hashes.current));
         }
     }
 }

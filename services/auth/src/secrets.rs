@@ -1,6 +1,6 @@
-//! The secrets of the settings: taken, made where none is set, or refused by name.
+//! Loads the pepper and the signing keys: from the settings, or generated into DATA_DIR where none is set.
 //!
-//! Each may have another beside it, which counts too while one takes the other's place.
+//! Each may have a previous one beside it, which stays valid while a secret is being replaced.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -11,71 +11,86 @@ use hapa_core::sighup::at_each_hangup;
 use secrecy::SecretString;
 
 use crate::Config;
+use crate::access_token::{AccessTokens, SigningKey};
 use crate::pepper::Pepper;
-use crate::token::{Pair, Tokens};
 
-/// Refuses secrets that are missing or weak, by name, and makes none.
+/// Rejects missing and weak secrets by the name of their setting. Generates none.
 pub(crate) fn check(config: &Config, common: &CommonConfig) -> Result<(), Wrong> {
-    let pepper = set("API_KEY_PEPPER", config.api_key_pepper.as_ref(), common)?;
-    needed("API_KEY_PEPPER", pepper.is_some(), common)?;
-    set("API_KEY_PEPPER_ALSO", config.api_key_pepper_also.as_ref(), common)?;
-    let secret = set("SECRET_KEY", config.secret_key.as_ref(), common)?;
-    set("SECRET_KEY_ALSO", config.secret_key_also.as_ref(), common)?;
-    let file = named(config.session_key_file.as_deref());
-    needed("SECRET_KEY", secret.is_some() || file.is_some(), common)
+    let pepper = validated("API_KEY_PEPPER", config.api_key_pepper.as_ref(), common)?;
+    require_in_production("API_KEY_PEPPER", pepper.is_some(), common)?;
+    validated("API_KEY_PEPPER_PREVIOUS", config.api_key_pepper_previous.as_ref(), common)?;
+    let secret = validated("SECRET_KEY", config.secret_key.as_ref(), common)?;
+    validated("SECRET_KEY_PREVIOUS", config.secret_key_previous.as_ref(), common)?;
+    let file = non_empty(config.session_key_file.as_deref());
+    require_in_production("SECRET_KEY", secret.is_some() || file.is_some(), common)
 }
 
-/// What stored credentials are hashed with.
+/// The pepper of stored credentials; generated if none is set.
 pub(crate) fn pepper(config: &Config, common: &CommonConfig) -> anyhow::Result<Pepper> {
-    let own = set("API_KEY_PEPPER", config.api_key_pepper.as_ref(), common)?;
-    let own = secret::set_or_kept(own, &common.data_dir.join("key-pepper"))?;
-    let also = set("API_KEY_PEPPER_ALSO", config.api_key_pepper_also.as_ref(), common)?;
-    Ok(Pepper { own, also: also.cloned() })
+    let current = validated("API_KEY_PEPPER", config.api_key_pepper.as_ref(), common)?;
+    let current = secret::set_or_kept(current, &common.data_dir.join("key-pepper"))?;
+    let previous =
+        validated("API_KEY_PEPPER_PREVIOUS", config.api_key_pepper_previous.as_ref(), common)?;
+    Ok(Pepper { current, previous: previous.cloned() })
 }
 
-/// The same where it is set or was made before; none is made.
-pub(crate) fn known_pepper(
+/// The pepper that is set or was generated before. Generates none.
+pub(crate) fn existing_pepper(
     config: &Config,
     common: &CommonConfig,
 ) -> anyhow::Result<Option<Pepper>> {
-    let is_set = set("API_KEY_PEPPER", config.api_key_pepper.as_ref(), common)?.is_some();
-    let is_known = is_set || common.data_dir.join("key-pepper").exists();
-    is_known.then(|| pepper(config, common)).transpose()
+    let is_set = validated("API_KEY_PEPPER", config.api_key_pepper.as_ref(), common)?.is_some();
+    let exists = is_set || common.data_dir.join("key-pepper").exists();
+    exists.then(|| pepper(config, common)).transpose()
 }
 
-/// What access tokens are signed with.
-pub(crate) fn tokens(config: &Config, common: &CommonConfig) -> anyhow::Result<Tokens> {
-    let own = set("SECRET_KEY", config.secret_key.as_ref(), common)?;
-    let also = set("SECRET_KEY_ALSO", config.secret_key_also.as_ref(), common)?;
-    let own = match named(config.session_key_file.as_deref()) {
-        Some(file) => Pair::of_file("SESSION_KEY_FILE", file)?,
-        None => Pair::of_secret(&secret::set_or_kept(own, &common.data_dir.join("secret-key"))?),
+/// The keys that sign and verify access tokens; a secret is generated if none is set.
+pub(crate) fn tokens(config: &Config, common: &CommonConfig) -> anyhow::Result<AccessTokens> {
+    let current = validated("SECRET_KEY", config.secret_key.as_ref(), common)?;
+    let previous = validated("SECRET_KEY_PREVIOUS", config.secret_key_previous.as_ref(), common)?;
+    let current = match non_empty(config.session_key_file.as_deref()) {
+        Some(file) => SigningKey::from_file("SESSION_KEY_FILE", file)?,
+        None => SigningKey::from_secret(&secret::set_or_kept(
+            current,
+            &common.data_dir.join("secret-key"),
+        )?),
     };
-    let file = named(config.session_key_file_also.as_deref());
-    let file = file.map(|file| Pair::of_file("SESSION_KEY_FILE_ALSO", file)).transpose()?;
-    Ok(Tokens::new(own, also.map(Pair::of_secret).into_iter().chain(file).collect()))
+    let previous_file = non_empty(config.session_key_file_previous.as_deref());
+    let previous_file = previous_file
+        .map(|file| SigningKey::from_file("SESSION_KEY_FILE_PREVIOUS", file))
+        .transpose()?;
+    Ok(AccessTokens::new(
+        current,
+        previous.map(SigningKey::from_secret).into_iter().chain(previous_file).collect(),
+    ))
 }
 
-/// Reads key files anew at each SIGHUP, where any are set. Files that can't be used change nothing.
-pub(crate) async fn follow((config, common): (Config, CommonConfig), tokens: Arc<Tokens>) {
-    let files = [&config.session_key_file, &config.session_key_file_also];
-    if !files.into_iter().any(|file| named(file.as_deref()).is_some()) {
+/// Reloads the key files at each SIGHUP, if any are set. Unusable files leave the current keys in use.
+pub(crate) async fn reload_on_sighup(
+    (config, common): (Config, CommonConfig),
+    tokens: Arc<AccessTokens>,
+) {
+    let files = [&config.session_key_file, &config.session_key_file_previous];
+    if !files.into_iter().any(|file| non_empty(file.as_deref()).is_some()) {
         return;
     }
     at_each_hangup(|| match self::tokens(&config, &common) {
         Ok(read) => {
             tokens.replace(&read);
-            tracing::info!("the keys that sign access tokens were read again");
+            tracing::info!("reloaded the signing keys of access tokens");
         }
         Err(error) => {
-            let why = format!("{error:#}");
-            tracing::error!(why, "the keys that sign access tokens stay as they were");
+            let cause = format!("{error:#}");
+            tracing::error!(
+                cause,
+                "cannot reload the signing keys of access tokens; the current keys stay in use"
+            );
         }
     })
     .await;
 }
 
-fn set<'a>(
+fn validated<'a>(
     name: &'static str,
     secret: Option<&'a SecretString>,
     common: &CommonConfig,
@@ -83,11 +98,15 @@ fn set<'a>(
     secret::set(name, secret, common.secret_strength())
 }
 
-fn named(file: Option<&Path>) -> Option<&Path> {
+fn non_empty(file: Option<&Path>) -> Option<&Path> {
     file.filter(|file| !file.as_os_str().is_empty())
 }
 
-fn needed(name: &'static str, is_set: bool, common: &CommonConfig) -> Result<(), Wrong> {
+fn require_in_production(
+    name: &'static str,
+    is_set: bool,
+    common: &CommonConfig,
+) -> Result<(), Wrong> {
     if !is_set && common.environment == Environment::Production {
         return Err(Wrong::new(name, "must be set when ENVIRONMENT is production"));
     }

@@ -1,4 +1,4 @@
-//! The RPCs of sessions: a proof for a pair of tokens, a refresh token for the next pair, the end.
+//! `SessionService`: login, token refresh, list and revocation of sessions.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -19,69 +19,73 @@ use secrecy::{ExposeSecret as _, SecretString};
 use tokio::time::sleep;
 use tonic::{Request, Response, Status};
 
+use crate::access_token::{AccessTokenClaims, AccessTokens};
+use crate::calendar::add_days;
 use crate::error::Error;
-use crate::identity::Identity;
-use crate::password::Passwords;
+use crate::oidc::OidcVerifier;
+use crate::password::PasswordHasher;
 use crate::pepper::Pepper;
-use crate::store::{Attempt, By, Ends, NewSession, NewUser, Refreshed, Store};
-use crate::times::in_days;
-use crate::token::{Claims, Tokens};
-use crate::user::visible;
-use crate::{check, ids, login};
+use crate::store::{
+    AuditContext, ChangeRequest, NewSession, NewUser, RefreshExpiry, RefreshOutcome, Store,
+};
+use crate::user::visible_user_id;
+use crate::{ids, login, validation};
 
-const LONGEST_PASSWORD: usize = 1_024;
-const LONGEST_REFRESH: usize = 128;
-/// How often ended sessions are forgotten, and how long they are kept to tell a late refresh why.
-const FORGETTING: Duration = Duration::from_hours(1);
-const KEPT: i64 = 30 * DAY;
+const MAX_PASSWORD_BYTES: usize = 1_024;
+const MAX_REFRESH_TOKEN_BYTES: usize = 128;
+const PURGE_INTERVAL: Duration = Duration::from_hours(1);
+/// How long ended sessions are kept, in microseconds, so that a late refresh fails with E4007.
+const RETENTION_PERIOD: i64 = 30 * DAY;
 
-pub(crate) struct Sessions {
+pub(crate) struct SessionApi {
     pub(crate) store: Store,
     pub(crate) pepper: Pepper,
-    pub(crate) passwords: Passwords,
-    pub(crate) tokens: Arc<Tokens>,
-    pub(crate) identity: Option<Identity>,
-    pub(crate) access_minutes: u32,
+    pub(crate) password_hasher: PasswordHasher,
+    pub(crate) tokens: Arc<AccessTokens>,
+    pub(crate) oidc: Option<OidcVerifier>,
+    pub(crate) access_token_minutes: u32,
     pub(crate) session_days: u32,
-    /// Longest life of a session, however often it is refreshed, in microseconds.
-    pub(crate) max_session_life: i64,
+    /// Maximum lifetime of a session, refreshed or not.
+    pub(crate) max_session_age_micros: i64,
 }
 
 #[tonic::async_trait]
-impl SessionService for Sessions {
+impl SessionService for SessionApi {
     async fn create_session(
         &self,
         request: Request<CreateSessionRequest>,
     ) -> Result<Response<CreateSessionResponse>, Status> {
-        let by = By::of(&Call::of(request.extensions())?);
+        let context = AuditContext::from_call(&Call::of(request.extensions())?);
         let attempts = PasswordAttempts::of(request.extensions());
-        let (user_id, method) = match login::proof(request.into_inner())? {
+        let (user_id, method) = match login::parse_proof(request.into_inner())? {
             Proof::Password(proof) => {
                 let attempt = attempts?.begin(&proof.email).await?;
-                let user_id = self.by_password(proof).await;
-                if let Err(Error::BadProof) = &user_id {
+                let user_id = self.log_in_with_password(proof).await;
+                if let Err(Error::InvalidLogin) = &user_id {
                     attempt.record_wrong_password().await;
                 }
                 (user_id?, "password")
             }
-            Proof::IdToken(token) => (self.by_token(&by, &token).await?, "identity_provider"),
+            Proof::IdToken(token) => {
+                (self.log_in_with_id_token(&context, &token).await?, "identity_provider")
+            }
         };
-        let refresh_token = ids::refresh_token();
-        let new = NewSession {
-            session_id: ids::session(),
+        let refresh_token = ids::new_refresh_token();
+        let new_session = NewSession {
+            session_id: ids::new_session_id(),
             user_id,
             method,
-            expire_time: in_days(by.time, self.session_days)
-                .min(by.time.saturating_add(self.max_session_life)),
-            refresh_hash: self.pepper.hash_text(refresh_token.expose_secret())?,
+            expire_time: add_days(context.time, self.session_days)
+                .min(context.time.saturating_add(self.max_session_age_micros)),
+            refresh_hash: self.pepper.hash_token(refresh_token.expose_secret())?,
         };
-        let session = self.store.insert_session(by, new).await?;
+        let session = self.store.insert_session(context, new_session).await?;
         let access_token = self.access_token(&session)?.expose_secret().to_owned();
         Ok(Response::new(CreateSessionResponse {
             session: Some(session),
             access_token,
             token_type: "bearer".to_owned(),
-            expires_in: self.access_minutes * 60,
+            expires_in: self.access_token_minutes * 60,
             refresh_token: refresh_token.expose_secret().to_owned(),
         }))
     }
@@ -90,29 +94,31 @@ impl SessionService for Sessions {
         &self,
         request: Request<RefreshSessionRequest>,
     ) -> Result<Response<RefreshSessionResponse>, Status> {
-        let by = By::of(&Call::of(request.extensions())?);
-        let token = check::required("refresh_token", request.into_inner().refresh_token);
+        let context = AuditContext::from_call(&Call::of(request.extensions())?);
+        let token = validation::required("refresh_token", request.into_inner().refresh_token);
         let token = token?;
-        if token.len() > LONGEST_REFRESH {
-            return Err(Error::BadProof.into());
+        if token.len() > MAX_REFRESH_TOKEN_BYTES {
+            return Err(Error::InvalidLogin.into());
         }
-        let next = ids::refresh_token();
-        let hashes = self.pepper.hashes_of_text(&token)?;
-        let next_hash = self.pepper.hash_text(next.expose_secret())?;
-        let ends =
-            Ends { idle: in_days(by.time, self.session_days), max_life: self.max_session_life };
-        let session = match self.store.refresh_session(by, hashes, next_hash, ends).await? {
-            Refreshed::Session(session) => session,
-            Refreshed::Unknown => return Err(Error::BadProof.into()),
-            Refreshed::Ended => return Err(Error::Ended.into()),
+        let next_token = ids::new_refresh_token();
+        let hashes = self.pepper.hashes_of_token(&token)?;
+        let next_hash = self.pepper.hash_token(next_token.expose_secret())?;
+        let expiry = RefreshExpiry {
+            idle_expire_time: add_days(context.time, self.session_days),
+            max_age_micros: self.max_session_age_micros,
+        };
+        let session = match self.store.refresh_session(context, hashes, next_hash, expiry).await? {
+            RefreshOutcome::Session(session) => session,
+            RefreshOutcome::UnknownToken => return Err(Error::InvalidLogin.into()),
+            RefreshOutcome::SessionEnded => return Err(Error::ExpiredOrRevoked.into()),
         };
         let access_token = self.access_token(&session)?.expose_secret().to_owned();
         Ok(Response::new(RefreshSessionResponse {
             session: Some(session),
             access_token,
             token_type: "bearer".to_owned(),
-            expires_in: self.access_minutes * 60,
-            refresh_token: next.expose_secret().to_owned(),
+            expires_in: self.access_token_minutes * 60,
+            refresh_token: next_token.expose_secret().to_owned(),
         }))
     }
 
@@ -123,7 +129,7 @@ impl SessionService for Sessions {
         let call = Call::of(request.extensions())?;
         let user_id = request.into_inner().user_id;
         let user_id = if user_id.is_empty() { "me".to_owned() } else { user_id };
-        let user_id = self.existing(visible(&call, user_id)?).await?;
+        let user_id = self.existing_user_id(visible_user_id(&call, user_id)?).await?;
         let sessions = self.store.sessions_of(&user_id, now()).await?;
         Ok(Response::new(ListSessionsResponse { sessions }))
     }
@@ -138,12 +144,12 @@ impl SessionService for Sessions {
             (false, true) => {
                 let session = self.store.session_by_id(&session_id).await?;
                 let session = session.filter(|session| call.may_see(&session.user_id));
-                session.ok_or(Error::NoSuch("session"))?;
-                self.store.revoke_session(By::of(&call), session_id).await?
+                session.ok_or(Error::NotFound("session"))?;
+                self.store.revoke_session(AuditContext::from_call(&call), session_id).await?
             }
             (true, false) => {
-                let user_id = self.existing(visible(&call, all_of_user)?).await?;
-                self.store.revoke_sessions(By::of(&call), user_id).await?
+                let user_id = self.existing_user_id(visible_user_id(&call, all_of_user)?).await?;
+                self.store.revoke_sessions(AuditContext::from_call(&call), user_id).await?
             }
             _ => {
                 let problem = "or all_of_user must be set, and only one of them";
@@ -155,104 +161,110 @@ impl SessionService for Sessions {
     }
 }
 
-impl Sessions {
-    /// An unknown address takes as long as a wrong password, and is told the same.
-    async fn by_password(&self, proof: Password) -> Result<String, Error> {
-        let mut found = Violations::default();
-        let email = check::email(&proof.email, &mut found);
+impl SessionApi {
+    /// An unknown email address takes as long as a wrong password and fails with the same error.
+    async fn log_in_with_password(&self, proof: Password) -> Result<String, Error> {
+        let mut violations = Violations::default();
+        let email = validation::email(&proof.email, &mut violations);
         if proof.password.is_empty() {
-            found.missing("password.password");
-        } else if proof.password.len() > LONGEST_PASSWORD {
-            found.wrong("password.password", "is too long");
+            violations.missing("password.password");
+        } else if proof.password.len() > MAX_PASSWORD_BYTES {
+            violations.wrong("password.password", "is too long");
         }
-        found.check()?;
+        violations.check()?;
         let user = self.store.user_by_email(&email).await?;
         let (user, hash) = user.map_or((None, None), |(user, hash)| (Some(user), hash));
         let password = SecretString::from(proof.password);
-        let fits = self.passwords.verify(&password, hash.as_deref()).await?;
-        user.filter(|_| fits).map(|user| user.user_id).ok_or(Error::BadProof)
+        let is_correct = self.password_hasher.verify(&password, hash.as_deref()).await?;
+        user.filter(|_| is_correct).map(|user| user.user_id).ok_or(Error::InvalidLogin)
     }
 
-    /// Whom the identity provider vouches for: known by its subject, or by its verified address
-    /// the first time, or new.
-    async fn by_token(&self, by: &By, token: &str) -> Result<String, Error> {
-        let provider = self.identity.as_ref().ok_or(Error::NoProvider)?;
-        let person = provider.verify(token, by.time / 1_000_000).await?;
-        let identity = format!("{} {}", provider.issuer(), person.subject);
+    /// The user of a verified ID token: the one linked to its subject, else the one with its verified
+    /// email address, which is then linked, else a new one.
+    async fn log_in_with_id_token(
+        &self,
+        context: &AuditContext,
+        token: &str,
+    ) -> Result<String, Error> {
+        let oidc = self.oidc.as_ref().ok_or(Error::OidcNotConfigured)?;
+        let verified = oidc.verify(token, context.time / 1_000_000).await?;
+        let identity = format!("{} {}", oidc.issuer(), verified.subject);
         if let Some(user) = self.store.user_by_identity(&identity).await? {
             return Ok(user.user_id);
         }
-        // An unverified address may be anyone's. It must not open the account that has it, nor create
-        // one: that would take the address from its owner.
-        if !person.email_verified {
-            let reason = "its address is not verified, and its subject has no account";
-            tracing::info!(reason, "an ID token was refused");
-            return Err(Error::BadProof);
+        // An unverified address may belong to somebody else. It must not give access to the account
+        // with that address, and must not create one: that would take the address from its owner.
+        if !verified.email_verified {
+            let reason = "email address is not verified, and the subject has no account";
+            tracing::info!(reason, "rejected an ID token");
+            return Err(Error::InvalidLogin);
         }
-        if let Some((user, _)) = self.store.user_by_email(&person.email).await? {
+        if let Some((user, _)) = self.store.user_by_email(&verified.email).await? {
             let user_id = user.user_id;
-            let tied =
-                self.store.tie_identity(by.clone(), user_id.clone(), identity.clone()).await?;
-            return if tied { Ok(user_id) } else { self.known_by(&identity).await };
+            let is_linked = self
+                .store
+                .link_identity(context.clone(), user_id.clone(), identity.clone())
+                .await?;
+            return if is_linked { Ok(user_id) } else { self.linked_user_id(&identity).await };
         }
         let user = User {
-            user_id: ids::user(),
-            email: person.email,
-            name: person.name,
-            scopes: provider.scopes().to_vec(),
+            user_id: ids::new_user_id(),
+            email: verified.email,
+            name: verified.name,
+            scopes: oidc.scopes().to_vec(),
             ..User::default()
         };
         let user_id = user.user_id.clone();
-        let new = NewUser {
+        let new_user = NewUser {
             user,
             password_hash: None,
             identity: Some(identity.clone()),
             profile: UserProfile::default(),
         };
-        let attempt = Attempt { by: by.clone(), request: None };
-        match self.store.insert_user(attempt, new, |user| user).await {
+        let change = ChangeRequest { context: context.clone(), idempotency: None };
+        match self.store.insert_user(change, new_user, |user| user).await {
             Ok(_) => Ok(user_id),
-            Err(Error::EmailTaken) => self.known_by(&identity).await,
+            Err(Error::EmailTaken) => self.linked_user_id(&identity).await,
             Err(error) => Err(error),
         }
     }
 
-    /// The user that another login of the same person has created or tied meanwhile.
-    async fn known_by(&self, identity: &str) -> Result<String, Error> {
+    /// The user that a concurrent login with the same identity has created or linked.
+    async fn linked_user_id(&self, identity: &str) -> Result<String, Error> {
         let user = self.store.user_by_identity(identity).await?;
-        user.map(|user| user.user_id).ok_or(Error::BadProof)
+        user.map(|user| user.user_id).ok_or(Error::InvalidLogin)
     }
 
     fn access_token(&self, session: &Session) -> Result<SecretString, Error> {
         let issue_time = now() / 1_000_000;
-        self.tokens.issue(&Claims {
+        self.tokens.issue(&AccessTokenClaims {
             user_id: session.user_id.clone(),
             session_id: session.session_id.clone(),
-            token_id: ids::session(),
+            token_id: ids::new_session_id(),
             issue_time,
-            expire_time: issue_time + i64::from(self.access_minutes) * 60,
+            expire_time: issue_time + i64::from(self.access_token_minutes) * 60,
         })
     }
 
-    async fn existing(&self, user_id: String) -> Result<String, Error> {
+    async fn existing_user_id(&self, user_id: String) -> Result<String, Error> {
         match self.store.user_by_id(&user_id, now()).await? {
             Some(_) => Ok(user_id),
-            None => Err(Error::NoSuch("user")),
+            None => Err(Error::NotFound("user")),
         }
     }
 }
 
-/// Forgets sessions long after their end, for as long as the server runs. Sessions that were made
-/// under a longer SESSION_MAX_DAYS, or none, get the end that this one gives them.
-pub(crate) async fn forget(store: Store, max_life: i64) {
+/// Every [`PURGE_INTERVAL`], deletes sessions that ended [`RETENTION_PERIOD`] ago. Before that, it
+/// shortens sessions that were created under a longer SESSION_MAX_DAYS to the current maximum.
+pub(crate) async fn purge_ended_sessions(store: Store, max_age_micros: i64) {
     loop {
-        let ended = async {
-            store.end_sessions_after(max_life).await?;
-            store.forget_sessions(now() - KEPT).await
+        let purge = async {
+            store.cap_session_age(max_age_micros).await?;
+            store.delete_sessions_ended_before(now() - RETENTION_PERIOD).await
         };
-        if let Err(error) = ended.await {
-            tracing::warn!(%error, "old sessions were not forgotten; tried again later");
+        if let Err(error) = purge.await {
+            tracing::warn!(%error, "cannot purge ended sessions; next attempt in an hour");
         }
-        sleep(FORGETTING).await;
+        sleep(PURGE_INTERVAL).await;
     }
 }

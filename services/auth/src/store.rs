@@ -1,14 +1,15 @@
-//! The only SQL of this service, here and in the rooms below: one method is one statement or one
+//! The only SQL of this service, here and in the modules below. One method is one statement or one
 //! transaction.
 //!
-//! A change and its audit entries are one transaction, which locks the head of the log first: so
-//! entries are numbered in the order of commits, and who reads the log misses none.
+//! Invariant: a change and its audit entries are one transaction, which locks the head of the audit
+//! log first. Entries are therefore numbered in commit order, and a reader of the log misses none.
 
 mod audit;
 mod budgets;
 mod idempotency;
+mod key_secrets;
 mod keys;
-mod peppers;
+mod pepper_fingerprints;
 mod sessions;
 mod users;
 
@@ -27,12 +28,13 @@ use tokio::sync::Notify;
 
 use crate::error::Error;
 
-pub(crate) use audit::Entries;
-pub(crate) use budgets::{Lease, Used};
-pub(crate) use idempotency::Attempt;
-pub(crate) use keys::{Changes, End, Filter, Known, NewText};
-pub(crate) use sessions::{Ends, Live, NewSession, Refreshed};
-pub(crate) use users::{NewUser, UserChanges, Who};
+pub(crate) use audit::AuditFilter;
+pub(crate) use budgets::{ExhaustedBudget, TokenLease};
+pub(crate) use idempotency::ChangeRequest;
+pub(crate) use key_secrets::NewSecret;
+pub(crate) use keys::{ExpiryChange, KeyChanges, KeyFilter, KeyWithOwner};
+pub(crate) use sessions::{ActiveSession, NewSession, RefreshExpiry, RefreshOutcome};
+pub(crate) use users::{NewUser, UserChanges, UserRef};
 
 pub(crate) const MIGRATIONS: &[Step] = &[
     (1, "keys", include_str!("../migrations/0001_keys.sql")),
@@ -45,13 +47,13 @@ pub(crate) const MIGRATIONS: &[Step] = &[
 #[derive(Clone, Debug)]
 pub(crate) struct Store {
     db: Db,
-    /// Wakes who tells other replicas.
-    changed: Arc<Notify>,
+    /// Wakes the change feed, so that the other replicas learn of a change without delay.
+    change_notify: Arc<Notify>,
 }
 
-/// Who changes something, from where, and when.
+/// The caller that makes a change, its address, and the time of the change.
 #[derive(Clone, Debug)]
-pub(crate) struct By {
+pub(crate) struct AuditContext {
     pub(crate) time: i64,
     actor: String,
     owner: String,
@@ -59,9 +61,9 @@ pub(crate) struct By {
     request_id: String,
 }
 
-impl By {
-    pub(crate) fn of(call: &Call) -> Self {
-        By {
+impl AuditContext {
+    pub(crate) fn from_call(call: &Call) -> Self {
+        AuditContext {
             time: now(),
             actor: call.actor(),
             owner: call.principal.as_ref().map(|caller| caller.owner.clone()).unwrap_or_default(),
@@ -70,65 +72,71 @@ impl By {
         }
     }
 
-    /// The address alone.
+    /// IP address of the client.
     pub(crate) fn address(&self) -> &str {
         &self.address
     }
 }
 
-/// What a change means to caches of credentials.
+/// What the credential caches of the services must do after a change.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Effect {
+pub(crate) enum CacheEffect {
     None = 0,
-    /// Ask again.
-    Changed = 1,
-    /// And end calls in progress: something was taken away.
-    Ended = 2,
+    /// Authenticate the credential again.
+    Invalidate = 1,
+    /// Authenticate again and end calls in progress, because a permission was withdrawn.
+    EndCalls = 2,
 }
 
-/// One line of the audit log, without who and when.
-pub(crate) struct Note {
+/// One audit log entry before it is numbered and combined with its [`AuditContext`].
+pub(crate) struct AuditEvent {
     action: &'static str,
     subject: String,
     detail: Value,
-    effect: Effect,
+    effect: CacheEffect,
 }
 
-impl Note {
-    fn new(action: &'static str, subject: String, detail: Value, effect: Effect) -> Self {
-        Note { action, subject, detail, effect }
+impl AuditEvent {
+    fn new(action: &'static str, subject: String, detail: Value, effect: CacheEffect) -> Self {
+        AuditEvent { action, subject, detail, effect }
     }
 }
 
-/// What a transaction gives, and what it did.
-type Done<T> = Result<(T, Vec<Note>), Error>;
+/// The result of an audited transaction, with the events to append to the audit log.
+type Audited<T> = Result<(T, Vec<AuditEvent>), Error>;
 
 impl Store {
     pub(crate) fn new(db: Db) -> Self {
-        Store { db, changed: Arc::new(Notify::new()) }
+        Store { db, change_notify: Arc::new(Notify::new()) }
     }
 
-    /// Does something and writes down what was done, both or neither.
-    async fn change<T: Send + 'static>(
+    /// Runs `work` and appends its events to the audit log in one transaction.
+    async fn audited_transaction<T: Send + 'static>(
         &self,
-        by: By,
-        work: impl for<'t> FnOnce(&'t mut AnyConnection) -> BoxFuture<'t, Done<T>> + Send + 'static,
+        context: AuditContext,
+        work: impl for<'t> FnOnce(&'t mut AnyConnection) -> BoxFuture<'t, Audited<T>> + Send + 'static,
     ) -> Result<T, Error> {
         let done = self.db.transaction(move |connection| {
             Box::pin(async move {
                 let head = audit::lock_head(connection).await?;
-                let (done, notes) = work(connection).await?;
-                audit::append(connection, head, &by, &notes).await?;
+                let (done, events) = work(connection).await?;
+                audit::append_events(connection, head, &context, &events).await?;
                 Ok::<_, Error>(done)
             })
         });
         let done = done.await?;
-        self.changed.notify_one();
+        self.change_notify.notify_one();
         Ok(done)
     }
 }
 
-fn budget(row: &AnyRow) -> Result<Option<TokenBudget>, Error> {
+/// The audit detail of an update: the changed fields alone.
+fn detail_of_changes(fields: impl IntoIterator<Item = (&'static str, Option<Value>)>) -> Value {
+    let set = |(name, value): (&str, Option<Value>)| Some((name.to_owned(), value?));
+    Value::Object(fields.into_iter().filter_map(set).collect())
+}
+
+fn token_budget_from_row(row: &AnyRow) -> Result<Option<TokenBudget>, Error> {
     let budget = TokenBudget {
         per_day: row.try_get("day_budget")?,
         per_month: row.try_get("month_budget")?,
@@ -136,7 +144,7 @@ fn budget(row: &AnyRow) -> Result<Option<TokenBudget>, Error> {
     Ok(Some(budget).filter(|budget| *budget != TokenBudget::default()))
 }
 
-fn json(value: &impl Serialize) -> Result<String, Error> {
+fn to_json(value: &impl Serialize) -> Result<String, Error> {
     Ok(serde_json::to_string(value).map_err(anyhow::Error::from)?)
 }
 

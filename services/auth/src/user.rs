@@ -1,4 +1,4 @@
-//! The RPCs of users and their profiles.
+//! `UserService`: the RPCs of users and their profiles.
 
 use hapa_core::access::DEFAULT_SCOPES;
 use hapa_core::call::Call;
@@ -17,41 +17,41 @@ use secrecy::SecretString;
 use tonic::{Request, Response, Status};
 
 use crate::error::Error;
-use crate::idempotency::Repeatable;
-use crate::password::Passwords;
+use crate::idempotency::RequestIdempotency;
+use crate::password::PasswordHasher;
 use crate::pepper::Pepper;
-use crate::store::{Attempt, By, NewUser, Store, UserChanges};
-use crate::{check, ids};
+use crate::store::{AuditContext, ChangeRequest, NewUser, Store, UserChanges};
+use crate::{ids, validation};
 
-const MUTABLE: &[&str] = &["email", "name", "password", "scopes", "token_budget"];
-/// What a user may change about itself.
-const OWN: &[&str] = &["name", "password"];
+const UPDATABLE_FIELDS: &[&str] = &["email", "name", "password", "scopes", "token_budget"];
+/// Fields that a user may update without being an admin.
+const SELF_UPDATABLE_FIELDS: &[&str] = &["name", "password"];
 
-pub(crate) struct Users {
+pub(crate) struct UserApi {
     pub(crate) store: Store,
     pub(crate) pepper: Pepper,
-    pub(crate) passwords: Passwords,
+    pub(crate) password_hasher: PasswordHasher,
 }
 
 #[tonic::async_trait]
-impl UserService for Users {
+impl UserService for UserApi {
     async fn create_user(
         &self,
         request: Request<CreateUserRequest>,
     ) -> Result<Response<CreateUserResponse>, Status> {
         let call = Call::of(request.extensions())?;
-        let repeatable = Repeatable::of(&request, &self.pepper)?;
-        let attempt = Attempt { by: By::of(&call), request: repeatable };
-        // Before the password is hashed, which is the dear part.
-        if let Some(reply) = self.store.first_reply(&attempt).await? {
+        let idempotency = RequestIdempotency::from_request(&request, &self.pepper)?;
+        let change = ChangeRequest { context: AuditContext::from_call(&call), idempotency };
+        // Checked before the password is hashed, which is expensive.
+        if let Some(reply) = self.store.first_reply(&change).await? {
             return Ok(reply);
         }
         let mut request = request.into_inner();
-        let email = check_new(&request)?;
+        let email = validate_create(&request)?;
         let password = std::mem::take(&mut request.password);
-        let password_hash = self.hash(password).await?;
+        let password_hash = self.hash_password(password).await?;
         let user = User {
-            user_id: ids::user(),
+            user_id: ids::new_user_id(),
             name: if request.name.is_empty() { email.clone() } else { request.name },
             email,
             scopes: if request.scopes.is_empty() {
@@ -63,9 +63,9 @@ impl UserService for Users {
             ..User::default()
         };
         let profile = request.profile.unwrap_or_default();
-        let new = NewUser { user, password_hash, identity: None, profile };
+        let new_user = NewUser { user, password_hash, identity: None, profile };
         let reply = |user| CreateUserResponse { user: Some(user) };
-        Ok(self.store.insert_user(attempt, new, reply).await?)
+        Ok(self.store.insert_user(change, new_user, reply).await?)
     }
 
     async fn get_user(
@@ -73,8 +73,8 @@ impl UserService for Users {
         request: Request<GetUserRequest>,
     ) -> Result<Response<GetUserResponse>, Status> {
         let call = Call::of(request.extensions())?;
-        let user_id = visible(&call, request.into_inner().user_id)?;
-        let user = Some(self.shown(&user_id).await?);
+        let user_id = visible_user_id(&call, request.into_inner().user_id)?;
+        let user = Some(self.required_user(&user_id).await?);
         Ok(Response::new(GetUserResponse { user }))
     }
 
@@ -87,14 +87,14 @@ impl UserService for Users {
         let after = pagination::after(&request.page_token)?;
         let email = request.email.trim().to_lowercase();
         let users = self.store.users_page(&email, &after, size + 1).await?;
-        let (mut users, more) = pagination::cut(users, size);
+        let (mut users, has_more) = pagination::cut(users, size);
         let payers: Vec<_> = users.iter().map(|user| format!("user:{}", user.user_id)).collect();
-        for (user, usage) in users.iter_mut().zip(self.store.usage(&payers, now()).await?) {
+        for (user, usage) in users.iter_mut().zip(self.store.token_usage(&payers, now()).await?) {
             user.token_usage = Some(usage);
         }
-        let created = |user: &User| user.create_time.as_ref().map_or(0, micros);
-        let token = |user: &User| pagination::token(created(user), &user.user_id);
-        let next_page_token = users.last().filter(|_| more).map(token).unwrap_or_default();
+        let create_time = |user: &User| user.create_time.as_ref().map_or(0, micros);
+        let token = |user: &User| pagination::token(create_time(user), &user.user_id);
+        let next_page_token = users.last().filter(|_| has_more).map(token).unwrap_or_default();
         Ok(Response::new(ListUsersResponse { users, next_page_token }))
     }
 
@@ -104,17 +104,17 @@ impl UserService for Users {
     ) -> Result<Response<UpdateUserResponse>, Status> {
         let call = Call::of(request.extensions())?;
         let mut request = request.into_inner();
-        let user_id = visible(&call, std::mem::take(&mut request.user_id))?;
+        let user_id = visible_user_id(&call, std::mem::take(&mut request.user_id))?;
         let current = std::mem::take(&mut request.current_password);
-        let (mut changes, password) = changes(&call, request)?;
+        let (mut changes, password) = parse_update(&call, request)?;
         if let Some(password) = password {
             if !call.is_admin() {
-                self.check_password(&user_id, current).await?;
+                self.verify_password(&user_id, current).await?;
             }
-            changes.password_hash = self.hash(password).await?;
+            changes.password_hash = self.hash_password(password).await?;
         }
-        self.store.update_user(By::of(&call), user_id.clone(), changes).await?;
-        let user = Some(self.shown(&user_id).await?);
+        self.store.update_user(AuditContext::from_call(&call), user_id.clone(), changes).await?;
+        let user = Some(self.required_user(&user_id).await?);
         Ok(Response::new(UpdateUserResponse { user }))
     }
 
@@ -123,8 +123,9 @@ impl UserService for Users {
         request: Request<DeleteUserRequest>,
     ) -> Result<Response<DeleteUserResponse>, Status> {
         let call = Call::of(request.extensions())?;
-        let user_id = visible(&call, request.into_inner().user_id)?;
-        let (keys, sessions) = self.store.delete_user(By::of(&call), user_id).await?;
+        let user_id = visible_user_id(&call, request.into_inner().user_id)?;
+        let (keys, sessions) =
+            self.store.delete_user(AuditContext::from_call(&call), user_id).await?;
         let count = |number| u32::try_from(number).unwrap_or(u32::MAX);
         Ok(Response::new(DeleteUserResponse {
             revoked_keys: count(keys),
@@ -137,9 +138,9 @@ impl UserService for Users {
         request: Request<GetProfileRequest>,
     ) -> Result<Response<GetProfileResponse>, Status> {
         let call = Call::of(request.extensions())?;
-        let user_id = visible(&call, request.into_inner().user_id)?;
+        let user_id = visible_user_id(&call, request.into_inner().user_id)?;
         let profile = self.store.profile(&user_id).await?;
-        let profile = Some(profile.ok_or(Error::NoSuch("user"))?);
+        let profile = Some(profile.ok_or(Error::NotFound("user"))?);
         Ok(Response::new(GetProfileResponse { profile }))
     }
 
@@ -149,105 +150,110 @@ impl UserService for Users {
     ) -> Result<Response<UpdateProfileResponse>, Status> {
         let call = Call::of(request.extensions())?;
         let request = request.into_inner();
-        let user_id = visible(&call, request.user_id)?;
-        let (profile, mut found) = (request.profile.unwrap_or_default(), Violations::default());
-        found.extend(user_profile::violations(&profile));
-        found.check()?;
-        self.store.set_profile(By::of(&call), user_id, profile.clone()).await?;
+        let user_id = visible_user_id(&call, request.user_id)?;
+        let (profile, mut violations) =
+            (request.profile.unwrap_or_default(), Violations::default());
+        violations.extend(user_profile::violations(&profile));
+        violations.check()?;
+        self.store.set_profile(AuditContext::from_call(&call), user_id, profile.clone()).await?;
         Ok(Response::new(UpdateProfileResponse { profile: Some(profile) }))
     }
 }
 
-impl Users {
-    async fn shown(&self, user_id: &str) -> Result<User, Error> {
-        self.store.user_by_id(user_id, now()).await?.ok_or(Error::NoSuch("user"))
+impl UserApi {
+    async fn required_user(&self, user_id: &str) -> Result<User, Error> {
+        self.store.user_by_id(user_id, now()).await?.ok_or(Error::NotFound("user"))
     }
 
-    async fn hash(&self, password: String) -> Result<Option<String>, Error> {
+    async fn hash_password(&self, password: String) -> Result<Option<String>, Error> {
         if password.is_empty() {
             return Ok(None);
         }
-        Ok(Some(self.passwords.hash(&SecretString::from(password)).await?))
+        Ok(Some(self.password_hasher.hash(&SecretString::from(password)).await?))
     }
 
-    async fn check_password(&self, user_id: &str, password: String) -> Result<(), Error> {
+    async fn verify_password(&self, user_id: &str, password: String) -> Result<(), Error> {
         let user = self.store.user_by_id(user_id, now()).await?;
-        let user = user.ok_or(Error::NoSuch("user"))?;
+        let user = user.ok_or(Error::NotFound("user"))?;
         let (_, hash) = self.store.user_by_email(&user.email).await?.unwrap_or((user, None));
         let password = SecretString::from(password);
-        if self.passwords.verify(&password, hash.as_deref()).await? {
+        if self.password_hasher.verify(&password, hash.as_deref()).await? {
             return Ok(());
         }
-        Err(Error::BadPassword)
+        Err(Error::WrongPassword)
     }
 }
 
-/// The user that is meant, where the caller may see it.
-pub(crate) fn visible(call: &Call, user_id: String) -> Result<String, Error> {
-    let user_id = check::required("user_id", user_id)?;
-    let own = call.principal.as_ref().map(|caller| caller.user_id.clone());
-    let own = own.filter(|own| !own.is_empty());
+/// The requested user id, if the caller may see that user; `me` is the caller itself.
+pub(crate) fn visible_user_id(call: &Call, user_id: String) -> Result<String, Error> {
+    let user_id = validation::required("user_id", user_id)?;
+    let own_user_id = call.principal.as_ref().map(|caller| caller.user_id.clone());
+    let own_user_id = own_user_id.filter(|own_user_id| !own_user_id.is_empty());
     if user_id == "me" {
-        let words = "this credential belongs to no user; name one";
-        return own.ok_or_else(|| Error::from(Violations::one("user_id", words)));
+        let problem = "must be a user id: this credential belongs to no user";
+        return own_user_id.ok_or_else(|| Error::from(Violations::one("user_id", problem)));
     }
-    if call.is_admin() || own.as_ref() == Some(&user_id) {
+    if call.is_admin() || own_user_id.as_ref() == Some(&user_id) {
         return Ok(user_id);
     }
-    Err(Error::NoSuch("user"))
+    Err(Error::NotFound("user"))
 }
 
-fn check_new(request: &CreateUserRequest) -> Result<String, Violations> {
-    let mut found = Violations::default();
-    let email = check::email(&request.email, &mut found);
+fn validate_create(request: &CreateUserRequest) -> Result<String, Violations> {
+    let mut violations = Violations::default();
+    let email = validation::email(&request.email, &mut violations);
     if !request.name.is_empty() {
-        check::name("name", &request.name, &mut found);
+        validation::name("name", &request.name, &mut violations);
     }
     if !request.password.is_empty() {
-        check::password(&request.password, &mut found);
+        validation::password(&request.password, &mut violations);
     }
-    check::scopes(&request.scopes, &mut found);
-    check::budget(request.token_budget.as_ref(), &mut found);
-    if let Some(given) = &request.profile {
-        found.extend(user_profile::violations(given));
+    validation::scopes(&request.scopes, &mut violations);
+    validation::token_budget(request.token_budget.as_ref(), &mut violations);
+    if let Some(profile) = &request.profile {
+        violations.extend(user_profile::violations(profile));
     }
-    found.check()?;
+    violations.check()?;
     Ok(email)
 }
 
-/// What to set, and the new password where one is.
-fn changes(
+/// The changes of an update, and the new password if it sets one.
+fn parse_update(
     call: &Call,
     request: UpdateUserRequest,
 ) -> Result<(UserChanges, Option<String>), Error> {
-    let mut found = Violations::default();
-    let paths = check::mask(request.update_mask, MUTABLE, &mut found);
+    let mut violations = Violations::default();
+    let paths = validation::update_mask(request.update_mask, UPDATABLE_FIELDS, &mut violations);
     let (mut changes, mut password) = (UserChanges::default(), None);
     for path in &paths {
         match path.as_str() {
-            "email" => changes.email = Some(check::email(&request.email, &mut found)),
+            "email" => changes.email = Some(validation::email(&request.email, &mut violations)),
             "name" => {
-                check::name("name", &request.name, &mut found);
+                validation::name("name", &request.name, &mut violations);
                 changes.name = Some(request.name.clone());
             }
             "password" => {
-                check::password(&request.password, &mut found);
+                validation::password(&request.password, &mut violations);
                 password = Some(request.password.clone());
             }
             "scopes" => {
-                check::scopes(&request.scopes, &mut found);
+                validation::scopes(&request.scopes, &mut violations);
                 changes.scopes = Some(request.scopes.clone());
             }
             _ => {
-                check::budget(request.token_budget.as_ref(), &mut found);
+                validation::token_budget(request.token_budget.as_ref(), &mut violations);
                 changes.token_budget = Some(request.token_budget.unwrap_or_default());
             }
         }
     }
-    found.check()?;
-    let is_foreign = |field: &&str| !OWN.contains(field) && paths.iter().any(|path| path == field);
-    if let Some(field) = MUTABLE.iter().copied().find(is_foreign).filter(|_| !call.is_admin()) {
-        return Err(Error::NotAllowed(field));
+    violations.check()?;
+    let is_admin_only = |field: &&str| {
+        !SELF_UPDATABLE_FIELDS.contains(field) && paths.iter().any(|path| path == field)
+    };
+    if let Some(field) =
+        UPDATABLE_FIELDS.iter().copied().find(is_admin_only).filter(|_| !call.is_admin())
+    {
+        return Err(Error::AdminRequired(field));
     }
     Ok((changes, password))
 }

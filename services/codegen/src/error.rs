@@ -1,5 +1,5 @@
-//! What can go wrong with a generation, and the one table from that to a published code. It depends
-//! on whether text was sent: a broken answer must not look like one that never began.
+//! All errors of this service, and their mapping to published codes. The code depends on whether text
+//! was sent: a broken response must not look like one that never began.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -9,51 +9,53 @@ use hapa_core::violations::Violations;
 use reqwest::StatusCode;
 use tonic::Status;
 
-use crate::engine::{self, Refusal};
-use crate::route;
+use crate::engine::{EngineError, RefusalReason};
+use crate::route::DispatchError;
 
-/// What is too long where a question is.
-const QUESTION: &str = "code_context";
-/// When a refused caller should come back: a generation takes seconds.
-const BUSY: Duration = Duration::from_secs(1);
+/// The field that is named if the prompt of a generation is too long.
+const GENERATION_CONTEXT_FIELD: &str = "code_context";
+/// The field that is named if the prompt of a completion is too long.
+const COMPLETION_CONTEXT_FIELD: &str = "prefix";
+/// `retry-after` of a refused call: a generation takes seconds.
+const OVERLOAD_RETRY_DELAY: Duration = Duration::from_secs(1);
 
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Error {
     #[error(transparent)]
     Invalid(#[from] Violations),
-    #[error("this key may not use this model; ListModels names those that it may use")]
+    #[error("this key may not use this model; ListModels returns the models that it may use")]
     ModelNotAllowed,
-    /// No engine can be asked; the words say why, in published words.
+    /// No engine can be used. The text may be shown to clients.
     #[error("{0}")]
-    Away(String),
+    NoEngine(String),
     #[error(transparent)]
-    Engine(#[from] engine::Error),
+    Engine(#[from] EngineError),
     #[error(transparent)]
-    Asking(#[from] route::Error),
+    Routing(#[from] DispatchError),
     /// The same for a completion, which several callers may share.
     #[error(transparent)]
-    Completing(#[from] Arc<route::Error>),
-    /// What another service has for the caller, in published words.
+    SharedRouting(#[from] Arc<DispatchError>),
+    /// A status of another service that is passed on to the client, with its published code.
     #[error("{}", .0.message())]
-    Told(Box<Status>),
-    #[error("token budgets can't be checked at the moment; try again")]
-    Budget(#[source] Box<Status>),
-    #[error("too many generations at once; try again shortly")]
-    Busy,
+    Upstream(Box<Status>),
+    #[error("token budgets cannot be checked at the moment; try again")]
+    BudgetUnavailable(#[source] Box<Status>),
+    #[error("too many concurrent generations; try again shortly")]
+    QueueFull,
     #[error("this API key or session has expired or was revoked; ask for a new one")]
     KeyEnded,
-    /// The deadline of the call or of the whole generation.
-    #[error("the answer was not complete when its time was up; allow more time or ask for less")]
-    TimeUp,
-    #[error("the model did not begin to answer in time; try again")]
-    NoFirstToken,
-    #[error("the model fell silent in the middle of its answer")]
+    /// The deadline of the call, or the timeout of the whole generation.
+    #[error("the response was not complete before the deadline; allow more time or request less")]
+    DeadlineExceeded,
+    #[error("the model sent no first token in time; try again")]
+    FirstTokenTimeout,
+    #[error("the model stopped sending tokens in the middle of its response")]
     Stalled,
-    /// Others of the same caller read the same answer, and are far ahead.
-    #[error("the answer was read too slowly")]
-    ReadTooSlowly,
-    #[error("too many are having code checked at the moment; try again shortly")]
-    ChecksBusy,
+    /// Other subscribers of the same stream are too far ahead.
+    #[error("the response was read too slowly")]
+    SlowReader,
+    #[error("too many concurrent code validations; try again shortly")]
+    ValidatorsBusy,
     #[error("this server is shutting down; try again at once")]
     ShuttingDown,
     #[error("superseded by a newer request of the session")]
@@ -63,45 +65,47 @@ pub(crate) enum Error {
 }
 
 impl Error {
-    /// A word for its kind, from a short list.
+    /// Value of the `error.type` span attribute, from a fixed list.
     pub(crate) fn kind(&self) -> String {
-        let word = match self {
+        let kind = match self {
             Error::Engine(error) => return error.kind(),
-            Error::Asking(error) => return error.kind(),
-            Error::Completing(error) => return error.kind(),
-            Error::Away(_) => "no_engine",
-            Error::TimeUp => "deadline",
-            Error::NoFirstToken | Error::Stalled => "silent",
+            Error::Routing(error) => return error.kind(),
+            Error::SharedRouting(error) => return error.kind(),
+            Error::NoEngine(_) => "no_engine",
+            Error::DeadlineExceeded => "deadline",
+            Error::FirstTokenTimeout | Error::Stalled => "silent",
             Error::KeyEnded => "key_ended",
             Error::ShuttingDown => "shutting_down",
             Error::Superseded => "superseded",
             _ => "other",
         };
-        word.to_owned()
+        kind.to_owned()
     }
 
-    /// As it is shown to a caller, who got text before or did not.
-    pub(crate) fn fault(self, partial: bool) -> Fault {
-        let words = self.to_string();
+    /// The error with its published code. `partial`: the client has received text before.
+    pub(crate) fn into_rpc_error(self, partial: bool) -> Fault {
+        let message = self.to_string();
         match self {
             Error::Invalid(violations) => violations.into(),
-            Error::ModelNotAllowed => Fault::new(ErrorCode::NoPermission, words),
-            Error::Away(_) => Fault::new(ErrorCode::ModelUnreachable, words),
-            Error::Engine(error) => engine_fault(&error, partial, QUESTION),
-            Error::Asking(error) => asking_fault(&error, partial, QUESTION),
-            Error::Completing(error) => asking_fault(&error, partial, "prefix"),
-            Error::TimeUp | Error::NoFirstToken => Fault::new(ErrorCode::ModelTimeout, words),
-            Error::Told(status) => Fault::internal(status),
-            Error::Budget(status) => {
-                Fault::new(ErrorCode::DatabaseError, words).because(status.as_ref())
+            Error::ModelNotAllowed => Fault::new(ErrorCode::NoPermission, message),
+            Error::NoEngine(_) => Fault::new(ErrorCode::ModelUnreachable, message),
+            Error::Engine(error) => from_engine(&error, partial, GENERATION_CONTEXT_FIELD),
+            Error::Routing(error) => from_dispatch(&error, partial, GENERATION_CONTEXT_FIELD),
+            Error::SharedRouting(error) => from_dispatch(&error, partial, COMPLETION_CONTEXT_FIELD),
+            Error::DeadlineExceeded | Error::FirstTokenTimeout => {
+                Fault::new(ErrorCode::ModelTimeout, message)
             }
-            Error::Busy | Error::ChecksBusy => {
-                Fault::new(ErrorCode::Overloaded, words).retry_after(BUSY)
+            Error::Upstream(status) => Fault::internal(status),
+            Error::BudgetUnavailable(status) => {
+                Fault::new(ErrorCode::DatabaseError, message).because(status.as_ref())
             }
-            Error::Superseded | Error::ReadTooSlowly => Fault::new(ErrorCode::StreamGivenUp, words),
-            Error::KeyEnded => Fault::new(ErrorCode::KeyEnded, words),
-            Error::Stalled => Fault::new(ErrorCode::CutShort, words),
-            Error::ShuttingDown => Fault::new(ErrorCode::ShuttingDown, words),
+            Error::QueueFull | Error::ValidatorsBusy => {
+                Fault::new(ErrorCode::Overloaded, message).retry_after(OVERLOAD_RETRY_DELAY)
+            }
+            Error::Superseded | Error::SlowReader => Fault::new(ErrorCode::StreamGivenUp, message),
+            Error::KeyEnded => Fault::new(ErrorCode::KeyEnded, message),
+            Error::Stalled => Fault::new(ErrorCode::CutShort, message),
+            Error::ShuttingDown => Fault::new(ErrorCode::ShuttingDown, message),
             Error::Internal(cause) => (&cause).into(),
         }
     }
@@ -110,65 +114,66 @@ impl Error {
 impl From<Error> for Status {
     fn from(error: Error) -> Status {
         match error {
-            Error::Told(status) => *status,
-            error => error.fault(false).into(),
+            Error::Upstream(status) => *status,
+            error => error.into_rpc_error(false).into(),
         }
     }
 }
 
-/// `longest` is the field that most of the prompt came in.
-fn asking_fault(error: &route::Error, partial: bool, longest: &'static str) -> Fault {
+/// `longest_field` is the field that holds most of the prompt.
+fn from_dispatch(error: &DispatchError, partial: bool, longest_field: &'static str) -> Fault {
     match error {
-        route::Error::NoModel => Fault::new(ErrorCode::ModelUnreachable, error.to_string()),
-        route::Error::CircuitOpen(wait) => {
+        DispatchError::NoModel => Fault::new(ErrorCode::ModelUnreachable, error.to_string()),
+        DispatchError::CircuitOpen(wait) => {
             Fault::new(ErrorCode::CircuitOpen, error.to_string()).retry_after(*wait)
         }
-        route::Error::Engine(error) => engine_fault(error, partial, longest),
+        DispatchError::Engine(error) => from_engine(error, partial, longest_field),
     }
 }
 
-fn engine_fault(error: &engine::Error, partial: bool, longest: &'static str) -> Fault {
+fn from_engine(error: &EngineError, partial: bool, longest_field: &'static str) -> Fault {
     if partial {
-        let words = "the answer was cut short; what was sent is not all of it";
-        return Fault::new(ErrorCode::CutShort, words).because(error);
+        let message = "the response was cut short; the text received is incomplete";
+        return Fault::new(ErrorCode::CutShort, message).because(error);
     }
     match error {
-        engine::Error::Refused { .. } => refused(error, longest),
-        engine::Error::Silent => {
+        EngineError::Refused { .. } => from_refusal(error, longest_field),
+        EngineError::Timeout => {
             Fault::new(ErrorCode::ModelTimeout, "the AI model did not answer in time; try again")
         }
         error => {
-            let words = "the AI model can't be reached or broke off; try again";
-            Fault::new(ErrorCode::ModelUnreachable, words).because(error)
+            let message = "the AI model is unreachable or its stream failed; try again";
+            Fault::new(ErrorCode::ModelUnreachable, message).because(error)
         }
     }
 }
 
-fn refused(error: &engine::Error, longest: &'static str) -> Fault {
-    let engine::Error::Refused { status, refusal, retry_after } = error else {
+fn from_refusal(error: &EngineError, longest_field: &'static str) -> Fault {
+    let EngineError::Refused { status, refusal, retry_after } = error else {
         return Fault::internal(error);
     };
     match *status {
         StatusCode::NOT_FOUND => {
-            let words = "the engine does not serve this model; ListModels tells what it does";
-            Fault::new(ErrorCode::NotFound, words)
+            let message =
+                "the engine does not serve this model; ListModels returns the models it serves";
+            Fault::new(ErrorCode::NotFound, message)
         }
         StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE => {
             Fault::new(ErrorCode::Overloaded, "the AI model is overloaded; try again shortly")
-                .retry_after(retry_after.unwrap_or(Duration::from_secs(1)))
+                .retry_after(retry_after.unwrap_or(OVERLOAD_RETRY_DELAY))
         }
-        StatusCode::BAD_REQUEST if *refusal == Refusal::ContextTooLong => {
-            let words = "what was asked and its context are too long for the model";
-            Fault::new(ErrorCode::InvalidInput, words)
-                .field(longest, "is too long, together with the rest and max_tokens")
+        StatusCode::BAD_REQUEST if *refusal == RefusalReason::ContextTooLong => {
+            let message = "the request and its context are too long for the model";
+            Fault::new(ErrorCode::InvalidInput, message)
+                .field(longest_field, "is too long together with the other fields and max_tokens")
         }
         StatusCode::BAD_REQUEST => {
-            Fault::new(ErrorCode::InvalidInput, "the engine refused the request's parameters")
+            Fault::new(ErrorCode::InvalidInput, "the engine rejected the request's parameters")
         }
-        // 401 too: it is our key that the engine refuses.
+        // Includes 401: the engine rejects our own key.
         _ => {
-            let words = "the AI model failed or refused this server; try again";
-            Fault::new(ErrorCode::ModelUnreachable, words).because(error)
+            let message = "the AI model failed or rejected this server; try again";
+            Fault::new(ErrorCode::ModelUnreachable, message).because(error)
         }
     }
 }

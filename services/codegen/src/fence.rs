@@ -1,135 +1,142 @@
-//! Tells code from explanation while an answer streams: the lines that open and close Markdown code
-//! blocks are taken out and set the kind; every other byte goes through, in order, as soon as it
-//! can't be part of such a line any more.
+//! Splits a streamed answer into code and explanation. Lines that open or close Markdown code
+//! blocks are removed and switch the kind. All other bytes pass through in order, as soon as they
+//! cannot belong to such a line.
 //! <https://spec.commonmark.org/0.31.2/#fenced-code-blocks>
 
 use hapa_proto::codegen::v1::stream_generate_code_response::Kind;
 
-/// Longest line that may still turn out to be a fence: beyond it text is not held back.
-const LONGEST_FENCE: usize = 200;
+/// Longest line that can be a fence. Longer lines are not held back.
+const MAX_FENCE_LINE_LEN: usize = 200;
 
-/// Longest first word of an opening fence that is told; languages have shorter names.
-const LONGEST_WORD: usize = 40;
+/// Longer first words of info strings are cut to this length. Names of languages are shorter.
+const MAX_INFO_WORD_LEN: usize = 40;
 
-/// Where a piece of text stands.
+/// The position of a piece of text in the answer.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Spot<'s> {
+pub(crate) struct Segment<'s> {
     pub(crate) kind: Kind,
-    /// The number of the code block, from 1; of text, that of the block before it.
+    /// The number of the code block, from 1. For explanation, the number of the previous block.
     pub(crate) block: usize,
-    /// The first word after the block's opening fence: its language, or "".
-    pub(crate) word: &'s str,
+    /// The first word after the block's opening fence, usually its language. "": there is none.
+    pub(crate) info_word: &'s str,
 }
 
-/// What is known of the text so far.
+/// The state of the splitter between two pieces of the answer.
 #[derive(Debug, Default)]
-pub(crate) struct Splitter {
-    /// How many blocks were opened, and the word of the last.
-    blocks: usize,
-    word: String,
-    /// The begun line, while it may be a fence; empty otherwise.
-    held: String,
-    /// The begun line is no fence: the rest of it goes straight through.
-    in_line: bool,
-    /// The fence that opened the block we are in.
-    open: Option<Fence>,
+pub(crate) struct FenceSplitter {
+    /// The number of opened blocks.
+    block_count: usize,
+    /// The first word after the last opening fence.
+    info_word: String,
+    /// The current line while it may be a fence, or else "".
+    pending_line: String,
+    /// The current line is no fence, so its rest passes through.
+    is_mid_line: bool,
+    /// The opening fence of the current block.
+    open_fence: Option<Fence>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Fence {
-    mark: char,
+    marker: char,
     length: usize,
 }
 
-enum Line {
-    /// It opens or closes a block.
-    Marks(Option<Fence>),
-    /// It is text.
+enum LineKind {
+    /// The line opens a block with this fence, or closes the current one.
+    Fence(Option<Fence>),
     Text,
-    /// More of it must be seen.
-    Unclear,
+    /// The rest of the line is needed.
+    Undecided,
 }
 
-impl Splitter {
-    /// Takes a piece of the answer and gives what is certain now.
-    pub(crate) fn push(&mut self, mut text: &str, give: &mut impl FnMut(Spot<'_>, &str)) {
+impl FenceSplitter {
+    /// Adds a piece of the answer and emits all text that certainly is code or explanation.
+    pub(crate) fn push(&mut self, mut text: &str, emit: &mut impl FnMut(Segment<'_>, &str)) {
         while !text.is_empty() {
             let end = memchr::memchr(b'\n', text.as_bytes());
             let (line, rest) = text.split_at(end.map_or(text.len(), |at| at + 1));
             text = rest;
-            if self.in_line {
-                give(self.spot(), line);
+            if self.is_mid_line {
+                emit(self.segment(), line);
             } else {
-                self.held.push_str(line);
-                self.decide(end.is_some(), give);
+                self.pending_line.push_str(line);
+                self.resolve_pending(end.is_some(), emit);
             }
             if end.is_some() {
-                self.in_line = false;
+                self.is_mid_line = false;
             }
         }
     }
 
-    /// The answer has ended: what is held back is decided.
-    pub(crate) fn end(&mut self, give: &mut impl FnMut(Spot<'_>, &str)) {
-        if !self.held.is_empty() {
-            self.decide(true, give);
+    /// Emits the held-back text at the end of the answer.
+    pub(crate) fn end(&mut self, emit: &mut impl FnMut(Segment<'_>, &str)) {
+        if !self.pending_line.is_empty() {
+            self.resolve_pending(true, emit);
         }
     }
 
-    fn decide(&mut self, whole: bool, give: &mut impl FnMut(Spot<'_>, &str)) {
-        match self.look(whole) {
-            Line::Marks(open) => {
-                self.open = open;
-                if let Some(fence) = open {
-                    self.begin(fence);
+    fn resolve_pending(&mut self, is_complete: bool, emit: &mut impl FnMut(Segment<'_>, &str)) {
+        match self.classify(is_complete) {
+            LineKind::Fence(open_fence) => {
+                self.open_fence = open_fence;
+                if let Some(fence) = open_fence {
+                    self.start_block(fence);
                 }
-                self.held.clear();
+                self.pending_line.clear();
             }
-            Line::Text => {
-                give(self.spot(), &self.held);
-                self.held.clear();
-                self.in_line = true;
+            LineKind::Text => {
+                emit(self.segment(), &self.pending_line);
+                self.pending_line.clear();
+                self.is_mid_line = true;
             }
-            Line::Unclear => {}
+            LineKind::Undecided => {}
         }
     }
 
-    fn look(&self, whole: bool) -> Line {
-        let line = self.held.trim_end_matches(['\n', '\r']);
+    fn classify(&self, is_complete: bool) -> LineKind {
+        let line = self.pending_line.trim_end_matches(['\n', '\r']);
         let body = line.trim_start_matches(' ');
-        let Some(mark) = body.chars().next() else {
-            return if whole || line.len() > 3 { Line::Text } else { Line::Unclear };
+        let Some(marker) = body.chars().next() else {
+            return if is_complete || line.len() > 3 {
+                LineKind::Text
+            } else {
+                LineKind::Undecided
+            };
         };
-        if !matches!(mark, '`' | '~') || line.len() - body.len() > 3 || line.len() > LONGEST_FENCE {
-            return Line::Text;
+        if !matches!(marker, '`' | '~')
+            || line.len() - body.len() > 3
+            || line.len() > MAX_FENCE_LINE_LEN
+        {
+            return LineKind::Text;
         }
-        let after = body.trim_start_matches(mark);
-        let fence = Fence { mark, length: body.len() - after.len() };
-        let (long_enough, fits) = match self.open {
-            Some(open) if open.mark != mark => return Line::Text,
-            Some(open) => (fence.length >= open.length, after.trim().is_empty()),
-            // A backtick after the fence makes it inline code.
-            None => (fence.length >= 3, mark != '`' || !after.contains('`')),
+        let after = body.trim_start_matches(marker);
+        let fence = Fence { marker, length: body.len() - after.len() };
+        let (is_long_enough, is_fence) = match self.open_fence {
+            Some(open_fence) if open_fence.marker != marker => return LineKind::Text,
+            Some(open_fence) => (fence.length >= open_fence.length, after.trim().is_empty()),
+            // A backtick after the fence makes the line inline code.
+            None => (fence.length >= 3, marker != '`' || !after.contains('`')),
         };
-        if !fits || (!long_enough && (whole || !after.is_empty())) {
-            return Line::Text;
+        if !is_fence || (!is_long_enough && (is_complete || !after.is_empty())) {
+            return LineKind::Text;
         }
-        if !whole {
-            return Line::Unclear;
+        if !is_complete {
+            return LineKind::Undecided;
         }
-        Line::Marks(self.open.is_none().then_some(fence))
+        LineKind::Fence(self.open_fence.is_none().then_some(fence))
     }
 
-    fn begin(&mut self, fence: Fence) {
-        let after = self.held.trim_start_matches(' ').trim_start_matches(fence.mark);
+    fn start_block(&mut self, fence: Fence) {
+        let after = self.pending_line.trim_start_matches(' ').trim_start_matches(fence.marker);
         let word = after.split_whitespace().next().unwrap_or_default();
-        self.blocks += 1;
-        self.word = word.chars().take(LONGEST_WORD).collect();
+        self.block_count += 1;
+        self.info_word = word.chars().take(MAX_INFO_WORD_LEN).collect();
     }
 
-    fn spot(&self) -> Spot<'_> {
-        let kind = if self.open.is_some() { Kind::Code } else { Kind::Explanation };
-        Spot { kind, block: self.blocks, word: &self.word }
+    fn segment(&self) -> Segment<'_> {
+        let kind = if self.open_fence.is_some() { Kind::Code } else { Kind::Explanation };
+        Segment { kind, block: self.block_count, info_word: &self.info_word }
     }
 }
 
@@ -140,15 +147,15 @@ mod tests {
     use super::*;
 
     fn split<'a>(pieces: impl IntoIterator<Item = &'a str>) -> Vec<(Kind, String)> {
-        let (mut splitter, mut parts) = (Splitter::default(), Vec::<(Kind, String)>::new());
-        let mut give = |spot: Spot<'_>, text: &str| match parts.last_mut() {
-            Some((last, joined)) if *last == spot.kind => joined.push_str(text),
-            _ => parts.push((spot.kind, text.to_owned())),
+        let (mut splitter, mut parts) = (FenceSplitter::default(), Vec::<(Kind, String)>::new());
+        let mut emit = |segment: Segment<'_>, text: &str| match parts.last_mut() {
+            Some((last, joined)) if *last == segment.kind => joined.push_str(text),
+            _ => parts.push((segment.kind, text.to_owned())),
         };
         for piece in pieces {
-            splitter.push(piece, &mut give);
+            splitter.push(piece, &mut emit);
         }
-        splitter.end(&mut give);
+        splitter.end(&mut emit);
         parts
     }
 
@@ -160,7 +167,7 @@ mod tests {
     }
 
     #[test]
-    fn fences_set_the_kind_and_are_taken_out() {
+    fn fences_switch_the_kind_and_are_removed() {
         use Kind::{Code, Explanation};
         check(
             "a\n```python\nx = 1\n```\nb",
@@ -174,11 +181,11 @@ mod tests {
     }
 
     #[test]
-    fn blocks_are_told_apart_with_the_word_of_their_fence() {
-        let (mut splitter, mut seen) = (Splitter::default(), Vec::new());
+    fn blocks_have_their_number_and_the_word_of_their_fence() {
+        let (mut splitter, mut seen) = (FenceSplitter::default(), Vec::new());
         let answer = "a\n``` py title=x\n1\n```\n```\n2\n```\nb\n~~~js\n3\n";
-        splitter.push(answer, &mut |spot, text| {
-            seen.push((spot.block, spot.word.to_owned(), text.to_owned()));
+        splitter.push(answer, &mut |segment, text| {
+            seen.push((segment.block, segment.info_word.to_owned(), text.to_owned()));
         });
         let seen: Vec<_> =
             seen.iter().map(|(block, word, text)| (*block, word.as_str(), text.as_str())).collect();
@@ -188,7 +195,7 @@ mod tests {
     }
 
     #[test]
-    fn what_only_looks_like_a_fence_goes_through() {
+    fn lines_similar_to_a_fence_pass_through() {
         use Kind::{Code, Explanation};
         check("```inline``` code\n", &[(Explanation, "```inline``` code\n")]);
         check("use `x` or ``y``\n``\n", &[(Explanation, "use `x` or ``y``\n``\n")]);
@@ -198,8 +205,8 @@ mod tests {
     }
 
     #[test]
-    fn only_what_may_be_a_fence_is_held_back() {
-        let (mut splitter, mut given) = (Splitter::default(), String::new());
+    fn only_a_possible_fence_is_held_back() {
+        let (mut splitter, mut given) = (FenceSplitter::default(), String::new());
         splitter.push("word", &mut |_, text| given.push_str(text));
         assert_eq!(given, "word");
         splitter.push(" `a\n``", &mut |_, text| given.push_str(text));
@@ -207,13 +214,13 @@ mod tests {
         splitter.push("b", &mut |_, text| given.push_str(text));
         assert_eq!(given, "word `a\n``b");
         splitter.push("\n```", &mut |_, text| given.push_str(text));
-        splitter.push(&"x".repeat(LONGEST_FENCE), &mut |_, text| given.push_str(text));
-        assert!(given.len() > LONGEST_FENCE, "a long line is not held back for ever");
+        splitter.push(&"x".repeat(MAX_FENCE_LINE_LEN), &mut |_, text| given.push_str(text));
+        assert!(given.len() > MAX_FENCE_LINE_LEN, "a long line is not held back for ever");
     }
 
     proptest! {
         #[test]
-        fn the_split_is_the_same_wherever_the_text_is_cut(
+        fn the_split_does_not_depend_on_the_pieces(
             answer in "([`~]{1,5}| {1,5}|[a-z한]|\r?\n|```py\n|\n```\n){0,40}",
             cuts in prop::collection::vec(any::<prop::sample::Index>(), 0..20),
         ) {
@@ -227,7 +234,7 @@ mod tests {
         }
 
         #[test]
-        fn text_without_marks_comes_out_byte_for_byte(answer in "[^`~]{0,80}") {
+        fn text_without_fence_characters_passes_through_unchanged(answer in "[^`~]{0,80}") {
             let joined: String = split([answer.as_str()]).into_iter().map(|(_, text)| text).collect();
             prop_assert_eq!(joined, answer);
         }

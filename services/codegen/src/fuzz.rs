@@ -1,5 +1,5 @@
-//! The ways in for fuzzing (`make fuzz`): what strangers write reaches these functions first. Each
-//! asserts what must hold whatever is written.
+//! Entry points for fuzzing (`make fuzz`) into the functions that process untrusted input first. Each
+//! asserts invariants that hold for every input.
 
 use std::time::Duration;
 
@@ -7,57 +7,57 @@ use hapa_proto::codegen::v1::{CompleteCodeRequest, GenerateCodeRequest, Validate
 use prost::Message as _;
 
 use crate::completion;
-use crate::engine::Scheduling;
-use crate::engine::sse::{Reader, TooLong};
-use crate::fence::Splitter;
-use crate::question::Question;
-use crate::unicode::{Sieve, strip};
-use crate::validate::{self, Inspector, Language};
+use crate::engine::EngineScheduling;
+use crate::engine::sse::{EventTooLong, SseParser};
+use crate::fence::FenceSplitter;
+use crate::generate_params::GenerateParams;
+use crate::unicode::{InvisibleCharFilter, strip};
+use crate::validate::{self, CodeInspector, Language};
 
-/// An engine's stream in pieces, whose lengths the first byte sets; then its text as an answer.
+/// Parses an engine's stream in pieces, with the length in the first byte; then processes its text.
 pub fn stream(bytes: &[u8]) {
     let Some((length, rest)) = bytes.split_first() else { return };
     let read = |piece: usize| {
-        let (mut reader, mut events) = (Reader::default(), Vec::new());
+        let (mut parser, mut events) = (SseParser::default(), Vec::new());
         let refused = rest.chunks(piece).find_map(|piece| {
             let event = |data: &[u8]| {
                 events.push(data.to_vec());
-                Ok::<_, TooLong>(())
+                Ok::<_, EventTooLong>(())
             };
-            reader.feed(piece, event).err()
+            parser.feed(piece, event).err()
         });
         (events, refused)
     };
     let whole = read(rest.len().max(1));
-    assert_eq!(read(usize::from(*length).max(1)), whole, "how it is cut makes no difference");
-    let (mut sieve, mut splitter, mut inspector) =
-        (Sieve::default(), Splitter::default(), Inspector::new("python"));
+    assert_eq!(read(usize::from(*length).max(1)), whole, "the pieces make no difference");
+    let (mut char_filter, mut splitter, mut inspector) =
+        (InvisibleCharFilter::default(), FenceSplitter::default(), CodeInspector::new("python"));
     for event in &whole.0 {
         let text = String::from_utf8_lossy(event);
-        splitter.push(&sieve.strip(&text), &mut |spot, text| {
-            inspector.take(spot.block, spot.word, text);
+        splitter.push(&char_filter.strip(&text), &mut |segment, text| {
+            inspector.push(segment.block, segment.info_word, text);
         });
     }
     assert!(inspector.warnings(false).len() <= 11);
 }
 
-/// The requests of this service.
+/// Decodes and validates the requests of this service.
 pub fn requests(bytes: &[u8]) {
     if let Ok(request) = GenerateCodeRequest::decode(bytes)
-        && let Ok(question) = Question::check(request, None)
+        && let Ok(params) = GenerateParams::validate(request, None)
     {
-        assert_eq!(strip(&question.text), question.text.as_str());
-        assert!(question.body("model", Scheduling::default()).is_ok());
+        assert_eq!(strip(&params.text), params.text.as_str());
+        assert!(params.body("model", EngineScheduling::default()).is_ok());
     }
     if let Ok(request) = CompleteCodeRequest::decode(bytes) {
         completion::fuzz(request);
     }
     if let Ok(request) = ValidateCodeRequest::decode(bytes) {
-        let _ = validate::check(&request);
+        let _ = validate::validate_request(&request);
     }
 }
 
-/// Code, in the language that the first byte says.
+/// Validates code in the language that the first byte selects.
 pub fn code(bytes: &[u8]) {
     let Some((language, rest)) = bytes.split_first() else { return };
     let words = ["py", "js", "ts", "tsx", "java", "cpp", "cs"];
@@ -66,7 +66,7 @@ pub fn code(bytes: &[u8]) {
         return;
     };
     let lines = code.lines().count().max(1);
-    if let Some(report) = validate::examine(code, language, Duration::from_millis(200), true) {
+    if let Some(report) = validate::analyse(code, language, Duration::from_millis(200), true) {
         assert!(report.findings.iter().all(|finding| finding.line <= lines));
     }
 }

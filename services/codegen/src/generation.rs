@@ -19,31 +19,32 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tonic::Status;
 
-use crate::engine::{self, Ask, Batch};
+use crate::engine::{EngineError, Operation, StreamDelta};
 use crate::error::Error;
-use crate::fence::{Splitter, Spot};
+use crate::fence::{FenceSplitter, Segment};
 use crate::order::Order;
-use crate::route::{self, Fleet, Opened};
+use crate::route::{DispatchError, EnginePool, StartedStream};
 use crate::span;
-use crate::unicode::Sieve;
-use crate::validate::Inspector;
+use crate::unicode::InvisibleCharFilter;
+use crate::validate::CodeInspector;
 use crate::watch::{Patience, Watch, account, prompt_tokens};
 
-type Opening = Pin<Box<dyn Future<Output = Result<Opened<Batch>, route::Error>> + Send>>;
+type Opening =
+    Pin<Box<dyn Future<Output = Result<StartedStream<StreamDelta>, DispatchError>> + Send>>;
 
 enum Source {
     /// No token has come yet.
     Opening(Opening),
-    Open(Box<Opened<Batch>>),
+    Open(Box<StartedStream<StreamDelta>>),
     /// All was said; the connection can be kept for the next call once its end was read.
-    Closing(Box<Opened<Batch>>),
+    Closing(Box<StartedStream<StreamDelta>>),
     /// Nothing more will be read: the connection is closed or done.
     Ended,
 }
 
 /// What happened while waiting.
 enum Happened {
-    Opened(Box<Opened<Batch>>),
+    Opened(Box<StartedStream<StreamDelta>>),
     Read,
     Alarm,
 }
@@ -61,9 +62,9 @@ pub(crate) struct Generation {
     asked: Instant,
     /// About as many tokens as the prompt has, until the engine says.
     prompt_tokens: u32,
-    sieve: Sieve,
-    splitter: Splitter,
-    batch: Batch,
+    char_filter: InvisibleCharFilter,
+    splitter: FenceSplitter,
+    batch: StreamDelta,
     events: VecDeque<Event>,
     failure: Option<Status>,
 }
@@ -72,18 +73,18 @@ impl Generation {
     /// Asks the engine, and waits for its answer to begin as long as nothing need be sent: so that
     /// an engine that refuses at once gives a plain status and no stream.
     pub(crate) async fn begin(
-        fleet: &Fleet,
+        pool: &EnginePool,
         mut order: Order,
         call: &Call,
         patience: Patience,
         streams_end: CancellationToken,
     ) -> Result<Generation, Error> {
-        let (fleet, answered) = (fleet.clone(), CancellationToken::new());
+        let (pool, answered) = (pool.clone(), CancellationToken::new());
         let prompt_tokens = prompt_tokens(&order.body);
-        let part = span::begin(Ask::Chat, &order.model, order.sampling);
+        let part = span::start(Operation::Chat, &order.model, order.sampling);
         let request = order.request(call.report(), &answered, part.span());
         let mut generation = Generation {
-            source: Source::Opening(Box::pin(async move { fleet.open(request).await })),
+            source: Source::Opening(Box::pin(async move { pool.start_stream(request).await })),
             answered,
             order,
             watch: Watch::of_engine(call, patience, streams_end),
@@ -91,9 +92,9 @@ impl Generation {
             part,
             asked: Instant::now(),
             prompt_tokens,
-            sieve: Sieve::default(),
-            splitter: Splitter::default(),
-            batch: Batch::default(),
+            char_filter: InvisibleCharFilter::default(),
+            splitter: FenceSplitter::default(),
+            batch: StreamDelta::default(),
             events: VecDeque::new(),
             failure: None,
         };
@@ -136,7 +137,7 @@ impl Generation {
             match &mut self.source {
                 Source::Ended => return None,
                 Source::Closing(opened) => {
-                    opened.tokens.close().await;
+                    opened.stream.close().await;
                     self.source = Source::Ended;
                 }
                 Source::Opening(_) | Source::Open(_) => {
@@ -167,13 +168,13 @@ impl Generation {
     }
 
     /// Takes what came with the first token, and that it broke in the same read, where it did.
-    fn open(&mut self, mut opened: Box<Opened<Batch>>) -> Result<(), Error> {
+    fn open(&mut self, mut opened: Box<StartedStream<StreamDelta>>) -> Result<(), Error> {
         self.batch = std::mem::take(&mut opened.events);
-        self.part.set_server(opened.place());
-        if let Some(model) = self.batch.model.take().filter(|model| opened.has_model(model)) {
-            span::answers(&self.part, model);
+        self.part.set_server(opened.endpoint_name());
+        if let Some(model) = self.batch.model.take().filter(|model| opened.is_served_model(model)) {
+            span::set_response_model(&self.part, model);
         }
-        let broke = opened.broke.take();
+        let broke = opened.error.take();
         self.source = Source::Open(opened);
         let Some(error) = broke else { return self.take_batch() };
         self.take_text();
@@ -187,9 +188,9 @@ impl Generation {
             return;
         }
         let Some(lease) = &mut self.order.lease else { return };
-        lease.count(match &self.batch.usage {
+        lease.record_usage(match &self.batch.usage {
             Some(usage) => usage.total_tokens.into(),
-            None => i64::from(self.prompt_tokens) + i64::from(self.batch.pieces),
+            None => i64::from(self.prompt_tokens) + i64::from(self.batch.text_events),
         });
     }
 
@@ -202,7 +203,7 @@ impl Generation {
                     Ok::<_, Error>(Happened::Opened(Box::new(opening.await?)))
                 }
                 Source::Open(opened) => {
-                    opened.tokens.read(batch).await?;
+                    opened.stream.read(batch).await?;
                     Ok(Happened::Read)
                 }
                 Source::Closing(_) | Source::Ended => std::future::pending().await,
@@ -225,11 +226,11 @@ impl Generation {
         // [DONE] follows errors too: only a reason says that the answer is whole.
         let reason = self.batch.finish_reason.take();
         let Some(reason) = reason.filter(|reason| !reason.is_failure()) else {
-            return Err(engine::Error::Truncated.into());
+            return Err(EngineError::Truncated.into());
         };
         self.end_text();
         let finish_reason = reason.as_str().to_owned();
-        span::finished(&self.part, &[&finish_reason]);
+        span::set_finish_reasons(&self.part, &[&finish_reason]);
         let usage = self.batch.usage.take();
         self.tell(usage.as_ref());
         let warnings = self.warnings(finish_reason == "length");
@@ -247,44 +248,45 @@ impl Generation {
             return;
         }
         if self.watch.text() {
-            span::first_token(&self.part);
+            span::record_first_token(&self.part);
         }
         if let Some(report) = &self.report {
             report.heard(self.watch.last_heard());
         }
         let text = std::mem::take(&mut self.batch.text);
-        let text = self.sieve.strip(&text);
+        let text = self.char_filter.strip(&text);
         let (events, inspector) = (&mut self.events, &mut self.order.inspector);
-        self.splitter.push(&text, &mut |spot, text| read_along(events, inspector, spot, text));
+        self.splitter
+            .push(&text, &mut |segment, text| read_along(events, inspector, segment, text));
     }
 
     /// Says once what was used: as the engine counted, else as far as it is known.
     fn tell(&mut self, usage: Option<&Usage>) {
         let Some(report) = self.report.take() else { return };
-        account(usage, Ask::Chat);
+        account(usage, Operation::Chat);
         let (prompt, tokens) = match usage {
             Some(usage) => (usage.prompt_tokens, usage.completion_tokens),
             // An engine that never answered has read nothing.
             None if !self.answered.is_cancelled() => (0, 0),
-            None => (self.prompt_tokens, self.batch.pieces),
+            None => (self.prompt_tokens, self.batch.text_events),
         };
         report.tokens(prompt, tokens);
         report.engine(self.asked.elapsed());
         self.watch.count_times(tokens);
-        span::used(&self.part, prompt, tokens);
+        span::set_usage(&self.part, prompt, tokens);
         // Dropped here: what follows is on no engine's time.
         drop(std::mem::take(&mut self.part));
     }
 
     fn end_text(&mut self) {
         let (events, inspector) = (&mut self.events, &mut self.order.inspector);
-        self.splitter.end(&mut |spot, text| read_along(events, inspector, spot, text));
+        self.splitter.end(&mut |segment, text| read_along(events, inspector, segment, text));
     }
 
     /// Of a whole answer.
     fn warnings(&self, is_cut: bool) -> Vec<String> {
         let mut warnings = self.order.inspector.warnings(is_cut);
-        if self.sieve.removed > 0 {
+        if self.char_filter.removed_count > 0 {
             warnings.push("characters that can't be seen were removed from the answer".to_owned());
         }
         warnings
@@ -294,8 +296,8 @@ impl Generation {
         self.end_text();
         self.count();
         let partial = self.watch.has_text();
-        let fault: Fault = error.fault(partial);
-        span::failed(&self.part, &fault);
+        let fault: Fault = error.into_rpc_error(partial);
+        span::record_error(&self.part, &fault);
         let usage = self.batch.usage.take();
         self.tell(usage.as_ref());
         self.events.push_back(failed(&fault, partial));
@@ -329,11 +331,16 @@ pub(crate) fn failed(fault: &Fault, partial: bool) -> Event {
     })
 }
 
-fn read_along(events: &mut VecDeque<Event>, inspector: &mut Inspector, spot: Spot<'_>, text: &str) {
-    if spot.kind == Kind::Code {
-        inspector.take(spot.block, spot.word, text);
+fn read_along(
+    events: &mut VecDeque<Event>,
+    inspector: &mut CodeInspector,
+    segment: Segment<'_>,
+    text: &str,
+) {
+    if segment.kind == Kind::Code {
+        inspector.push(segment.block, segment.info_word, text);
     }
-    add_delta(events, spot.kind, text);
+    add_delta(events, segment.kind, text);
 }
 
 /// Neighbours of one kind become one event.

@@ -1,26 +1,27 @@
-//! Questions in, code out: prompts, the engine's stream, and what is said about it.
+//! The codegen service: generates, completes and validates code with the models behind vLLM-compatible
+//! engines.
 
 mod budget;
 mod cache;
 mod completion;
 mod engine;
 mod error;
+mod fair_queue;
 mod fence;
 #[cfg(feature = "fuzzing")]
 #[doc(hidden)]
 pub mod fuzz;
+mod generate_params;
 mod generation;
 mod idempotency;
 mod model;
 mod order;
 mod prompt;
-mod question;
 pub mod route;
 mod service;
 mod share;
 mod span;
 mod task;
-mod turn;
 mod unicode;
 mod validate;
 mod watch;
@@ -42,15 +43,15 @@ use secrecy::SecretString;
 use crate::budget::Budgets;
 pub use crate::cache::Config as CacheConfig;
 use crate::cache::{Cache, Caches};
-use crate::completion::{Completions, Running};
-use crate::engine::{Engine, EngineAccess};
+use crate::completion::{CompletionDeps, Completions};
+use crate::engine::{Engine, EngineOptions};
+use crate::fair_queue::{FairQueue, QueueConfig};
 use crate::idempotency::Idempotency;
-use crate::model::Models;
-use crate::route::{Bounds, Fleet, Source};
+use crate::model::ModelCatalog;
+use crate::route::{EnginePool, EngineSource, PoolTimeouts};
 use crate::service::Codegen;
 use crate::task::Specialists;
-use crate::turn::{TurnConfig, Turns};
-use crate::validate::Validators;
+use crate::validate::ValidationPool;
 use crate::watch::Patience;
 
 /// Settings of this service.
@@ -58,55 +59,56 @@ use crate::watch::Patience;
 #[command(next_help_heading = "Codegen")]
 #[group(id = "codegen")]
 pub struct Config {
-    /// The OpenAI-compatible servers that have the models, vLLM for one: base URLs, comma-separated;
-    /// dns+http://name:port/v1 stands for every address of a name.
+    /// Base URLs of the OpenAI-compatible engines, such as vLLM, comma-separated. dns+http://name:port/v1
+    /// stands for every address of a DNS name.
     #[arg(long, env = "AI_MODEL_ENDPOINT", default_value = "http://127.0.0.1:8002/v1")]
     pub ai_model_endpoint: String,
-    /// Its key, where it asks for one.
+    /// API key of the engines, if they require one.
     #[arg(long, env = "AI_MODEL_API_KEY", hide_env_values = true)]
     pub ai_model_api_key: Option<SecretString>,
-    /// Whether what engines say of their failures is logged, at debug and without secrets. It may repeat
+    /// Whether error texts of engines are logged, at level debug and without secrets. They may repeat
     /// prompts.
     #[arg(long, env = "LOG_ENGINE_ERRORS", action = ArgAction::Set, default_value_t = false)]
     pub log_engine_errors: bool,
-    /// The model that answers when none is named; default: the first that an endpoint lists.
+    /// Model of requests that name none; default: the first model that an engine lists.
     #[arg(long, env = "AI_MODEL_NAME")]
     pub ai_model_name: Option<String>,
-    /// Models or adapters for tasks, such as fix=my-fixer,test=my-tester; the others are done by
-    /// autocomplete (complete), prompt (generate, optimize, test), comment (comment, explain, review)
-    /// and error_fix (fix), where an engine serves them.
+    /// Models or adapters for tasks, such as fix=my-fixer,test=my-tester. Defaults, if an engine
+    /// serves them: autocomplete (complete), prompt (generate, optimize, test), comment (comment,
+    /// explain, review) and error_fix (fix).
     #[arg(long, env = "TASK_MODELS", default_value = "", hide_default_value = true)]
     pub task_models: String,
-    /// The model that answers for one that no engine serves or that a key may not use; default: the
-    /// one that answers when none is named.
+    /// Replacement for a task's model that no engine serves or that the key may not use; default: the
+    /// model of AI_MODEL_NAME.
     #[arg(long, env = "FALLBACK_MODEL")]
     pub fallback_model: Option<String>,
-    /// Longest wait for the first token, in seconds.
+    /// Maximum wait for the first token, in seconds.
     #[arg(long, env = "FIRST_TOKEN_TIMEOUT_SECONDS", default_value = "60", value_parser = seconds)]
     pub first_token_timeout_seconds: Duration,
-    /// An engine that runs requests and makes no token for so long is taken for stuck, in seconds.
+    /// Time after which an engine that runs requests but generates no token counts as stalled, in
+    /// seconds.
     #[arg(long, env = "ENGINE_STALL_SECONDS", default_value = "20", value_parser = seconds)]
     pub engine_stall_seconds: Duration,
-    /// Longest gap between two tokens, in seconds.
+    /// Maximum gap between two tokens, in seconds.
     #[arg(long, env = "TOKEN_GAP_TIMEOUT_SECONDS", default_value = "30", value_parser = seconds)]
     pub token_gap_timeout_seconds: Duration,
-    /// Longest that a whole answer may take, in seconds.
+    /// Maximum duration of a whole response, in seconds.
     #[arg(long, env = "VLLM_TIMEOUT_SECONDS", default_value = "300", value_parser = seconds)]
     pub vllm_timeout_seconds: Duration,
-    /// How much is asked of the engines at once.
+    /// Limits of concurrent generations.
     #[command(flatten)]
-    pub turn: TurnConfig,
-    /// Silence after which a stream sends a heartbeat, in seconds.
+    pub queue: QueueConfig,
+    /// Time without an event after which a stream sends a heartbeat, in seconds.
     #[arg(long, env = "HEARTBEAT_SECONDS", default_value = "10", value_parser = seconds)]
     pub heartbeat_seconds: Duration,
-    /// What is remembered of answers.
+    /// Settings of the response cache.
     #[command(flatten)]
     pub cache: CacheConfig,
 }
 
 impl Config {
-    fn access(&self) -> EngineAccess {
-        EngineAccess::new(self.ai_model_api_key.as_ref(), self.log_engine_errors)
+    fn engine_options(&self) -> EngineOptions {
+        EngineOptions::new(self.ai_model_api_key.as_ref(), self.log_engine_errors)
     }
 }
 
@@ -115,7 +117,7 @@ const CACHE_RPCS: &[Rpc] = &[
     Rpc::new("/hapa.codegen.v1.CacheService/GetCacheStats", Access::Scope("cache:admin")),
 ];
 
-/// The documented limits of the original's endpoints, but for completion.
+/// The rate limits are those documented for the predecessor's endpoints, except for completion.
 const RPCS: &[Rpc] = &[
     Rpc::new("/hapa.codegen.v1.CodegenService/GenerateCode", Access::Scope("codegen:generate"))
         .limited(50, 60),
@@ -124,7 +126,7 @@ const RPCS: &[Rpc] = &[
         Access::Scope("codegen:generate"),
     )
     .limited(20, 60),
-    // The original allowed 50 in a minute, which a fast writer uses up in half of one.
+    // The predecessor allowed 50 a minute, which fast typing uses up in half a minute.
     Rpc::new("/hapa.codegen.v1.CodegenService/CompleteCode", Access::Scope("codegen:complete"))
         .limited(120, 60),
     Rpc::new(
@@ -138,19 +140,19 @@ const RPCS: &[Rpc] = &[
     Rpc::new("/hapa.codegen.v1.CodegenService/GetCodeHealth", Access::Caller),
 ];
 
-/// Asks each engine which models it serves: how many, or why it does not say. Bounded for each.
+/// Requests the list of models of each engine: its length, or the error. Each request has a timeout.
 pub async fn survey(config: &Config) -> Vec<(String, Result<usize, String>)> {
     let urls = config.ai_model_endpoint.split(',').map(str::trim).filter(|url| !url.is_empty());
-    let ask = async |url: &str| {
-        let engine = Engine::new(url, None, &config.access());
+    let count_models = async |url: &str| {
+        let engine = Engine::new(url, None, &config.engine_options());
         let engine = engine.map_err(|error| error.to_string())?;
         engine.models().await.map(|models| models.len()).map_err(|error| error.to_string())
     };
-    let mut found = Vec::new();
+    let mut results = Vec::new();
     for url in urls {
-        found.push((url.to_owned(), ask(url).await));
+        results.push((url.to_owned(), count_models(url).await));
     }
-    found
+    results
 }
 
 /// What the service needs of its process.
@@ -166,35 +168,36 @@ pub struct Dependencies {
     pub principals: PrincipalCacheHandle,
 }
 
-/// The services.
+/// Builds the gRPC services, their health checks and their background tasks.
 pub fn service(config: &Config, dependencies: Dependencies) -> anyhow::Result<ServiceSpec> {
     let Dependencies { common, auth, shutdown, principals } = dependencies;
     let mut spec = ServiceSpec::default();
     let specialists = Specialists::new(&config.task_models, config.fallback_model.as_deref())
-        .map_err(|wrong| Wrong::new("TASK_MODELS", wrong))?;
-    let sources = Source::read(&config.ai_model_endpoint)
-        .map_err(|words| Wrong::new("AI_MODEL_ENDPOINT", words))?;
-    let bounds = Bounds {
+        .map_err(|error| Wrong::new("TASK_MODELS", error))?;
+    let sources = EngineSource::parse_list(&config.ai_model_endpoint)
+        .map_err(|error| Wrong::new("AI_MODEL_ENDPOINT", error))?;
+    let timeouts = PoolTimeouts {
         attempt: config.first_token_timeout_seconds / 3,
-        stuck: config.engine_stall_seconds,
+        stall: config.engine_stall_seconds,
     };
-    let fleet = Fleet::new(sources, config.access(), bounds)?;
-    fleet.watch(&mut spec);
+    let pool = EnginePool::new(sources, config.engine_options(), timeouts)?;
+    pool.spawn_background_tasks(&mut spec);
     let patience = Patience {
         first_token: config.first_token_timeout_seconds,
         between_tokens: config.token_gap_timeout_seconds,
         whole: config.vllm_timeout_seconds,
         heartbeat: config.heartbeat_seconds,
     };
-    let models = Arc::new(Models::new(fleet.clone(), config.ai_model_name.clone(), specialists));
+    let models =
+        Arc::new(ModelCatalog::new(pool.clone(), config.ai_model_name.clone(), specialists));
     spec.check(engine_check(Arc::clone(&models)));
     let budgets = Budgets::new(auth, &mut spec, config.vllm_timeout_seconds);
-    let turns = Turns::new(config.turn.clone());
+    let queue = FairQueue::new(config.queue.clone());
     let streams_end = shutdown.end_streams.clone();
-    let completions = Completions::new(Running {
-        fleet: fleet.clone(),
+    let completions = Completions::new(CompletionDeps {
+        pool: pool.clone(),
         models: Arc::clone(&models),
-        turns: turns.clone(),
+        queue: queue.clone(),
         budgets: budgets.clone(),
         patience,
         streams_end: streams_end.clone(),
@@ -204,13 +207,13 @@ pub fn service(config: &Config, dependencies: Dependencies) -> anyhow::Result<Se
     let idempotency = Idempotency::new(common.redis_url(), redis_timeout, &shutdown, &mut spec)?;
     let caches = Caches { cache: cache.clone(), principals };
     let codegen = Codegen {
-        fleet,
+        pool,
         models,
-        turns,
+        queue,
         budgets,
         cache,
         patience,
-        validators: Validators::default(),
+        validation_pool: ValidationPool::default(),
         streams_end,
         completions,
         idempotency,
@@ -220,13 +223,12 @@ pub fn service(config: &Config, dependencies: Dependencies) -> anyhow::Result<Se
     Ok(spec)
 }
 
-/// Needed by no service as far as load balancers go: replicas share the engine, so another would
-/// answer no better, and what this one says of an engine that is away (E5006, when to try again)
-/// tells a caller more than a connection that is refused.
-fn engine_check(models: Arc<Models>) -> HealthCheck {
+/// Not part of readiness: all replicas share the engines, so a load balancer gains nothing from another
+/// replica. An error with a code (E5006) and a retry delay helps a client more than a refused connection.
+fn engine_check(models: Arc<ModelCatalog>) -> HealthCheck {
     let run = move || {
         let models = Arc::clone(&models);
         async move { models.check().await }
     };
-    HealthCheck::new("ai_model", "the AI model can't be asked", run)
+    HealthCheck::new("ai_model", "the AI model is unavailable", run)
 }

@@ -1,153 +1,155 @@
-//! The models that the engines serve: which one answers when none is named, and whether it is there.
+//! The catalog of models that the engines serve: the choice of a model, the list and the health status.
 
 use hapa_core::call::Call;
 use hapa_proto::codegen::v1::{GetCodeHealthResponse, ListModelsResponse, Model};
 use tokio::time::Instant;
 
 use crate::error::Error;
-use crate::route::{self, Board, Fleet, Listed};
-use crate::task::{Chosen, Specialists};
+use crate::route::{DispatchError, EnginePool, ModelSummary, PoolSnapshot};
+use crate::task::{ModelChoice, Specialists};
 
-/// Most models that a reply lists.
-const MOST: usize = 1_000;
+/// Maximum number of models in a reply.
+const MAX_LISTED_MODELS: usize = 1_000;
 
-pub(crate) struct Models {
-    fleet: Fleet,
+pub(crate) struct ModelCatalog {
+    pool: EnginePool,
     /// AI_MODEL_NAME.
     configured: Option<String>,
     specialists: Specialists,
 }
 
-impl Models {
-    pub(crate) fn new(fleet: Fleet, configured: Option<String>, specialists: Specialists) -> Self {
-        Models { fleet, configured: configured.filter(|name| !name.is_empty()), specialists }
+impl ModelCatalog {
+    pub(crate) fn new(
+        pool: EnginePool,
+        configured: Option<String>,
+        specialists: Specialists,
+    ) -> Self {
+        ModelCatalog { pool, configured: configured.filter(|name| !name.is_empty()), specialists }
     }
 
-    /// The model that answers a call: the one that it names, if its caller may use that, else the
-    /// one for the task.
+    /// Chooses the model of a call: the named one, if the key may use it, or else the model for the task.
     pub(crate) async fn choose(
         &self,
         call: &Call,
         task: &str,
         named: Option<&str>,
-    ) -> Result<Chosen, Error> {
-        let board = self.fleet.board().await;
-        let caller = call.principal.as_ref();
-        let allowed = caller.map_or(&[][..], |principal| &principal.allowed_models);
+    ) -> Result<ModelChoice, Error> {
+        let snapshot = self.pool.ready_snapshot().await;
+        let principal = call.principal.as_ref();
+        let allowed = principal.map_or(&[][..], |principal| &principal.allowed_models);
         if let Some(named) = named {
             if !allowed.is_empty() && !allowed.iter().any(|name| name == named) {
                 return Err(Error::ModelNotAllowed);
             }
-            let configured = self.configured.as_deref() == Some(named);
-            if !configured && !board.listed().iter().any(|listed| listed.name == named) {
+            let is_configured = self.configured.as_deref() == Some(named);
+            if !is_configured && snapshot.model(named).is_none() {
                 call.report().unlisted();
             }
-            return Ok(Chosen { model: named.to_owned(), warning: None });
+            return Ok(ModelChoice { model: named.to_owned(), warning: None });
         }
-        let default = self.default(&board).await?;
-        let served = board.listed().iter().filter(|listed| board.counts(listed).1 > 0);
-        let served: Vec<_> = served.map(|listed| listed.name.as_str()).collect();
+        let default = self.default_model(&snapshot).await?;
+        let served: Vec<_> = snapshot.served_models().map(|model| model.name.as_str()).collect();
         self.specialists.choose(task, &served, &default, allowed)
     }
 
-    /// The base model of an adapter; none for a base model, and where no engine says.
-    pub(crate) fn parent(&self, model: &str) -> Option<String> {
-        let board = self.fleet.known();
-        let listed = board.listed().iter().find(|listed| listed.name == model)?;
-        Some(listed.parent.clone()).filter(|parent| !parent.is_empty())
+    /// The base model of an adapter; `None` for a base model and if no engine reports one.
+    pub(crate) fn base_model(&self, model: &str) -> Option<String> {
+        let snapshot = self.pool.snapshot();
+        let model = snapshot.model(model)?;
+        Some(model.parent.clone()).filter(|parent| !parent.is_empty())
     }
 
-    /// Tells a model from another that had its name before: "" where no engine has listed it.
+    /// Distinguishes a model from an earlier one with the same name; empty if no engine lists it.
     pub(crate) fn revision(&self, model: &str) -> String {
-        let board = self.fleet.known();
-        let listed = board.listed().iter().find(|listed| listed.name == model);
+        let snapshot = self.pool.snapshot();
         let revision =
-            |one: &Listed| format!("{:?} {:?} {}", one.root, one.parent, one.max_model_len);
-        listed.map(revision).unwrap_or_default()
+            |one: &ModelSummary| format!("{:?} {:?} {}", one.root, one.parent, one.max_model_len);
+        snapshot.model(model).map(revision).unwrap_or_default()
     }
 
-    /// The model that answers when nothing says which.
-    async fn default(&self, board: &Board) -> Result<String, Error> {
+    /// The configured model, or else the first listed one.
+    async fn default_model(&self, snapshot: &PoolSnapshot) -> Result<String, Error> {
         if let Some(name) = &self.configured {
             return Ok(name.clone());
         }
-        if let Some(name) = board.first_model() {
+        if let Some(name) = snapshot.default_model() {
             return Ok(name.to_owned());
         }
-        self.fleet.refresh().await;
-        self.fleet
-            .known()
-            .first_model()
+        self.pool.refresh().await;
+        self.pool
+            .snapshot()
+            .default_model()
             .map(str::to_owned)
-            .ok_or(Error::from(route::Error::NoModel))
+            .ok_or(Error::from(DispatchError::NoModel))
     }
 
-    pub(crate) async fn show(&self) -> Result<ListModelsResponse, Error> {
-        let mut board = self.fleet.board().await;
-        if board.troubles().well() == 0 {
-            self.fleet.refresh().await;
-            board = self.fleet.known();
+    pub(crate) async fn list(&self) -> Result<ListModelsResponse, Error> {
+        let mut snapshot = self.pool.ready_snapshot().await;
+        if snapshot.unhealthy_summary().healthy_count() == 0 {
+            self.pool.refresh().await;
+            snapshot = self.pool.snapshot();
         }
-        let troubles = board.troubles();
-        if troubles.well() == 0 {
-            return Err(Error::Away(troubles.words()));
+        let summary = snapshot.unhealthy_summary();
+        if summary.healthy_count() == 0 {
+            return Err(Error::NoEngine(summary.message()));
         }
-        let default = self.known_default(&board);
-        let mut models: Vec<_> =
-            board.listed().iter().map(|listed| self.model(&board, listed, &default)).collect();
+        let default = self.cached_default(&snapshot);
+        let mut models: Vec<_> = snapshot
+            .models()
+            .iter()
+            .map(|listed| self.to_proto(&snapshot, listed, &default))
+            .collect();
         models.sort_by(|a, b| a.name.cmp(&b.name));
-        models.truncate(MOST);
+        models.truncate(MAX_LISTED_MODELS);
         Ok(ListModelsResponse { models })
     }
 
-    /// Asks the engines anew: what it says is true now.
+    /// The health status after a new probe of all engines.
     pub(crate) async fn health(&self) -> GetCodeHealthResponse {
-        let asked = Instant::now();
-        self.fleet.board().await;
-        self.fleet.refresh().await;
-        let latency_ms = u32::try_from(asked.elapsed().as_millis()).unwrap_or(u32::MAX);
-        let board = self.fleet.known();
-        let (model, troubles) = (self.known_default(&board), board.troubles());
-        let (status, message) = match self.problem(&board) {
-            Some(words) if troubles.well() == 0 => ("unhealthy", words),
-            Some(words) => ("degraded", words),
-            None if troubles.well() < troubles.all => ("degraded", troubles.words()),
+        let started = Instant::now();
+        self.pool.ready_snapshot().await;
+        self.pool.refresh().await;
+        let latency_ms = u32::try_from(started.elapsed().as_millis()).unwrap_or(u32::MAX);
+        let snapshot = self.pool.snapshot();
+        let (model, summary) = (self.cached_default(&snapshot), snapshot.unhealthy_summary());
+        let (status, message) = match self.problem(&snapshot) {
+            Some(message) if summary.healthy_count() == 0 => ("unhealthy", message),
+            Some(message) => ("degraded", message),
+            None if summary.healthy_count() < summary.total => ("degraded", summary.message()),
             None => ("healthy", String::new()),
         };
-        let served = board.listed().iter().filter(|listed| board.counts(listed).1 > 0);
-        let models = u32::try_from(served.count()).unwrap_or(u32::MAX);
+        let models = u32::try_from(snapshot.served_models().count()).unwrap_or(u32::MAX);
         GetCodeHealthResponse { status: status.to_owned(), model, models, latency_ms, message }
     }
 
-    /// Whether code can be generated, as far as is known.
+    /// Health check: whether code can be generated, according to the last probe.
     pub(crate) async fn check(&self) -> Result<(), String> {
-        self.problem(&*self.fleet.board().await).map_or(Ok(()), Err)
+        self.problem(&*self.pool.ready_snapshot().await).map_or(Ok(()), Err)
     }
 
-    /// Why no code can be generated.
-    fn problem(&self, board: &Board) -> Option<String> {
-        let (model, troubles) = (self.known_default(board), board.troubles());
-        if troubles.well() == 0 {
-            return Some(troubles.words());
+    /// Why no code can be generated; `None` if it can.
+    fn problem(&self, snapshot: &PoolSnapshot) -> Option<String> {
+        let (model, summary) = (self.cached_default(snapshot), snapshot.unhealthy_summary());
+        if summary.healthy_count() == 0 {
+            return Some(summary.message());
         }
         if model.is_empty() {
-            return Some(Error::from(route::Error::NoModel).to_string());
+            return Some(Error::from(DispatchError::NoModel).to_string());
         }
-        let listed = board.listed().iter().find(|listed| listed.name == model);
-        let served = listed.is_some_and(|listed| board.counts(listed).1 > 0);
-        (!served).then(|| format!("no engine serves {model}"))
+        let is_served = snapshot.served_models().any(|served| served.name == model);
+        (!is_served).then(|| format!("no engine serves {model}"))
     }
 
-    fn known_default(&self, board: &Board) -> String {
+    fn cached_default(&self, snapshot: &PoolSnapshot) -> String {
         let configured = self.configured.as_deref();
-        configured.or_else(|| board.first_model()).unwrap_or_default().to_owned()
+        configured.or_else(|| snapshot.default_model()).unwrap_or_default().to_owned()
     }
 
-    fn model(&self, board: &Board, listed: &Listed, default: &str) -> Model {
-        let (replicas, replicas_healthy) = board.counts(listed);
+    fn to_proto(&self, snapshot: &PoolSnapshot, listed: &ModelSummary, default: &str) -> Model {
+        let (replicas, replicas_healthy) = snapshot.endpoint_counts(listed);
         let status = match replicas_healthy {
             0 => "unhealthy",
-            well if well < replicas => "degraded",
+            healthy if healthy < replicas => "degraded",
             _ => "healthy",
         };
         Model {
@@ -158,7 +160,7 @@ impl Models {
             max_model_len: listed.max_model_len,
             replicas,
             replicas_healthy,
-            replicas_resident: listed.resident,
+            replicas_resident: listed.resident_count,
             status: status.to_owned(),
         }
     }

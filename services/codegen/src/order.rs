@@ -5,11 +5,11 @@ use tokio_util::sync::CancellationToken;
 use tracing::Span;
 
 use crate::budget::Lease;
-use crate::engine::Ask;
-use crate::route::Request;
+use crate::engine::Operation;
+use crate::fair_queue::ConcurrencyPermit;
+use crate::route::EngineRequest;
 use crate::task::Sampling;
-use crate::turn::Turn;
-use crate::validate::Inspector;
+use crate::validate::CodeInspector;
 
 /// See the module.
 pub(crate) struct Order {
@@ -20,9 +20,9 @@ pub(crate) struct Order {
     /// Who pays.
     pub(crate) lease: Option<Lease>,
     /// Its place at the engines, until they are done.
-    pub(crate) turn: Option<Turn>,
+    pub(crate) turn: Option<ConcurrencyPermit>,
     /// Who reads the code along.
-    pub(crate) inspector: Inspector,
+    pub(crate) inspector: CodeInspector,
     pub(crate) sampling: Sampling,
 }
 
@@ -33,9 +33,9 @@ impl Order {
         report: &Report,
         answered: &CancellationToken,
         span: &Span,
-    ) -> Request {
-        Request {
-            ask: Ask::Chat,
+    ) -> EngineRequest {
+        EngineRequest {
+            operation: Operation::Chat,
             body: std::mem::take(&mut self.body).into(),
             model: self.model.clone(),
             affinity: self.affinity,

@@ -1,5 +1,6 @@
-//! The prompt: what the model is told about the task, the colleague and the form of the answer, and
-//! then the question. Its words live in `prompts/words.toml`, which also says which words exist.
+//! Builds the prompt: a system message about the task, the user profile and the format of the
+//! answer, and a user message with the question. `prompts/words.toml` holds the texts and the
+//! accepted words of the profile.
 
 use std::collections::BTreeMap;
 use std::sync::LazyLock;
@@ -7,10 +8,10 @@ use std::sync::LazyLock;
 use hapa_proto::codegen::v1::UserProfile;
 use serde::Deserialize;
 
-use crate::question::Question;
+use crate::generate_params::GenerateParams;
 
-/// Words of one field, and what each does.
-pub(crate) type Words = BTreeMap<String, String>;
+/// The accepted words of one field, and the prompt text of each.
+pub(crate) type WordTable = BTreeMap<String, String>;
 
 /// `prompts/words.toml`.
 #[derive(Debug, Deserialize)]
@@ -19,13 +20,13 @@ pub(crate) struct Vocabulary {
     role: String,
     format: String,
     answer_in: AnswerIn,
-    pub(crate) task: Words,
-    pub(crate) python_skill_level: Words,
-    pub(crate) code_output_structure: Words,
-    pub(crate) explanation_style: Words,
-    pub(crate) project_context: Words,
-    pub(crate) error_handling_preference: Words,
-    pub(crate) preferred_language_features: Words,
+    pub(crate) task: WordTable,
+    pub(crate) python_skill_level: WordTable,
+    pub(crate) code_output_structure: WordTable,
+    pub(crate) explanation_style: WordTable,
+    pub(crate) project_context: WordTable,
+    pub(crate) error_handling_preference: WordTable,
+    pub(crate) preferred_language_features: WordTable,
 }
 
 #[derive(Debug, Deserialize)]
@@ -41,8 +42,8 @@ struct AnswerIn {
 pub(crate) static VOCABULARY: LazyLock<Vocabulary> =
     LazyLock::new(|| toml::from_str(include_str!("../prompts/words.toml")).expect("words.toml"));
 
-/// The instructions for one question.
-pub(crate) fn system(question: &Question) -> String {
+/// The system message for a question.
+pub(crate) fn system(question: &GenerateParams) -> String {
     let words = &*VOCABULARY;
     let UserProfile {
         python_skill_level,
@@ -61,15 +62,15 @@ pub(crate) fn system(question: &Question) -> String {
         [] => String::new(),
         features => format!("Where they fit, use {}.", features.join(", ")),
     };
-    let say = |words: &'static Words, word: &str| words.get(word).map_or("", String::as_str);
+    let text = |words: &'static WordTable, word: &str| words.get(word).map_or("", String::as_str);
     let parts = [
         words.role.as_str(),
-        say(&words.task, &question.task),
-        say(&words.python_skill_level, python_skill_level),
-        say(&words.code_output_structure, code_output_structure),
-        say(&words.explanation_style, explanation_style),
-        say(&words.project_context, project_context),
-        say(&words.error_handling_preference, error_handling_preference),
+        text(&words.task, &question.task),
+        text(&words.python_skill_level, python_skill_level),
+        text(&words.code_output_structure, code_output_structure),
+        text(&words.explanation_style, explanation_style),
+        text(&words.project_context, project_context),
+        text(&words.error_handling_preference, error_handling_preference),
         &features,
         words.format.trim_start(),
         answer_in(&question.text, &words.answer_in),
@@ -78,8 +79,8 @@ pub(crate) fn system(question: &Question) -> String {
     parts.join("\n").replace("{language}", &question.language)
 }
 
-/// The question and the code around it.
-pub(crate) fn user(question: &Question) -> String {
+/// The user message: the question and the code around it.
+pub(crate) fn user(question: &GenerateParams) -> String {
     if question.context.is_empty() {
         return question.text.clone();
     }
@@ -88,17 +89,18 @@ pub(crate) fn user(question: &Question) -> String {
         "" => String::new(),
         path => format!(" of {path}"),
     };
-    let Question { text, context, language, .. } = question;
+    let GenerateParams { text, context, language, .. } = question;
     format!("{text}\n\nThe code{place}:\n{fence}{language}\n{context}\n{fence}")
 }
 
-/// A fence that nothing in the code closes.
+/// A fence that is longer than any in the code, so that the code cannot close it.
 fn fence_around(code: &str) -> String {
     let longest = code.split(|letter| letter != '`').map(str::len).max().unwrap_or(0);
     "`".repeat(longest.max(2) + 1)
 }
 
-/// By the script that most letters stand in: enough to tell these apart, also in few words.
+/// Chooses the language of the answer by the most frequent script of the question. This works for
+/// short questions too.
 fn answer_in<'a>(question: &str, sentences: &'a AnswerIn) -> &'a str {
     let count = |is: fn(char) -> bool| question.chars().filter(|letter| is(*letter)).count();
     let hangul = count(
@@ -106,7 +108,7 @@ fn answer_in<'a>(question: &str, sentences: &'a AnswerIn) -> &'a str {
     );
     let kana = count(|c| matches!(c, '\u{3040}'..='\u{30ff}'));
     let han = count(|c| matches!(c, '\u{3400}'..='\u{9fff}'));
-    // One such letter stands for two or three Latin ones, and names in code are Latin.
+    // A CJK character corresponds to two or three Latin letters, and identifiers in code are Latin.
     let latin = count(|c| c.is_ascii_alphabetic()) / 4;
     if hangul > kana + han && hangul > latin {
         &sentences.korean
@@ -128,13 +130,13 @@ mod tests {
 
     use super::*;
 
-    fn question(text: &str, change: impl FnOnce(&mut GenerateCodeRequest)) -> Question {
+    fn question(text: &str, change: impl FnOnce(&mut GenerateCodeRequest)) -> GenerateParams {
         let mut request = GenerateCodeRequest {
             user_question: text.to_owned(),
             ..GenerateCodeRequest::default()
         };
         change(&mut request);
-        Question::check(request, None).unwrap()
+        GenerateParams::validate(request, None).unwrap()
     }
 
     #[test]
@@ -153,7 +155,7 @@ mod tests {
     }
 
     #[test]
-    fn every_word_of_the_profile_changes_the_prompt() {
+    fn every_profile_word_changes_the_prompt() {
         let plain = system(&question("q", |_| ()));
         let words = &*VOCABULARY;
         let with = |field: fn(&mut UserProfile) -> &mut String, word: &str| {
@@ -186,13 +188,13 @@ mod tests {
             .filter(|prompt| *prompt != plain)
             .collect();
         let distinct: std::collections::BTreeSet<_> = prompts.iter().collect();
-        // Every word but the five defaults says something of its own.
+        // Every word except the five defaults has a text of its own.
         assert_eq!((prompts.len(), distinct.len()), (4 + 4 + 4 + 6 + 6 - 5, 4 + 4 + 4 + 6 + 6 - 5));
         assert!(plain.contains("```python"));
     }
 
     #[test]
-    fn a_word_that_is_accepted_has_words_here() {
+    fn every_accepted_profile_word_has_a_prompt_text() {
         let ours = &*VOCABULARY;
         let ours = [
             &ours.python_skill_level,
@@ -208,7 +210,7 @@ mod tests {
     }
 
     #[test]
-    fn code_with_fences_of_its_own_stays_inside() {
+    fn code_with_fences_stays_inside_its_fence() {
         let prompt = user(&question("why?", |request| {
             request.code_context = "a = '''\n```\n'''".to_owned();
             request.file_path = "a.py".to_owned();
@@ -218,7 +220,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn the_question_and_its_context_always_reach_the_model_whole(text in "\\PC{1,60}", context in "[a-z`\n]{0,60}") {
+        fn the_prompt_contains_the_whole_question_and_context(text in "\\PC{1,60}", context in "[a-z`\n]{0,60}") {
             let text = crate::unicode::strip(&text);
             prop_assume!(!text.trim().is_empty());
             let prompt = user(&question(&text, |request| request.code_context.clone_from(&context)));

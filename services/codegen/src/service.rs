@@ -1,4 +1,5 @@
-//! The RPCs of code generation: check, order, and hand on the frames or gather them into one reply.
+//! The RPCs of the codegen service: they validate a request, start its generation, and return the events
+//! as a stream or collected into one reply.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -23,26 +24,26 @@ use crate::budget::{Budgets, Estimate};
 use crate::cache::{self, Asked, Cache, Guest, Key, Said, Seat};
 use crate::completion::Completions;
 use crate::error::Error;
+use crate::fair_queue::{FairQueue, WorkKind};
+use crate::generate_params::GenerateParams;
 use crate::generation::Generation;
 use crate::idempotency::Idempotency;
-use crate::model::Models;
+use crate::model::ModelCatalog;
 use crate::order::Order;
-use crate::question::Question;
-use crate::route::{Fleet, choose};
+use crate::route::{EnginePool, balancer};
 use crate::share::Source;
-use crate::task::Chosen;
-use crate::turn::{self, Turns};
-use crate::validate::{self, Inspector, Validators};
+use crate::task::ModelChoice;
+use crate::validate::{self, CodeInspector, ValidationPool};
 use crate::watch::{Patience, millis};
 
 pub(crate) struct Codegen {
-    pub(crate) fleet: Fleet,
-    pub(crate) models: Arc<Models>,
-    pub(crate) turns: Turns,
+    pub(crate) pool: EnginePool,
+    pub(crate) models: Arc<ModelCatalog>,
+    pub(crate) queue: FairQueue,
     pub(crate) budgets: Budgets,
     pub(crate) cache: Cache,
     pub(crate) patience: Patience,
-    pub(crate) validators: Validators,
+    pub(crate) validation_pool: ValidationPool,
     pub(crate) streams_end: CancellationToken,
     pub(crate) completions: Completions,
     pub(crate) idempotency: Idempotency,
@@ -59,7 +60,7 @@ impl CodegenService for Codegen {
         &self,
         request: Request<GenerateCodeRequest>,
     ) -> Result<Response<GenerateCodeResponse>, Status> {
-        self.idempotency.once(request, |request| Box::pin(self.whole_answer(request))).await
+        self.idempotency.run_once(request, |request| Box::pin(self.generate(request))).await
     }
 
     async fn stream_generate_code(
@@ -67,7 +68,7 @@ impl CodegenService for Codegen {
         request: Request<GenerateCodeRequest>,
     ) -> Result<Response<Frames>, Status> {
         // Boxed: the state moves with every frame.
-        let seat = Box::new(self.begin(request).await?);
+        let seat = Box::new(self.start_generation(request).await?);
         let events = unfold(seat, |mut seat| async { Some((seat.next().await?, seat)) });
         let frames = events.zip(iter(0..)).map(|(event, sequence)| {
             event.map(|event| StreamGenerateCodeResponse { sequence, event: Some(event) })
@@ -79,7 +80,9 @@ impl CodegenService for Codegen {
         &self,
         request: Request<CompleteCodeRequest>,
     ) -> Result<Response<CompleteCodeResponse>, Status> {
-        self.idempotency.once(request, |request| Box::pin(self.completions.whole(request))).await
+        self.idempotency
+            .run_once(request, |request| Box::pin(self.completions.complete(request)))
+            .await
     }
 
     async fn stream_complete_code(
@@ -95,18 +98,18 @@ impl CodegenService for Codegen {
     ) -> Result<Response<ValidateCodeResponse>, Status> {
         let call = Call::of(request.extensions())?;
         let request = request.into_inner();
-        let language = validate::check(&request).map_err(Error::from)?;
+        let language = validate::validate_request(&request).map_err(Error::from)?;
         if !request.request_id.is_empty() {
             call.also_named(&request.request_id);
         }
-        Ok(Response::new(self.validators.validate(request, language).await?))
+        Ok(Response::new(self.validation_pool.validate(request, language).await?))
     }
 
     async fn list_models(
         &self,
         _: Request<ListModelsRequest>,
     ) -> Result<Response<ListModelsResponse>, Status> {
-        Ok(Response::new(self.models.show().await?))
+        Ok(Response::new(self.models.list().await?))
     }
 
     async fn get_code_health(
@@ -118,61 +121,64 @@ impl CodegenService for Codegen {
 }
 
 impl Codegen {
-    /// In one reply.
-    async fn whole_answer(
+    /// The unary RPC without its idempotency key.
+    async fn generate(
         &self,
         request: Request<GenerateCodeRequest>,
     ) -> Result<GenerateCodeResponse, Status> {
         let arrived = Call::of(request.extensions())?.arrived;
-        let mut seat = self.begin(request).await?;
-        let mut answer = Answer::default();
+        let mut seat = self.start_generation(request).await?;
+        let mut builder = ReplyBuilder::default();
         while let Some(event) = seat.next().await {
-            answer.take(event?);
+            builder.push(event?);
         }
-        answer.reply.response_time_ms = millis(arrived.elapsed());
-        Ok(answer.whole())
+        builder.reply.response_time_ms = millis(arrived.elapsed());
+        Ok(builder.build())
     }
 
-    async fn begin(&self, request: Request<GenerateCodeRequest>) -> Result<Seat, Status> {
+    async fn start_generation(
+        &self,
+        request: Request<GenerateCodeRequest>,
+    ) -> Result<Seat, Status> {
         let call = Call::of(request.extensions())?;
-        let caller = call.principal.as_deref();
+        let principal = call.principal.as_deref();
         let request = request.into_inner();
         let fresh = request.no_cache;
-        let stored = caller.and_then(|caller| caller.profile.as_ref());
-        let question = Question::check(request, stored)?;
-        if let Some(id) = &question.request_id {
+        let stored = principal.and_then(|caller| caller.profile.as_ref());
+        let params = GenerateParams::validate(request, stored)?;
+        if let Some(id) = &params.request_id {
             call.also_named(id);
         }
-        let named = question.model.as_deref();
-        let Chosen { model, warning } = self.models.choose(&call, &question.task, named).await?;
-        let tenant = caller.map_or("", |caller| &caller.owner);
-        let scheduling = self.turns.scheduling(tenant, turn::Kind::Question);
-        let body = question.body(&model, scheduling).map_err(anyhow::Error::from);
+        let named = params.model.as_deref();
+        let ModelChoice { model, warning } = self.models.choose(&call, &params.task, named).await?;
+        let tenant = principal.map_or("", |caller| &caller.owner);
+        let scheduling = self.queue.scheduling(tenant, WorkKind::Generation);
+        let body = params.body(&model, scheduling).map_err(anyhow::Error::from);
         let body = body.map_err(Error::from)?;
         let key = Key::of(cache::Question {
-            tenant: caller.map(|caller| caller.owner.as_str()),
+            tenant: principal.map(|caller| caller.owner.as_str()),
             model: &model,
             revision: &self.models.revision(&model),
             body: &body,
         });
         let asked = Asked { key, subject: call.actor().into(), fresh };
         let request_id =
-            question.request_id.as_deref().map_or_else(|| call.request_id.clone(), Arc::from);
-        let shown = (model.clone(), question.task.clone());
-        let mut guest = Guest::new(&call, request_id, shown, self.patience.heartbeat);
-        if let Some(words) = warning {
-            guest.warn(words);
+            params.request_id.as_deref().map_or_else(|| call.request_id.clone(), Arc::from);
+        let model_and_task = (model.clone(), params.task.clone());
+        let mut guest = Guest::new(&call, request_id, model_and_task, self.patience.heartbeat);
+        if let Some(warning) = warning {
+            guest.warn(warning);
         }
-        let estimate = question.estimate(&body);
-        let affinity = choose::affinity(tenant, &question.session_id, &body);
-        let inspector = Inspector::new(&question.language);
-        let sampling = question.sampling();
+        let estimate = params.estimate(&body);
+        let affinity = balancer::affinity(tenant, &params.session_id, &body);
+        let inspector = CodeInspector::new(&params.language);
+        let sampling = params.sampling();
         let order = Order { model, body, affinity, lease: None, turn: None, inspector, sampling };
         self.cache.answer(asked, guest, || self.generation(&call, order, estimate)).await
     }
 
-    /// A generation that nobody's deadline ends, since others may come to read it; and where it notes
-    /// what it used. Nothing is done before it is pulled.
+    /// A generation and the report that receives its usage. No caller's deadline ends it, because other
+    /// callers may join later. It is lazy: nothing happens before the first poll.
     fn generation(
         &self,
         call: &Call,
@@ -180,32 +186,31 @@ impl Codegen {
         estimate: Estimate,
     ) -> (Source<Said>, Report) {
         let (call, patience, streams_end) = (call.apart(), self.patience, self.streams_end.clone());
-        let (fleet, turns, budgets) =
-            (self.fleet.clone(), self.turns.clone(), self.budgets.clone());
+        let (pool, queue, budgets) = (self.pool.clone(), self.queue.clone(), self.budgets.clone());
         let report = call.report().clone();
         let begin = async move {
             let tenant = call.principal.as_ref().map_or("", |caller| &caller.owner);
-            let asked = Instant::now();
-            let turn = turns.take(tenant, turn::Kind::Question).await;
-            call.report().queued(asked.elapsed());
-            order.turn = Some(turn?);
+            let started = Instant::now();
+            let permit = queue.acquire(tenant, WorkKind::Generation).await;
+            call.report().queued(started.elapsed());
+            order.turn = Some(permit?);
             order.lease = budgets.reserve(&call, estimate).await?;
-            Generation::begin(&fleet, order, &call, patience, streams_end).await
+            Generation::begin(&pool, order, &call, patience, streams_end).await
         };
-        // Whoever reads it, it is asked for on behalf of who began it.
+        // The span of the call that started it, independent of which caller polls.
         (cache::source(begin.in_current_span()), report)
     }
 }
 
-/// A stream's events, gathered.
+/// Collects the events of a stream into one reply.
 #[derive(Default)]
-struct Answer {
+struct ReplyBuilder {
     reply: GenerateCodeResponse,
     has_code: bool,
 }
 
-impl Answer {
-    fn take(&mut self, event: Event) {
+impl ReplyBuilder {
+    fn push(&mut self, event: Event) {
         match event {
             Event::Started(started) => {
                 self.reply.request_id = started.request_id;
@@ -227,7 +232,7 @@ impl Answer {
         }
     }
 
-    fn whole(mut self) -> GenerateCodeResponse {
+    fn build(mut self) -> GenerateCodeResponse {
         if !self.has_code {
             self.reply.generated_code = std::mem::take(&mut self.reply.explanation);
         }

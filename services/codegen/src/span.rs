@@ -1,50 +1,48 @@
-//! The span of an answer, in the names that OpenTelemetry has for generative models. It tells what was
-//! asked for and what came of it in names and counts: never a prompt, an answer or an engine's words.
+//! The span of a response, with OpenTelemetry's attribute names for generative AI. It contains names and
+//! counts, never a prompt, a response or an engine's own text.
 
 use hapa_core::rpc_error::Fault;
 use hapa_telemetry::trace::Part;
 
-use crate::engine::Ask;
+use crate::engine::Operation;
 use crate::task::Sampling;
 
-/// From the question to an engine to the end of its answer, with all that is asked again; in the trace
-/// of the call that runs here.
-pub(crate) fn begin(ask: Ask, model: &str, sampling: Sampling) -> Part {
-    let operation = ask.operation();
-    let part = Part::ask(|| format!("{operation} {model}"));
-    part.set("gen_ai.operation.name", operation);
-    // The protocol that engines speak, whoever they are.
-    part.set("gen_ai.provider.name", "openai");
-    part.set("gen_ai.request.model", model.to_owned());
-    part.set("gen_ai.request.max_tokens", i64::from(sampling.max_tokens));
-    part.set("gen_ai.request.temperature", sampling.temperature);
-    part.set("gen_ai.request.top_p", sampling.top_p);
-    part
+/// Starts a span below the span of the current call. It covers all attempts, from the first request to
+/// an engine to the end of the response.
+pub(crate) fn start(operation: Operation, model: &str, sampling: Sampling) -> Part {
+    let name = operation.otel_name();
+    let span = Part::ask(|| format!("{name} {model}"));
+    span.set("gen_ai.operation.name", name);
+    // The protocol of the engines, independent of their vendor.
+    span.set("gen_ai.provider.name", "openai");
+    span.set("gen_ai.request.model", model.to_owned());
+    span.set("gen_ai.request.max_tokens", i64::from(sampling.max_tokens));
+    span.set("gen_ai.request.temperature", sampling.temperature);
+    span.set("gen_ai.request.top_p", sampling.top_p);
+    span
 }
 
-/// The model that answers, as the engine names it: one that was asked for or that it lists.
-pub(crate) fn answers(part: &Part, model: String) {
-    part.set("gen_ai.response.model", model);
+/// `model` must be the requested model or one that the engine lists.
+pub(crate) fn set_response_model(span: &Part, model: String) {
+    span.set("gen_ai.response.model", model);
 }
 
-/// The first token has come.
-pub(crate) fn first_token(part: &Part) {
-    part.event("gen_ai.first_token");
+pub(crate) fn record_first_token(span: &Part) {
+    span.event("gen_ai.first_token");
 }
 
-/// Why each of its answers is whole.
-pub(crate) fn finished(part: &Part, reasons: &[&str]) {
-    part.set_list("gen_ai.response.finish_reasons", reasons);
+/// One finish reason for each choice.
+pub(crate) fn set_finish_reasons(span: &Part, reasons: &[&str]) {
+    span.set_list("gen_ai.response.finish_reasons", reasons);
 }
 
-/// What was used, as far as it is known.
-pub(crate) fn used(part: &Part, prompt: u32, answer: u32) {
-    part.set("gen_ai.usage.input_tokens", i64::from(prompt));
-    part.set("gen_ai.usage.output_tokens", i64::from(answer));
+pub(crate) fn set_usage(span: &Part, prompt_tokens: u32, response_tokens: u32) {
+    span.set("gen_ai.usage.input_tokens", i64::from(prompt_tokens));
+    span.set("gen_ai.usage.output_tokens", i64::from(response_tokens));
 }
 
-/// It ended as it was shown to the caller.
-pub(crate) fn failed(part: &Part, fault: &Fault) {
-    part.set("hapa.incident_id", fault.incident_id().to_owned());
-    part.fail(fault.code().to_string(), fault.code().entry().meaning);
+/// Records the error that the client receives.
+pub(crate) fn record_error(span: &Part, error: &Fault) {
+    span.set("hapa.incident_id", error.incident_id().to_owned());
+    span.fail(error.code().to_string(), error.code().entry().meaning);
 }

@@ -1,92 +1,101 @@
-//! Characters that nobody sees, taken out of prompts and answers: what a person reads and what a
-//! model or an interpreter reads is to be the same text.
+//! Removes invisible characters from prompts and answers, so that a person, a model and an
+//! interpreter read the same text.
 //!
-//! Removed: controls but tab, LF and CR; bidirectional controls and marks; every other character that
-//! is ignorable by default (zero-width and tag characters, fillers, invisible operators), and those
-//! that are no characters. Kept, after a character that needs it and once: joiners (UAX #31, 2.3:
-//! Arabic, Indic and kindred scripts, and emoji sequences) and variation selectors (emoji, symbols,
-//! Mongolian, and ideographs). Line separators and spaces of any width are seen, and stay; so are
-//! private-use characters, which fonts of symbols use. Not kept: the tags in flags of England, Scotland
-//! and Wales, since tags can spell anything unseen.
+//! Removed: control characters except tab, LF and CR; bidirectional controls and marks; other
+//! default-ignorable characters (zero-width and tag characters, fillers, invisible operators);
+//! noncharacters.
+//!
+//! Kept once, after a character that needs it: joiners (UAX #31, 2.3: Arabic, Indic and related
+//! scripts, emoji sequences) and variation selectors (emoji, symbols, Mongolian, ideographs).
+//!
+//! Always kept, because they are visible: line separators, spaces of any width, and private-use
+//! characters, which symbol fonts use. Tags are removed even from the flags of England, Scotland
+//! and Wales, because tags can encode hidden text.
 //! <https://www.unicode.org/reports/tr55/> <https://www.unicode.org/reports/tr39/>
 //!
-//! Each decision needs the character before and nothing after, so that a stream holds nothing back.
+//! Each decision depends on the previous characters only, so a stream is never delayed.
 
 use std::borrow::Cow;
 
-/// Takes out what can't be seen. Copies only where there is something to take out.
+/// Removes invisible characters. Copies the text only if there are any.
 pub(crate) fn strip(text: &str) -> Cow<'_, str> {
-    Sieve::default().strip(text)
+    InvisibleCharFilter::default().strip(text)
 }
 
-/// The same in place.
-pub(crate) fn strip_in(text: &mut String) {
+/// Removes invisible characters in place.
+pub(crate) fn strip_in_place(text: &mut String) {
     if let Cow::Owned(stripped) = strip(text) {
         *text = stripped;
     }
 }
 
-/// The same for a text that comes in pieces.
+/// Removes invisible characters from a text that arrives in pieces.
 #[derive(Debug, Default)]
-pub(crate) struct Sieve {
-    /// The last character that was kept.
-    last: char,
-    /// How many were taken out.
-    pub(crate) removed: usize,
+pub(crate) struct InvisibleCharFilter {
+    /// The last kept character.
+    previous: char,
+    /// The number of removed characters.
+    pub(crate) removed_count: usize,
 }
 
-impl Sieve {
-    /// The next piece.
+impl InvisibleCharFilter {
+    /// Filters the next piece.
     pub(crate) fn strip<'t>(&mut self, text: &'t str) -> Cow<'t, str> {
-        let Some(last) = text.chars().next_back() else { return Cow::Borrowed(text) };
+        let Some(previous) = text.chars().next_back() else { return Cow::Borrowed(text) };
         if text.is_ascii() && !text.bytes().any(|byte| is_control(byte.into())) {
-            self.last = last;
+            self.previous = previous;
             return Cow::Borrowed(text);
         }
-        let first = text.char_indices().find(|(_, letter)| !self.keeps(*letter));
-        let Some((from, _)) = first else { return Cow::Borrowed(text) };
-        let (seen, rest) = text.split_at(from);
+        let first = text.char_indices().find(|(_, letter)| !self.should_keep(*letter));
+        let Some((index, _)) = first else { return Cow::Borrowed(text) };
+        let (visible, rest) = text.split_at(index);
         let mut kept = String::with_capacity(text.len());
-        kept.push_str(seen);
+        kept.push_str(visible);
         for letter in rest.chars() {
-            if self.keeps(letter) {
+            if self.should_keep(letter) {
                 kept.push(letter);
             } else {
-                self.removed += 1;
+                self.removed_count += 1;
             }
         }
         Cow::Owned(kept)
     }
 
-    fn keeps(&mut self, letter: char) -> bool {
-        let keeps = match letter {
-            '\u{200c}' => joins(self.last),
-            '\u{200d}' => joins(self.last) || is_emoji(self.last) || self.last == '\u{fe0f}',
-            '\u{fe00}'..='\u{fe0f}' => takes_variation(self.last, letter),
-            '\u{180b}'..='\u{180d}' | '\u{180f}' => is_mongolian(self.last),
-            '\u{e0100}'..='\u{e01ef}' => is_ideograph(self.last),
-            // Filler of an old Korean syllable without a vowel.
-            '\u{1160}' => matches!(self.last, '\u{1100}'..='\u{115e}' | '\u{a960}'..='\u{a97c}'),
+    fn should_keep(&mut self, letter: char) -> bool {
+        let is_kept = match letter {
+            '\u{200c}' => uses_joiners(self.previous),
+            '\u{200d}' => {
+                uses_joiners(self.previous)
+                    || is_emoji(self.previous)
+                    || self.previous == '\u{fe0f}'
+            }
+            '\u{fe00}'..='\u{fe0f}' => accepts_variation_selector(self.previous, letter),
+            '\u{180b}'..='\u{180d}' | '\u{180f}' => is_mongolian(self.previous),
+            '\u{e0100}'..='\u{e01ef}' => is_ideograph(self.previous),
+            // The filler of an Old Korean syllable without a vowel.
+            '\u{1160}' => {
+                matches!(self.previous, '\u{1100}'..='\u{115e}' | '\u{a960}'..='\u{a97c}')
+            }
             letter => !is_invisible(letter),
         };
-        if keeps {
-            self.last = letter;
+        if is_kept {
+            self.previous = letter;
         }
-        keeps
+        is_kept
     }
 }
 
-/// C0 and C1 but what text is laid out with.
+/// C0 and C1 controls, except tab and line breaks.
 fn is_control(letter: char) -> bool {
     letter.is_control() && !matches!(letter, '\t' | '\n' | '\r')
 }
 
-/// Changes the order in which a line is shown.
+/// Bidirectional controls and marks, which change the order in which a line is displayed.
 pub(crate) fn is_bidi(letter: char) -> bool {
     matches!(letter, '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
 }
 
-/// Controls, bidirectional controls, `Default_Ignorable_Code_Point`, and what is no character.
+/// Controls, bidirectional controls, `Default_Ignorable_Code_Point` and noncharacters.
 pub(crate) fn is_invisible(letter: char) -> bool {
     if letter.is_ascii() {
         return is_control(letter);
@@ -102,8 +111,8 @@ pub(crate) fn is_invisible(letter: char) -> bool {
         || u32::from(letter) & 0xfffe == 0xfffe
 }
 
-/// Letters and signs of scripts in which a joiner changes what is seen.
-fn joins(letter: char) -> bool {
+/// Characters of scripts in which a joiner changes the displayed text.
+fn uses_joiners(letter: char) -> bool {
     matches!(letter,
         '\u{620}'..='\u{6ff}' | '\u{710}'..='\u{74f}' | '\u{750}'..='\u{77f}' | '\u{7ca}'..='\u{7f5}'
         | '\u{860}'..='\u{8ff}' | '\u{900}'..='\u{dff}' | '\u{1000}'..='\u{109f}'
@@ -122,7 +131,7 @@ fn is_emoji(letter: char) -> bool {
         | '\u{1f000}'..='\u{1faff}')
 }
 
-fn takes_variation(base: char, selector: char) -> bool {
+fn accepts_variation_selector(base: char, selector: char) -> bool {
     match base {
         '0'..='9' | '#' | '*' => matches!(selector, '\u{fe0e}' | '\u{fe0f}'),
         '\u{1000}'..='\u{109f}' | '\u{3000}'..='\u{303f}' | '\u{a840}'..='\u{a877}' => true,
@@ -142,7 +151,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_reorders_hides_or_smuggles_is_removed() {
+    fn reordering_hidden_and_tag_characters_are_removed() {
         for hidden in [
             "\u{202e}",
             "\u{2066}",
@@ -172,7 +181,7 @@ mod tests {
     }
 
     #[test]
-    fn what_scripts_and_emoji_need_is_kept_once() {
+    fn characters_that_scripts_and_emoji_need_are_kept_once() {
         for whole in [
             "할 일: 리스트\t\r\n",
             "각\u{1112}\u{1160}",
@@ -212,7 +221,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn twice_is_as_once(text in any_text()) {
+        fn stripping_twice_changes_nothing(text in any_text()) {
             let once = strip(&text).into_owned();
             prop_assert_eq!(strip(&once), once.as_str());
         }
@@ -223,10 +232,10 @@ mod tests {
         }
 
         #[test]
-        fn nothing_unseen_is_left_without_the_character_that_needs_it(text in any_text()) {
+        fn every_kept_invisible_character_follows_one_that_needs_it(text in any_text()) {
             let mut before = '\0';
             for letter in strip(&text).chars() {
-                let needed = joins(before) || is_emoji(before) || is_mongolian(before) || is_ideograph(before)
+                let needed = uses_joiners(before) || is_emoji(before) || is_mongolian(before) || is_ideograph(before)
                     || before == '\u{fe0f}' || before.is_ascii_digit() || matches!(before, '#' | '*')
                     || matches!(before, '\u{1100}'..='\u{115e}' | '\u{a960}'..='\u{a97c}' | '\u{3000}'..='\u{303f}' | '\u{a840}'..='\u{a877}');
                 prop_assert!(!is_invisible(letter) || needed, "{:?} after {:?}", letter, before);
@@ -235,11 +244,11 @@ mod tests {
         }
 
         #[test]
-        fn pieces_come_out_as_the_whole_does(text in any_text()) {
-            let mut sieve = Sieve::default();
-            let joined: String = text.chars().map(|letter| sieve.strip(letter.encode_utf8(&mut [0; 4])).into_owned()).collect();
+        fn filtering_pieces_equals_filtering_the_whole(text in any_text()) {
+            let mut char_filter = InvisibleCharFilter::default();
+            let joined: String = text.chars().map(|letter| char_filter.strip(letter.encode_utf8(&mut [0; 4])).into_owned()).collect();
             prop_assert_eq!(&joined, &strip(&text));
-            prop_assert_eq!(sieve.removed, text.chars().count() - joined.chars().count());
+            prop_assert_eq!(char_filter.removed_count, text.chars().count() - joined.chars().count());
         }
     }
 }

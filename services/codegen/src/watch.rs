@@ -11,7 +11,7 @@ use hapa_proto::codegen::v1::Usage;
 use tokio::time::{Instant, Sleep, sleep_until};
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 
-use crate::engine::Ask;
+use crate::engine::Operation;
 use crate::error::Error;
 
 /// Of prompts, in the middle between code, English and Korean.
@@ -120,7 +120,7 @@ impl Watch {
         self.last_heard = Instant::now();
         // An engine that never pauses leaves the alarm no turn.
         let is_late = self.deadline.is_some_and(|at| self.last_heard >= at);
-        if is_late { Err(Error::TimeUp) } else { Ok(()) }
+        if is_late { Err(Error::DeadlineExceeded) } else { Ok(()) }
     }
 
     /// When it last did.
@@ -145,10 +145,10 @@ impl Watch {
     pub(crate) fn check(&mut self) -> Result<(), Error> {
         let now = Instant::now();
         if self.deadline.is_some_and(|at| now >= at) {
-            return Err(Error::TimeUp);
+            return Err(Error::DeadlineExceeded);
         }
         if self.silence_ends().is_some_and(|at| now >= at) {
-            return Err(if self.has_text() { Error::Stalled } else { Error::NoFirstToken });
+            return Err(if self.has_text() { Error::Stalled } else { Error::FirstTokenTimeout });
         }
         self.set_alarm();
         Ok(())
@@ -229,11 +229,11 @@ pub(crate) fn prompt_tokens(body: &[u8]) -> u32 {
 }
 
 /// Counts what an engine says that it used.
-pub(crate) fn account(usage: Option<&Usage>, ask: Ask) {
+pub(crate) fn account(usage: Option<&Usage>, ask: Operation) {
     let Some(usage) = usage else { return };
     for (kind, tokens) in [("input", usage.prompt_tokens), ("output", usage.completion_tokens)] {
         metrics::counter!("hapa_ai_tokens_used_total", "type" => kind).increment(tokens.into());
-        let labels = [("gen_ai_token_type", kind), ("gen_ai_operation_name", ask.operation())];
+        let labels = [("gen_ai_token_type", kind), ("gen_ai_operation_name", ask.otel_name())];
         metrics::histogram!("gen_ai_client_token_usage", &labels).record(tokens);
     }
 }

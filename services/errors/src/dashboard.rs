@@ -1,85 +1,91 @@
-//! The sums, from what is counted by the hour.
+//! The dashboard: totals and top error codes, read from the hourly counts.
 
 use hapa_core::pagination;
-use hapa_core::rpc_error::ErrorCode;
 use hapa_core::timestamps::{DAY, HOUR, floor, now, timestamp};
 use hapa_proto::errors::v1::GetDashboardResponse;
 use hapa_proto::errors::v1::get_dashboard_response::{ErrorCodeCount, RecentIncident};
 
-use crate::calls::Calls;
+use crate::call_counter::CallCounter;
 use crate::error::Error;
-use crate::incident::{self, count};
-use crate::store::{Filter, Store};
-use crate::view::View;
+use crate::incident::{self, saturating_u32};
+use crate::store::{IncidentFilter, Store};
+use crate::validation::published_meaning;
+use crate::visibility::Visibility;
 
-const MOST: usize = 10;
+const MAX_ENTRIES: usize = 10;
 
 pub(crate) async fn get(
     store: &Store,
-    view: &View,
-    calls: &Calls,
+    visibility: &Visibility,
+    call_counter: &CallCounter,
 ) -> Result<GetDashboardResponse, Error> {
     let start = floor(now() - DAY, HOUR);
-    let filter = Filter { status: String::new(), error_code: String::new(), seen_after: i64::MIN };
+    let filter =
+        IncidentFilter { status: String::new(), error_code: String::new(), seen_after: i64::MIN };
     let after = pagination::after("")?;
     let (head, codes, recent, requests) = tokio::join!(
         store.head(),
-        codes(store, view, start),
-        incident::page(store, view, &filter, &after, i64::try_from(MOST).unwrap_or(1)),
-        requests(view, calls, start),
+        codes(store, visibility, start),
+        incident::page(store, visibility, &filter, &after, i64::try_from(MAX_ENTRIES).unwrap_or(1)),
+        requests(visibility, call_counter, start),
     );
     let (head, codes) = (head?, codes?);
-    let total = match view {
-        View::Mesh => head.total,
-        View::Owner(owner) => store.own_total(owner).await?,
+    let total = match visibility {
+        Visibility::All => head.total,
+        Visibility::Owner(owner) => store.owner_total(owner).await?,
     };
     let errors: i64 = codes.iter().map(|(_, errors)| errors).sum();
-    let recent = recent?.into_iter().map(|pattern| RecentIncident {
-        incident_id: pattern.incident_id,
-        error_code: pattern.error_code,
-        timestamp: Some(timestamp(pattern.last_seen)),
-        status: pattern.status,
-        count: count(pattern.total),
-        recovered_count: count(pattern.recovered_count),
+    let recent = recent?.into_iter().map(|group| RecentIncident {
+        incident_id: group.incident_id,
+        error_code: group.error_code,
+        timestamp: Some(timestamp(group.last_seen)),
+        status: group.status,
+        count: saturating_u32(group.total),
+        recovered_count: saturating_u32(group.recovered_count),
     });
     Ok(GetDashboardResponse {
-        total_errors: count(total),
-        errors_last_24h: count(errors),
-        error_rate: rate(errors, requests),
-        top_error_codes: codes.into_iter().take(MOST).map(code).collect(),
+        total_errors: saturating_u32(total),
+        errors_last_24h: saturating_u32(errors),
+        error_rate: error_rate(errors, requests),
+        top_error_codes: codes.into_iter().take(MAX_ENTRIES).map(code_count).collect(),
         recent_incidents: recent.collect(),
         last_cleanup: Some(head.cleanup_time).filter(|time| *time > 0).map(timestamp),
     })
 }
 
-async fn codes(store: &Store, view: &View, start: i64) -> Result<Vec<(String, i64)>, Error> {
-    match view {
-        View::Mesh => store.codes_since(start).await,
-        View::Owner(owner) => store.own_codes_since(owner, start).await,
+async fn codes(
+    store: &Store,
+    visibility: &Visibility,
+    start: i64,
+) -> Result<Vec<(String, i64)>, Error> {
+    match visibility {
+        Visibility::All => store.codes_since(start).await,
+        Visibility::Owner(owner) => store.owner_codes_since(owner, start).await,
     }
 }
 
-/// Calls since a time. How many an owner made in these hours is not known here.
-async fn requests(view: &View, calls: &Calls, start: i64) -> Option<u32> {
-    match view {
-        View::Mesh => calls.since(start).await,
-        View::Owner(_) => None,
+/// The number of calls since `start`. `None` for one owner: AnalyticsService counts all owners
+/// together.
+async fn requests(visibility: &Visibility, call_counter: &CallCounter, start: i64) -> Option<u32> {
+    match visibility {
+        Visibility::All => call_counter.since(start).await,
+        Visibility::Owner(_) => None,
     }
 }
 
-/// Errors a call, as far as calls are known.
-fn rate(errors: i64, requests: Option<u32>) -> f64 {
+/// Errors per call, from 0 to 1. 0 if the number of calls is unknown.
+fn error_rate(errors: i64, requests: Option<u32>) -> f64 {
     match requests {
-        Some(requests) if requests > 0 => (f64::from(count(errors)) / f64::from(requests)).min(1.0),
+        Some(requests) if requests > 0 => {
+            (f64::from(saturating_u32(errors)) / f64::from(requests)).min(1.0)
+        }
         _ => 0.0,
     }
 }
 
-fn code((code, errors): (String, i64)) -> ErrorCodeCount {
-    let known = ErrorCode::ALL.iter().map(|known| known.entry());
-    let entry = known.into_iter().find(|entry| entry.name == code);
-    let description = entry.map(|entry| entry.meaning).unwrap_or_default().to_owned();
-    ErrorCodeCount { code, count: count(errors), description }
+fn code_count((code, errors): (String, i64)) -> ErrorCodeCount {
+    let description = published_meaning(&code).to_owned();
+    ErrorCodeCount { code, count: saturating_u32(errors), description }
 }
 
 #[cfg(test)]
@@ -87,11 +93,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_rate_is_from_0_to_1_and_0_where_nothing_is_known() {
+    fn an_error_rate_is_from_0_to_1_and_0_without_a_call_count() {
         for (errors, requests, expected) in
             [(5, None, 0.0), (5, Some(0), 0.0), (5, Some(20), 0.25), (30, Some(20), 1.0)]
         {
-            assert!((rate(errors, requests) - expected).abs() < 1e-9);
+            assert!((error_rate(errors, requests) - expected).abs() < 1e-9);
         }
     }
 }

@@ -1,4 +1,4 @@
-//! What can go wrong here, and the one table from that to a published status.
+//! The errors of this service and their mapping to published error codes.
 
 use hapa_core::rpc_error::{ErrorCode, Fault, INTERNAL, STORE_AWAY};
 use hapa_core::violations::Violations;
@@ -9,13 +9,13 @@ use tonic::Status;
 pub(crate) enum Error {
     #[error(transparent)]
     Invalid(#[from] Violations),
-    /// Also what belongs to someone else.
-    #[error("there is no such incident")]
-    NoSuch,
-    #[error("the incident is {0} by now: read it and decide again")]
-    Changed(String),
+    /// Also returned for the incidents of other owners, so that their ids cannot be probed.
+    #[error("no incident has this id; check it, or list the incidents")]
+    IncidentNotFound,
+    #[error("the incident's status is {0}, not the expected one; read the incident and try again")]
+    StatusConflict(String),
     #[error(transparent)]
-    Over(#[from] Over),
+    FeedClosed(#[from] Over),
     #[error("{STORE_AWAY}")]
     Store(#[from] sqlx::Error),
     #[error("{INTERNAL}")]
@@ -24,12 +24,12 @@ pub(crate) enum Error {
 
 impl From<Error> for Status {
     fn from(error: Error) -> Status {
-        let words = error.to_string();
+        let message = error.to_string();
         let fault = match error {
             Error::Invalid(violations) => violations.into(),
-            Error::NoSuch => Fault::new(ErrorCode::NotFound, words),
-            Error::Changed(_) => Fault::new(ErrorCode::Conflict, words),
-            Error::Over(over) => over.into(),
+            Error::IncidentNotFound => Fault::new(ErrorCode::NotFound, message),
+            Error::StatusConflict(_) => Fault::new(ErrorCode::Conflict, message),
+            Error::FeedClosed(closed) => closed.into(),
             Error::Store(cause) => (&cause).into(),
             Error::Internal(cause) => (&cause).into(),
         };

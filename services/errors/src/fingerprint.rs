@@ -1,38 +1,39 @@
-//! Names the cause of a failure: what is the same whenever it fails, numbers and ids aside.
+//! Computes the fingerprint of a failure's cause: equal for all failures with one cause, whatever
+//! numbers and ids their texts contain.
 //!
-//! Whatever has a digit in it counts as a number, whatever looks like an id, an address, a path or a
-//! quoted text as one too; all become `#`. So no border between these kinds can tell two failures of
-//! one cause apart.
+//! Every word with a digit, and every id, address, path and quoted text, becomes the same `#`. The
+//! border between these kinds therefore never separates two failures of one cause.
 
 use hapa_proto::errors::v1::Occurrence;
 use sha2::{Digest as _, Sha256};
 
-/// How ids begin.
-const IDS: [&str; 6] = ["INC-", "key_", "usr_", "ses_", "req_", "mdl_"];
-/// Letters of a hexadecimal number that is one for its length alone.
-const HEX_RUN: usize = 8;
+/// Prefixes of ids.
+const ID_PREFIXES: [&str; 6] = ["INC-", "key_", "usr_", "ses_", "req_", "mdl_"];
+/// From this length on, a word of hexadecimal digits counts as a number.
+const MIN_HEX_LEN: usize = 8;
 const QUOTES: [char; 3] = ['"', '\'', '`'];
-/// A pass may uncover a quoted text; each that changes something leaves less to change.
-const MOST_PASSES: usize = 16;
+/// One pass may uncover another quoted text, so passes repeat until the text stays the same.
+const MAX_PASSES: usize = 16;
 
-/// 16 hex digits.
+/// The fingerprint: 16 hexadecimal digits of a SHA-256 over code, method and normalised first
+/// cause.
 pub(crate) fn fingerprint(occurrence: &Occurrence) -> String {
     let cause = occurrence.causes.first().unwrap_or(&occurrence.message);
     let mut hash = Sha256::new();
-    for part in [&occurrence.error_code, &occurrence.method, &normalised(cause)] {
+    for part in [&occurrence.error_code, &occurrence.method, &normalise(cause)] {
         hash.update(part.as_bytes());
         hash.update([0]);
     }
-    let mut text = hex::encode(hash.finalize());
-    text.truncate(16);
-    text
+    let mut fingerprint = hex::encode(hash.finalize());
+    fingerprint.truncate(16);
+    fingerprint
 }
 
-/// A text without its numbers and ids.
-pub(crate) fn normalised(text: &str) -> String {
-    let mut text = pass(text);
-    for _ in 0..MOST_PASSES {
-        let next = pass(&text);
+/// Replaces the variable parts of a text (numbers, ids, addresses, paths, quotes) by `#`.
+pub(crate) fn normalise(text: &str) -> String {
+    let mut text = normalise_once(text);
+    for _ in 0..MAX_PASSES {
+        let next = normalise_once(&text);
         if next == text {
             break;
         }
@@ -41,75 +42,78 @@ pub(crate) fn normalised(text: &str) -> String {
     text
 }
 
-fn pass(text: &str) -> String {
+fn normalise_once(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     let mut rest = text.trim();
-    let mut may_quote = true;
+    let mut can_open_quote = true;
     while let Some(first) = rest.chars().next() {
         if first.is_whitespace() {
             out.push(' ');
             rest = rest.trim_start();
-            may_quote = true;
-        } else if let Some(length) = quoted(rest).filter(|_| may_quote) {
+            can_open_quote = true;
+        } else if let Some(length) = quoted_len(rest).filter(|_| can_open_quote) {
             out.push('#');
             rest = &rest[length..];
-            may_quote = false;
-        } else if is_border(first) || QUOTES.contains(&first) {
+            can_open_quote = false;
+        } else if is_delimiter(first) || QUOTES.contains(&first) {
             out.push(first);
             rest = &rest[first.len_utf8()..];
-            may_quote = is_border(first);
+            can_open_quote = is_delimiter(first);
         } else {
-            let word = &rest[..word(rest)];
-            out.push_str(if is_particular(word) { "#" } else { word });
+            let word = &rest[..word_len(rest)];
+            out.push_str(if is_variable(word) { "#" } else { word });
             rest = &rest[word.len()..];
-            may_quote = false;
+            can_open_quote = false;
         }
     }
     out
 }
 
-fn is_border(letter: char) -> bool {
+fn is_delimiter(letter: char) -> bool {
     letter.is_whitespace() || "=,;()[]{}<>|".contains(letter)
 }
 
-/// The length of the quoted text that this begins with.
-fn quoted(text: &str) -> Option<usize> {
+/// The length in bytes of the quoted text at the start of `text`. `None`: it does not start with
+/// one.
+fn quoted_len(text: &str) -> Option<usize> {
     let quote = text.chars().next().filter(|first| QUOTES.contains(first))?;
     let ends = text.match_indices(quote).skip(1).map(|(index, found)| index + found.len());
-    // The ' of "can't" ends nothing: a word goes on behind it.
+    // The ' of "can't" closes nothing: a quote closes only before a delimiter.
     let mut ends = ends.filter(|&end| {
-        text[end..].chars().next().is_none_or(|next| is_border(next) || ".:!?".contains(next))
+        text[end..].chars().next().is_none_or(|next| is_delimiter(next) || ".:!?".contains(next))
     });
     ends.next()
 }
 
-/// The length of the word that this begins with. An address goes on to the next blank.
-fn word(text: &str) -> usize {
+/// The length in bytes of the word at the start of `text`. An address extends to the next white
+/// space.
+fn word_len(text: &str) -> usize {
     let end = |is_end: &dyn Fn(char) -> bool| text.find(is_end).unwrap_or(text.len());
-    let long = end(&|letter| letter.is_whitespace() || QUOTES.contains(&letter));
-    if text[..long].contains("://") || text.starts_with(['/', '\\']) {
-        return text[..long]
+    let address_end = end(&|letter| letter.is_whitespace() || QUOTES.contains(&letter));
+    if text[..address_end].contains("://") || text.starts_with(['/', '\\']) {
+        return text[..address_end]
             .trim_end_matches(['.', ',', ';', ':', ')', ']', '>', '}'])
             .len()
             .max(1);
     }
-    end(&|letter| is_border(letter) || QUOTES.contains(&letter))
+    end(&|letter| is_delimiter(letter) || QUOTES.contains(&letter))
 }
 
 /// Whether a word is a number, an id, an address or a path.
-fn is_particular(word: &str) -> bool {
+fn is_variable(word: &str) -> bool {
     let bare = word.trim_end_matches(['.', ':', '!', '?']);
-    let hex = |text: &str| {
+    let is_hex = |text: &str| {
         let letters = text.bytes().filter(|byte| *byte != b'-');
-        letters.clone().count() >= HEX_RUN && letters.clone().all(|byte| byte.is_ascii_hexdigit())
+        letters.clone().count() >= MIN_HEX_LEN
+            && letters.clone().all(|byte| byte.is_ascii_hexdigit())
     };
     word.chars().any(char::is_numeric)
         || word.contains("://")
         || word.contains('@')
         || (word.starts_with(['/', '\\', '~']) || word.starts_with("./")) && word.len() > 1
         || word.matches(['/', '\\']).count() > 1
-        || IDS.iter().any(|id| word.len() > id.len() && word.starts_with(id))
-        || hex(bare)
+        || ID_PREFIXES.iter().any(|id| word.len() > id.len() && word.starts_with(id))
+        || is_hex(bare)
 }
 
 #[cfg(test)]
@@ -119,7 +123,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn numbers_ids_quotes_addresses_and_paths_are_taken_out() {
+    fn numbers_ids_quotes_addresses_and_paths_become_a_placeholder() {
         for (text, expected) in [
             ("the store can't be asked at the moment", "the store can't be asked at the moment"),
             ("took 12.5 s of 30", "took # s of #"),
@@ -134,13 +138,13 @@ mod tests {
             ("retries=3, timeout=30s", "retries=#, timeout=#"),
             ("to  kim@example.com", "to #"),
         ] {
-            let found = normalised(text);
+            let found = normalise(text);
             assert_eq!(found.replace("#:", "#"), expected, "{text}");
         }
     }
 
     #[test]
-    fn a_fingerprint_tells_code_method_and_first_cause_apart() {
+    fn a_fingerprint_depends_on_code_method_and_first_cause() {
         let base = Occurrence {
             error_code: "E5006".to_owned(),
             method: "/a.B/C".to_owned(),
@@ -163,7 +167,7 @@ mod tests {
         assert!(!same(&|one| one.method = "/a.B/D".to_owned()));
     }
 
-    /// Every run of digits becomes another.
+    /// Replaces every run of digits by `number`.
     fn renumbered(text: &str, number: u32) -> String {
         let mut out = String::new();
         let mut in_run = false;
@@ -180,20 +184,20 @@ mod tests {
 
     proptest! {
         #[test]
-        fn what_is_taken_out_stays_out(text in "\\PC{0,80}") {
-            let once = normalised(&text);
-            prop_assert_eq!(normalised(&once), once);
+        fn normalising_twice_changes_nothing(text in "\\PC{0,80}") {
+            let once = normalise(&text);
+            prop_assert_eq!(normalise(&once), once);
         }
 
         #[test]
-        fn words_with_quotes_and_borders_are_no_exception(text in "[a-f0-9 '\"`=,./:()#_-]{0,60}") {
-            let once = normalised(&text);
-            prop_assert_eq!(normalised(&once), once);
+        fn normalising_twice_changes_nothing_with_quotes_and_delimiters(text in "[a-f0-9 '\"`=,./:()#_-]{0,60}") {
+            let once = normalise(&text);
+            prop_assert_eq!(normalise(&once), once);
         }
 
         #[test]
-        fn other_numbers_make_no_other_cause(text in "[a-z0-9 .:=,()/'\"-]{0,60}", number: u32) {
-            prop_assert_eq!(normalised(&renumbered(&text, number)), normalised(&text));
+        fn numbers_do_not_change_the_cause(text in "[a-z0-9 .:=,()/'\"-]{0,60}", number: u32) {
+            prop_assert_eq!(normalise(&renumbered(&text, number)), normalise(&text));
         }
     }
 }

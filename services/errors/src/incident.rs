@@ -1,4 +1,4 @@
-//! Incidents: found by any id that a user was shown, listed, and moved from state to state.
+//! Incidents: lookup by any id that a user was shown, listing, and changes of status.
 
 use hapa_core::call::Call;
 use hapa_core::pagination as pages;
@@ -10,80 +10,81 @@ use hapa_proto::errors::v1::{
     UpdateIncidentRequest, UpdateIncidentResponse,
 };
 
-use crate::check;
 use crate::error::Error;
-use crate::store::{Change, Filter, Pattern, RESOLVED, Store};
-use crate::view::View;
+use crate::store::{ErrorGroup, IncidentFilter, RESOLVED, StatusChange, Store};
+use crate::validation;
+use crate::visibility::Visibility;
 
 const STATUSES: [&str; 3] = ["open", "acknowledged", RESOLVED];
-const STATUS: &str = "must be open, acknowledged or resolved";
-const LONGEST_ID: usize = 100;
-const LONGEST_VERSION: usize = 50;
-const LONGEST_NOTE: usize = 1_000;
-/// Occurrences that are shown with an incident.
-const SHOWN: usize = 20;
+const STATUS_RULE: &str = "must be open, acknowledged or resolved";
+const MAX_ID_LEN: usize = 100;
+const MAX_VERSION_LEN: usize = 50;
+const MAX_NOTE_LEN: usize = 1_000;
+/// Occurrences returned with an incident.
+const OCCURRENCE_COUNT: usize = 20;
 
 pub(crate) async fn list(
     store: &Store,
-    view: &View,
+    visibility: &Visibility,
     request: ListIncidentsRequest,
 ) -> Result<ListIncidentsResponse, Error> {
-    let mut found = Violations::default();
+    let mut violations = Violations::default();
     if !request.status.is_empty() && !STATUSES.contains(&request.status.as_str()) {
-        found.wrong("status", format!("{STATUS}, or nothing"));
+        violations.wrong("status", format!("{STATUS_RULE}, or empty"));
     }
-    check::code_or_none(&request.error_code, &mut found);
-    found.check()?;
+    validation::validate_code_filter(&request.error_code, &mut violations);
+    violations.check()?;
     let size = pages::size(request.page_size)?;
     let after = pages::after(&request.page_token)?;
-    let filter = Filter {
+    let filter = IncidentFilter {
         status: request.status,
         error_code: request.error_code,
         seen_after: request.seen_after.as_ref().map_or(i64::MIN, micros),
     };
-    let found = page(store, view, &filter, &after, size + 1).await?;
-    let (found, more) = pages::cut(found, size);
-    let token = |last: &Pattern| pages::token(last.last_seen, &last.incident_id);
-    let next_page_token = found.last().filter(|_| more).map(token).unwrap_or_default();
-    let incidents = found.into_iter().map(incident).collect();
+    let groups = page(store, visibility, &filter, &after, size + 1).await?;
+    let (groups, has_more) = pages::cut(groups, size);
+    let token = |last: &ErrorGroup| pages::token(last.last_seen, &last.incident_id);
+    let next_page_token = groups.last().filter(|_| has_more).map(token).unwrap_or_default();
+    let incidents = groups.into_iter().map(to_incident).collect();
     Ok(ListIncidentsResponse { incidents, next_page_token })
 }
 
-/// What a caller may see of them, last seen first.
+/// A page of the incidents that a caller may see, last seen first.
 pub(crate) async fn page(
     store: &Store,
-    view: &View,
-    filter: &Filter,
+    visibility: &Visibility,
+    filter: &IncidentFilter,
     after: &After,
     size: i64,
-) -> Result<Vec<Pattern>, Error> {
-    match view {
-        View::Mesh => store.incidents_page(filter, after, size).await,
-        View::Owner(owner) => store.own_incidents_page(owner, filter, after, size).await,
+) -> Result<Vec<ErrorGroup>, Error> {
+    match visibility {
+        Visibility::All => store.incidents_page(filter, after, size).await,
+        Visibility::Owner(owner) => store.owner_incidents_page(owner, filter, after, size).await,
     }
 }
 
 pub(crate) async fn get(
     store: &Store,
-    view: &View,
+    visibility: &Visibility,
     request: GetIncidentRequest,
 ) -> Result<GetIncidentResponse, Error> {
     let id = request.incident_id;
-    let mut found = Violations::default();
-    check_id(&id, &mut found);
-    found.check()?;
-    let found = match view {
-        View::Mesh => store.incident(&id).await?,
-        View::Owner(owner) => store.own_incident(owner, &id).await?,
+    let mut violations = Violations::default();
+    validate_id(&id, &mut violations);
+    violations.check()?;
+    let group = match visibility {
+        Visibility::All => store.incident(&id).await?,
+        Visibility::Owner(owner) => store.owner_incident(owner, &id).await?,
     };
-    let found = found.ok_or(Error::NoSuch)?;
-    let occurrences = match view {
-        View::Mesh => store.occurrences_of(&found.fingerprint, &id, SHOWN).await?,
-        View::Owner(owner) => {
-            store.own_occurrences_of(owner, &found.fingerprint, &id, SHOWN).await?
+    let group = group.ok_or(Error::IncidentNotFound)?;
+    let fingerprint = &group.fingerprint;
+    let occurrences = match visibility {
+        Visibility::All => store.occurrences_of(fingerprint, &id, OCCURRENCE_COUNT).await?,
+        Visibility::Owner(owner) => {
+            store.owner_occurrences_of(owner, fingerprint, &id, OCCURRENCE_COUNT).await?
         }
     };
-    Ok(GetIncidentResponse { incident: Some(incident(found)), occurrences })
+    Ok(GetIncidentResponse { incident: Some(to_incident(group)), occurrences })
 }
 
 pub(crate) async fn update(
@@ -91,9 +92,9 @@ pub(crate) async fn update(
     call: &Call,
     request: UpdateIncidentRequest,
 ) -> Result<UpdateIncidentResponse, Error> {
-    check_update(&request)?;
+    validate_update(&request)?;
     let id = request.incident_id;
-    let change = Change {
+    let change = StatusChange {
         status: request.status,
         version: request.version,
         note: request.note,
@@ -102,67 +103,67 @@ pub(crate) async fn update(
         time: now(),
     };
     let changed = store.change_incident(id, change).await?;
-    let incident = Some(incident(changed.ok_or(Error::NoSuch)?));
-    Ok(UpdateIncidentResponse { incident })
+    let incident = to_incident(changed.ok_or(Error::IncidentNotFound)?);
+    Ok(UpdateIncidentResponse { incident: Some(incident) })
 }
 
-fn check_update(request: &UpdateIncidentRequest) -> Result<(), Violations> {
-    let mut found = Violations::default();
-    check_id(&request.incident_id, &mut found);
+fn validate_update(request: &UpdateIncidentRequest) -> Result<(), Violations> {
+    let mut violations = Violations::default();
+    validate_id(&request.incident_id, &mut violations);
     let status = request.status.as_str();
     if status.is_empty() {
-        found.missing("status");
+        violations.missing("status");
     } else if !STATUSES.contains(&status) {
-        found.wrong("status", STATUS);
+        violations.wrong("status", STATUS_RULE);
     }
     let version = &request.version;
-    if version.chars().count() > LONGEST_VERSION || version.chars().any(char::is_control) {
-        found.wrong("version", "must be at most 50 characters without control characters");
+    if version.chars().count() > MAX_VERSION_LEN || version.chars().any(char::is_control) {
+        violations.wrong("version", "must be at most 50 characters without control characters");
     } else if !version.is_empty() && status != RESOLVED {
-        found.wrong("version", "stands beside the status resolved alone");
+        violations.wrong("version", "may be set with the status resolved only");
     }
-    if request.note.chars().count() > LONGEST_NOTE || request.note.contains('\0') {
-        found.wrong("note", "must be at most 1000 characters");
+    if request.note.chars().count() > MAX_NOTE_LEN || request.note.contains('\0') {
+        violations.wrong("note", "must be at most 1000 characters");
     }
     let expected = request.expected_status.as_str();
     if !expected.is_empty() && !STATUSES.contains(&expected) {
-        found.wrong("expected_status", format!("{STATUS}, or nothing"));
+        violations.wrong("expected_status", format!("{STATUS_RULE}, or empty"));
     }
-    found.check()
+    violations.check()
 }
 
-fn check_id(id: &str, found: &mut Violations) {
+fn validate_id(id: &str, violations: &mut Violations) {
     if id.is_empty() {
-        found.missing("incident_id");
-    } else if id.len() > LONGEST_ID || id.chars().any(char::is_control) {
-        found.wrong("incident_id", "must be like INC-20260131-0123ABCD");
+        violations.missing("incident_id");
+    } else if id.len() > MAX_ID_LEN || id.chars().any(char::is_control) {
+        violations.wrong("incident_id", "must be like INC-20260131-0123ABCD");
     }
 }
 
-/// As the wire counts.
-pub(crate) fn count(number: i64) -> u32 {
+/// A count as the API's `uint32`: clamped to its range.
+pub(crate) fn saturating_u32(number: i64) -> u32 {
     u32::try_from(number.max(0)).unwrap_or(u32::MAX)
 }
 
-fn incident(pattern: Pattern) -> Incident {
+fn to_incident(group: ErrorGroup) -> Incident {
     Incident {
-        incident_id: pattern.incident_id,
-        error_code: pattern.error_code,
-        status: pattern.status,
-        fingerprint: pattern.fingerprint,
-        count: count(pattern.total),
-        first_seen: Some(timestamp(pattern.first_seen)),
-        last_seen: Some(timestamp(pattern.last_seen)),
-        method: pattern.method,
-        message: pattern.message,
-        affected_users: count(pattern.affected_users),
-        recovered_count: count(pattern.recovered_count),
-        reopened: pattern.reopened,
-        resolved_in_version: pattern.resolved_in_version,
-        last_seen_version: pattern.last_seen_version,
-        status_time: Some(pattern.status_time).filter(|time| *time > 0).map(timestamp),
-        status_actor: pattern.status_actor,
-        note: pattern.note,
+        incident_id: group.incident_id,
+        error_code: group.error_code,
+        status: group.status,
+        fingerprint: group.fingerprint,
+        count: saturating_u32(group.total),
+        first_seen: Some(timestamp(group.first_seen)),
+        last_seen: Some(timestamp(group.last_seen)),
+        method: group.method,
+        message: group.message,
+        affected_users: saturating_u32(group.affected_users),
+        recovered_count: saturating_u32(group.recovered_count),
+        reopened: group.reopened,
+        resolved_in_version: group.resolved_in_version,
+        last_seen_version: group.last_seen_version,
+        status_time: Some(group.status_time).filter(|time| *time > 0).map(timestamp),
+        status_actor: group.status_actor,
+        note: group.note,
     }
 }
 
@@ -173,11 +174,11 @@ mod tests {
     use super::*;
 
     fn fields(request: &UpdateIncidentRequest) -> Vec<Cow<'static, str>> {
-        check_update(request).err().map(|found| found.fields()).unwrap_or_default()
+        validate_update(request).err().map(|violations| violations.fields()).unwrap_or_default()
     }
 
     #[test]
-    fn every_wrong_field_is_named_at_once() {
+    fn one_reply_names_every_invalid_field() {
         assert_eq!(fields(&UpdateIncidentRequest::default()), ["incident_id", "status"]);
         let good = UpdateIncidentRequest {
             incident_id: "INC-20260131-0123ABCD".to_owned(),

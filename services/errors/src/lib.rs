@@ -1,22 +1,23 @@
-//! What went wrong: every failure that a user was shown, grouped into incidents by their cause.
+//! Error tracking: stores every failure that a user was shown and groups failures with one cause
+//! into incidents.
 
-mod calls;
-mod check;
+mod call_counter;
 mod dashboard;
 mod error;
 mod fingerprint;
-mod gateway;
+mod gateway_report;
 mod incident;
 mod occurrence;
+mod occurrence_feed;
 mod pattern;
 mod retention;
 mod service;
 mod store;
+mod validation;
 mod version;
-mod view;
-mod watch;
+mod visibility;
 
-pub use crate::gateway::OccurrenceRecorder;
+pub use crate::gateway_report::OccurrenceRecorder;
 use clap::ArgAction;
 use hapa_core::access::{self, Access, Rpc};
 use hapa_core::service::{ServiceSpec, Shutdown};
@@ -27,29 +28,31 @@ use hapa_store::database::{Db, Durability, Survey};
 use hapa_store::open::{OpenStore, StoreSpec};
 use hapa_transport::peer::Wire;
 
-use crate::calls::Calls;
-use crate::gateway::GatewayReports;
-use crate::service::Errors;
+use crate::call_counter::CallCounter;
+use crate::gateway_report::GatewayReports;
+use crate::occurrence_feed::OccurrenceFeed;
+use crate::service::ErrorTracker;
 use crate::store::Store;
-use crate::watch::News;
 
-/// Settings of this service.
+/// Settings of the errors service.
 #[derive(clap::Args, Clone, Debug)]
 #[command(next_help_heading = "Errors")]
 #[group(id = "errors")]
 pub struct Config {
-    /// How long occurrences are kept, in days; what is counted of them is kept twice as long.
+    /// Retention of error occurrences, in days. Hourly and daily counts and incidents are kept
+    /// twice as long.
     #[arg(long, env = "ERROR_RETENTION_DAYS", default_value_t = 30, value_parser = clap::value_parser!(u32).range(1..=3650))]
     pub error_retention_days: u32,
-    /// Whether occurrences are grouped into incidents; without it they are stored and counted only.
+    /// Whether the service creates and reopens incidents. `false`: it only stores and counts
+    /// occurrences.
     #[arg(long, env = "INCIDENT_TRACKING_ENABLED", action = ArgAction::Set, default_value_t = true)]
     pub incident_tracking_enabled: bool,
 }
 
-/// What is seen differs: see `view.rs`.
-const READ: Access = Access::AnyScope(&[view::READ, view::ADMIN]);
+/// `errors:read` sees its owner's failures, `errors:admin` sees all.
+const READ: Access = Access::AnyScope(&[visibility::READ_SCOPE, visibility::ADMIN_SCOPE]);
 
-/// What can't work without the store.
+/// The gRPC services that depend on the store.
 pub const SERVICES: &[&str] = &["hapa.errors.v1.ErrorTrackingService"];
 
 const RPCS: &[Rpc] = &[
@@ -64,7 +67,10 @@ const RPCS: &[Rpc] = &[
     Rpc::new("/hapa.errors.v1.ErrorTrackingService/ListPatterns", READ),
     Rpc::new("/hapa.errors.v1.ErrorTrackingService/ListIncidents", READ),
     Rpc::new("/hapa.errors.v1.ErrorTrackingService/GetIncident", READ),
-    Rpc::new("/hapa.errors.v1.ErrorTrackingService/UpdateIncident", Access::Scope(view::ADMIN)),
+    Rpc::new(
+        "/hapa.errors.v1.ErrorTrackingService/UpdateIncident",
+        Access::Scope(visibility::ADMIN_SCOPE),
+    ),
     Rpc::new("/hapa.errors.v1.ErrorTrackingService/ListErrorCodes", Access::Caller),
     Rpc::new("/hapa.errors.v1.ErrorTrackingService/WatchOccurrences", READ),
 ];
@@ -76,16 +82,17 @@ pub const STORE: &StoreSpec = &StoreSpec {
     durability: Durability::PowerCut,
     may_be_set_aside: true,
 };
+
 const GATEWAY_RPCS: &[Rpc] =
     &[Rpc::new("/hapa.errors.v1.GatewayReportService/ReportRefusals", Access::Mesh)
         .by(&[access::GATEWAY])];
 
-/// Migrates the store at `url`, and does no more.
+/// Applies the schema migrations to the store at `url`.
 pub async fn migrate(url: &str) -> anyhow::Result<()> {
     open(url).await.map(drop)
 }
 
-/// Looks at the store at `url`, and changes nothing.
+/// Reports the schema version of the store at `url` without changing it.
 pub async fn survey(url: &str) -> anyhow::Result<Option<Survey>> {
     Db::survey("errors", url, store::MIGRATIONS).await
 }
@@ -97,32 +104,32 @@ async fn open(url: &str) -> anyhow::Result<Db> {
 /// What the service needs of its process.
 #[derive(Debug)]
 pub struct Dependencies {
-    /// Its store, opened by [`STORE`].
+    /// The store, opened by [`STORE`].
     pub store: OpenStore,
     /// The shutdown of the server.
     pub shutdown: Shutdown,
-    /// The analytics service, which counts calls; none where it is not known.
+    /// The analytics service, which counts calls; `None` if it is not configured.
     pub analytics: Option<Wire>,
-    /// Where occurrences go that the gateway reports.
+    /// Receives the occurrences that the gateway reports.
     pub recorder: OccurrenceRecorder,
 }
 
-/// The service.
+/// Builds the gRPC services, their health checks and their background tasks.
 pub fn service(config: &Config, dependencies: Dependencies) -> ServiceSpec {
     let Dependencies { store: OpenStore { db, checks }, shutdown, analytics, recorder } =
         dependencies;
     let mut spec = ServiceSpec { checks, ..ServiceSpec::default() };
     let store = Store::new(db);
-    let (tail, looking) = Tail::of(store.clone(), shutdown.stop_accepting);
-    spec.spawn(looking);
-    spec.spawn(retention::purge(store.clone(), config.error_retention_days));
-    let errors = Errors {
-        news: News { store: store.clone(), tail },
-        calls: Calls::new(analytics),
-        tracked: config.incident_tracking_enabled,
+    let (feed, poller) = Tail::of(store.clone(), shutdown.stop_accepting);
+    spec.spawn(poller);
+    spec.spawn(retention::run_purge(store.clone(), config.error_retention_days));
+    let tracker = ErrorTracker {
+        feed: OccurrenceFeed { store: store.clone(), tail: feed },
+        call_counter: CallCounter::new(analytics),
+        incident_tracking_enabled: config.incident_tracking_enabled,
         store,
     };
-    spec.add(ErrorTrackingServiceServer::new(errors), RPCS);
+    spec.add(ErrorTrackingServiceServer::new(tracker), RPCS);
     spec.add_auxiliary(GatewayReportServiceServer::new(GatewayReports { recorder }), GATEWAY_RPCS);
     spec
 }

@@ -1,4 +1,5 @@
-//! Takes occurrences in: checked as a whole, without secrets, under the name of who reports them.
+//! Prepares reported occurrences for storage: validates the batch, redacts secrets and sets the
+//! reporting identity.
 
 use hapa_core::call::Call;
 use hapa_core::redaction::scrub;
@@ -6,41 +7,43 @@ use hapa_core::timestamps::{micros, now};
 use hapa_core::violations::Violations;
 use hapa_proto::errors::v1::Occurrence;
 
-use crate::check;
 use crate::fingerprint::fingerprint;
-use crate::store::{Batch, New};
+use crate::store::{NewOccurrence, OccurrenceBatch};
+use crate::validation;
 
-/// The longest text that is kept.
-const LONGEST: usize = 2_000;
+/// Longest stored text.
+const MAX_TEXT_LEN: usize = 2_000;
 
-/// What a caller reports, ready to be stored.
-pub(crate) fn batch(
+/// Validates the reported occurrences and prepares them for storage.
+pub(crate) fn prepare(
     call: &Call,
     occurrences: Vec<Occurrence>,
-    tracked: bool,
-) -> Result<Batch, Violations> {
+    incident_tracking_enabled: bool,
+) -> Result<OccurrenceBatch, Violations> {
     let now = now();
-    check::batch(&occurrences, now)?;
-    let new = |mut occurrence: Occurrence| {
-        // Services say who called them. Everyone else speaks for itself alone.
+    validation::validate_batch(&occurrences, now)?;
+    let prepare = |mut occurrence: Occurrence| {
+        // Services report the identity of their caller. Other callers report under their own
+        // identity only.
         if !call.is_mesh {
             occurrence.actor = call.actor();
             let owner = call.principal.as_ref().map(|caller| caller.owner.clone());
             occurrence.owner = owner.unwrap_or_default();
         }
-        occurrence.message = scrubbed(&occurrence.message);
-        occurrence.causes = occurrence.causes.iter().map(|cause| scrubbed(cause)).collect();
-        New {
+        occurrence.message = redact(&occurrence.message);
+        occurrence.causes = occurrence.causes.iter().map(|cause| redact(cause)).collect();
+        NewOccurrence {
             fingerprint: fingerprint(&occurrence),
             time: occurrence.time.as_ref().map_or(now, micros),
             occurrence,
         }
     };
-    Ok(Batch { now, tracked, news: occurrences.into_iter().map(new).collect() })
+    let occurrences = occurrences.into_iter().map(prepare).collect();
+    Ok(OccurrenceBatch { now, incident_tracking_enabled, occurrences })
 }
 
-/// A text as it may be kept.
-fn scrubbed(text: &str) -> String {
-    // A zero byte ends a text of PostgreSQL's.
-    scrub(&text.replace('\0', ""), LONGEST)
+/// Removes secrets and NUL characters from a text.
+fn redact(text: &str) -> String {
+    // PostgreSQL rejects NUL in TEXT values.
+    scrub(&text.replace('\0', ""), MAX_TEXT_LEN)
 }

@@ -1,4 +1,4 @@
-//! What fails most in a period, and whether it fails more than in the period before.
+//! The most frequent error groups of a period, each with its trend against the period before.
 
 use hapa_core::timestamps::{DAY, HOUR, MINUTE, floor, now, timestamp};
 use hapa_core::violations::Violations;
@@ -6,59 +6,62 @@ use hapa_proto::errors::v1::list_patterns_response::Pattern;
 use hapa_proto::errors::v1::{ListPatternsRequest, ListPatternsResponse};
 
 use crate::error::Error;
-use crate::incident::count;
-use crate::store::{Ranked, Store, Window};
-use crate::view::View;
+use crate::incident::saturating_u32;
+use crate::store::{ComparisonWindow, GroupFrequency, Store};
+use crate::visibility::Visibility;
 
-const MOST: i64 = 100;
+const MAX_PATTERN_COUNT: i64 = 100;
 
 pub(crate) async fn list(
     store: &Store,
-    view: &View,
+    visibility: &Visibility,
     request: &ListPatternsRequest,
 ) -> Result<ListPatternsResponse, Error> {
-    let window = window(&request.period, now())?;
-    let ranked = match view {
-        View::Mesh => store.ranked(window, MOST).await?,
-        View::Owner(owner) => store.own_ranked(owner, window, MOST).await?,
+    let window = comparison_window(&request.period, now())?;
+    let groups = match visibility {
+        Visibility::All => store.top_groups(window, MAX_PATTERN_COUNT).await?,
+        Visibility::Owner(owner) => {
+            store.owner_top_groups(owner, window, MAX_PATTERN_COUNT).await?
+        }
     };
-    Ok(ListPatternsResponse { patterns: ranked.into_iter().map(pattern).collect() })
+    Ok(ListPatternsResponse { patterns: groups.into_iter().map(to_pattern).collect() })
 }
 
-fn window(period: &str, now: i64) -> Result<Window, Violations> {
-    let (length, width) = match period {
+fn comparison_window(period: &str, now: i64) -> Result<ComparisonWindow, Violations> {
+    let (length, bucket_width) = match period {
         "1h" => (HOUR, MINUTE),
         "" | "24h" => (DAY, HOUR),
         "7d" => (7 * DAY, DAY),
         "30d" => (30 * DAY, DAY),
         _ => return Err(Violations::one("period", "must be 1h, 24h, 7d or 30d")),
     };
-    let start = floor(now - length, width);
-    Ok(Window { width, start, before: start - length })
+    let start = floor(now - length, bucket_width);
+    Ok(ComparisonWindow { bucket_width, start, previous_start: start - length })
 }
 
-fn pattern(ranked: Ranked) -> Pattern {
-    let Ranked { pattern, count: times, count_before, owners } = ranked;
+fn to_pattern(frequency: GroupFrequency) -> Pattern {
+    let GroupFrequency { group, count, previous_count, owner_count } = frequency;
     Pattern {
-        error_code: pattern.error_code,
-        fingerprint: pattern.fingerprint,
-        count: count(times),
-        first_seen: Some(timestamp(pattern.first_seen)),
-        last_seen: Some(timestamp(pattern.last_seen)),
-        affected_users: count(owners),
-        trend: trend(times, count_before).to_owned(),
-        incident_id: pattern.incident_id,
-        method: pattern.method,
-        message: pattern.message,
+        error_code: group.error_code,
+        fingerprint: group.fingerprint,
+        count: saturating_u32(count),
+        first_seen: Some(timestamp(group.first_seen)),
+        last_seen: Some(timestamp(group.last_seen)),
+        affected_users: saturating_u32(owner_count),
+        trend: trend(count, previous_count).to_owned(),
+        incident_id: group.incident_id,
+        method: group.method,
+        message: group.message,
     }
 }
 
-fn trend(count: i64, before: i64) -> &'static str {
-    if before == 0 {
+/// `rising` above 3/2 of the previous count, `falling` below 2/3 of it.
+fn trend(count: i64, previous_count: i64) -> &'static str {
+    if previous_count == 0 {
         "new"
-    } else if count.saturating_mul(2) > before.saturating_mul(3) {
+    } else if count.saturating_mul(2) > previous_count.saturating_mul(3) {
         "rising"
-    } else if count.saturating_mul(3) < before.saturating_mul(2) {
+    } else if count.saturating_mul(3) < previous_count.saturating_mul(2) {
         "falling"
     } else {
         "steady"
@@ -70,27 +73,27 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_trend_compares_with_the_period_before() {
-        for (count, before, expected) in [
+    fn a_trend_compares_with_the_previous_period() {
+        for (count, previous_count, expected) in [
             (1, 0, "new"),
             (15, 10, "steady"),
             (16, 10, "rising"),
             (10, 15, "steady"),
             (9, 15, "falling"),
         ] {
-            assert_eq!(trend(count, before), expected, "{count} after {before}");
+            assert_eq!(trend(count, previous_count), expected, "{count} after {previous_count}");
         }
     }
 
     #[test]
-    fn a_window_begins_with_a_whole_minute_hour_or_day() {
+    fn a_window_starts_at_a_full_minute_hour_or_day() {
         let now = 100 * DAY + 5 * HOUR + 7 * MINUTE + 9;
-        let hour = window("1h", now).unwrap();
+        let hour = comparison_window("1h", now).unwrap();
         assert_eq!(hour.start, 100 * DAY + 4 * HOUR + 7 * MINUTE);
-        let day = window("", now).unwrap();
-        assert_eq!((day.start, day.before), (99 * DAY + 5 * HOUR, 98 * DAY + 5 * HOUR));
-        let month = window("30d", now).unwrap();
-        assert_eq!((month.start, month.before), (70 * DAY, 40 * DAY));
-        assert!(window("1d", now).is_err());
+        let day = comparison_window("", now).unwrap();
+        assert_eq!((day.start, day.previous_start), (99 * DAY + 5 * HOUR, 98 * DAY + 5 * HOUR));
+        let month = comparison_window("30d", now).unwrap();
+        assert_eq!((month.start, month.previous_start), (70 * DAY, 40 * DAY));
+        assert!(comparison_window("1d", now).is_err());
     }
 }

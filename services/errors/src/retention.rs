@@ -1,4 +1,4 @@
-//! Removes what is older than ERROR_RETENTION_DAYS: at the start and every hour, a little at a time.
+//! Deletes data older than ERROR_RETENTION_DAYS, at start-up and every hour, in small transactions.
 
 use std::time::Duration;
 
@@ -6,63 +6,68 @@ use hapa_core::timestamps::{DAY, HOUR, now};
 use tokio::time::sleep;
 
 use crate::error::Error;
-use crate::store::{Limits, Store};
+use crate::store::{RetentionCutoffs, Store};
 
-const OFTEN: Duration = Duration::from_hours(1);
-/// After a failure it is tried again sooner.
-const SOON: Duration = Duration::from_mins(1);
-/// Between two chunks, so that reports come through.
-const BREATH: Duration = Duration::from_millis(5);
-/// Patterns of an hour are compared with the hour before.
-const MINUTES: i64 = 3 * HOUR;
+const PURGE_INTERVAL: Duration = Duration::from_hours(1);
+/// Delay before the next attempt after a failure.
+const RETRY_DELAY: Duration = Duration::from_mins(1);
+/// Pause between two transactions, so that incoming reports get the write lock.
+const CHUNK_DELAY: Duration = Duration::from_millis(5);
+/// Retention of counts by minute: the trend of the last hour also reads the hour before.
+const MINUTE_COUNTS_TTL: i64 = 3 * HOUR;
 
-/// Removes what is old for as long as the server runs.
-pub(crate) async fn purge(store: Store, days: u32) {
-    let mut owners_known = 0;
+/// Purges until the server stops.
+pub(crate) async fn run_purge(store: Store, days: u32) {
+    let mut copied_until = 0;
     loop {
-        let done = async {
-            copy_owners(&store, &mut owners_known).await?;
-            once(&store, days).await
+        let purged = async {
+            copy_owners(&store, &mut copied_until).await?;
+            purge_once(&store, days).await
         };
-        let pause = match done.await {
-            Ok(()) => OFTEN,
+        let delay = match purged.await {
+            Ok(()) => PURGE_INTERVAL,
             Err(error) => {
-                tracing::warn!(%error, "old occurrences were not removed; tried again later");
-                SOON
+                tracing::warn!(%error, "purging old occurrences failed; the purge is retried in 1 minute");
+                RETRY_DELAY
             }
         };
-        sleep(pause).await;
+        sleep(delay).await;
     }
 }
 
-/// Completes what replicas of the version before have stored since the last time.
-async fn copy_owners(store: &Store, known: &mut i64) -> Result<(), Error> {
-    // Numbers grow in the order of commits: what is added later has a larger one.
+/// Fills in the owner of occurrences that replicas of the previous release stored since the last
+/// purge.
+async fn copy_owners(store: &Store, copied_until: &mut i64) -> Result<(), Error> {
+    // Sequence numbers follow the commit order: occurrences stored later have larger ones.
     let head = store.head().await?.sequence;
-    while let Some(last) = store.copy_owners(*known).await? {
-        *known = last;
-        sleep(BREATH).await;
+    while let Some(last) = store.copy_owners(*copied_until).await? {
+        *copied_until = last;
+        sleep(CHUNK_DELAY).await;
     }
-    *known = head.max(*known);
+    *copied_until = head.max(*copied_until);
     Ok(())
 }
 
-async fn once(store: &Store, days: u32) -> Result<(), Error> {
-    let (now, kept) = (now(), i64::from(days) * DAY);
-    // Sums are kept twice as long, so that a period can be compared with the one before.
-    let limits = Limits { occurrences: now - kept, minutes: now - MINUTES, sums: now - 2 * kept };
+async fn purge_once(store: &Store, days: u32) -> Result<(), Error> {
+    let (now, retention) = (now(), i64::from(days) * DAY);
+    let cutoffs = RetentionCutoffs {
+        occurrences: now - retention,
+        minute_counts: now - MINUTE_COUNTS_TTL,
+        // Twice as long, so that a period can be compared with the one before.
+        aggregates: now - 2 * retention,
+    };
     let mut removed = 0;
     loop {
-        match store.purge_occurrences(limits.occurrences).await? {
+        match store.purge_occurrences(cutoffs.occurrences).await? {
             0 => break,
-            some => removed += some,
+            count => removed += count,
         }
-        sleep(BREATH).await;
+        sleep(CHUNK_DELAY).await;
     }
-    store.purge_others(limits).await?;
-    store.purged(now).await?;
+    store.purge_aggregates(cutoffs).await?;
+    store.set_cleanup_time(now).await?;
     if removed > 0 {
-        tracing::info!(removed, "old occurrences were removed");
+        tracing::info!(removed, "old occurrences were deleted");
     }
     Ok(())
 }

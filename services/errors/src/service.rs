@@ -1,4 +1,4 @@
-//! The RPCs: each goes to the file of its noun.
+//! ErrorTrackingService: decodes each RPC and calls the module of its resource.
 
 use std::pin::Pin;
 
@@ -6,7 +6,7 @@ use futures_util::Stream;
 use hapa_core::call::Call;
 use hapa_core::rpc_error::{ErrorCode, Retry, code_name};
 use hapa_proto::errors::v1::error_tracking_service_server::ErrorTrackingService;
-use hapa_proto::errors::v1::list_error_codes_response::ErrorCode as Published;
+use hapa_proto::errors::v1::list_error_codes_response::ErrorCode as PublishedCode;
 use hapa_proto::errors::v1::{
     GetDashboardRequest, GetDashboardResponse, GetIncidentRequest, GetIncidentResponse,
     ListErrorCodesRequest, ListErrorCodesResponse, ListIncidentsRequest, ListIncidentsResponse,
@@ -16,26 +16,25 @@ use hapa_proto::errors::v1::{
 };
 use tonic::{Request, Response, Status};
 
-use crate::calls::Calls;
+use crate::call_counter::CallCounter;
+use crate::occurrence_feed::OccurrenceFeed;
 use crate::store::Store;
-use crate::view::View;
-use crate::watch::News;
+use crate::visibility::Visibility;
 use crate::{dashboard, incident, occurrence, pattern};
 
-pub(crate) struct Errors {
+pub(crate) struct ErrorTracker {
     pub(crate) store: Store,
-    pub(crate) news: News,
-    pub(crate) calls: Calls,
-    /// Whether incidents are made.
-    pub(crate) tracked: bool,
+    pub(crate) feed: OccurrenceFeed,
+    pub(crate) call_counter: CallCounter,
+    pub(crate) incident_tracking_enabled: bool,
 }
 
-type Occurrences =
+type OccurrenceResponses =
     Pin<Box<dyn Stream<Item = Result<WatchOccurrencesResponse, Status>> + Send + 'static>>;
 
 #[tonic::async_trait]
-impl ErrorTrackingService for Errors {
-    type WatchOccurrencesStream = Occurrences;
+impl ErrorTrackingService for ErrorTracker {
+    type WatchOccurrencesStream = OccurrenceResponses;
 
     async fn report_occurrences(
         &self,
@@ -43,8 +42,8 @@ impl ErrorTrackingService for Errors {
     ) -> Result<Response<ReportOccurrencesResponse>, Status> {
         let call = Call::of(request.extensions())?;
         let occurrences = request.into_inner().occurrences;
-        let batch = occurrence::batch(&call, occurrences, self.tracked)?;
-        let accepted = self.store.report(batch).await?;
+        let batch = occurrence::prepare(&call, occurrences, self.incident_tracking_enabled)?;
+        let accepted = self.store.ingest(batch).await?;
         Ok(Response::new(ReportOccurrencesResponse { accepted }))
     }
 
@@ -52,32 +51,32 @@ impl ErrorTrackingService for Errors {
         &self,
         request: Request<GetDashboardRequest>,
     ) -> Result<Response<GetDashboardResponse>, Status> {
-        let view = View::of(&Call::of(request.extensions())?);
-        Ok(Response::new(dashboard::get(&self.store, &view, &self.calls).await?))
+        let visibility = Visibility::from_call(&Call::of(request.extensions())?);
+        Ok(Response::new(dashboard::get(&self.store, &visibility, &self.call_counter).await?))
     }
 
     async fn list_patterns(
         &self,
         request: Request<ListPatternsRequest>,
     ) -> Result<Response<ListPatternsResponse>, Status> {
-        let view = View::of(&Call::of(request.extensions())?);
-        Ok(Response::new(pattern::list(&self.store, &view, &request.into_inner()).await?))
+        let visibility = Visibility::from_call(&Call::of(request.extensions())?);
+        Ok(Response::new(pattern::list(&self.store, &visibility, &request.into_inner()).await?))
     }
 
     async fn list_incidents(
         &self,
         request: Request<ListIncidentsRequest>,
     ) -> Result<Response<ListIncidentsResponse>, Status> {
-        let view = View::of(&Call::of(request.extensions())?);
-        Ok(Response::new(incident::list(&self.store, &view, request.into_inner()).await?))
+        let visibility = Visibility::from_call(&Call::of(request.extensions())?);
+        Ok(Response::new(incident::list(&self.store, &visibility, request.into_inner()).await?))
     }
 
     async fn get_incident(
         &self,
         request: Request<GetIncidentRequest>,
     ) -> Result<Response<GetIncidentResponse>, Status> {
-        let view = View::of(&Call::of(request.extensions())?);
-        Ok(Response::new(incident::get(&self.store, &view, request.into_inner()).await?))
+        let visibility = Visibility::from_call(&Call::of(request.extensions())?);
+        Ok(Response::new(incident::get(&self.store, &visibility, request.into_inner()).await?))
     }
 
     async fn update_incident(
@@ -99,21 +98,21 @@ impl ErrorTrackingService for Errors {
     async fn watch_occurrences(
         &self,
         request: Request<WatchOccurrencesRequest>,
-    ) -> Result<Response<Occurrences>, Status> {
-        let view = View::of(&Call::of(request.extensions())?);
+    ) -> Result<Response<OccurrenceResponses>, Status> {
+        let visibility = Visibility::from_call(&Call::of(request.extensions())?);
         let request = request.into_inner();
-        Ok(Response::new(Box::pin(self.news.clone().since(view, request).await?)))
+        Ok(Response::new(Box::pin(self.feed.clone().subscribe(visibility, request).await?)))
     }
 }
 
-fn published(code: ErrorCode) -> Published {
+fn published(code: ErrorCode) -> PublishedCode {
     let entry = code.entry();
     let retry = match entry.retry {
         Retry::No => "no",
         Retry::Yes => "yes",
         Retry::AfterDelay => "after_delay",
     };
-    Published {
+    PublishedCode {
         code: entry.name.to_owned(),
         description: entry.meaning.to_owned(),
         reason: entry.reason.to_owned(),

@@ -1,16 +1,16 @@
-//! The only SQL of this service, here and in the rooms below: one method is one statement or one
-//! transaction.
+//! The only SQL of this service, in this file and its submodules. One method is one statement or
+//! one transaction.
 //!
-//! Whatever changes anything locks the head first. So occurrences are numbered in the order of
-//! commits, who reads them by their numbers misses none, and what is counted is exact.
+//! Every writing transaction locks the head row first. Sequence numbers therefore follow the commit
+//! order, readers that page by sequence number miss no occurrence, and all counts are exact.
 
-mod incidents;
+mod bulk_sql;
+mod error_groups;
+mod group_counts;
+mod ingest;
 mod occurrences;
-mod owned;
-mod patterns;
+mod owner_groups;
 mod purge;
-mod report;
-mod rows;
 
 use std::sync::Arc;
 
@@ -22,10 +22,10 @@ use tokio::sync::Notify;
 
 use crate::error::Error;
 
-pub(crate) use incidents::{Change, Filter, Pattern, RESOLVED};
-pub(crate) use patterns::{Ranked, Window};
-pub(crate) use purge::Limits;
-pub(crate) use report::{Batch, New};
+pub(crate) use error_groups::{ErrorGroup, IncidentFilter, RESOLVED, StatusChange};
+pub(crate) use group_counts::{ComparisonWindow, GroupFrequency};
+pub(crate) use ingest::{NewOccurrence, OccurrenceBatch};
+pub(crate) use purge::RetentionCutoffs;
 
 pub(crate) const MIGRATIONS: &[Step] = &[
     (1, "occurrences", include_str!("../migrations/0001_occurrences.sql")),
@@ -37,18 +37,18 @@ pub(crate) const MIGRATIONS: &[Step] = &[
 #[derive(Clone, Debug)]
 pub(crate) struct Store {
     db: Db,
-    /// Wakes who tells what is new.
+    /// Notifies the change feed of this process about new occurrences.
     changed: Arc<Notify>,
 }
 
-/// Where the store is.
+/// The head row: the state of the whole store.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Head {
-    /// The number of the last occurrence.
+pub(crate) struct StoreHead {
+    /// The sequence number of the last occurrence.
     pub(crate) sequence: i64,
-    /// How many are kept.
+    /// The number of stored occurrences.
     pub(crate) total: i64,
-    /// When old ones were last removed; 0: never.
+    /// Time of the last completed purge. 0: never.
     pub(crate) cleanup_time: i64,
 }
 
@@ -57,13 +57,12 @@ impl Store {
         Store { db, changed: Arc::new(Notify::new()) }
     }
 
-    pub(crate) async fn head(&self) -> Result<Head, Error> {
+    pub(crate) async fn head(&self) -> Result<StoreHead, Error> {
         let row = sqlx::query("SELECT sequence, total, cleanup_time FROM error_head WHERE id = 1");
-        head(&row.fetch_one(&self.db.reader).await?)
+        read_head(&row.fetch_one(&self.db.reader).await?)
     }
 }
 
-/// Occurrences, as they are stored.
 impl Log for Store {
     type Error = Error;
 
@@ -76,16 +75,16 @@ impl Log for Store {
     }
 }
 
-/// From here on nobody else changes anything until this transaction ends.
-async fn lock_head(connection: &mut AnyConnection) -> Result<Head, Error> {
+/// Locks the head row, and with it all writes, until the transaction ends.
+async fn lock_head(connection: &mut AnyConnection) -> Result<StoreHead, Error> {
     let row = sqlx::query(
         "UPDATE error_head SET sequence = sequence WHERE id = 1
          RETURNING sequence, total, cleanup_time",
     );
-    head(&row.fetch_one(connection).await?)
+    read_head(&row.fetch_one(connection).await?)
 }
 
-async fn set_head(connection: &mut AnyConnection, head: Head) -> Result<(), Error> {
+async fn write_head(connection: &mut AnyConnection, head: StoreHead) -> Result<(), Error> {
     let update = sqlx::query(
         "UPDATE error_head SET sequence = $1, total = $2, cleanup_time = $3 WHERE id = 1",
     );
@@ -94,8 +93,8 @@ async fn set_head(connection: &mut AnyConnection, head: Head) -> Result<(), Erro
     Ok(())
 }
 
-fn head(row: &AnyRow) -> Result<Head, Error> {
-    Ok(Head {
+fn read_head(row: &AnyRow) -> Result<StoreHead, Error> {
+    Ok(StoreHead {
         sequence: row.try_get("sequence")?,
         total: row.try_get("total")?,
         cleanup_time: row.try_get("cleanup_time")?,

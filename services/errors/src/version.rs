@@ -1,42 +1,42 @@
-//! Versions, as far as they can be compared: the dotted numbers that they begin with.
+//! Compares versions by the dotted numbers at their start.
 
 use std::cmp::Ordering;
 
-/// The numbers, without zeros at the end; none where there are none.
-fn numbers(version: &str) -> Option<Vec<u64>> {
+/// The numeric components without trailing zeros. `None`: the version starts with no number.
+fn components(version: &str) -> Option<Vec<u64>> {
     let version = version.trim().trim_start_matches(['v', 'V']);
     let end = version.find(|letter: char| !letter.is_ascii_digit() && letter != '.');
     let text = &version[..end.unwrap_or(version.len())];
     let parts = text.split('.').take_while(|part| !part.is_empty());
-    let mut numbers: Vec<u64> = parts.map_while(|part| part.parse().ok()).collect();
-    if numbers.is_empty() {
+    let mut components: Vec<u64> = parts.map_while(|part| part.parse().ok()).collect();
+    if components.is_empty() {
         return None;
     }
-    while numbers.last() == Some(&0) {
-        numbers.pop();
+    while components.last() == Some(&0) {
+        components.pop();
     }
-    Some(numbers)
+    Some(components)
 }
 
-/// How two versions relate; none where one of them has no numbers.
-pub(crate) fn compare(one: &str, other: &str) -> Option<Ordering> {
-    Some(numbers(one)?.cmp(&numbers(other)?))
+/// Compares two versions. `None`: one of them has no numeric components.
+pub(crate) fn compare(left: &str, right: &str) -> Option<Ordering> {
+    Some(components(left)?.cmp(&components(right)?))
 }
 
-/// Whether `seen` is `version` or came after it. What can't be compared is so only where it is the
-/// same text.
-pub(crate) fn is_since(seen: &str, version: &str) -> bool {
+/// Whether `seen` is `version` or a later one. Versions without numbers match only if they are
+/// equal.
+pub(crate) fn is_at_least(seen: &str, version: &str) -> bool {
     compare(seen, version).map_or(seen == version, Ordering::is_ge)
 }
 
-/// The later of two.
-pub(crate) fn later<'a>(one: &'a str, other: &'a str) -> &'a str {
-    match compare(one, other) {
-        Some(Ordering::Less) => other,
-        Some(_) => one,
-        // Any numbers say more than none.
-        None if numbers(one).is_some() || other.is_empty() => one,
-        None => other,
+/// The later of two versions.
+pub(crate) fn later<'a>(left: &'a str, right: &'a str) -> &'a str {
+    match compare(left, right) {
+        Some(Ordering::Less) => right,
+        Some(_) => left,
+        // A version with numbers wins over one without.
+        None if components(left).is_some() || right.is_empty() => left,
+        None => right,
     }
 }
 
@@ -58,7 +58,7 @@ mod tests {
             ("nightly", "1.0.0", false),
             ("nightly", "nightly", true),
         ] {
-            assert_eq!(is_since(seen, version), since, "{seen} {version}");
+            assert_eq!(is_at_least(seen, version), since, "{seen} {version}");
         }
         assert_eq!(later("0.9.0", "0.10.0"), "0.10.0");
         assert_eq!(later("", "0.1.0"), "0.1.0");
@@ -67,10 +67,10 @@ mod tests {
 
     proptest! {
         #[test]
-        fn any_texts_can_be_compared(one in "\\PC{0,20}", other in "[v0-9.]{0,20}") {
-            prop_assert!(is_since(&one, &one));
-            let _ = later(&one, &other);
-            if let (Some(there), Some(back)) = (compare(&one, &other), compare(&other, &one)) {
+        fn any_texts_can_be_compared(left in "\\PC{0,20}", right in "[v0-9.]{0,20}") {
+            prop_assert!(is_at_least(&left, &left));
+            let _ = later(&left, &right);
+            if let (Some(there), Some(back)) = (compare(&left, &right), compare(&right, &left)) {
                 prop_assert_eq!(there, back.reverse());
             }
         }

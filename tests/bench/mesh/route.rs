@@ -5,7 +5,7 @@ use std::hint::black_box;
 use std::time::Instant;
 
 use anyhow::ensure;
-use hapa_codegen::route::choose::{Candidate, affinity, choose};
+use hapa_codegen::route::balancer::{Candidate, affinity, choose};
 
 use crate::report::{Table, verdict};
 use crate::samples::Samples;
@@ -45,10 +45,10 @@ fn timed(batches: usize, resident: bool, session: &str, prompt: &[u8]) -> anyhow
         id: u64::from(number).wrapping_mul(0x9e37_79b9_7f4a_7c15),
         waiting: number % 5,
         running: number % 17,
-        own: number % 11,
-        own_then: number % 7,
-        cache: 0.5,
-        resident: resident && number.is_multiple_of(4),
+        in_flight: number % 11,
+        in_flight_at_probe: number % 7,
+        cache_usage: 0.5,
+        is_resident: resident && number.is_multiple_of(4),
     };
     let engines: Vec<_> = (0..ENGINES).map(engine).collect();
     let mut samples = Samples::default();

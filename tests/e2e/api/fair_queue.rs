@@ -125,7 +125,7 @@ async fn a_busy_tenant_delays_only_itself() {
 
 #[tokio::test]
 async fn engines_receive_only_a_pseudonym_of_each_tenant() {
-    let mesh = TestMesh::start_with(&["--completion-first=true"]).await;
+    let mesh = TestMesh::start_with(&["--prioritize-completions=true"]).await;
     let (one, other) = (tenant(&mesh, "one").await, tenant(&mesh, "other").await);
     for client in [&one, &one, &other] {
         let request = GenerateCodeRequest { no_cache: true, ..question("q") };

@@ -46,7 +46,7 @@ async fn create(mesh: &TestMesh, key: &str) -> Result<Response<CreateKeyResponse
     within("a key", mesh.keys().create_key(keyed(TestMesh::dev_key(), key))).await
 }
 
-/// Keys of the world, without its own.
+/// Keys of the mesh, without its own.
 async fn count_keys(mesh: &TestMesh) -> usize {
     let listed = mesh.keys().list_keys(ListKeysRequest::default()).await.unwrap();
     listed.into_inner().keys.len() - 1
@@ -276,7 +276,7 @@ async fn replies_are_known_while_the_pepper_is_replaced() {
         mesh.begin_shutdown();
         mesh.wait_until_stopped().await;
         let (new, also) =
-            (format!("--api-key-pepper={NEW}"), format!("--api-key-pepper-also={OLD}"));
+            (format!("--api-key-pepper={NEW}"), format!("--api-key-pepper-previous={OLD}"));
         let mesh = TestMesh::start_on(&store, &[&new, &also]).await;
         assert_eq!(create(&mesh, "k").await.unwrap().into_inner(), first);
         mesh.finish().await;

@@ -27,10 +27,10 @@ async fn limiter(redis: &RedisServer) -> Limiter {
     limiter
 }
 
-/// A world that reached this Redis.
+/// A mesh that reached this Redis.
 async fn mesh(redis: &RedisServer) -> TestMesh {
     let mesh = TestMesh::start_with(&[&format!("--redis-url={}", redis.url())]).await;
-    within("the world to connect", async { while mesh.page("/readyz").await.1 != READY {} }).await;
+    within("the mesh to connect", async { while mesh.page("/readyz").await.1 != READY {} }).await;
     mesh
 }
 
@@ -479,7 +479,7 @@ async fn a_redis_that_starts_late_blocks_no_start_and_is_used_then() {
     mesh.finish().await;
 }
 
-/// Calls until the world is whole, and one of them is counted in Redis.
+/// Calls until the mesh is whole, and one of them is counted in Redis.
 async fn used_again(mesh: &TestMesh, redis: &RedisServer) {
     within("Redis to be used again", async {
         loop {

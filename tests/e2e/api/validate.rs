@@ -43,7 +43,7 @@ async fn the_documented_json_of_a_validation_goes_in_and_comes_out() {
         "code": "def f(:\n    pass\n", "language": "py", "file_name": "a.py", "check_execution": true,
         "check_style": true, "session_id": "s", "context": "of the original",
     });
-    // The world's own key has no limits.
+    // The mesh's own key has no limits.
     let limited = CreateKeyRequest { rate_limits: Vec::new(), ..TestMesh::dev_key() };
     let key = mesh.create_key(limited).await.key_text;
     let reply = gateway.post("/api/v1/validate", Some(&key), &asked).await;

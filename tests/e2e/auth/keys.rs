@@ -74,7 +74,7 @@ async fn keys_are_listed_newest_first_by_pages_and_by_owner() {
             request.page_token = page.next_page_token;
         }
         assert_eq!(listed[..5], made);
-        assert_eq!(listed.len(), 6, "and the world's own");
+        assert_eq!(listed.len(), 6, "and the mesh's own");
         let odd = ListKeysRequest { owner: "odd".to_owned(), ..ListKeysRequest::default() };
         assert_eq!(mesh.keys().list_keys(odd).await.unwrap().into_inner().keys.len(), 2);
         for wrong in [

@@ -320,8 +320,8 @@ async fn secrets_are_rotated_without_an_effect_on_open_sessions() {
         "--secret-key=the-new-key-of-more-than-thirty-two-characters",
     ];
     const BOTH: [&str; 4] = [
-        "--api-key-pepper-also=the-old-pepper-of-more-than-32-characters",
-        "--secret-key-also=the-old-key-of-more-than-thirty-two-characters",
+        "--api-key-pepper-previous=the-old-pepper-of-more-than-32-characters",
+        "--secret-key-previous=the-old-key-of-more-than-thirty-two-characters",
         NEW[0],
         NEW[1],
     ];

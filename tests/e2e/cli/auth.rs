@@ -13,7 +13,7 @@ use crate::api::generate::question;
 const EMAIL: &str = "mina@example.com";
 const PASSWORD: &str = "correct horse battery";
 
-/// A world, and a folder of its own in which a person is logged in.
+/// A mesh, and a folder with the session of a user.
 struct Shell {
     mesh: TestMesh,
     home: TempDir,

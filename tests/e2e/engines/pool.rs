@@ -79,7 +79,7 @@ async fn model_becomes(mesh: &TestMesh, name: &str, wanted: impl Fn(&Model) -> b
     .await
 }
 
-/// A number that is counted of each engine of this world, summed up.
+/// A number that is counted of each engine of this mesh, summed up.
 async fn gauge(mesh: &TestMesh, name: &str) -> f64 {
     let metrics = mesh.metrics().await;
     let of = |engine: &Engine| metrics.sum(name, &[&format!("engine=\"{}\"", engine.address())]);

@@ -279,7 +279,7 @@ async fn another_pepper_is_said_until_the_one_before_is_back_or_given_up() {
         mesh.wait_until_stopped().await;
         // Both count while one takes the other's place, and later the new one alone.
         let before = fs::read_to_string(folder.path().join("key-pepper")).unwrap();
-        let also = format!("--api-key-pepper-also={before}");
+        let also = format!("--api-key-pepper-previous={before}");
         let mut mesh = TestMesh::start_on(&store, &[&keep, PEPPER, &also]).await;
         assert_eq!(mesh.page("/readyz").await, (200, "ready\n".to_owned()));
         within("a call", mesh.client_with(&key).generate_code(question("q"))).await.unwrap();

@@ -83,7 +83,7 @@ async fn an_unreachable_engine_is_reported_and_makes_no_replica_unready() {
     let mesh = TestMesh::start().await;
     mesh.engine.stop().await;
     let ill = becomes(&mesh, ["unhealthy", "connected", "not_configured", "disconnected"]).await;
-    assert_eq!(ill.problems, ["the AI model can't be asked"]);
+    assert_eq!(ill.problems, ["the AI model is unavailable"]);
     is_told_at_once(&mesh).await;
     assert!(serving(&mesh, "hapa.codegen.v1.CodegenService").await);
     let (status, words) = mesh.page("/readyz").await;

@@ -62,7 +62,8 @@ fn no_secret_has_a_default_and_the_example_has_none() {
                 }
                 let value = word(value);
                 // An engine may ask for no key, and most of the time no secret is being replaced.
-                let optional = name == "AI_MODEL_API_KEY" || name.ends_with("_ALSO");
+                let is_second = name.ends_with("_PREVIOUS") || name.ends_with("_ALSO");
+                let optional = name == "AI_MODEL_API_KEY" || is_second;
                 let optional = optional && value == format!("${{{name}:-}}");
                 let (_, rest) = value
                     .split_once("${")

@@ -1,4 +1,4 @@
-//! Taking events in.
+//! Inserts events and adds them to the aggregates.
 
 use std::collections::HashSet;
 
@@ -7,29 +7,32 @@ use hapa_store::sql::{Placeholder, SqlText};
 use sqlx::{AnyConnection, Row as _};
 
 use crate::error::Error;
-use crate::event::Event;
-use crate::rollup::Sums;
-use crate::store::{Store, portions, rollups, usage};
+use crate::event::CallEvent;
+use crate::rollup::BatchTotals;
+use crate::store::{Store, power_of_two_chunks, rollups, usage};
 
-const COLUMNS: usize = 17;
-/// Rows of one statement: 2,176 places, where SQLite has 32,766 and PostgreSQL 65,535.
-const MOST: usize = 128;
+const COLUMN_COUNT: usize = 17;
+/// 128 rows are 2,176 parameters. SQLite accepts 32,766, PostgreSQL 65,535.
+const MAX_ROWS_PER_STATEMENT: usize = 128;
 
 impl Store {
-    /// Stores what is new of these events, which are sorted by id, and sums it up; how many were.
+    /// Stores and aggregates the events that are not stored yet, and returns their number. `events`
+    /// must be sorted by id.
     ///
-    /// What is older than events are kept is left out: whether it was counted before can't be told.
-    pub(crate) async fn record(&self, mut events: Vec<Event>, now: i64) -> Result<u32, Error> {
+    /// Events older than the retention are dropped: an earlier copy may have been purged, so that the
+    /// store cannot detect a repetition.
+    pub(crate) async fn record(&self, mut events: Vec<CallEvent>, now: i64) -> Result<u32, Error> {
         let oldest = now.saturating_sub(i64::from(self.retention_days) * DAY);
         events.retain(|event| event.time >= oldest);
-        self.stand_in_line(events, now).await
+        self.enqueue(events, now).await
     }
 
-    /// Stores what is new of the events of so many batches, and sums it up; how many of each were.
-    /// What several have counts for the first.
-    pub(super) async fn take_in(
+    /// Stores and aggregates the new events of several batches. Each event has the index of its
+    /// batch. Returns the number of new events per batch. An event in several batches counts for
+    /// the first one.
+    pub(super) async fn insert_batches(
         &self,
-        mut events: Vec<(Event, usize)>,
+        mut events: Vec<(CallEvent, usize)>,
         batches: usize,
         now: i64,
     ) -> Result<Vec<u32>, Error> {
@@ -39,14 +42,14 @@ impl Store {
                     (one.id.as_str(), a).cmp(&(other.id.as_str(), b))
                 });
                 events.dedup_by(|(next, _), (first, _)| next.id == first.id);
-                let new = insert(connection, &events).await?;
+                let new = insert_events(connection, &events).await?;
                 let new = || events.iter().filter(|(event, _)| new.contains(&event.id));
-                let sums = Sums::of(new().map(|(event, _)| event), now);
-                usage::add(connection, &sums.uses).await?;
-                rollups::add(connection, &sums.tallies).await?;
+                let totals = BatchTotals::from_events(new().map(|(event, _)| event), now);
+                usage::upsert_usage_days(connection, &totals.usage).await?;
+                rollups::upsert_rollups(connection, &totals.rollups).await?;
                 let mut counts = vec![0; batches];
-                for (_, whose) in new() {
-                    if let Some(count) = counts.get_mut(*whose) {
+                for (_, batch) in new() {
+                    if let Some(count) = counts.get_mut(*batch) {
                         *count += 1;
                     }
                 }
@@ -57,23 +60,23 @@ impl Store {
     }
 }
 
-/// The ids of those that were new.
-async fn insert(
+/// Inserts events and returns the ids of those that were new.
+async fn insert_events(
     connection: &mut AnyConnection,
-    events: &[(Event, usize)],
+    events: &[(CallEvent, usize)],
 ) -> Result<HashSet<String>, Error> {
     let mut new = HashSet::with_capacity(events.len());
     let placeholder = Placeholder::of(connection.backend_name());
-    for portion in portions(events, MOST) {
+    for chunk in power_of_two_chunks(events, MAX_ROWS_PER_STATEMENT) {
         let text = SqlText::new(
             "INSERT INTO usage_events (event_id, time, service, method, error_code, grpc_status, key_id, user_id, owner, model,
                     task, prompt_tokens, completion_tokens, duration_us, time_to_first_token_us, inter_token_us, cache)
              VALUES ",
         )
-        .rows(placeholder, portion.len(), COLUMNS, "")
+        .rows(placeholder, chunk.len(), COLUMN_COUNT, "")
         .with(" ON CONFLICT DO NOTHING RETURNING event_id");
         let mut insert = sqlx::query(text);
-        for (event, _) in portion {
+        for (event, _) in chunk {
             insert = insert
                 .bind(&event.id)
                 .bind(event.time)

@@ -1,4 +1,4 @@
-//! Rollups: how calls went, by span, method and model.
+//! Performance rollups by period, method and model.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -8,43 +8,43 @@ use sqlx::any::AnyRow;
 use sqlx::{AnyConnection, Row as _};
 
 use crate::error::Error;
-use crate::rollup::{Sketches, Tally, TallyKey};
-use crate::store::{Store, portions};
-use crate::times::Span;
+use crate::rollup::{RollupKey, RollupLatencies, RollupTotals};
+use crate::rollup_period::RollupPeriod;
+use crate::store::{Store, power_of_two_chunks};
 
-/// Rows of one statement.
-const MOST: usize = 64;
+/// Most rows in one statement.
+const MAX_ROWS_PER_STATEMENT: usize = 64;
 
-/// Which rollups to read.
+/// Selects the rollups to read.
 #[derive(Clone, Debug)]
-pub(crate) struct Which {
-    pub(crate) span: Span,
+pub(crate) struct RollupFilter {
+    pub(crate) period: RollupPeriod,
     pub(crate) start: i64,
-    /// Until before this.
+    /// Exclusive.
     pub(crate) end: i64,
-    /// "": all.
+    /// "": all models.
     pub(crate) model: String,
-    /// Whole or its last part; "": all.
+    /// The full path of a method, or its last part. "": all methods.
     pub(crate) method: String,
 }
 
-impl Which {
-    /// The part of the window that coarser rollups have, from where until before where.
-    fn coarser(&self) -> (Span, i64, i64) {
-        let whole = self.span.coarser().map(|span| (span, span.ceil(self.start), self.end));
-        let whole = whole.map(|(span, begin, end)| (span, begin, span.floor(end)));
-        let none = (self.span, self.end, self.end);
-        whole.filter(|(_, begin, end)| begin < end).unwrap_or(none)
+impl RollupFilter {
+    /// The part of the window that coarser rollups cover, with its start and its exclusive end.
+    fn coarse_range(&self) -> (RollupPeriod, i64, i64) {
+        let none = (self.period, self.end, self.end);
+        let Some(coarser) = self.period.coarser() else { return none };
+        let (start, end) = (coarser.ceil(self.start), coarser.floor(self.end));
+        if start < end { (coarser, start, end) } else { none }
     }
 }
 
 impl Store {
-    /// The sums of a window, by method and model. What is whole in it of the next coarser span comes
-    /// from there, so that few rollups are read: 7 days are 6 days and 24 hours.
-    pub(crate) async fn tallies(
+    /// The totals of a window by method and model. Full periods of the next coarser length are read
+    /// from there, so that few rows are read: 7 days are 6 days and 24 hours.
+    pub(crate) async fn rollup_totals(
         &self,
-        which: &Which,
-    ) -> Result<BTreeMap<(String, String), Tally>, Error> {
+        filter: &RollupFilter,
+    ) -> Result<BTreeMap<(String, String), RollupTotals>, Error> {
         let rows = sqlx::query(
             "SELECT method, model, requests, errors, tokens, token_requests, cacheable, cached, duration_us, sketches
              FROM performance_rollups
@@ -54,24 +54,24 @@ impl Store {
                AND ($9 = '' OR model = $9)
                AND ($10 = '' OR method = $10 OR substr(method, length(method) - length($10)) = '/' || $10)",
         );
-        let (coarser, begin, end) = which.coarser();
-        let rows = rows.bind(which.span.seconds()).bind(which.start).bind(begin);
-        let rows = rows.bind(coarser.seconds()).bind(begin).bind(end).bind(end).bind(which.end);
-        let rows = rows.bind(&which.model).bind(&which.method);
+        let (coarser, start, end) = filter.coarse_range();
+        let rows = rows.bind(filter.period.seconds()).bind(filter.start).bind(start);
+        let rows = rows.bind(coarser.seconds()).bind(start).bind(end).bind(end).bind(filter.end);
+        let rows = rows.bind(&filter.model).bind(&filter.method);
         let mut rows = rows.fetch(&self.db.reader);
-        let mut tallies: BTreeMap<(String, String), Tally> = BTreeMap::new();
+        let mut groups: BTreeMap<(String, String), RollupTotals> = BTreeMap::new();
         while let Some(row) = rows.try_next().await? {
             let key = (row.try_get("method")?, row.try_get("model")?);
-            let tally = tallies.entry(key).or_default();
-            tally.add(&counted(&row)?);
-            tally.sketches.read(row.try_get("sketches")?)?;
+            let totals = groups.entry(key).or_default();
+            totals.merge(&read_counters(&row)?);
+            totals.latencies.add_encoded(row.try_get("sketches")?)?;
         }
-        Ok(tallies)
+        Ok(groups)
     }
 }
 
-fn counted(row: &AnyRow) -> Result<Tally, sqlx::Error> {
-    Ok(Tally {
+fn read_counters(row: &AnyRow) -> Result<RollupTotals, sqlx::Error> {
+    Ok(RollupTotals {
         requests: row.try_get("requests")?,
         errors: row.try_get("errors")?,
         tokens: row.try_get("tokens")?,
@@ -79,56 +79,57 @@ fn counted(row: &AnyRow) -> Result<Tally, sqlx::Error> {
         cacheable: row.try_get("cacheable")?,
         cached: row.try_get("cached")?,
         duration_us: row.try_get("duration_us")?,
-        sketches: Sketches::default(),
+        latencies: RollupLatencies::default(),
     })
 }
 
-/// Adds to the rollups: the counters first, which locks each row and tells its sketches, and then
-/// the sketches, which only who holds the lock can add to.
-pub(super) async fn add(
+/// Adds to the rollups. The counters go first: this locks each row and returns its stored
+/// histograms. The merged histograms follow under that lock.
+pub(super) async fn upsert_rollups(
     connection: &mut AnyConnection,
-    tallies: &BTreeMap<TallyKey<'_>, Tally>,
+    rollups: &BTreeMap<RollupKey<'_>, RollupTotals>,
 ) -> Result<(), Error> {
     let placeholder = Placeholder::of(connection.backend_name());
-    let tallies: Vec<_> = tallies.iter().map(|(key, tally)| (*key, tally)).collect();
-    for portion in portions(&tallies, MOST) {
-        let stored = count(connection, portion).await?;
+    let rollups: Vec<_> = rollups.iter().map(|(key, totals)| (*key, totals)).collect();
+    for chunk in power_of_two_chunks(&rollups, MAX_ROWS_PER_STATEMENT) {
+        let stored = upsert_counters(connection, chunk).await?;
         let text = SqlText::new(
             "INSERT INTO performance_rollups (seconds, start_time, method, model, sketches,
                     requests, errors, tokens, token_requests, cacheable, cached, duration_us)
              VALUES ",
         )
-        .rows(placeholder, portion.len(), 5, ", 0, 0, 0, 0, 0, 0, 0")
+        .rows(placeholder, chunk.len(), 5, ", 0, 0, 0, 0, 0, 0, 0")
         .with(
             " ON CONFLICT (seconds, start_time, method, model)
              DO UPDATE SET sketches = excluded.sketches",
         );
         let mut update = sqlx::query(text);
-        for ((seconds, start, method, model), tally) in portion {
-            let mut sketches = tally.sketches.clone();
+        for ((seconds, start, method, model), totals) in chunk {
+            let mut latencies = totals.latencies.clone();
             let key = (*seconds, *start, (*method).to_owned(), (*model).to_owned());
-            sketches.read(stored.get(&key).map_or("", String::as_str))?;
+            latencies.add_encoded(stored.get(&key).map_or("", String::as_str))?;
             update = update.bind(seconds).bind(start).bind(*method).bind(*model);
-            update = update.bind(sketches.text()?);
+            update = update.bind(latencies.encode()?);
         }
         update.execute(&mut *connection).await?;
     }
     Ok(())
 }
 
-type Stored = HashMap<(i64, i64, String, String), String>;
+/// The encoded histograms of rollups, by length, start, method and model.
+type StoredLatencies = HashMap<(i64, i64, String, String), String>;
 
-/// Adds to the counters; the sketches as they were.
-async fn count(
+/// Adds to the counters and returns the stored histograms.
+async fn upsert_counters(
     connection: &mut AnyConnection,
-    portion: &[(TallyKey<'_>, &Tally)],
-) -> Result<Stored, Error> {
+    chunk: &[(RollupKey<'_>, &RollupTotals)],
+) -> Result<StoredLatencies, Error> {
     let text = SqlText::new(
         "INSERT INTO performance_rollups (seconds, start_time, method, model,
                 requests, errors, tokens, token_requests, cacheable, cached, duration_us, sketches)
          VALUES ",
     )
-    .rows(Placeholder::of(connection.backend_name()), portion.len(), 11, ", ''")
+    .rows(Placeholder::of(connection.backend_name()), chunk.len(), 11, ", ''")
     .with(
         " ON CONFLICT (seconds, start_time, method, model) DO UPDATE
          SET requests = performance_rollups.requests + excluded.requests,
@@ -141,19 +142,19 @@ async fn count(
          RETURNING seconds, start_time, method, model, sketches",
     );
     let mut update = sqlx::query(text);
-    for ((seconds, start, method, model), tally) in portion {
+    for ((seconds, start, method, model), totals) in chunk {
         update = update
             .bind(seconds)
             .bind(start)
             .bind(*method)
             .bind(*model)
-            .bind(tally.requests)
-            .bind(tally.errors)
-            .bind(tally.tokens)
-            .bind(tally.token_requests)
-            .bind(tally.cacheable)
-            .bind(tally.cached)
-            .bind(tally.duration_us);
+            .bind(totals.requests)
+            .bind(totals.errors)
+            .bind(totals.tokens)
+            .bind(totals.token_requests)
+            .bind(totals.cacheable)
+            .bind(totals.cached)
+            .bind(totals.duration_us);
     }
     let rows = update.fetch_all(connection).await?;
     let stored = rows.iter().map(|row| {

@@ -1,4 +1,4 @@
-//! Days of usage.
+//! Usage totals by day, owner, key, user and model.
 
 use std::collections::BTreeMap;
 
@@ -8,15 +8,15 @@ use sqlx::query::Query;
 use sqlx::{Any, AnyConnection, Row as _};
 
 use crate::error::Error;
-use crate::rollup::{Use, UseKey};
-use crate::store::{Store, portions};
+use crate::rollup::{UsageKey, UsageTotals};
+use crate::store::{Store, power_of_two_chunks};
 
-/// Rows of one statement.
-const MOST: usize = 64;
+/// Most rows in one statement.
+const MAX_ROWS_PER_STATEMENT: usize = 64;
 
-/// What usage can be grouped by. The order is that of the columns by which groups are told apart.
+/// The dimensions by which usage can be grouped, in the order of the result columns.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) enum By {
+pub(crate) enum UsageDimension {
     Day,
     Owner,
     Key,
@@ -24,96 +24,98 @@ pub(crate) enum By {
     Model,
 }
 
-impl By {
+impl UsageDimension {
     const fn column(self) -> &'static str {
         match self {
-            By::Day => "day",
-            By::Owner => "owner",
-            By::Key => "key_id",
-            By::User => "user_id",
-            By::Model => "model",
+            UsageDimension::Day => "day",
+            UsageDimension::Owner => "owner",
+            UsageDimension::Key => "key_id",
+            UsageDimension::User => "user_id",
+            UsageDimension::Model => "model",
         }
     }
 }
 
-/// Which usage to read. "": all.
+/// Selects the usage to read. "": all.
 #[derive(Clone, Debug)]
-pub(crate) struct Usage {
+pub(crate) struct UsageFilter {
     pub(crate) start: i64,
-    /// Until before this.
+    /// Exclusive.
     pub(crate) end: i64,
     pub(crate) owner: String,
     pub(crate) key_id: String,
     pub(crate) model: String,
 }
 
-/// A group's sum; what it is not grouped by is empty.
+/// The totals of a group. Dimensions that are not grouped by are empty.
 #[derive(Debug, Default)]
-pub(crate) struct Total {
+pub(crate) struct UsageGroup {
     pub(crate) day: Option<i64>,
     pub(crate) owner: String,
     pub(crate) key_id: String,
     pub(crate) user_id: String,
     pub(crate) model: String,
-    pub(crate) used: Use,
+    pub(crate) totals: UsageTotals,
 }
 
-const SUMS: &str = "CAST(COALESCE(SUM(requests), 0) AS BIGINT) AS requests,
+const SUM_COLUMNS: &str = "CAST(COALESCE(SUM(requests), 0) AS BIGINT) AS requests,
      CAST(COALESCE(SUM(errors), 0) AS BIGINT) AS errors,
      CAST(COALESCE(SUM(prompt_tokens), 0) AS BIGINT) AS prompt_tokens,
      CAST(COALESCE(SUM(completion_tokens), 0) AS BIGINT) AS completion_tokens";
-/// Over all groups, whatever page is asked for: so the days are read once.
-const WHOLE: &str = "CAST(SUM(SUM(requests)) OVER () AS BIGINT) AS all_requests,
+/// Totals over the groups of all pages, so that one query reads the days once.
+const GRAND_TOTAL_COLUMNS: &str = "CAST(SUM(SUM(requests)) OVER () AS BIGINT) AS all_requests,
      CAST(SUM(SUM(errors)) OVER () AS BIGINT) AS all_errors,
      CAST(SUM(SUM(prompt_tokens)) OVER () AS BIGINT) AS all_prompt_tokens,
      CAST(SUM(SUM(completion_tokens)) OVER () AS BIGINT) AS all_completion_tokens";
-const FROM: &str = "FROM usage_days WHERE day >= $1 AND day < $2
+const FROM_CLAUSE: &str = "FROM usage_days WHERE day >= $1 AND day < $2
      AND ($3 = '' OR owner = $3) AND ($4 = '' OR key_id = $4) AND ($5 = '' OR model = $5)";
 
 impl Store {
-    /// A page of groups: by day, oldest first, where days are asked for, then most tokens first.
-    /// And the sum of all groups of all pages.
+    /// A page of groups and the totals over all pages. Groups are sorted by day (if grouped by
+    /// day), oldest first, then by tokens, most first.
     pub(crate) async fn usage(
         &self,
-        which: &Usage,
-        by: &[By],
+        filter: &UsageFilter,
+        dimensions: &[UsageDimension],
         size: i64,
         offset: i64,
-    ) -> Result<(Vec<Total>, Use), Error> {
-        let columns = || by.iter().map(|by| by.column());
-        let first = if by.contains(&By::Day) { "day, " } else { "" };
-        let text = SqlText::new("SELECT ").list(columns().chain([SUMS, WHOLE])).with(" ");
-        let text = text.with(FROM).with(" GROUP BY ").list(columns());
-        let text = text.with(" ORDER BY ").with(first);
+    ) -> Result<(Vec<UsageGroup>, UsageTotals), Error> {
+        let columns = || dimensions.iter().map(|dimension| dimension.column());
+        let sort_by_day = if dimensions.contains(&UsageDimension::Day) { "day, " } else { "" };
+        let text = SqlText::new("SELECT ");
+        let text = text.list(columns().chain([SUM_COLUMNS, GRAND_TOTAL_COLUMNS])).with(" ");
+        let text = text.with(FROM_CLAUSE).with(" GROUP BY ").list(columns());
+        let text = text.with(" ORDER BY ").with(sort_by_day);
         let text = text.with("SUM(prompt_tokens + completion_tokens) DESC, ").list(columns());
         let text = text.with(" LIMIT $6 OFFSET $7");
-        let rows = bind(sqlx::query(text), which).bind(size).bind(offset);
+        let rows = bind_filter(sqlx::query(text), filter).bind(size).bind(offset);
         let rows = rows.fetch_all(&self.db.reader).await?;
-        let whole = match rows.first() {
-            Some(row) => used(row, "all_")?,
-            // A page beyond the last.
-            None => self.whole_usage(which).await?,
+        let grand_total = match rows.first() {
+            Some(row) => read_totals(row, "all_")?,
+            // The page is beyond the last one.
+            None => self.usage_grand_total(filter).await?,
         };
-        let page = rows.iter().map(|row| total(row, by));
-        Ok((page.collect::<Result<_, _>>()?, whole))
+        let page = rows.iter().map(|row| read_group(row, dimensions));
+        Ok((page.collect::<Result<_, _>>()?, grand_total))
     }
 
-    async fn whole_usage(&self, which: &Usage) -> Result<Use, Error> {
-        let row = sqlx::query(SqlText::new("SELECT ").list([SUMS]).with(" ").with(FROM));
-        used(&bind(row, which).fetch_one(&self.db.reader).await?, "")
+    async fn usage_grand_total(&self, filter: &UsageFilter) -> Result<UsageTotals, Error> {
+        let text = SqlText::new("SELECT ").list([SUM_COLUMNS]).with(" ").with(FROM_CLAUSE);
+        let row = sqlx::query(text);
+        read_totals(&bind_filter(row, filter).fetch_one(&self.db.reader).await?, "")
     }
 }
 
 type AnyQuery<'q> = Query<'q, Any, AnyArguments>;
 
-fn bind<'q>(query: AnyQuery<'q>, which: &Usage) -> AnyQuery<'q> {
-    let query = query.bind(which.start).bind(which.end).bind(which.owner.clone());
-    query.bind(which.key_id.clone()).bind(which.model.clone())
+fn bind_filter<'q>(query: AnyQuery<'q>, filter: &UsageFilter) -> AnyQuery<'q> {
+    let query = query.bind(filter.start).bind(filter.end).bind(filter.owner.clone());
+    query.bind(filter.key_id.clone()).bind(filter.model.clone())
 }
 
-fn used(row: &AnyRow, prefix: &str) -> Result<Use, Error> {
+fn read_totals(row: &AnyRow, prefix: &str) -> Result<UsageTotals, Error> {
     let read = |name: &str| row.try_get(format!("{prefix}{name}").as_str());
-    Ok(Use {
+    Ok(UsageTotals {
         requests: read("requests")?,
         errors: read("errors")?,
         prompt_tokens: read("prompt_tokens")?,
@@ -121,33 +123,33 @@ fn used(row: &AnyRow, prefix: &str) -> Result<Use, Error> {
     })
 }
 
-fn total(row: &AnyRow, by: &[By]) -> Result<Total, Error> {
-    let mut total = Total { used: used(row, "")?, ..Total::default() };
-    for by in by {
-        match by {
-            By::Day => total.day = Some(row.try_get("day")?),
-            By::Owner => total.owner = row.try_get("owner")?,
-            By::Key => total.key_id = row.try_get("key_id")?,
-            By::User => total.user_id = row.try_get("user_id")?,
-            By::Model => total.model = row.try_get("model")?,
+fn read_group(row: &AnyRow, dimensions: &[UsageDimension]) -> Result<UsageGroup, Error> {
+    let mut group = UsageGroup { totals: read_totals(row, "")?, ..UsageGroup::default() };
+    for dimension in dimensions {
+        match dimension {
+            UsageDimension::Day => group.day = Some(row.try_get("day")?),
+            UsageDimension::Owner => group.owner = row.try_get("owner")?,
+            UsageDimension::Key => group.key_id = row.try_get("key_id")?,
+            UsageDimension::User => group.user_id = row.try_get("user_id")?,
+            UsageDimension::Model => group.model = row.try_get("model")?,
         }
     }
-    Ok(total)
+    Ok(group)
 }
 
-/// Adds to the days.
-pub(super) async fn add(
+/// Adds to the usage of days.
+pub(super) async fn upsert_usage_days(
     connection: &mut AnyConnection,
-    uses: &BTreeMap<UseKey<'_>, Use>,
+    usage: &BTreeMap<UsageKey<'_>, UsageTotals>,
 ) -> Result<(), Error> {
     let placeholder = Placeholder::of(connection.backend_name());
-    let uses: Vec<_> = uses.iter().collect();
-    for portion in portions(&uses, MOST) {
+    let usage: Vec<_> = usage.iter().collect();
+    for chunk in power_of_two_chunks(&usage, MAX_ROWS_PER_STATEMENT) {
         let text = SqlText::new(
             "INSERT INTO usage_days (day, owner, key_id, user_id, model, requests, errors, prompt_tokens, completion_tokens)
              VALUES ",
         )
-        .rows(placeholder, portion.len(), 9, "")
+        .rows(placeholder, chunk.len(), 9, "")
         .with(
             " ON CONFLICT (day, owner, key_id, user_id, model) DO UPDATE
              SET requests = usage_days.requests + excluded.requests,
@@ -156,10 +158,10 @@ pub(super) async fn add(
                  completion_tokens = usage_days.completion_tokens + excluded.completion_tokens",
         );
         let mut update = sqlx::query(text);
-        for ((day, owner, key_id, user_id, model), used) in portion {
+        for ((day, owner, key_id, user_id, model), totals) in chunk {
             update = update.bind(day).bind(*owner).bind(*key_id).bind(*user_id).bind(*model);
-            update = update.bind(used.requests).bind(used.errors);
-            update = update.bind(used.prompt_tokens).bind(used.completion_tokens);
+            update = update.bind(totals.requests).bind(totals.errors);
+            update = update.bind(totals.prompt_tokens).bind(totals.completion_tokens);
         }
         update.execute(&mut *connection).await?;
     }

@@ -8,19 +8,20 @@ use sqlx::any::AnyRow;
 use sqlx::{AnyConnection, Row as _};
 
 use crate::error::Error;
-use crate::store::{By, Note, Store};
+use crate::store::{AuditContext, AuditEvent, Store};
 
-/// Entries read at once while the log is checked.
-const CHUNK: i64 = 1_000;
+/// Entries that one query reads while the log is verified.
+const VERIFY_BATCH_SIZE: i64 = 1_000;
 
-/// The end of the log.
-pub(super) struct Head {
+/// Sequence number and hash of the last entry.
+pub(super) struct LogHead {
     sequence: i64,
     hash: String,
 }
 
-/// Which entries to list.
-pub(crate) struct Entries {
+/// Selects the entries of one page. Empty strings match every value; times are epoch microseconds.
+pub(crate) struct AuditFilter {
+    /// Only entries with a lower sequence number.
     pub(crate) before: i64,
     pub(crate) actor: String,
     pub(crate) subject: String,
@@ -29,85 +30,86 @@ pub(crate) struct Entries {
     pub(crate) end: i64,
 }
 
-/// What a check of the whole log found.
+/// Result of the verification of the whole log.
 #[derive(Debug, Default)]
-pub(crate) struct Verdict {
-    pub(crate) entries: i64,
+pub(crate) struct AuditVerification {
+    pub(crate) entry_count: i64,
     pub(crate) head_hash: String,
-    /// The first entry that is wrong, and what is wrong with it.
-    pub(crate) broken: Option<(i64, String)>,
+    /// Sequence number of the first invalid entry, and what is wrong with it.
+    pub(crate) first_broken: Option<(i64, String)>,
 }
 
-/// From here on nobody else changes anything until this transaction ends.
-pub(super) async fn lock_head(connection: &mut AnyConnection) -> Result<Head, Error> {
+/// Locks the head of the log: every other audited transaction waits until this one ends.
+pub(super) async fn lock_head(connection: &mut AnyConnection) -> Result<LogHead, Error> {
     let row = sqlx::query(
         "UPDATE audit_head SET sequence = sequence WHERE id = 1 RETURNING sequence, hash",
     );
     let row = row.fetch_one(connection).await?;
-    Ok(Head { sequence: row.try_get("sequence")?, hash: row.try_get("hash")? })
+    Ok(LogHead { sequence: row.try_get("sequence")?, hash: row.try_get("hash")? })
 }
 
-pub(super) async fn append(
+pub(super) async fn append_events(
     connection: &mut AnyConnection,
-    mut head: Head,
-    by: &By,
-    notes: &[Note],
+    mut head: LogHead,
+    context: &AuditContext,
+    events: &[AuditEvent],
 ) -> Result<(), Error> {
-    for note in notes {
-        let detail = note.detail.to_string();
-        let entry = Line {
+    for event in events {
+        let detail = event.detail.to_string();
+        let entry = HashedEntry {
             sequence: head.sequence + 1,
-            time: by.time,
-            texts: [
-                &by.actor,
-                &by.owner,
-                &by.address,
-                note.action,
-                &note.subject,
-                &by.request_id,
+            time: context.time,
+            text_columns: [
+                &context.actor,
+                &context.owner,
+                &context.address,
+                event.action,
+                &event.subject,
+                &context.request_id,
                 &detail,
             ],
-            effect: note.effect as i64,
+            effect: event.effect as i64,
         };
-        head = Head { sequence: entry.sequence, hash: entry.hash(&head.hash)? };
+        head = LogHead { sequence: entry.sequence, hash: entry.hash(&head.hash)? };
         let mut insert = sqlx::query(
-            "INSERT INTO audit (sequence, time, effect, hash, actor, owner, address, action, subject, request_id, detail)
+            "INSERT INTO audit (sequence, time, effect, hash, actor, owner, address, action, subject,
+                                request_id, detail)
              VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)",
         )
         .bind(entry.sequence)
         .bind(entry.time)
         .bind(entry.effect)
         .bind(head.hash.clone());
-        for text in entry.texts {
+        for text in entry.text_columns {
             insert = insert.bind(text.to_owned());
         }
         insert.execute(&mut *connection).await?;
     }
-    if !notes.is_empty() {
+    if !events.is_empty() {
         let update = sqlx::query("UPDATE audit_head SET sequence = $1, hash = $2 WHERE id = 1");
         update.bind(head.sequence).bind(head.hash).execute(connection).await?;
     }
     Ok(())
 }
 
-/// What an entry's hash covers.
-struct Line<'a> {
+/// The fields that the hash of an entry covers.
+struct HashedEntry<'a> {
     sequence: i64,
     time: i64,
-    texts: [&'a str; 7],
+    text_columns: [&'a str; 7],
     effect: i64,
 }
 
-impl Line<'_> {
-    /// Over a JSON array, in which no text can pass for another.
-    fn hash(&self, before: &str) -> Result<String, Error> {
-        let line = (before, self.sequence, self.time, self.texts, self.effect);
-        let line = serde_json::to_vec(&line).map_err(anyhow::Error::from)?;
-        Ok(hex::encode(Sha256::digest(line)))
+impl HashedEntry<'_> {
+    /// Hashes the fields as a JSON array, so that text cannot move from one field to the next.
+    fn hash(&self, previous_hash: &str) -> Result<String, Error> {
+        let fields = (previous_hash, self.sequence, self.time, self.text_columns, self.effect);
+        let json = serde_json::to_vec(&fields).map_err(anyhow::Error::from)?;
+        Ok(hex::encode(Sha256::digest(json)))
     }
 }
 
-/// What has changed, for caches.
+/// The audit log is the change feed that credential caches follow.
 impl Log for Store {
     type Error = Error;
 
@@ -116,39 +118,40 @@ impl Log for Store {
     }
 
     async fn added(&self) {
-        self.changed.notified().await;
+        self.change_notify.notified().await;
     }
 }
 
 impl Store {
-    /// The number of the last entry.
+    /// Sequence number of the last entry.
     pub(crate) async fn generation(&self) -> Result<i64, Error> {
         let row = sqlx::query("SELECT sequence FROM audit_head WHERE id = 1");
         Ok(row.fetch_one(&self.db.reader).await?.try_get("sequence")?)
     }
 
-    /// What caches must know, oldest first, and up to which entry that is all.
-    pub(crate) async fn changes_after(
+    /// Up to `limit` revocations after `generation`, oldest first, and the generation up to which
+    /// they are complete.
+    pub(crate) async fn revocations_after(
         &self,
         generation: i64,
-        most: i64,
+        limit: i64,
     ) -> Result<(i64, Vec<Revocation>), Error> {
         let head = self.generation().await?;
         let rows = sqlx::query(
             "SELECT sequence, subject, effect FROM audit
              WHERE sequence > $1 AND sequence <= $2 AND effect > 0 ORDER BY sequence LIMIT $3",
         );
-        let rows = rows.bind(generation).bind(head).bind(most).fetch_all(&self.db.reader).await?;
-        let changes: Vec<_> = rows.iter().map(revocation).collect::<Result<_, _>>()?;
-        let full = i64::try_from(changes.len()).is_ok_and(|found| found == most);
-        let last = changes.last().map(|change| change.generation).filter(|_| full);
+        let rows = rows.bind(generation).bind(head).bind(limit).fetch_all(&self.db.reader).await?;
+        let changes: Vec<_> = rows.iter().map(revocation_from_row).collect::<Result<_, _>>()?;
+        let is_full = i64::try_from(changes.len()).is_ok_and(|found| found == limit);
+        let last = changes.last().map(|change| change.generation).filter(|_| is_full);
         Ok((last.unwrap_or(head), changes))
     }
 
-    /// Newest first.
+    /// One page of entries, newest first.
     pub(crate) async fn audit_page(
         &self,
-        entries: &Entries,
+        filter: &AuditFilter,
         size: i64,
     ) -> Result<Vec<AuditEntry>, Error> {
         let rows = sqlx::query(
@@ -161,60 +164,64 @@ impl Store {
              ORDER BY sequence DESC
              LIMIT $8",
         )
-        .bind(entries.before)
-        .bind(entries.actor.clone())
-        .bind(entries.subject.clone())
-        .bind(entries.action.clone())
-        .bind(format!("{}.%", entries.action))
-        .bind(entries.start)
-        .bind(entries.end)
+        .bind(filter.before)
+        .bind(filter.actor.clone())
+        .bind(filter.subject.clone())
+        .bind(filter.action.clone())
+        .bind(format!("{}.%", filter.action))
+        .bind(filter.start)
+        .bind(filter.end)
         .bind(size);
-        rows.fetch_all(&self.db.reader).await?.iter().map(entry).collect()
+        rows.fetch_all(&self.db.reader).await?.iter().map(entry_from_row).collect()
     }
 
-    /// Reads all of the log and checks each entry against the one before and the last against the
-    /// head, so that neither a changed nor a missing line goes unseen.
-    pub(crate) async fn verify_audit(&self) -> Result<Verdict, Error> {
+    /// Reads the whole log and checks each entry against the one before, and the last entry against
+    /// the head, so that changed and missing entries are found.
+    pub(crate) async fn verify_audit(&self) -> Result<AuditVerification, Error> {
         let head = sqlx::query("SELECT sequence, hash FROM audit_head WHERE id = 1");
         let head = head.fetch_one(&self.db.reader).await?;
-        let head = Head { sequence: head.try_get("sequence")?, hash: head.try_get("hash")? };
-        let mut verdict = Verdict::default();
-        while verdict.entries < head.sequence {
+        let head = LogHead { sequence: head.try_get("sequence")?, hash: head.try_get("hash")? };
+        let mut verification = AuditVerification::default();
+        while verification.entry_count < head.sequence {
             let rows = sqlx::query(
                 "SELECT * FROM audit WHERE sequence > $1 AND sequence <= $2 ORDER BY sequence LIMIT $3",
             );
-            let rows = rows.bind(verdict.entries).bind(head.sequence).bind(CHUNK);
+            let rows =
+                rows.bind(verification.entry_count).bind(head.sequence).bind(VERIFY_BATCH_SIZE);
             let rows = rows.fetch_all(&self.db.reader).await?;
             for row in &rows {
-                if let Some(problem) = check(row, &mut verdict)? {
-                    verdict.broken = Some((verdict.entries + 1, problem));
-                    return Ok(verdict);
+                if let Some(problem) = verify_entry(row, &mut verification)? {
+                    verification.first_broken = Some((verification.entry_count + 1, problem));
+                    return Ok(verification);
                 }
             }
             if rows.is_empty() {
-                let problem = "it is missing, with all that follow".to_owned();
-                verdict.broken = Some((verdict.entries + 1, problem));
-                return Ok(verdict);
+                let problem = "it is missing, and so are all later entries".to_owned();
+                verification.first_broken = Some((verification.entry_count + 1, problem));
+                return Ok(verification);
             }
         }
-        if verdict.head_hash != head.hash {
-            let problem = "the log's head has another hash".to_owned();
-            verdict.broken = Some((verdict.entries, problem));
+        if verification.head_hash != head.hash {
+            let problem = "the hash of the log's head does not match the last entry".to_owned();
+            verification.first_broken = Some((verification.entry_count, problem));
         }
-        Ok(verdict)
+        Ok(verification)
     }
 }
 
-/// Takes one more entry in, or says what is wrong with it.
-fn check(row: &AnyRow, verdict: &mut Verdict) -> Result<Option<String>, Error> {
-    let (entry, effect) = (entry(row)?, row.try_get("effect")?);
-    if entry.sequence != verdict.entries + 1 {
+/// Checks one more entry. Returns what is wrong with it, or adds it to `verification`.
+fn verify_entry(
+    row: &AnyRow,
+    verification: &mut AuditVerification,
+) -> Result<Option<String>, Error> {
+    let (entry, effect) = (entry_from_row(row)?, row.try_get("effect")?);
+    if entry.sequence != verification.entry_count + 1 {
         return Ok(Some("it is missing".to_owned()));
     }
-    let line = Line {
+    let hashed = HashedEntry {
         sequence: entry.sequence,
         time: row.try_get("time")?,
-        texts: [
+        text_columns: [
             &entry.actor,
             &entry.owner,
             &entry.address,
@@ -225,15 +232,15 @@ fn check(row: &AnyRow, verdict: &mut Verdict) -> Result<Option<String>, Error> {
         ],
         effect,
     };
-    if line.hash(&verdict.head_hash)? != entry.hash {
-        return Ok(Some("its hash does not fit what it says, or the entry before it".to_owned()));
+    if hashed.hash(&verification.head_hash)? != entry.hash {
+        return Ok(Some("its hash does not match its content or the entry before it".to_owned()));
     }
-    verdict.entries = entry.sequence;
-    verdict.head_hash = entry.hash;
+    verification.entry_count = entry.sequence;
+    verification.head_hash = entry.hash;
     Ok(None)
 }
 
-fn entry(row: &AnyRow) -> Result<AuditEntry, Error> {
+fn entry_from_row(row: &AnyRow) -> Result<AuditEntry, Error> {
     Ok(AuditEntry {
         sequence: row.try_get("sequence")?,
         time: Some(timestamp(row.try_get("time")?)),
@@ -248,7 +255,7 @@ fn entry(row: &AnyRow) -> Result<AuditEntry, Error> {
     })
 }
 
-fn revocation(row: &AnyRow) -> Result<Revocation, Error> {
+fn revocation_from_row(row: &AnyRow) -> Result<Revocation, Error> {
     let subject: &str = row.try_get("subject")?;
     let (kind, id) = subject.split_once(':').unwrap_or((subject, ""));
     let mut change = Revocation {

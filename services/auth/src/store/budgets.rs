@@ -1,7 +1,7 @@
-//! Token budgets: what was used, and what is held by generations that have not ended.
+//! Token budgets: tokens used, and tokens reserved by generations in progress.
 //!
-//! Rows of usage are always locked in the order of payer and period, so that no two transactions
-//! wait for each other.
+//! Invariant: usage rows are always locked in the order of payer and period, so that transactions
+//! cannot deadlock.
 
 use std::collections::BTreeMap;
 
@@ -11,49 +11,66 @@ use hapa_store::sql::SqlText;
 use sqlx::any::AnyRow;
 use sqlx::{AnyConnection, Row as _};
 
+use crate::calendar::month_of;
 use crate::error::Error;
 use crate::store::Store;
-use crate::times::month_of;
 
-/// Unsettled leases that are ended at once.
-const CHUNK: i64 = 500;
+/// Expired leases that one transaction releases.
+const RELEASE_BATCH_SIZE: i64 = 500;
+/// How long a settled or released lease is kept after its expiry, in microseconds, to recognise a late
+/// settlement.
+const CLOSED_LEASE_RETENTION_PERIOD: i64 = 2 * DAY;
 
-/// Tokens to be held.
+/// A reservation of tokens for one generation.
 #[derive(Clone, Debug)]
-pub(crate) struct Lease {
+pub(crate) struct TokenLease {
     pub(crate) id: String,
     pub(crate) key_id: String,
     pub(crate) user_id: String,
     pub(crate) tokens: i64,
-    /// Booked where nothing else is ever reported.
-    pub(crate) used: i64,
+    /// Usage to book if the lease expires without a further report.
+    pub(crate) reported_tokens: i64,
     pub(crate) expire_time: i64,
 }
 
-/// A budget that is used up.
+/// The budget that has no tokens left.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Used {
-    /// key:… or user:…
+pub(crate) struct ExhaustedBudget {
+    /// `key:<key_id>` or `user:<user_id>`.
     pub(crate) payer: String,
-    pub(crate) is_month: bool,
+    pub(crate) is_monthly: bool,
 }
 
-/// By payer and period: tokens used, tokens held.
-type Bookings = BTreeMap<(String, String), (i64, i64)>;
+/// Changes to usage rows, by payer and period.
+type UsageDeltas = BTreeMap<(String, String), UsageDelta>;
+
+/// The change to one usage row, in tokens.
+#[derive(Clone, Copy, Default)]
+struct UsageDelta {
+    used: i64,
+    reserved: i64,
+}
 
 impl Store {
-    /// Holds tokens, or says which budget is used up. Passes as long as anything is left.
-    pub(crate) async fn reserve(&self, lease: Lease, now: i64) -> Result<Result<(), Used>, Error> {
-        let done = self.db.transaction(move |connection| {
+    /// Reserves tokens, or returns the exhausted budget. A budget admits a reservation as long as it
+    /// has one token left.
+    pub(crate) async fn reserve(
+        &self,
+        lease: TokenLease,
+        now: i64,
+    ) -> Result<Result<(), ExhaustedBudget>, Error> {
+        let transaction = self.db.transaction(move |connection| {
             Box::pin(async move {
                 let today = day(now);
-                let limits = limits(connection, &lease, &today).await?;
+                let limits = budget_limits(connection, &lease, &today).await?;
                 insert_lease(connection, &lease, &today).await?;
                 for ((payer, period), limit) in limits {
-                    let is_month = period.len() == 7;
+                    let is_monthly = period.len() == 7;
                     let update = sqlx::query(
-                        "INSERT INTO token_usage (payer, period, used, reserved) VALUES ($1, $2, 0, $3)
-                         ON CONFLICT (payer, period) DO UPDATE SET reserved = token_usage.reserved + $3
+                        "INSERT INTO token_usage (payer, period, used, reserved)
+                         VALUES ($1, $2, 0, $3)
+                         ON CONFLICT (payer, period)
+                         DO UPDATE SET reserved = token_usage.reserved + $3
                          WHERE $4 = 0 OR token_usage.used + token_usage.reserved < $4",
                     )
                     .bind(payer.clone())
@@ -61,22 +78,22 @@ impl Store {
                     .bind(lease.tokens)
                     .bind(limit);
                     if update.execute(&mut *connection).await?.rows_affected() == 0 {
-                        // An error, so that all of it is undone.
-                        return Err(Error::UsedUp(Used { payer, is_month }));
+                        // An error rolls the transaction back.
+                        return Err(Error::BudgetExhausted(ExhaustedBudget { payer, is_monthly }));
                     }
                 }
                 Ok(())
             })
         });
-        match done.await {
+        match transaction.await {
             Ok(()) => Ok(Ok(())),
-            Err(Error::UsedUp(used)) => Ok(Err(used)),
+            Err(Error::BudgetExhausted(budget)) => Ok(Err(budget)),
             Err(error) => Err(error),
         }
     }
 
-    /// Books what was used, and notes what generations that still run may have used. A lease that is
-    /// settled already is left alone.
+    /// Books the tokens of finished generations, and records what running generations may have used
+    /// so far. A lease that is settled already stays as it is.
     pub(crate) async fn settle(
         &self,
         settlements: Vec<Settlement>,
@@ -86,81 +103,96 @@ impl Store {
         self.db
             .transaction(move |connection| {
                 Box::pin(async move {
-                    let mut bookings = Bookings::new();
-                    let ended = settlements.into_iter().map(|settlement| (settlement, true));
+                    let mut deltas = UsageDeltas::new();
+                    let finals = settlements.into_iter().map(|settlement| (settlement, true));
                     let running = running.into_iter().map(|report| (report, false));
-                    let mut all: Vec<_> = ended.chain(running).collect();
-                    // One order for both, so that no two transactions wait for each other.
-                    all.sort_by(|(a, _), (b, _)| a.lease_id.cmp(&b.lease_id));
-                    for (settlement, has_ended) in all {
-                        if !has_ended {
-                            note_used(connection, settlement).await?;
+                    let mut settlements: Vec<_> = finals.chain(running).collect();
+                    // Leases are locked in one order, so that transactions cannot deadlock.
+                    settlements.sort_by(|(a, _), (b, _)| a.lease_id.cmp(&b.lease_id));
+                    for (settlement, is_final) in settlements {
+                        if !is_final {
+                            record_reported_usage(connection, settlement).await?;
                             continue;
                         }
-                        let closed = close_lease(connection, &settlement, now).await?;
-                        let Some(Closed { day, used, held }) = closed else { continue };
+                        let settled = settle_lease(connection, &settlement, now).await?;
+                        let Some(SettledLease { day, used, released }) = settled else { continue };
                         let payers = payers(&settlement.key_id, &settlement.user_id);
-                        book(&mut bookings, payers, &day, (used, -held));
+                        add_delta(
+                            &mut deltas,
+                            payers,
+                            &day,
+                            UsageDelta { used, reserved: -released },
+                        );
                     }
-                    write(connection, bookings).await
+                    apply_deltas(connection, deltas).await
                 })
             })
             .await
     }
 
-    /// Ends leases that were never settled: books what was reported last, and gives back the rest.
-    /// Whether there may be more.
-    pub(crate) async fn end_expired(&self, now: i64) -> Result<bool, Error> {
+    /// Releases leases that expired unsettled: books the last reported usage and returns the rest of
+    /// the reservation. Returns whether more may be left.
+    pub(crate) async fn release_expired_leases(&self, now: i64) -> Result<bool, Error> {
         self.db
             .transaction(move |connection| {
                 Box::pin(async move {
                     let rows = sqlx::query(
                         "UPDATE token_leases SET state = 1
-                         WHERE lease_id IN (SELECT lease_id FROM token_leases
-                                            WHERE state = 0 AND expire_time <= $1 ORDER BY lease_id LIMIT $2)
+                         WHERE lease_id IN
+                           (SELECT lease_id FROM token_leases
+                            WHERE state = 0 AND expire_time <= $1 ORDER BY lease_id LIMIT $2)
                          RETURNING key_id, user_id, tokens, used, day",
                     );
-                    let rows = rows.bind(now).bind(CHUNK).fetch_all(&mut *connection).await?;
-                    let mut bookings = Bookings::new();
+                    let rows =
+                        rows.bind(now).bind(RELEASE_BATCH_SIZE).fetch_all(&mut *connection).await?;
+                    let mut deltas = UsageDeltas::new();
                     for row in &rows {
                         let (key_id, user_id): (&str, &str) =
                             (row.try_get("key_id")?, row.try_get("user_id")?);
                         let (tokens, used, day): (i64, i64, &str) =
                             (row.try_get("tokens")?, row.try_get("used")?, row.try_get("day")?);
-                        book(&mut bookings, payers(key_id, user_id), day, (used, -tokens));
+                        add_delta(
+                            &mut deltas,
+                            payers(key_id, user_id),
+                            day,
+                            UsageDelta { used, reserved: -tokens },
+                        );
                     }
-                    write(connection, bookings).await?;
-                    // A settlement may come late, but not by days.
-                    let forget = sqlx::query(
+                    apply_deltas(connection, deltas).await?;
+                    // A settlement may arrive late, but not by days.
+                    let delete = sqlx::query(
                         "DELETE FROM token_leases WHERE state <> 0 AND expire_time < $1",
                     );
-                    forget.bind(now - 2 * DAY).execute(connection).await?;
-                    Ok::<_, Error>(i64::try_from(rows.len()).is_ok_and(|found| found == CHUNK))
+                    delete.bind(now - CLOSED_LEASE_RETENTION_PERIOD).execute(connection).await?;
+                    Ok::<_, Error>(
+                        i64::try_from(rows.len())
+                            .is_ok_and(|released| released == RELEASE_BATCH_SIZE),
+                    )
                 })
             })
             .await
     }
 
-    /// What payers have used, in the order in which they were asked for.
-    pub(crate) async fn usage(
+    /// The token usage of each payer, in the order of `payers`.
+    pub(crate) async fn token_usage(
         &self,
         payers: &[String],
         now: i64,
     ) -> Result<Vec<TokenUsage>, Error> {
-        usage(&mut *self.db.reader.acquire().await?, payers, now).await
+        token_usage(&mut *self.db.reader.acquire().await?, payers, now).await
     }
 }
 
-/// What one payer has used.
-pub(super) async fn usage_of(
+/// The token usage of one payer.
+pub(super) async fn token_usage_of(
     connection: &mut AnyConnection,
     payer: String,
     now: i64,
 ) -> Result<TokenUsage, Error> {
-    Ok(usage(connection, &[payer], now).await?.into_iter().next().unwrap_or_default())
+    Ok(token_usage(connection, &[payer], now).await?.into_iter().next().unwrap_or_default())
 }
 
-async fn usage(
+async fn token_usage(
     connection: &mut AnyConnection,
     payers: &[String],
     now: i64,
@@ -176,30 +208,34 @@ async fn usage(
         rows = rows.bind(payer.clone());
     }
     let rows = rows.fetch_all(connection).await?;
-    let mut found: BTreeMap<String, TokenUsage> = BTreeMap::new();
+    let mut usage_by_payer: BTreeMap<String, TokenUsage> = BTreeMap::new();
     for row in &rows {
-        add(row, &today, &mut found)?;
+        add_usage_row(row, &today, &mut usage_by_payer)?;
     }
-    Ok(payers.iter().map(|payer| found.get(payer).copied().unwrap_or_default()).collect())
+    Ok(payers.iter().map(|payer| usage_by_payer.get(payer).copied().unwrap_or_default()).collect())
 }
 
-fn add(row: &AnyRow, today: &str, found: &mut BTreeMap<String, TokenUsage>) -> Result<(), Error> {
-    let usage = found.entry(row.try_get("payer")?).or_default();
+fn add_usage_row(
+    row: &AnyRow,
+    today: &str,
+    usage_by_payer: &mut BTreeMap<String, TokenUsage>,
+) -> Result<(), Error> {
+    let usage = usage_by_payer.entry(row.try_get("payer")?).or_default();
     let (period, used): (&str, i64) = (row.try_get("period")?, row.try_get("used")?);
     if period == today {
         usage.day_tokens = used;
     } else {
         usage.month_tokens = used;
-        // Held across midnight too.
+        // The monthly row, because a reservation may last past midnight.
         usage.reserved_tokens = row.try_get("reserved")?;
     }
     Ok(())
 }
 
-/// By payer and period: the limit, 0 for none. In the order in which rows are locked.
-async fn limits(
+/// Token limits by payer and period, in lock order; 0 means unlimited.
+async fn budget_limits(
     connection: &mut AnyConnection,
-    lease: &Lease,
+    lease: &TokenLease,
     today: &str,
 ) -> Result<BTreeMap<(String, String), i64>, Error> {
     let mut limits = BTreeMap::new();
@@ -213,7 +249,7 @@ async fn limits(
     ];
     for (kind, id, text) in tables.into_iter().filter(|(_, id, _)| !id.is_empty()) {
         let row = sqlx::query(text).bind(id.clone()).fetch_optional(&mut *connection).await?;
-        let row = row.ok_or(Error::Ended)?;
+        let row = row.ok_or(Error::ExpiredOrRevoked)?;
         let payer = format!("{kind}:{id}");
         limits.insert((payer.clone(), today.to_owned()), row.try_get("day_budget")?);
         limits.insert((payer, month_of(today).to_owned()), row.try_get("month_budget")?);
@@ -223,7 +259,7 @@ async fn limits(
 
 async fn insert_lease(
     connection: &mut AnyConnection,
-    lease: &Lease,
+    lease: &TokenLease,
     day: &str,
 ) -> Result<(), Error> {
     let insert = sqlx::query(
@@ -236,15 +272,18 @@ async fn insert_lease(
     .bind(lease.tokens)
     .bind(day.to_owned())
     .bind(lease.expire_time)
-    .bind(lease.used.min(lease.tokens));
+    .bind(lease.reported_tokens.min(lease.tokens));
     if insert.execute(connection).await?.rows_affected() == 0 {
         return Err(Error::LeaseTaken);
     }
     Ok(())
 }
 
-/// Notes what a generation may have used so far, within its reservation.
-async fn note_used(connection: &mut AnyConnection, report: Settlement) -> Result<(), Error> {
+/// Records what a running generation may have used so far, at most its reservation.
+async fn record_reported_usage(
+    connection: &mut AnyConnection,
+    report: Settlement,
+) -> Result<(), Error> {
     let update = sqlx::query(
         "UPDATE token_leases SET used = CASE WHEN tokens < $2 THEN tokens ELSE $2 END
          WHERE lease_id = $1 AND state = 0 AND used < $2",
@@ -253,23 +292,23 @@ async fn note_used(connection: &mut AnyConnection, report: Settlement) -> Result
     Ok(())
 }
 
-/// What a settlement changes.
-struct Closed {
-    /// The day that pays.
+/// What the settlement of a lease changes in the budgets.
+struct SettledLease {
+    /// The UTC day whose budgets are charged.
     day: String,
-    /// To be booked: what was used, less what the end of the lease has booked.
+    /// Tokens to book: the usage, less what the expiry of the lease has booked already.
     used: i64,
-    /// To be given back.
-    held: i64,
+    /// Reserved tokens to return.
+    released: i64,
 }
 
-/// Settles a lease; none where it was settled before.
-async fn close_lease(
+/// Settles a lease. `None` if it was settled before.
+async fn settle_lease(
     connection: &mut AnyConnection,
     settlement: &Settlement,
     now: i64,
-) -> Result<Option<Closed>, Error> {
-    // One that was never reserved is noted all the same, so that it can't be booked twice.
+) -> Result<Option<SettledLease>, Error> {
+    // A lease that was never reserved is recorded too, so that it cannot be booked twice.
     let insert = sqlx::query(
         "INSERT INTO token_leases (lease_id, key_id, user_id, tokens, day, state, expire_time)
          VALUES ($1, $2, $3, 0, $4, 2, $5) ON CONFLICT DO NOTHING",
@@ -280,23 +319,23 @@ async fn close_lease(
     .bind(day(now))
     .bind(now);
     if insert.execute(&mut *connection).await?.rows_affected() > 0 {
-        return Ok(Some(Closed { day: day(now), used: settlement.tokens, held: 0 }));
+        return Ok(Some(SettledLease { day: day(now), used: settlement.tokens, released: 0 }));
     }
     let row = sqlx::query("SELECT tokens, used, day, state FROM token_leases WHERE lease_id = $1");
     let row = row.bind(settlement.lease_id.clone()).fetch_one(&mut *connection).await?;
     let (tokens, booked, day, state): (i64, i64, String, i64) =
         (row.try_get("tokens")?, row.try_get("used")?, row.try_get("day")?, row.try_get("state")?);
-    // Whoever else looked at the same state has settled it, or ended it, when none changes here. `used`
-    // does not change once the state is not 0.
+    // If no row changes, a concurrent transaction has settled or released the lease. `used` is fixed
+    // once the state is not 0.
     let update = sqlx::query(
         "UPDATE token_leases SET state = 2 WHERE lease_id = $1 AND state = $2 AND state <> 2",
     );
     let update = update.bind(settlement.lease_id.clone()).bind(state).execute(connection).await?;
     if update.rows_affected() > 0 {
-        // An engine may claim more than the generation could use.
+        // An engine may report more tokens than the generation could use.
         let used = settlement.tokens.min(tokens);
-        let (used, held) = if state == 0 { (used, tokens) } else { (used - booked, 0) };
-        return Ok(Some(Closed { day, used, held }));
+        let (used, released) = if state == 0 { (used, tokens) } else { (used - booked, 0) };
+        return Ok(Some(SettledLease { day, used, released }));
     }
     if state == 2 { Ok(None) } else { Err(Error::LeaseTaken) }
 }
@@ -307,24 +346,29 @@ fn payers(key_id: &str, user_id: &str) -> Vec<String> {
     payers.map(|(kind, id)| format!("{kind}:{id}")).collect()
 }
 
-fn book(bookings: &mut Bookings, payers: Vec<String>, day: &str, (used, held): (i64, i64)) {
+fn add_delta(
+    deltas: &mut UsageDeltas,
+    payers: Vec<String>,
+    day: &str,
+    UsageDelta { used, reserved }: UsageDelta,
+) {
     for payer in payers {
         for period in [day, month_of(day)] {
-            let booking = bookings.entry((payer.clone(), period.to_owned())).or_default();
-            booking.0 += used;
-            booking.1 += held;
+            let delta = deltas.entry((payer.clone(), period.to_owned())).or_default();
+            delta.used += used;
+            delta.reserved += reserved;
         }
     }
 }
 
-async fn write(connection: &mut AnyConnection, bookings: Bookings) -> Result<(), Error> {
-    for ((payer, period), (used, held)) in bookings {
+async fn apply_deltas(connection: &mut AnyConnection, deltas: UsageDeltas) -> Result<(), Error> {
+    for ((payer, period), UsageDelta { used, reserved }) in deltas {
         let update = sqlx::query(
             "INSERT INTO token_usage (payer, period, used, reserved) VALUES ($1, $2, $3, 0)
              ON CONFLICT (payer, period)
              DO UPDATE SET used = token_usage.used + $3, reserved = token_usage.reserved + $4",
         );
-        update.bind(payer).bind(period).bind(used).bind(held).execute(&mut *connection).await?;
+        update.bind(payer).bind(period).bind(used).bind(reserved).execute(&mut *connection).await?;
     }
     Ok(())
 }

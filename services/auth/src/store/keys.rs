@@ -1,8 +1,8 @@
-//! Keys and their texts.
+//! API keys without their secrets, which are in `key_secrets`.
 
 use hapa_core::pagination::After;
 use hapa_core::timestamps::{micros, timestamp};
-use hapa_proto::auth::v1::{Key, KeyText, RateLimit, TokenBudget};
+use hapa_proto::auth::v1::{Key, RateLimit, TokenBudget};
 use hapa_store::sql::SqlText;
 use prost::Message;
 use serde::{Deserialize, Serialize};
@@ -12,52 +12,48 @@ use sqlx::{AnyConnection, Row as _};
 use tonic::Response;
 
 use crate::error::Error;
-use crate::pepper::Hashes;
-use crate::store::budgets::usage_of;
-use crate::store::users::{self, Who};
-use crate::store::{Attempt, By, Effect, Note, Store, budget, from_json, json as to_json};
+use crate::pepper::CredentialHashes;
+use crate::store::budgets::token_usage_of;
+use crate::store::key_secrets::{insert_secret, secret_from_row};
+use crate::store::users::{self, UserRef};
+use crate::store::{
+    AuditContext, AuditEvent, CacheEffect, ChangeRequest, Store, detail_of_changes, from_json,
+    to_json, token_budget_from_row,
+};
 
-/// A key, as one of its texts finds it.
-pub(crate) struct Known {
+/// A key found by the hash of one of its secrets, with its owner.
+pub(crate) struct KeyWithOwner {
     pub(crate) key: Key,
-    /// When the text ends.
+    /// The earlier of the secret's and the key's expiry, in epoch microseconds.
     pub(crate) expire_time: Option<i64>,
-    /// The owner, where it is a user.
-    pub(crate) user: Option<Who>,
+    /// The owner, if it is a user.
+    pub(crate) user: Option<UserRef>,
+    /// The revocation generation at which all of this was read.
     pub(crate) generation: i64,
 }
 
-/// Which keys to list.
-pub(crate) struct Filter {
+/// Selects the keys of one page. Empty strings match every key.
+pub(crate) struct KeyFilter {
     pub(crate) owner: String,
     pub(crate) state: String,
     pub(crate) scope: String,
     pub(crate) now: i64,
 }
 
-/// What to set; none: it stays.
+/// The fields of a key to set; `None` leaves a field as it is.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Changes {
+pub(crate) struct KeyChanges {
     pub(crate) name: Option<String>,
     pub(crate) scopes: Option<Vec<String>>,
-    pub(crate) end: End,
+    pub(crate) expiry: ExpiryChange,
     pub(crate) rate_limits: Option<Vec<RateLimit>>,
     pub(crate) allowed_models: Option<Vec<String>>,
     pub(crate) token_budget: Option<TokenBudget>,
 }
 
-/// A text that takes the place of a key's text.
-#[derive(Debug)]
-pub(crate) struct NewText {
-    pub(crate) key_id: String,
-    pub(crate) hash: String,
-    /// When the text before it ends.
-    pub(crate) old_end: i64,
-}
-
-/// A key's new end.
+/// A change to the expiry of a key.
 #[derive(Clone, Copy, Debug, Default)]
-pub(crate) enum End {
+pub(crate) enum ExpiryChange {
     #[default]
     Unchanged,
     Never,
@@ -65,38 +61,41 @@ pub(crate) enum End {
 }
 
 #[derive(Deserialize, Serialize)]
-struct StoredLimit {
+struct StoredRateLimit {
     method: String,
     limit: u32,
     window_seconds: u32,
 }
 
-/// With what is known of the last use of its texts.
-const SHOWN: &str = "SELECT keys.*,
-        (SELECT MAX(last_use_time) FROM key_texts WHERE key_texts.key_id = keys.key_id) AS text_use_time
+/// Selects keys with the latest use of their secrets.
+const SELECT_KEYS: &str = "SELECT keys.*,
+        (SELECT MAX(last_use_time) FROM key_texts WHERE key_texts.key_id = keys.key_id) AS secrets_use_time
      FROM keys";
 
 impl Store {
-    /// The new key goes into the reply as `key_by_id` shows it.
+    /// Inserts a key. `reply` receives it as [`Self::key_by_id`] returns it.
     pub(crate) async fn insert_key<R: Message + Default + 'static>(
         &self,
-        attempt: Attempt,
+        change: ChangeRequest,
         key: Key,
         hash: String,
         reply: impl FnOnce(Key) -> R + Send + 'static,
     ) -> Result<Response<R>, Error> {
-        let (detail, key_id, now) = (detail(&key), key.key_id.clone(), attempt.by.time);
-        self.change_once(attempt, move |connection| {
+        let (detail, key_id, now) = (audit_detail(&key), key.key_id.clone(), change.context.time);
+        self.change_once(change, move |connection| {
             Box::pin(async move {
-                if key.owner.starts_with("usr_") && !users::exists(connection, &key.owner).await? {
-                    return Err(Error::NoSuch("user"));
+                if key.owner.starts_with("usr_")
+                    && !users::user_exists(connection, &key.owner).await?
+                {
+                    return Err(Error::NotFound("user"));
                 }
-                let (budget, created) = (
+                let (budget, create_time) = (
                     key.token_budget.unwrap_or_default(),
                     key.create_time.as_ref().map(micros).unwrap_or_default(),
                 );
                 sqlx::query(
-                    "INSERT INTO keys (key_id, name, owner, scopes, rate_limits, allowed_models, day_budget, month_budget, create_time, expire_time)
+                    "INSERT INTO keys (key_id, name, owner, scopes, rate_limits, allowed_models,
+                                       day_budget, month_budget, create_time, expire_time)
                      VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)",
                 )
                 .bind(key.key_id.clone())
@@ -107,23 +106,26 @@ impl Store {
                 .bind(to_json(&key.allowed_models)?)
                 .bind(budget.per_day)
                 .bind(budget.per_month)
-                .bind(created)
+                .bind(create_time)
                 .bind(key.expire_time.as_ref().map(micros))
                 .execute(&mut *connection)
                 .await?;
-                insert_text(connection, &key_id, hash, created).await?;
-                let reply = reply(existing(connection, &key_id, now).await?);
+                insert_secret(connection, &key_id, hash, create_time).await?;
+                let reply = reply(required_key(connection, &key_id, now).await?);
                 let subject = format!("key:{key_id}");
-                Ok((reply, vec![Note::new("key.create", subject, detail, Effect::None)]))
+                Ok((reply, vec![AuditEvent::new("key.create", subject, detail, CacheEffect::None)]))
             })
         })
         .await
     }
 
-    /// The key behind a text, with the generation at which it was like that.
-    pub(crate) async fn key_by_hash(&self, hashes: &Hashes) -> Result<Option<Known>, Error> {
+    /// The key of a secret, with its owner and the generation at which they were read.
+    pub(crate) async fn key_by_hash(
+        &self,
+        hashes: &CredentialHashes,
+    ) -> Result<Option<KeyWithOwner>, Error> {
         let row = sqlx::query(
-            "SELECT keys.*, key_texts.expire_time AS text_expire_time,
+            "SELECT keys.*, key_texts.expire_time AS secret_expire_time,
                     users.user_id, users.scopes AS user_scopes, users.profile,
                     users.day_budget AS user_day_budget, users.month_budget AS user_month_budget,
                     (SELECT sequence FROM audit_head WHERE id = 1) AS generation
@@ -132,32 +134,32 @@ impl Store {
              LEFT JOIN users ON users.user_id = keys.owner
              WHERE key_texts.hash IN ($1, $2)",
         );
-        let row = row.bind(hashes.own.clone()).bind(hashes.also.clone());
+        let row = row.bind(hashes.current.clone()).bind(hashes.previous.clone());
         let row = row.fetch_optional(&self.db.reader).await?;
         let Some(row) = row else { return Ok(None) };
-        let key = key(&row)?;
-        let ends = [row.try_get("text_expire_time")?, key.expire_time.as_ref().map(micros)];
-        Ok(Some(Known {
+        let key = key_from_row(&row)?;
+        let ends = [row.try_get("secret_expire_time")?, key.expire_time.as_ref().map(micros)];
+        Ok(Some(KeyWithOwner {
             expire_time: ends.into_iter().flatten().min(),
-            user: users::joined(&row)?,
+            user: users::user_ref_from_row(&row)?,
             generation: row.try_get("generation")?,
             key,
         }))
     }
 
-    /// With its texts and what it has used.
+    /// A key with its active secrets and its token usage.
     pub(crate) async fn key_by_id(&self, key_id: &str, now: i64) -> Result<Option<Key>, Error> {
         key_by_id(&mut *self.db.reader.acquire().await?, key_id, now).await
     }
 
-    /// Newest first, without their texts.
+    /// One page of keys without their secrets, newest first.
     pub(crate) async fn keys_page(
         &self,
-        filter: &Filter,
+        filter: &KeyFilter,
         after: &After,
         size: i64,
     ) -> Result<Vec<Key>, Error> {
-        let rows = sqlx::query(SqlText::new(SHOWN).with(
+        let rows = sqlx::query(SqlText::new(SELECT_KEYS).with(
             " WHERE ($1 = '' OR owner = $1)
                AND ($2 = '' OR scopes LIKE $3)
                AND ($4 = ''
@@ -176,68 +178,26 @@ impl Store {
         .bind(after.time)
         .bind(after.id.clone())
         .bind(size);
-        rows.fetch_all(&self.db.reader).await?.iter().map(shown).collect()
-    }
-
-    /// A new text; the one before ends at `old_end`, older ones now.
-    pub(crate) async fn rotate_key<R: Message + Default + 'static>(
-        &self,
-        attempt: Attempt,
-        NewText { key_id, hash, old_end }: NewText,
-        reply: impl FnOnce(Key) -> R + Send + 'static,
-    ) -> Result<Response<R>, Error> {
-        let now = attempt.by.time;
-        self.change_once(attempt, move |connection| {
-            Box::pin(async move {
-                let key = lock(connection, &key_id).await?;
-                if key.revoke_time.is_some()
-                    || key.expire_time.as_ref().is_some_and(|end| micros(end) <= now)
-                {
-                    return Err(Error::Ended);
-                }
-                // The youngest lives on until the overlap ends, or its own end where that is sooner.
-                let older = sqlx::query(
-                    "UPDATE key_texts SET expire_time = $2
-                     WHERE key_id = $1 AND (expire_time IS NULL OR expire_time > $2)
-                       AND hash <> (SELECT hash FROM key_texts WHERE key_id = $1 ORDER BY create_time DESC, hash LIMIT 1)",
-                );
-                older.bind(key_id.clone()).bind(now).execute(&mut *connection).await?;
-                let old = sqlx::query(
-                    "UPDATE key_texts SET expire_time = $2
-                     WHERE key_id = $1 AND (expire_time IS NULL OR expire_time > $2)",
-                );
-                old.bind(key_id.clone()).bind(old_end).execute(&mut *connection).await?;
-                // What ended long ago is of no use but for the time of its last use.
-                let keep = "UPDATE keys SET last_use_time = (SELECT MAX(last_use_time) FROM key_texts WHERE key_id = $1) WHERE key_id = $1";
-                sqlx::query(keep).bind(key_id.clone()).execute(&mut *connection).await?;
-                insert_text(connection, &key_id, hash, now).await?;
-                let detail = json!({ "old_text_ends": timestamp(old_end).to_string() });
-                // Not `Ended`: of the texts that are alive none must lose its calls.
-                let subject = format!("key:{key_id}");
-                let note = Note::new("key.rotate", subject, detail, Effect::Changed);
-                Ok((reply(existing(connection, &key_id, now).await?), vec![note]))
-            })
-        })
-        .await
+        rows.fetch_all(&self.db.reader).await?.iter().map(key_with_last_use).collect()
     }
 
     pub(crate) async fn update_key(
         &self,
-        by: By,
+        context: AuditContext,
         key_id: String,
-        changes: Changes,
+        changes: KeyChanges,
     ) -> Result<(), Error> {
-        self.change(by, move |connection| {
+        self.audited_transaction(context, move |connection| {
             Box::pin(async move {
-                let key = lock(connection, &key_id).await?;
+                let key = lock_key(connection, &key_id).await?;
                 if key.revoke_time.is_some() {
-                    return Err(Error::Ended);
+                    return Err(Error::ExpiredOrRevoked);
                 }
-                let (detail, effect) = (changes.detail(), changes.effect(&key));
-                let end = match changes.end {
-                    End::Unchanged => key.expire_time.as_ref().map(micros),
-                    End::Never => None,
-                    End::At(time) => Some(time),
+                let (detail, effect) = (changes.audit_detail(), changes.cache_effect(&key));
+                let expire_time = match changes.expiry {
+                    ExpiryChange::Unchanged => key.expire_time.as_ref().map(micros),
+                    ExpiryChange::Never => None,
+                    ExpiryChange::At(time) => Some(time),
                 };
                 let budget = changes.token_budget.or(key.token_budget).unwrap_or_default();
                 let update = sqlx::query(
@@ -248,98 +208,88 @@ impl Store {
                 .bind(key_id.clone())
                 .bind(changes.name.unwrap_or(key.name))
                 .bind(to_json(&changes.scopes.unwrap_or(key.scopes))?)
-                .bind(end)
+                .bind(expire_time)
                 .bind(limits_json(&changes.rate_limits.unwrap_or(key.rate_limits))?)
                 .bind(to_json(&changes.allowed_models.unwrap_or(key.allowed_models))?)
                 .bind(budget.per_day)
                 .bind(budget.per_month);
                 update.execute(connection).await?;
-                Ok(((), vec![Note::new("key.update", format!("key:{key_id}"), detail, effect)]))
+                Ok((
+                    (),
+                    vec![AuditEvent::new("key.update", format!("key:{key_id}"), detail, effect)],
+                ))
             })
         })
         .await
     }
 
-    /// Ends a key, unless it has ended before.
-    pub(crate) async fn revoke_key(&self, by: By, key_id: String) -> Result<(), Error> {
-        let now = by.time;
-        self.change(by, move |connection| {
+    /// Revokes a key. A key that is revoked already stays as it is.
+    pub(crate) async fn revoke_key(
+        &self,
+        context: AuditContext,
+        key_id: String,
+    ) -> Result<(), Error> {
+        let now = context.time;
+        self.audited_transaction(context, move |connection| {
             Box::pin(async move {
-                if lock(connection, &key_id).await?.revoke_time.is_some() {
+                if lock_key(connection, &key_id).await?.revoke_time.is_some() {
                     return Ok(((), Vec::new()));
                 }
                 let update = sqlx::query("UPDATE keys SET revoke_time = $2 WHERE key_id = $1");
                 update.bind(key_id.clone()).bind(now).execute(connection).await?;
                 let subject = format!("key:{key_id}");
-                Ok(((), vec![Note::new("key.revoke", subject, json!({}), Effect::Ended)]))
+                Ok((
+                    (),
+                    vec![AuditEvent::new("key.revoke", subject, json!({}), CacheEffect::EndCalls)],
+                ))
             })
         })
         .await
     }
-
-    /// When texts were last used, which never goes back. Each is kept under its own hash then.
-    pub(crate) async fn touch(&self, uses: Vec<(Hashes, i64)>) -> Result<(), Error> {
-        self.db
-            .transaction(move |connection| {
-                Box::pin(async move {
-                    for (hashes, time) in uses {
-                        let update = sqlx::query(
-                            "UPDATE key_texts SET hash = $1,
-                                    last_use_time = CASE WHEN last_use_time > $3 THEN last_use_time ELSE $3 END
-                             WHERE hash IN ($1, $2)
-                               AND (last_use_time IS NULL OR last_use_time < $3 OR hash <> $1)",
-                        );
-                        let update = update.bind(hashes.own).bind(hashes.also).bind(time);
-                        update.execute(&mut *connection).await?;
-                    }
-                    Ok(())
-                })
-            })
-            .await
-    }
 }
 
-impl Changes {
-    /// Something is taken away: calls in progress must end.
-    fn effect(&self, key: &Key) -> Effect {
-        let lacks = |new: &Option<Vec<String>>, old: &[String]| {
+impl KeyChanges {
+    /// A change that withdraws a scope or a model must end the calls in progress.
+    fn cache_effect(&self, key: &Key) -> CacheEffect {
+        let drops = |new: &Option<Vec<String>>, old: &[String]| {
             new.as_ref().is_some_and(|new| old.iter().any(|one| !new.contains(one)))
         };
-        // No list of models is all of them.
-        let models = self.allowed_models.as_ref().is_some_and(|new| {
+        // An empty list allows every model.
+        let narrows_models = self.allowed_models.as_ref().is_some_and(|new| {
             !new.is_empty()
                 && (key.allowed_models.is_empty()
-                    || lacks(&self.allowed_models, &key.allowed_models))
+                    || drops(&self.allowed_models, &key.allowed_models))
         });
-        if models || lacks(&self.scopes, &key.scopes) { Effect::Ended } else { Effect::Changed }
+        if narrows_models || drops(&self.scopes, &key.scopes) {
+            CacheEffect::EndCalls
+        } else {
+            CacheEffect::Invalidate
+        }
     }
 
-    fn detail(&self) -> Value {
-        let mut set = serde_json::Map::new();
-        let mut put = |name: &str, value: Option<Value>| {
-            if let Some(value) = value {
-                set.insert(name.to_owned(), value);
-            }
+    fn audit_detail(&self) -> Value {
+        let expire_time = match self.expiry {
+            ExpiryChange::Unchanged => None,
+            ExpiryChange::Never => Some(Value::Null),
+            ExpiryChange::At(time) => Some(json!(timestamp(time).to_string())),
         };
-        put("name", self.name.as_ref().map(|name| json!(name)));
-        put("scopes", self.scopes.as_ref().map(|scopes| json!(scopes)));
-        match self.end {
-            End::Unchanged => {}
-            End::Never => put("expire_time", Some(Value::Null)),
-            End::At(time) => put("expire_time", Some(json!(timestamp(time).to_string()))),
-        }
-        put("rate_limits", self.rate_limits.as_ref().map(|limits| limits_detail(limits)));
-        put("allowed_models", self.allowed_models.as_ref().map(|models| json!(models)));
-        put("token_budget", self.token_budget.as_ref().map(budget_detail));
-        Value::Object(set)
+        detail_of_changes([
+            ("name", self.name.as_ref().map(|name| json!(name))),
+            ("scopes", self.scopes.as_ref().map(|scopes| json!(scopes))),
+            ("expire_time", expire_time),
+            ("rate_limits", self.rate_limits.as_ref().map(|limits| limits_detail(limits))),
+            ("allowed_models", self.allowed_models.as_ref().map(|models| json!(models))),
+            ("token_budget", self.token_budget.as_ref().map(budget_detail)),
+        ])
     }
 }
 
-/// The key itself; who changes something holds the log's lock already.
-async fn lock(connection: &mut AnyConnection, key_id: &str) -> Result<Key, Error> {
+/// Reads a key inside an audited transaction, which holds the lock of the audit log and thereby
+/// excludes other changes.
+pub(super) async fn lock_key(connection: &mut AnyConnection, key_id: &str) -> Result<Key, Error> {
     let row = sqlx::query("SELECT * FROM keys WHERE key_id = $1").bind(key_id.to_owned());
     let row = row.fetch_optional(connection).await?;
-    key(&row.ok_or(Error::NoSuch("key"))?)
+    key_from_row(&row.ok_or(Error::NotFound("key"))?)
 }
 
 async fn key_by_id(
@@ -347,40 +297,32 @@ async fn key_by_id(
     key_id: &str,
     now: i64,
 ) -> Result<Option<Key>, Error> {
-    let row = sqlx::query(SqlText::new(SHOWN).with(" WHERE key_id = $1"));
+    let row = sqlx::query(SqlText::new(SELECT_KEYS).with(" WHERE key_id = $1"));
     let row = row.bind(key_id.to_owned()).fetch_optional(&mut *connection).await?;
     let Some(row) = row else { return Ok(None) };
-    let texts = sqlx::query(
+    let secrets = sqlx::query(
         "SELECT * FROM key_texts WHERE key_id = $1 AND (expire_time IS NULL OR expire_time > $2)
          ORDER BY create_time DESC",
     );
-    let texts = texts.bind(key_id.to_owned()).bind(now).fetch_all(&mut *connection).await?;
-    let mut key = shown(&row)?;
+    let secrets = secrets.bind(key_id.to_owned()).bind(now).fetch_all(&mut *connection).await?;
+    let mut key = key_with_last_use(&row)?;
     if key.revoke_time.is_none() {
-        key.texts = texts.iter().map(text).collect::<Result<_, _>>()?;
+        key.texts = secrets.iter().map(secret_from_row).collect::<Result<_, _>>()?;
     }
-    key.token_usage = Some(usage_of(connection, format!("key:{key_id}"), now).await?);
+    key.token_usage = Some(token_usage_of(connection, format!("key:{key_id}"), now).await?);
     Ok(Some(key))
 }
 
-async fn existing(connection: &mut AnyConnection, key_id: &str, now: i64) -> Result<Key, Error> {
-    let key = key_by_id(connection, key_id, now).await?;
-    key.ok_or(Error::NoSuch("key"))
-}
-
-async fn insert_text(
+pub(super) async fn required_key(
     connection: &mut AnyConnection,
     key_id: &str,
-    hash: String,
     now: i64,
-) -> Result<(), Error> {
-    let insert =
-        sqlx::query("INSERT INTO key_texts (hash, key_id, create_time) VALUES ($1, $2, $3)");
-    insert.bind(hash).bind(key_id.to_owned()).bind(now).execute(connection).await?;
-    Ok(())
+) -> Result<Key, Error> {
+    let key = key_by_id(connection, key_id, now).await?;
+    key.ok_or(Error::NotFound("key"))
 }
 
-fn detail(key: &Key) -> Value {
+fn audit_detail(key: &Key) -> Value {
     json!({
         "name": key.name,
         "owner": key.owner,
@@ -397,52 +339,43 @@ pub(super) fn budget_detail(budget: &TokenBudget) -> Value {
 }
 
 fn limits_detail(limits: &[RateLimit]) -> Value {
-    limits.iter().map(|limit| json!(stored(limit))).collect()
+    limits.iter().map(|limit| json!(to_stored_limit(limit))).collect()
 }
 
 fn limits_json(limits: &[RateLimit]) -> Result<String, Error> {
-    to_json(&limits.iter().map(stored).collect::<Vec<_>>())
+    to_json(&limits.iter().map(to_stored_limit).collect::<Vec<_>>())
 }
 
-fn shown(row: &AnyRow) -> Result<Key, Error> {
-    let (own, texts): (Option<i64>, Option<i64>) =
-        (row.try_get("last_use_time")?, row.try_get("text_use_time")?);
-    Ok(Key { last_use_time: own.max(texts).map(timestamp), ..key(row)? })
+fn key_with_last_use(row: &AnyRow) -> Result<Key, Error> {
+    let (key_use, secrets_use): (Option<i64>, Option<i64>) =
+        (row.try_get("last_use_time")?, row.try_get("secrets_use_time")?);
+    Ok(Key { last_use_time: key_use.max(secrets_use).map(timestamp), ..key_from_row(row)? })
 }
 
-fn key(row: &AnyRow) -> Result<Key, Error> {
-    let limits: Vec<StoredLimit> = from_json(row.try_get("rate_limits")?)?;
+fn key_from_row(row: &AnyRow) -> Result<Key, Error> {
+    let limits: Vec<StoredRateLimit> = from_json(row.try_get("rate_limits")?)?;
     let time = |column| Ok::<_, sqlx::Error>(row.try_get::<Option<i64>, _>(column)?.map(timestamp));
     Ok(Key {
         key_id: row.try_get("key_id")?,
         name: row.try_get("name")?,
         owner: row.try_get("owner")?,
         scopes: from_json(row.try_get("scopes")?)?,
-        rate_limits: limits.into_iter().map(limit).collect(),
+        rate_limits: limits.into_iter().map(from_stored_limit).collect(),
         allowed_models: from_json(row.try_get("allowed_models")?)?,
         create_time: time("create_time")?,
         expire_time: time("expire_time")?,
         revoke_time: time("revoke_time")?,
-        token_budget: budget(row)?,
+        token_budget: token_budget_from_row(row)?,
         ..Key::default()
     })
 }
 
-fn text(row: &AnyRow) -> Result<KeyText, Error> {
-    let time = |column| Ok::<_, sqlx::Error>(row.try_get::<Option<i64>, _>(column)?.map(timestamp));
-    Ok(KeyText {
-        create_time: time("create_time")?,
-        expire_time: time("expire_time")?,
-        last_use_time: time("last_use_time")?,
-    })
-}
-
-fn stored(limit: &RateLimit) -> StoredLimit {
+fn to_stored_limit(limit: &RateLimit) -> StoredRateLimit {
     let RateLimit { method, limit, window_seconds } = limit.clone();
-    StoredLimit { method, limit, window_seconds }
+    StoredRateLimit { method, limit, window_seconds }
 }
 
-fn limit(limit: StoredLimit) -> RateLimit {
-    let StoredLimit { method, limit, window_seconds } = limit;
+fn from_stored_limit(limit: StoredRateLimit) -> RateLimit {
+    let StoredRateLimit { method, limit, window_seconds } = limit;
     RateLimit { method, limit, window_seconds }
 }

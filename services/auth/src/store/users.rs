@@ -1,4 +1,4 @@
-//! Users.
+//! Users, their profiles, and the identities linked to them.
 
 use hapa_core::pagination::After;
 use hapa_core::timestamps::timestamp;
@@ -12,22 +12,23 @@ use sqlx::{AnyConnection, Row as _};
 use tonic::Response;
 
 use crate::error::Error;
-use crate::store::budgets::usage_of;
+use crate::store::budgets::token_usage_of;
 use crate::store::keys::budget_detail;
 use crate::store::{
-    Attempt, By, Effect, Note, Store, budget, from_json, json as to_json, sessions,
+    AuditContext, AuditEvent, CacheEffect, ChangeRequest, Store, detail_of_changes, from_json,
+    sessions, to_json, token_budget_from_row,
 };
 
-/// A user, as far as it concerns who calls.
+/// The properties of a user that authentication needs.
 #[derive(Clone, Debug)]
-pub(crate) struct Who {
+pub(crate) struct UserRef {
     pub(crate) user_id: String,
     pub(crate) scopes: Vec<String>,
     pub(crate) profile: Option<UserProfile>,
     pub(crate) has_budget: bool,
 }
 
-/// A user to be.
+/// A user to insert.
 pub(crate) struct NewUser {
     pub(crate) user: User,
     pub(crate) password_hash: Option<String>,
@@ -36,7 +37,7 @@ pub(crate) struct NewUser {
     pub(crate) profile: UserProfile,
 }
 
-/// What to set; none: it stays.
+/// The fields of a user to set; `None` leaves a field as it is.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct UserChanges {
     pub(crate) email: Option<String>,
@@ -46,7 +47,7 @@ pub(crate) struct UserChanges {
     pub(crate) token_budget: Option<TokenBudget>,
 }
 
-/// A profile as it is kept: what is empty is a default.
+/// A profile as the store holds it; an empty field has its default.
 #[derive(Default, Deserialize, PartialEq, Serialize)]
 #[serde(default)]
 struct StoredProfile {
@@ -59,15 +60,15 @@ struct StoredProfile {
 }
 
 impl Store {
-    /// The new user goes into the reply as `user_by_id` shows it.
+    /// Inserts a user. `reply` receives it as [`Self::user_by_id`] returns it.
     pub(crate) async fn insert_user<R: Message + Default + 'static>(
         &self,
-        attempt: Attempt,
+        change: ChangeRequest,
         new: NewUser,
         reply: impl FnOnce(User) -> R + Send + 'static,
     ) -> Result<Response<R>, Error> {
-        let now = attempt.by.time;
-        self.change_once(attempt, move |connection| {
+        let now = change.context.time;
+        self.change_once(change, move |connection| {
             Box::pin(async move {
                 let NewUser { user, password_hash, identity, profile } = new;
                 let budget = user.token_budget.unwrap_or_default();
@@ -81,7 +82,8 @@ impl Store {
                 });
                 let user_id = user.user_id;
                 let insert = sqlx::query(
-                    "INSERT INTO users (user_id, email, name, password_hash, identity, scopes, day_budget, month_budget, profile, create_time, update_time)
+                    "INSERT INTO users (user_id, email, name, password_hash, identity, scopes,
+                                        day_budget, month_budget, profile, create_time, update_time)
                      VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $10)
                      ON CONFLICT DO NOTHING",
                 )
@@ -100,58 +102,65 @@ impl Store {
                 }
                 let user = user_by_id(connection, &user_id, now).await?;
                 let subject = format!("user:{user_id}");
-                let user = user.ok_or(Error::NoSuch("user"))?;
-                Ok((reply(user), vec![Note::new("user.create", subject, detail, Effect::None)]))
+                let user = user.ok_or(Error::NotFound("user"))?;
+                Ok((
+                    reply(user),
+                    vec![AuditEvent::new("user.create", subject, detail, CacheEffect::None)],
+                ))
             })
         })
         .await
     }
 
-    /// With what it has used.
+    /// A user with its token usage.
     pub(crate) async fn user_by_id(&self, user_id: &str, now: i64) -> Result<Option<User>, Error> {
         user_by_id(&mut *self.db.reader.acquire().await?, user_id, now).await
     }
 
-    /// With the hash of its password.
+    /// A user with its password hash, if it has a password.
     pub(crate) async fn user_by_email(
         &self,
         email: &str,
     ) -> Result<Option<(User, Option<String>)>, Error> {
         let row = sqlx::query("SELECT * FROM users WHERE email = $1").bind(email.to_owned());
         let row = row.fetch_optional(&self.db.reader).await?;
-        row.map(|row| Ok((user(&row)?, row.try_get("password_hash")?))).transpose()
+        row.map(|row| Ok((user_from_row(&row)?, row.try_get("password_hash")?))).transpose()
     }
 
-    /// Whom an identity provider knows by this name.
+    /// The user that is linked to this issuer and subject.
     pub(crate) async fn user_by_identity(&self, identity: &str) -> Result<Option<User>, Error> {
         let row = sqlx::query("SELECT * FROM users WHERE identity = $1").bind(identity.to_owned());
-        row.fetch_optional(&self.db.reader).await?.map(|row| user(&row)).transpose()
+        row.fetch_optional(&self.db.reader).await?.map(|row| user_from_row(&row)).transpose()
     }
 
-    /// Ties a user to whom an identity provider knows, unless it is tied to another.
-    pub(crate) async fn tie_identity(
+    /// Links a user to an identity, unless it is linked already. Returns whether it was linked here.
+    pub(crate) async fn link_identity(
         &self,
-        by: By,
+        context: AuditContext,
         user_id: String,
         identity: String,
     ) -> Result<bool, Error> {
-        self.change(by, move |connection| {
+        self.audited_transaction(context, move |connection| {
             Box::pin(async move {
                 let update = sqlx::query(
                     "UPDATE users SET identity = $2 WHERE user_id = $1 AND identity IS NULL",
                 );
                 let update = update.bind(user_id.clone()).bind(identity.clone());
-                let tied = update.execute(connection).await?.rows_affected() > 0;
+                let is_linked = update.execute(connection).await?.rows_affected() > 0;
                 let detail = json!({ "identity": identity });
-                let note =
-                    Note::new("user.identify", format!("user:{user_id}"), detail, Effect::None);
-                Ok((tied, if tied { vec![note] } else { Vec::new() }))
+                let event = AuditEvent::new(
+                    "user.identify",
+                    format!("user:{user_id}"),
+                    detail,
+                    CacheEffect::None,
+                );
+                Ok((is_linked, if is_linked { vec![event] } else { Vec::new() }))
             })
         })
         .await
     }
 
-    /// Newest first; an empty address means every one.
+    /// One page of users, newest first. An empty `email` matches every user.
     pub(crate) async fn users_page(
         &self,
         email: &str,
@@ -169,21 +178,21 @@ impl Store {
         .bind(after.time)
         .bind(after.id.clone())
         .bind(size);
-        rows.fetch_all(&self.db.reader).await?.iter().map(user).collect()
+        rows.fetch_all(&self.db.reader).await?.iter().map(user_from_row).collect()
     }
 
-    /// A new password ends the user's sessions.
+    /// Updates a user. A new password revokes the user's sessions.
     pub(crate) async fn update_user(
         &self,
-        by: By,
+        context: AuditContext,
         user_id: String,
         changes: UserChanges,
     ) -> Result<(), Error> {
-        let now = by.time;
-        self.change(by, move |connection| {
+        let now = context.time;
+        self.audited_transaction(context, move |connection| {
             Box::pin(async move {
-                let old = lock(connection, &user_id).await?;
-                let (detail, narrows) = (changes.detail(), changes.narrows(&old));
+                let old = lock_user(connection, &user_id).await?;
+                let (detail, drops_scopes) = (changes.audit_detail(), changes.drops_scopes(&old));
                 if let Some(email) = &changes.email {
                     let taken =
                         sqlx::query("SELECT 1 FROM users WHERE email = $1 AND user_id <> $2");
@@ -193,10 +202,11 @@ impl Store {
                     }
                 }
                 let budget = changes.token_budget.or(old.token_budget).unwrap_or_default();
-                let new_password = changes.password_hash.is_some();
+                let sets_password = changes.password_hash.is_some();
                 let update = sqlx::query(
-                    "UPDATE users SET email = $2, name = $3, scopes = $4, day_budget = $5, month_budget = $6,
-                            password_hash = COALESCE($7, password_hash), update_time = $8
+                    "UPDATE users SET email = $2, name = $3, scopes = $4, day_budget = $5,
+                            month_budget = $6, password_hash = COALESCE($7, password_hash),
+                            update_time = $8
                      WHERE user_id = $1",
                 )
                 .bind(user_id.clone())
@@ -208,38 +218,50 @@ impl Store {
                 .bind(changes.password_hash)
                 .bind(now);
                 update.execute(&mut *connection).await?;
-                let effect = if narrows { Effect::Ended } else { Effect::Changed };
+                let effect =
+                    if drops_scopes { CacheEffect::EndCalls } else { CacheEffect::Invalidate };
                 let subject = format!("user:{user_id}");
-                let mut notes = vec![Note::new("user.update", subject, detail, effect)];
-                if new_password {
-                    notes.extend(sessions::revoke_all(connection, &user_id, now).await?);
+                let mut events = vec![AuditEvent::new("user.update", subject, detail, effect)];
+                if sets_password {
+                    events.extend(sessions::revoke_all_of_user(connection, &user_id, now).await?);
                 }
-                Ok(((), notes))
+                Ok(((), events))
             })
         })
         .await
     }
 
-    /// Removes a user, and ends its keys and sessions; how many of each were alive.
-    pub(crate) async fn delete_user(&self, by: By, user_id: String) -> Result<(u64, u64), Error> {
-        let now = by.time;
-        self.change(by, move |connection| {
+    /// Deletes a user and revokes its keys and sessions. Returns how many of each were active.
+    pub(crate) async fn delete_user(
+        &self,
+        context: AuditContext,
+        user_id: String,
+    ) -> Result<(u64, u64), Error> {
+        let now = context.time;
+        self.audited_transaction(context, move |connection| {
             Box::pin(async move {
-                lock(connection, &user_id).await?;
+                lock_user(connection, &user_id).await?;
                 let keys = sqlx::query(
                     "UPDATE keys SET revoke_time = $2
-                     WHERE owner = $1 AND revoke_time IS NULL AND (expire_time IS NULL OR expire_time > $2)",
+                     WHERE owner = $1 AND revoke_time IS NULL
+                       AND (expire_time IS NULL OR expire_time > $2)",
                 );
                 let keys = keys.bind(user_id.clone()).bind(now).execute(&mut *connection).await?;
-                let ended = sessions::revoke_all(connection, &user_id, now).await?;
+                let revoked_sessions =
+                    sessions::revoke_all_of_user(connection, &user_id, now).await?;
                 let delete = sqlx::query("DELETE FROM users WHERE user_id = $1");
                 delete.bind(user_id.clone()).execute(connection).await?;
-                let counts = (keys.rows_affected(), ended.len() as u64);
+                let counts = (keys.rows_affected(), revoked_sessions.len() as u64);
                 let detail = json!({ "revoked_keys": counts.0, "revoked_sessions": counts.1 });
-                let note = Note::new("user.delete", format!("user:{user_id}"), detail, Effect::Ended);
-                let mut notes = ended;
-                notes.push(note);
-                Ok((counts, notes))
+                let event = AuditEvent::new(
+                    "user.delete",
+                    format!("user:{user_id}"),
+                    detail,
+                    CacheEffect::EndCalls,
+                );
+                let mut events = revoked_sessions;
+                events.push(event);
+                Ok((counts, events))
             })
         })
         .await
@@ -254,19 +276,22 @@ impl Store {
 
     pub(crate) async fn set_profile(
         &self,
-        by: By,
+        context: AuditContext,
         user_id: String,
         profile: UserProfile,
     ) -> Result<(), Error> {
-        self.change(by, move |connection| {
+        self.audited_transaction(context, move |connection| {
             Box::pin(async move {
-                lock(connection, &user_id).await?;
+                lock_user(connection, &user_id).await?;
                 let text = profile_json(profile)?;
                 let detail = json!({ "profile": from_json::<Value>(&text)? });
                 let update = sqlx::query("UPDATE users SET profile = $2 WHERE user_id = $1");
                 update.bind(user_id.clone()).bind(text).execute(connection).await?;
                 let subject = format!("user:{user_id}");
-                Ok(((), vec![Note::new("user.profile", subject, detail, Effect::Changed)]))
+                Ok((
+                    (),
+                    vec![AuditEvent::new("user.profile", subject, detail, CacheEffect::Invalidate)],
+                ))
             })
         })
         .await
@@ -274,24 +299,19 @@ impl Store {
 }
 
 impl UserChanges {
-    fn narrows(&self, old: &User) -> bool {
+    fn drops_scopes(&self, old: &User) -> bool {
         let scopes = self.scopes.as_ref();
         scopes.is_some_and(|new| old.scopes.iter().any(|scope| !new.contains(scope)))
     }
 
-    fn detail(&self) -> Value {
-        let mut set = serde_json::Map::new();
-        let mut put = |name: &str, value: Option<Value>| {
-            if let Some(value) = value {
-                set.insert(name.to_owned(), value);
-            }
-        };
-        put("email", self.email.as_ref().map(|email| json!(email)));
-        put("name", self.name.as_ref().map(|name| json!(name)));
-        put("password", self.password_hash.as_ref().map(|_| json!("(set)")));
-        put("scopes", self.scopes.as_ref().map(|scopes| json!(scopes)));
-        put("token_budget", self.token_budget.as_ref().map(budget_detail));
-        Value::Object(set)
+    fn audit_detail(&self) -> Value {
+        detail_of_changes([
+            ("email", self.email.as_ref().map(|email| json!(email))),
+            ("name", self.name.as_ref().map(|name| json!(name))),
+            ("password", self.password_hash.as_ref().map(|_| json!("(set)"))),
+            ("scopes", self.scopes.as_ref().map(|scopes| json!(scopes))),
+            ("token_budget", self.token_budget.as_ref().map(budget_detail)),
+        ])
     }
 }
 
@@ -302,28 +322,31 @@ async fn user_by_id(
 ) -> Result<Option<User>, Error> {
     let row = sqlx::query("SELECT * FROM users WHERE user_id = $1").bind(user_id.to_owned());
     let Some(row) = row.fetch_optional(&mut *connection).await? else { return Ok(None) };
-    let usage = usage_of(connection, format!("user:{user_id}"), now).await?;
-    Ok(Some(User { token_usage: Some(usage), ..user(&row)? }))
+    let usage = token_usage_of(connection, format!("user:{user_id}"), now).await?;
+    Ok(Some(User { token_usage: Some(usage), ..user_from_row(&row)? }))
 }
 
-pub(super) async fn exists(connection: &mut AnyConnection, user_id: &str) -> Result<bool, Error> {
+pub(super) async fn user_exists(
+    connection: &mut AnyConnection,
+    user_id: &str,
+) -> Result<bool, Error> {
     let row = sqlx::query("SELECT 1 FROM users WHERE user_id = $1").bind(user_id.to_owned());
     Ok(row.fetch_optional(connection).await?.is_some())
 }
 
-async fn lock(connection: &mut AnyConnection, user_id: &str) -> Result<User, Error> {
+async fn lock_user(connection: &mut AnyConnection, user_id: &str) -> Result<User, Error> {
     let row = sqlx::query("SELECT * FROM users WHERE user_id = $1").bind(user_id.to_owned());
     let row = row.fetch_optional(connection).await?;
-    user(&row.ok_or(Error::NoSuch("user"))?)
+    user_from_row(&row.ok_or(Error::NotFound("user"))?)
 }
 
-/// The user that a row was joined with, if it was with one.
-pub(super) fn joined(row: &AnyRow) -> Result<Option<Who>, Error> {
+/// The user of a `LEFT JOIN`; `None` if the owner is not a user.
+pub(super) fn user_ref_from_row(row: &AnyRow) -> Result<Option<UserRef>, Error> {
     let user_id: Option<String> = row.try_get("user_id")?;
     let Some(user_id) = user_id else { return Ok(None) };
     let (day, month): (i64, i64) =
         (row.try_get("user_day_budget")?, row.try_get("user_month_budget")?);
-    Ok(Some(Who {
+    Ok(Some(UserRef {
         user_id,
         scopes: from_json(row.try_get("user_scopes")?)?,
         profile: stored_profile(row.try_get("profile")?)?,
@@ -331,13 +354,13 @@ pub(super) fn joined(row: &AnyRow) -> Result<Option<Who>, Error> {
     }))
 }
 
-fn user(row: &AnyRow) -> Result<User, Error> {
+fn user_from_row(row: &AnyRow) -> Result<User, Error> {
     Ok(User {
         user_id: row.try_get("user_id")?,
         email: row.try_get("email")?,
         name: row.try_get("name")?,
         scopes: from_json(row.try_get("scopes")?)?,
-        token_budget: budget(row)?,
+        token_budget: token_budget_from_row(row)?,
         token_usage: None,
         has_password: row.try_get::<Option<String>, _>("password_hash")?.is_some(),
         create_time: Some(timestamp(row.try_get("create_time")?)),
@@ -364,7 +387,7 @@ fn profile_json(profile: UserProfile) -> Result<String, Error> {
     })
 }
 
-/// None where nothing was ever set.
+/// `None` if no field was ever set.
 fn stored_profile(text: &str) -> Result<Option<UserProfile>, Error> {
     let stored: StoredProfile = from_json(text)?;
     if stored == StoredProfile::default() {

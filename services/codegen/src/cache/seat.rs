@@ -172,7 +172,7 @@ impl Seat {
                 self.leave();
             }
             Read::Over => self.leave(),
-            Read::TooSlow => return Err(Error::ReadTooSlowly),
+            Read::TooSlow => return Err(Error::SlowReader),
         }
         Ok(true)
     }
@@ -236,7 +236,7 @@ impl Seat {
         self.leave();
         self.ended = true;
         let partial = self.guest.watch.has_text();
-        let fault: Fault = error.fault(partial);
+        let fault: Fault = error.into_rpc_error(partial);
         self.events.push_back(failed(&fault, partial));
         self.failure = Some(fault.into());
     }

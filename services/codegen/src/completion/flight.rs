@@ -14,16 +14,16 @@ use tokio_util::sync::CancellationToken;
 use crate::budget::Lease;
 use crate::completion::choices::Choices;
 use crate::completion::reader::Said;
-use crate::completion::trim::Kind;
-use crate::engine::{self, Ask, Events as _};
-use crate::route::{Error, Fleet, Opened, Request};
+use crate::completion::trim::CompletionKind;
+use crate::engine::{EngineError, EventAccumulator as _, Operation};
+use crate::fair_queue::ConcurrencyPermit;
+use crate::route::{DispatchError, EnginePool, EngineRequest, StartedStream};
 use crate::share::{self, Gathered, List, Listing, Shared};
 use crate::span;
-use crate::turn::Turn;
 use crate::watch::account;
 
 /// What the engine says, read by read; once all is said, its end closes the connection.
-pub(crate) type Source = share::Source<Result<Said, Error>>;
+pub(crate) type Source = share::Source<Result<Said, DispatchError>>;
 
 /// What two requests must have in common to share a flight.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -32,7 +32,7 @@ pub(crate) struct Key {
     pub(crate) body: Vec<u8>,
     /// The body need not have them as they are, and suggestions are cut by them.
     pub(crate) around: (String, String),
-    pub(crate) kind: Kind,
+    pub(crate) kind: CompletionKind,
 }
 
 /// The flights that may be joined.
@@ -52,7 +52,7 @@ pub(crate) struct State {
     source: Option<Source>,
     pub(crate) choices: Choices,
     /// How it ended, if it has.
-    pub(crate) end: Option<Result<(), Arc<Error>>>,
+    pub(crate) end: Option<Result<(), Arc<DispatchError>>>,
     cost: Cost,
     /// Grows with all that is read.
     progress: u64,
@@ -67,7 +67,7 @@ pub(crate) struct Cost {
     /// Who pays.
     pub(crate) lease: Option<Lease>,
     /// Its place at the engines, until they are done.
-    pub(crate) turn: Option<Turn>,
+    pub(crate) turn: Option<ConcurrencyPermit>,
     /// About as many, until the engine says.
     pub(crate) prompt_tokens: u32,
     /// Fired when an engine has answered: from then on the prompt was read.
@@ -109,17 +109,17 @@ impl Flight {
 }
 
 impl Gathered for State {
-    type Piece = Result<Said, Error>;
+    type Piece = Result<Said, DispatchError>;
 
     fn source(&mut self) -> Option<&mut Source> {
         self.source.as_mut()
     }
 
-    fn take(&mut self, read: Option<Result<Said, Error>>) {
+    fn take(&mut self, read: Option<Result<Said, DispatchError>>) {
         self.progress += 1;
         match read {
             _ if self.end.is_some() => self.source = None,
-            None => self.finish(Err(engine::Error::Truncated.into())),
+            None => self.finish(Err(EngineError::Truncated.into())),
             Some(Err(error)) => self.finish(Err(error)),
             Some(Ok(said)) => self.hear(said),
         }
@@ -136,13 +136,13 @@ impl State {
         let done = said.done;
         self.heard = Some(Instant::now());
         self.tell_begin(&mut said);
-        self.choices.take(said);
+        self.choices.push(said);
         self.count();
         // [DONE] follows errors too: only reasons say that an answer is whole.
-        match (done, self.choices.is_whole()) {
+        match (done, self.choices.is_complete()) {
             (true, true) => self.finish(Ok(())),
-            (true, false) => self.finish(Err(engine::Error::Truncated.into())),
-            (false, whole) if whole && self.choices.is_enough() => {
+            (true, false) => self.finish(Err(EngineError::Truncated.into())),
+            (false, whole) if whole && self.choices.can_stop_early() => {
                 self.finish(Ok(()));
                 // Dropping it is what stops the engine.
                 self.source = None;
@@ -157,19 +157,19 @@ impl State {
             return;
         }
         if let Some(model) = said.model.take() {
-            span::answers(&self.cost.part, model);
+            span::set_response_model(&self.cost.part, model);
         }
         if said.has_begun() {
-            span::first_token(&self.cost.part);
+            span::record_first_token(&self.cost.part);
         }
     }
 
-    fn finish(&mut self, end: Result<(), Error>) {
+    fn finish(&mut self, end: Result<(), DispatchError>) {
         if end.is_err() {
             self.source = None;
         }
         self.end = Some(end.map_err(Arc::new));
-        account(self.choices.usage().as_ref(), Ask::Completion);
+        account(self.choices.usage().as_ref(), Operation::Completion);
         self.count();
         self.end_part();
         self.cost.lease = None;
@@ -181,7 +181,7 @@ impl State {
         match self.choices.usage() {
             Some(usage) => (usage.prompt_tokens, usage.completion_tokens),
             None if self.cost.answered.is_cancelled() => {
-                (self.cost.prompt_tokens, self.choices.counted())
+                (self.cost.prompt_tokens, self.choices.text_pieces())
             }
             // An engine that never answered has read nothing.
             None => (0, 0),
@@ -192,9 +192,9 @@ impl State {
     fn end_part(&mut self) {
         let part = std::mem::take(&mut self.cost.part);
         let (prompt, answers) = self.used();
-        span::used(&part, prompt, answers);
+        span::set_usage(&part, prompt, answers);
         match &self.end {
-            Some(Ok(())) => span::finished(&part, &self.choices.reasons()),
+            Some(Ok(())) => span::set_finish_reasons(&part, &self.choices.finish_reasons()),
             Some(Err(error)) => {
                 part.fail(error.kind(), "the engine did not answer to the end");
             }
@@ -205,7 +205,7 @@ impl State {
     fn count(&mut self) {
         let (prompt, answers) = self.used();
         if let Some(lease) = &mut self.cost.lease {
-            lease.count(i64::from(prompt) + i64::from(answers));
+            lease.record_usage(i64::from(prompt) + i64::from(answers));
         }
     }
 
@@ -272,27 +272,28 @@ impl Drop for Ride {
 }
 
 /// Asks an engine: the one place where a completion's call begins.
-pub(crate) fn ask(fleet: Fleet, request: Request) -> Source {
+pub(crate) fn ask(pool: EnginePool, request: EngineRequest) -> Source {
     enum Stage {
-        Ask(Fleet, Request),
-        Read(Box<Opened<Said>>),
-        Broken(Error),
-        Close(Box<Opened<Said>>),
+        Ask(EnginePool, EngineRequest),
+        Read(Box<StartedStream<Said>>),
+        Broken(DispatchError),
+        Close(Box<StartedStream<Said>>),
         Ended,
     }
     // What came in the same read before a break is the callers'.
-    let after = |opened: Box<Opened<Said>>, said: &Said, broke: Option<engine::Error>| match broke {
-        Some(error) => Stage::Broken(error.into()),
-        None if said.done => Stage::Close(opened),
-        None => Stage::Read(opened),
-    };
-    Box::pin(unfold(Stage::Ask(fleet, request), move |stage| async move {
+    let after =
+        |opened: Box<StartedStream<Said>>, said: &Said, broke: Option<EngineError>| match broke {
+            Some(error) => Stage::Broken(error.into()),
+            None if said.done => Stage::Close(opened),
+            None => Stage::Read(opened),
+        };
+    Box::pin(unfold(Stage::Ask(pool, request), move |stage| async move {
         match stage {
-            Stage::Ask(fleet, request) => match fleet.open::<Said>(request).await {
+            Stage::Ask(pool, request) => match pool.start_stream::<Said>(request).await {
                 Ok(mut opened) => {
                     let (mut said, broke) =
-                        (std::mem::take(&mut opened.events), opened.broke.take());
-                    said.model = said.model.filter(|model| opened.has_model(model));
+                        (std::mem::take(&mut opened.events), opened.error.take());
+                    said.model = said.model.filter(|model| opened.is_served_model(model));
                     let next = after(Box::new(opened), &said, broke);
                     Some((Ok(said), next))
                 }
@@ -300,14 +301,14 @@ pub(crate) fn ask(fleet: Fleet, request: Request) -> Source {
             },
             Stage::Read(mut opened) => {
                 let mut said = Said::default();
-                let broke = opened.tokens.read(&mut said).await.err();
-                said.model = said.model.filter(|model| opened.has_model(model));
+                let broke = opened.stream.read(&mut said).await.err();
+                said.model = said.model.filter(|model| opened.is_served_model(model));
                 let next = after(opened, &said, broke);
                 Some((Ok(said), next))
             }
             Stage::Broken(error) => Some((Err(error), Stage::Ended)),
             Stage::Close(mut opened) => {
-                opened.tokens.close().await;
+                opened.stream.close().await;
                 None
             }
             Stage::Ended => None,

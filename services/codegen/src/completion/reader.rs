@@ -2,7 +2,9 @@
 
 use hapa_proto::codegen::v1::Usage;
 
-use crate::engine::{CompletionChunk, Error, Events, FinishReason, Logprobs, Text, stream_error};
+use crate::engine::{
+    EngineError, EventAccumulator, FinishReason, JsonText, Logprobs, TextChunk, stream_error,
+};
 
 /// What one or more events said.
 #[derive(Debug, Default)]
@@ -29,23 +31,23 @@ pub(crate) struct Piece {
     pub(crate) usage: Option<Usage>,
 }
 
-impl Events for Said {
+impl EventAccumulator for Said {
     fn has_begun(&self) -> bool {
         self.pieces.iter().any(|piece| !piece.text.is_empty())
     }
 
-    fn take(&mut self, data: &[u8]) -> Result<(), Error> {
+    fn push(&mut self, data: &[u8]) -> Result<(), EngineError> {
         if self.done || data == b"[DONE]" {
             self.done = true;
             return Ok(());
         }
-        let chunk: CompletionChunk<'_> =
-            serde_json::from_slice(data).map_err(|error| Error::from(&error))?;
+        let chunk: TextChunk<'_> =
+            serde_json::from_slice(data).map_err(|error| EngineError::from(&error))?;
         // Comes in a stream that began with 200, and is followed by [DONE].
         if let Some(error) = &chunk.error {
             return Err(stream_error(error));
         }
-        if let (None, Some(Text(model))) = (&self.model, chunk.model) {
+        if let (None, Some(JsonText(model))) = (&self.model, chunk.model) {
             self.model = Some(model.into_owned());
         }
         let usage = chunk.usage.map(Usage::from);
@@ -54,10 +56,10 @@ impl Events for Said {
         }
         for choice in chunk.choices {
             let mut piece = Piece { index: choice.index, usage, ..Piece::default() };
-            if let Some(Text(text)) = choice.text {
+            if let Some(JsonText(text)) = choice.text {
                 piece.text = text.into_owned();
             }
-            for one in choice.logprobs.iter().flat_map(Logprobs::known) {
+            for one in choice.logprobs.iter().flat_map(Logprobs::values) {
                 piece.logprob += one;
                 piece.tokens += 1;
             }
@@ -76,9 +78,9 @@ impl Events for Said {
 mod tests {
     use super::*;
 
-    fn read(events: &[&str]) -> Result<Said, Error> {
+    fn read(events: &[&str]) -> Result<Said, EngineError> {
         let mut said = Said::default();
-        events.iter().try_for_each(|event| said.take(event.as_bytes()))?;
+        events.iter().try_for_each(|event| said.push(event.as_bytes()))?;
         Ok(said)
     }
 
@@ -104,7 +106,7 @@ mod tests {
     #[test]
     fn an_error_inside_of_the_stream_is_one() {
         let error = read(&[r#"{"error":{"message":"engine died","code":500}}"#]).unwrap_err();
-        assert_eq!(error, Error::BrokeOff(Some(500)));
-        assert!(matches!(read(&["{"]).unwrap_err(), Error::Unreadable(_)));
+        assert_eq!(error, EngineError::StreamError(Some(500)));
+        assert!(matches!(read(&["{"]).unwrap_err(), EngineError::InvalidReply(_)));
     }
 }

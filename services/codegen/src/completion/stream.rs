@@ -15,9 +15,9 @@ use tokio::time::Instant;
 use tonic::Status;
 
 use crate::completion::flight::{Ride, State};
-use crate::completion::question::Question;
-use crate::completion::recent::{Place, Recent};
-use crate::completion::supersede::Latest;
+use crate::completion::params::CompletionParams;
+use crate::completion::session_guard::SessionGuard;
+use crate::completion::suggestion_cache::{SuggestionCache, SuggestionScope};
 use crate::error::Error;
 use crate::watch::Watch;
 
@@ -25,13 +25,13 @@ use crate::watch::Watch;
 pub(crate) struct Order {
     pub(crate) model: String,
     pub(crate) request_id: Arc<str>,
-    pub(crate) question: Question,
+    pub(crate) question: CompletionParams,
     pub(crate) warnings: Vec<String>,
     /// Where its suggestions are remembered.
-    pub(crate) recent: Arc<Recent>,
-    pub(crate) place: Place,
+    pub(crate) recent: Arc<SuggestionCache>,
+    pub(crate) place: SuggestionScope,
     /// Its place in the session, if it has one.
-    pub(crate) latest: Option<Latest>,
+    pub(crate) latest: Option<SessionGuard>,
 }
 
 enum Seat {
@@ -96,7 +96,7 @@ impl Completion {
     fn new(seat: Seat, order: Order, watch: Watch, call: &Call) -> Completion {
         Completion {
             seat,
-            sent: vec![0; order.question.terms.most],
+            sent: vec![0; order.question.options.max_suggestions],
             order,
             watch,
             report: Some(call.report().clone()),
@@ -190,7 +190,7 @@ impl Completion {
         let Some(end) = end else { return Ok(()) };
         let (suggestions, usage) = end?;
         let Order { model, question, recent, place, .. } = &self.order;
-        recent.keep(place.clone(), model, question, &suggestions);
+        recent.insert(place.clone(), model, question, &suggestions);
         self.tell();
         self.finish(suggestions, usage);
         if let Seat::Riding(ride) = std::mem::replace(&mut self.seat, Seat::Left) {
@@ -215,7 +215,7 @@ impl Completion {
     fn fail(&mut self, error: Error) {
         self.tell();
         let partial = self.watch.has_text();
-        let fault: Fault = error.fault(partial);
+        let fault: Fault = error.into_rpc_error(partial);
         let failed = Failed {
             error_code: fault.code().to_string(),
             message: fault.message().to_owned(),
@@ -263,11 +263,11 @@ fn grown(state: &State, sent: &mut [usize]) -> Vec<Delta> {
 
 type Made = (Vec<Suggestion>, Option<Usage>);
 
-fn ended(state: &State, question: &Question) -> Option<Result<Made, Error>> {
+fn ended(state: &State, question: &CompletionParams) -> Option<Result<Made, Error>> {
     let end = state.end.as_ref()?;
     let made = || {
         let choices = &state.choices;
-        (choices.suggestions(&question.prefix, &question.terms), choices.usage())
+        (choices.suggestions(&question.prefix, &question.options), choices.usage())
     };
-    Some(end.clone().map(|()| made()).map_err(Error::Completing))
+    Some(end.clone().map(|()| made()).map_err(Error::SharedRouting))
 }

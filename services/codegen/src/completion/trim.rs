@@ -1,42 +1,42 @@
-//! Where a suggestion ends. Whatever is cut, what is kept is a beginning of what the engine said, so
-//! that an editor which shows it while it grows never has to change a letter of it.
+//! Trims suggestions. The result is always a prefix of the generated text, so an editor that shows a
+//! growing suggestion never has to change a character of it.
 
 use crate::completion::scope::last_line;
 
-/// How far a suggestion goes.
+/// The extent of a suggestion.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(crate) enum Kind {
+pub(crate) enum CompletionKind {
     Inline,
     Block,
     Function,
 }
 
-/// Of the suffix as much as this is compared, in bytes.
-const LONGEST_OVERLAP: usize = 400;
-/// Fewer letters than this come again by chance.
-const SHORTEST_REPEAT: usize = 6;
+/// Maximum number of bytes of the suffix that are compared.
+const MAX_OVERLAP_BYTES: usize = 400;
+/// Shorter lines may be repeated by chance. In characters.
+const MIN_REPEATED_LINE_LEN: usize = 6;
 /// The same for a line of the suffix.
-const SHORTEST_LINE: usize = 3;
+const MIN_SUFFIX_LINE_LEN: usize = 3;
 
-impl Kind {
-    pub(crate) const ALL: [Kind; 3] = [Kind::Inline, Kind::Block, Kind::Function];
+impl CompletionKind {
+    pub(crate) const ALL: [CompletionKind; 3] =
+        [CompletionKind::Inline, CompletionKind::Block, CompletionKind::Function];
 
-    /// The word of the API.
-    pub(crate) fn word(self) -> &'static str {
+    /// Value in the API.
+    pub(crate) fn as_str(self) -> &'static str {
         match self {
-            Kind::Inline => "inline",
-            Kind::Block => "block",
-            Kind::Function => "function",
+            CompletionKind::Inline => "inline",
+            CompletionKind::Block => "block",
+            CompletionKind::Function => "function",
         }
     }
 }
 
-/// What of a text is worth inserting between prefix and suffix, once it has been cut at its natural
-/// end: without what the suffix goes on with, without the prefix's current line again, and without
-/// white space at its end.
-pub(crate) fn kept<'t>(prefix: &str, suffix: &str, text: &'t str) -> &'t str {
+/// Trims a text that ends at its natural end for insertion between prefix and suffix. Removes what the
+/// suffix repeats, a repetition of the current line, and trailing white space.
+pub(crate) fn trim_suggestion<'t>(prefix: &str, suffix: &str, text: &'t str) -> &'t str {
     let mut kept = before_repeated_line(last_line(prefix), text).trim_end();
-    // Each cut may bare another; each makes it shorter.
+    // One cut may expose another. The loop ends because each cut shortens the text.
     loop {
         let cut = before_line_of(suffix, kept);
         let cut = before_overlap(suffix, cut).trim_end();
@@ -47,10 +47,10 @@ pub(crate) fn kept<'t>(prefix: &str, suffix: &str, text: &'t str) -> &'t str {
     }
 }
 
-/// A model that has nothing to say begins the line that the cursor is in again.
+/// Cuts before a repetition of the cursor's line, which models generate if nothing is left to complete.
 fn before_repeated_line<'t>(current: &str, text: &'t str) -> &'t str {
     let current = current.trim();
-    if current.chars().count() < SHORTEST_REPEAT {
+    if current.chars().count() < MIN_REPEATED_LINE_LEN {
         return text;
     }
     let mut at = 0;
@@ -65,68 +65,68 @@ fn before_repeated_line<'t>(current: &str, text: &'t str) -> &'t str {
     text
 }
 
-/// Cuts where the first line of the suffix that says something stands in the text.
+/// Cuts where the text repeats the first meaningful line of the suffix.
 fn before_line_of<'t>(suffix: &str, text: &'t str) -> &'t str {
-    let Some((line, whole)) = telling_line(suffix) else { return text };
+    let Some((line, whole)) = first_meaningful_line(suffix) else { return text };
     let mut at = 0;
-    for said in text.split_inclusive('\n') {
+    for generated in text.split_inclusive('\n') {
         if whole {
-            // The first is the rest of the cursor's line.
-            if at > 0 && said.trim() == line {
+            // The first line of the text is the rest of the cursor's line.
+            if at > 0 && generated.trim() == line {
                 return &text[..at];
             }
-        } else if let Some(begin) = said.trim_end().strip_suffix(line) {
+        } else if let Some(begin) = generated.trim_end().strip_suffix(line) {
             return &text[..at + begin.len()];
         }
-        at += said.len();
+        at += generated.len();
     }
     text
 }
 
-/// The first line of the suffix with letters, and whether it is a line of its own. The rest of the
-/// cursor's line is not.
-fn telling_line(suffix: &str) -> Option<(&str, bool)> {
+/// The first meaningful line of the suffix, and whether it is a complete line. The rest of the cursor's
+/// line is not.
+fn first_meaningful_line(suffix: &str) -> Option<(&str, bool)> {
     let lines = suffix.split('\n').map(str::trim).enumerate().take(8);
-    let mut telling = lines.filter(|(_, line)| says_something(line));
-    telling.next().map(|(number, line)| (line, number > 0))
+    let mut meaningful = lines.filter(|(_, line)| is_meaningful(line));
+    meaningful.next().map(|(number, line)| (line, number > 0))
 }
 
-fn says_something(line: &str) -> bool {
-    line.chars().count() >= SHORTEST_LINE && line.chars().any(char::is_alphanumeric)
+fn is_meaningful(line: &str) -> bool {
+    line.chars().count() >= MIN_SUFFIX_LINE_LEN && line.chars().any(char::is_alphanumeric)
 }
 
-fn is_word(letter: char) -> bool {
+fn is_word_char(letter: char) -> bool {
     letter.is_alphanumeric() || letter == '_'
 }
 
-/// Cuts an end of the text that the suffix begins with.
+/// Cuts an end of the text with which the suffix begins.
 fn before_overlap<'t>(suffix: &str, text: &'t str) -> &'t str {
     let suffix = suffix.trim_start_matches([' ', '\t']);
-    let mut most = suffix.len().min(text.len()).min(LONGEST_OVERLAP);
-    while most > 0 {
-        if suffix.is_char_boundary(most)
-            && let Some(before) = text.strip_suffix(&suffix[..most])
-            && is_repeated(before, &suffix[..most])
+    let mut length = suffix.len().min(text.len()).min(MAX_OVERLAP_BYTES);
+    while length > 0 {
+        if suffix.is_char_boundary(length)
+            && let Some(before) = text.strip_suffix(&suffix[..length])
+            && is_repeated(before, &suffix[..length])
         {
             return before;
         }
-        most -= 1;
+        length -= 1;
     }
     text
 }
 
-/// Whether an end that equals the suffix's begin came instead of it. Letters may be equal by chance
-/// where a word is cut; a bracket or a quote is the suffix's only where nothing in the text needs it.
+/// Whether an end of the text that equals the start of the suffix repeats it. Within a word, equal letters
+/// may be chance. A bracket or quote repeats the suffix only if it closes nothing in the text.
 fn is_repeated(before: &str, overlap: &str) -> bool {
-    let said = overlap.trim();
-    if said.is_empty() {
+    let generated = overlap.trim();
+    if generated.is_empty() {
         return true;
     }
-    if says_something(said) {
-        let cuts_word = before.ends_with(is_word) && overlap.starts_with(is_word);
+    if is_meaningful(generated) {
+        let cuts_word = before.ends_with(is_word_char) && overlap.starts_with(is_word_char);
         return !cuts_word;
     }
-    if said.chars().any(char::is_alphanumeric) {
+    if generated.chars().any(char::is_alphanumeric) {
         return false;
     }
     let open = |from: char, to: char| {
@@ -136,7 +136,7 @@ fn is_repeated(before: &str, overlap: &str) -> bool {
             _ => open,
         })
     };
-    said.chars().all(|letter| match letter {
+    generated.chars().all(|letter| match letter {
         ')' => open('(', ')') <= 0,
         ']' => open('[', ']') <= 0,
         '}' => open('{', '}') <= 0,
@@ -152,8 +152,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_the_suffix_goes_on_with_is_left_out() {
-        for (prefix, suffix, said, expected) in [
+    fn text_that_repeats_the_suffix_is_removed() {
+        for (prefix, suffix, generated, expected) in [
             ("print(", ")\n", "x)", "x"),
             ("print(", ")\n", "f(x))", "f(x)"),
             ("print(", ")\n", "f(x)", "f(x)"),
@@ -167,33 +167,37 @@ mod tests {
             ("    ", "\n", "    한글 = \"값\"\n\n", "    한글 = \"값\""),
             ("a", "bcd_efg()", "xbcd", "xbcd"),
         ] {
-            assert_eq!(kept(prefix, suffix, said), expected, "{prefix:?} {suffix:?} {said:?}");
+            assert_eq!(
+                trim_suggestion(prefix, suffix, generated),
+                expected,
+                "{prefix:?} {suffix:?} {generated:?}"
+            );
         }
     }
 
     #[test]
-    fn the_line_that_the_cursor_is_in_is_not_said_again() {
-        assert_eq!(kept("def add(a, b):", "", "def add(a, b):\n    return a"), "");
-        assert_eq!(kept("total = ", "", "a\ntotal =\nb"), "a");
-        assert_eq!(kept("f(", "", "f(x)"), "f(x)");
+    fn a_repetition_of_the_cursors_line_is_removed() {
+        assert_eq!(trim_suggestion("def add(a, b):", "", "def add(a, b):\n    return a"), "");
+        assert_eq!(trim_suggestion("total = ", "", "a\ntotal =\nb"), "a");
+        assert_eq!(trim_suggestion("f(", "", "f(x)"), "f(x)");
     }
 
     proptest! {
         #[test]
-        fn what_is_kept_is_a_beginning_without_a_line_of_the_suffix(
+        fn the_trimmed_text_is_a_prefix_of_the_text_and_does_not_end_with_a_suffix_line(
             prefix in "([a-z한]{0,4}|[ \n(){}=\"':;,]){0,12}",
             suffix in "([a-z한]{0,4}|[ \n(){}=\"':;,]){0,12}",
-            said in "([a-z한]{0,4}|[ \n(){}=\"':;,]){0,12}",
+            generated in "([a-z한]{0,4}|[ \n(){}=\"':;,]){0,12}",
             again in any::<bool>(), tail in "[a-z \n)]{0,3}",
         ) {
-            let text = if again { format!("{said}{suffix}{tail}") } else { said };
-            let kept = kept(&prefix, &suffix, &text);
+            let text = if again { format!("{generated}{suffix}{tail}") } else { generated };
+            let kept = trim_suggestion(&prefix, &suffix, &text);
             prop_assert!(text.starts_with(kept));
             prop_assert_eq!(kept, kept.trim_end());
             let line = suffix.split('\n').next().unwrap_or_default().trim();
-            let Some(before) = kept.strip_suffix(line).filter(|_| says_something(line)) else { return Ok(()) };
-            // A word of the text that only ends like the suffix's line is a word of its own.
-            let own_word = before.ends_with(is_word) && line.starts_with(is_word);
+            let Some(before) = kept.strip_suffix(line).filter(|_| is_meaningful(line)) else { return Ok(()) };
+            // A word of the text that only ends like the suffix's line is a different word.
+            let own_word = before.ends_with(is_word_char) && line.starts_with(is_word_char);
             prop_assert!(own_word, "{:?} {:?}", suffix, kept);
         }
     }

@@ -1,25 +1,25 @@
-//! When an engine, or a proxy in front of it, asks to be asked again: `Retry-After` in any form, bounded.
+//! Parses the `Retry-After` header of an engine, or of a proxy in front of it, and bounds its value.
 //! <https://www.rfc-editor.org/rfc/rfc9110#field.retry-after>
 
 use std::time::{Duration, SystemTime};
 
-/// A caller is told at least this: "now" would make it ask in a loop.
+/// Lower bound: 0 would make clients retry in a loop.
 const MIN_RETRY_AFTER: Duration = Duration::from_secs(1);
-/// And at most this, whatever the engine says.
+/// Upper bound.
 const MAX_RETRY_AFTER: Duration = Duration::from_mins(10);
 
-/// Reads seconds or an HTTP date; none where it is neither, such as a negative number.
-pub(super) fn read(text: &str, now: SystemTime) -> Option<Duration> {
+/// Parses seconds or an HTTP date. `None` for anything else, such as a negative number.
+pub(super) fn parse(text: &str, now: SystemTime) -> Option<Duration> {
     let text = text.trim();
     let wait = seconds(text).or_else(|| {
         let until = httpdate::parse_http_date(text).ok()?;
-        // What is over is now.
+        // A date in the past means now.
         Some(until.duration_since(now).unwrap_or_default())
     });
     wait.map(|wait| wait.clamp(MIN_RETRY_AFTER, MAX_RETRY_AFTER))
 }
 
-/// Whole seconds, as the standard has them, or with a fraction, as some proxies do.
+/// Whole seconds, as in the standard, or with a fraction, as some proxies send. Rounds up.
 fn seconds(text: &str) -> Option<Duration> {
     let (whole, fraction) = text.split_once('.').unwrap_or((text, "0"));
     let is_number = |part: &str| !part.is_empty() && part.bytes().all(|byte| byte.is_ascii_digit());
@@ -27,7 +27,7 @@ fn seconds(text: &str) -> Option<Duration> {
         return None;
     }
     let more = u64::from(fraction.bytes().any(|byte| byte != b'0'));
-    // Digits alone: what does not fit is large.
+    // Only digits, so a failure means overflow.
     let whole: u64 = whole.parse().unwrap_or(u64::MAX);
     Some(Duration::from_secs(whole.saturating_add(more)))
 }
@@ -44,7 +44,7 @@ mod tests {
     }
 
     #[test]
-    fn seconds_and_dates_of_every_form_are_read_and_bounded() {
+    fn seconds_and_dates_of_every_form_are_parsed_and_bounded() {
         for (text, expected) in [
             ("7", Some(7)),
             (" 7 ", Some(7)),
@@ -71,15 +71,15 @@ mod tests {
             ("5.", None),
         ] {
             let expected = expected.map(Duration::from_secs);
-            assert_eq!(read(text, now()), expected, "{text}");
+            assert_eq!(parse(text, now()), expected, "{text}");
         }
     }
 
     proptest! {
         #[test]
-        fn whatever_it_is_it_is_within_bounds(text in "\\PC{0,40}", number in any::<i128>()) {
+        fn every_parsed_value_is_within_bounds(text in "\\PC{0,40}", number in any::<i128>()) {
             for text in [text, number.to_string()] {
-                let wait = read(&text, now());
+                let wait = parse(&text, now());
                 prop_assert!(wait.is_none_or(|wait| (MIN_RETRY_AFTER..=MAX_RETRY_AFTER).contains(&wait)));
             }
         }

@@ -1,34 +1,34 @@
-//! Server-sent events from bytes that arrive in any pieces: a line may end in CR, LF or both, a
-//! letter may be cut in two, many events may come in one read.
+//! An incremental parser of server-sent events. Lines may end in CR, LF or both, a character may be
+//! split over two reads, and one read may contain many events.
 //! <https://html.spec.whatwg.org/multipage/server-sent-events.html#event-stream-interpretation>
 //!
-//! Only `data` matters to this protocol; nothing larger than the caps is ever held.
+//! Only the `data` field matters to this protocol. The buffers never exceed the size limit.
 
 use memchr::memchr2;
 
-/// Longest line, and longest data of one event.
-const LONGEST: usize = 1024 * 1024;
+/// Maximum size of a line, and of the data of one event.
+const MAX_EVENT_BYTES: usize = 1024 * 1024;
 
-/// The line or the event is over the cap.
+/// A line or an event exceeds the size limit.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 #[error("a line or event of the engine's stream is over 1 MiB")]
-pub(crate) struct TooLong;
+pub(crate) struct EventTooLong;
 
-/// What has arrived and is not an event yet.
+/// Holds the bytes of the incomplete event.
 #[derive(Debug, Default)]
-pub(crate) struct Reader {
-    /// The begun line.
+pub(crate) struct SseParser {
+    /// The incomplete line.
     line: Vec<u8>,
-    /// Lines of the begun event, each with its line feed.
+    /// Data lines of the incomplete event, each with its line feed.
     data: Vec<u8>,
-    /// The last byte was CR: a LF that follows belongs to it.
+    /// The last byte was CR, so a LF that follows belongs to it.
     after_cr: bool,
 }
 
-impl Reader {
-    /// Takes what one read brought and gives the data of each event that it ends to `event`, until
-    /// that says stop.
-    pub(crate) fn feed<E: From<TooLong>>(
+impl SseParser {
+    /// Parses the bytes of one read. Calls `event` with the data of each completed event, until it
+    /// returns an error.
+    pub(crate) fn feed<E: From<EventTooLong>>(
         &mut self,
         mut bytes: &[u8],
         mut event: impl FnMut(&[u8]) -> Result<(), E>,
@@ -37,30 +37,30 @@ impl Reader {
             bytes = &bytes[1..];
         }
         while let Some(end) = memchr2(b'\n', b'\r', bytes) {
-            let (begun, rest) = (&bytes[..end], &bytes[end + 1..]);
+            let (partial, rest) = (&bytes[..end], &bytes[end + 1..]);
             if self.line.is_empty() {
-                self.take_line(begun, &mut event)?;
+                self.end_line(partial, &mut event)?;
             } else {
-                self.hold(begun)?;
+                self.buffer(partial)?;
                 let line = std::mem::take(&mut self.line);
-                self.take_line(&line, &mut event)?;
+                self.end_line(&line, &mut event)?;
             }
             let is_cr = bytes[end] == b'\r';
             self.after_cr = is_cr && rest.is_empty();
             bytes = rest.strip_prefix(b"\n").filter(|_| is_cr).unwrap_or(rest);
         }
-        Ok(self.hold(bytes)?)
+        Ok(self.buffer(bytes)?)
     }
 
-    fn hold(&mut self, bytes: &[u8]) -> Result<(), TooLong> {
-        if self.line.len() + bytes.len() > LONGEST {
-            return Err(TooLong);
+    fn buffer(&mut self, bytes: &[u8]) -> Result<(), EventTooLong> {
+        if self.line.len() + bytes.len() > MAX_EVENT_BYTES {
+            return Err(EventTooLong);
         }
         self.line.extend_from_slice(bytes);
         Ok(())
     }
 
-    fn take_line<E: From<TooLong>>(
+    fn end_line<E: From<EventTooLong>>(
         &mut self,
         line: &[u8],
         event: &mut impl FnMut(&[u8]) -> Result<(), E>,
@@ -69,15 +69,15 @@ impl Reader {
             let data = std::mem::take(&mut self.data);
             return data.strip_suffix(b"\n").map_or(Ok(()), event);
         }
-        // A comment, or a field that says nothing here: event, id, retry.
+        // Comments and the fields event, id and retry are ignored.
         let Some(value) = line.strip_prefix(b"data") else { return Ok(()) };
         let value = match value {
             [] => value,
             [b':', b' ', value @ ..] | [b':', value @ ..] => value,
             _ => return Ok(()),
         };
-        if self.data.len() + value.len() >= LONGEST {
-            return Err(TooLong.into());
+        if self.data.len() + value.len() >= MAX_EVENT_BYTES {
+            return Err(EventTooLong.into());
         }
         self.data.extend_from_slice(value);
         self.data.push(b'\n');
@@ -91,40 +91,41 @@ mod tests {
 
     use super::*;
 
-    fn read(pieces: &[&[u8]]) -> Result<Vec<String>, TooLong> {
-        let (mut reader, mut events) = (Reader::default(), Vec::new());
+    fn read(pieces: &[&[u8]]) -> Result<Vec<String>, EventTooLong> {
+        let (mut parser, mut events) = (SseParser::default(), Vec::new());
         for piece in pieces {
-            reader.feed(piece, |data| {
+            parser.feed(piece, |data| {
                 events.push(String::from_utf8(data.to_vec()).unwrap());
-                Ok::<_, TooLong>(())
+                Ok::<_, EventTooLong>(())
             })?;
         }
         Ok(events)
     }
 
     #[test]
-    fn comments_other_fields_and_line_ends_of_all_kinds_are_understood() {
+    fn comments_other_fields_and_line_ends_of_all_kinds_are_parsed() {
         let stream = b": keep-alive\n\ndata: one\n\nevent: x\rdata:two\r\rid: 1\r\ndata: a\r\ndata: b\r\n\r\ndata\n\nretry\n\n";
         assert_eq!(read(&[stream]).unwrap(), ["one", "two", "a\nb", ""]);
     }
 
     #[test]
-    fn an_event_without_its_empty_line_is_not_given() {
+    fn an_event_without_its_empty_line_is_not_emitted() {
         assert_eq!(read(&[b"data: one\n\ndata: two\n"]).unwrap(), ["one"]);
     }
 
     #[test]
-    fn an_endless_line_and_an_endless_event_are_refused() {
+    fn an_endless_line_and_an_endless_event_are_rejected() {
         let piece = [b'x'; 4096];
-        let mut reader = Reader::default();
+        let mut parser = SseParser::default();
         let mut refuse =
-            || (0..300).find_map(|_| reader.feed(&piece, |_| Ok::<_, TooLong>(())).err());
-        assert_eq!(refuse(), Some(TooLong));
-        assert_eq!(reader.line.len(), LONGEST / 4096 * 4096);
+            || (0..300).find_map(|_| parser.feed(&piece, |_| Ok::<_, EventTooLong>(())).err());
+        assert_eq!(refuse(), Some(EventTooLong));
+        assert_eq!(parser.line.len(), MAX_EVENT_BYTES / 4096 * 4096);
         let line = [b"data: ".as_slice(), &piece, b"\n"].concat();
-        let mut reader = Reader::default();
-        let refused = (0..300).find_map(|_| reader.feed(&line, |_| Ok::<_, TooLong>(())).err());
-        assert_eq!(refused, Some(TooLong));
+        let mut parser = SseParser::default();
+        let refused =
+            (0..300).find_map(|_| parser.feed(&line, |_| Ok::<_, EventTooLong>(())).err());
+        assert_eq!(refused, Some(EventTooLong));
     }
 
     proptest! {
@@ -151,10 +152,10 @@ mod tests {
         }
 
         #[test]
-        fn no_bytes_make_it_panic(pieces in prop::collection::vec(prop::collection::vec(any::<u8>(), 0..40), 0..20)) {
-            let mut reader = Reader::default();
+        fn no_bytes_make_the_parser_panic(pieces in prop::collection::vec(prop::collection::vec(any::<u8>(), 0..40), 0..20)) {
+            let mut parser = SseParser::default();
             for piece in pieces {
-                let _ = reader.feed(&piece, |_| Ok::<_, TooLong>(()));
+                let _ = parser.feed(&piece, |_| Ok::<_, EventTooLong>(()));
             }
         }
     }

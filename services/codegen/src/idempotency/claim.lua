@@ -1,6 +1,6 @@
--- The reply to a key, or the right to make it.
--- KEYS: record, claim. ARGV: token of who asks, milliseconds of a lease.
--- Returns "known" and the record, "claimed", or "busy" while another holds the lease.
+-- Returns the reply to a key, or claims the key.
+-- KEYS: record, claim. ARGV: token of the requester, TTL of the lease in milliseconds.
+-- Result: "known" and the record, "claimed", or "busy" while another holder owns the lease.
 local record = redis.call('GET', KEYS[1])
 if record then return {'known', record} end
 local holder = redis.call('GET', KEYS[2])

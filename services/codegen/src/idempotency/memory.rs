@@ -1,5 +1,5 @@
-//! Replies that this process remembers, with a bound on their number, their bytes, and the number of
-//! one caller. The oldest go first.
+//! In-memory store of replies, limited in number, in bytes and in number per caller. The oldest replies
+//! are evicted first.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -9,15 +9,14 @@ use tokio::time::Instant;
 
 use super::{MAX_BYTES, MAX_RECORDS, MAX_RECORDS_PER_CALLER};
 
-/// The replies of this process.
+/// The stored replies of this process.
 #[derive(Debug, Default)]
-pub(super) struct Memory(Mutex<Records>);
+pub(super) struct ReplyMemory(Mutex<ReplyRecords>);
 
 #[derive(Debug, Default)]
-struct Records {
-    /// By their ids.
-    found: HashMap<Arc<str>, Record>,
-    /// By their age: ids in the order of insertion, which is that of expiry.
+struct ReplyRecords {
+    by_id: HashMap<Arc<str>, StoredReply>,
+    /// Ids in the order of insertion, which is also the order of expiry.
     by_age: BTreeMap<u64, Arc<str>>,
     by_caller: HashMap<Arc<str>, BTreeSet<u64>>,
     bytes: usize,
@@ -25,28 +24,28 @@ struct Records {
 }
 
 #[derive(Debug)]
-struct Record {
+struct StoredReply {
     sealed: Arc<[u8]>,
     caller: Arc<str>,
     number: u64,
     expires: Instant,
 }
 
-impl Memory {
+impl ReplyMemory {
     pub(super) fn get(&self, record_id: &str) -> Option<Arc<[u8]>> {
         let mut records = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        records.purge(Instant::now());
-        records.found.get(record_id).map(|record| Arc::clone(&record.sealed))
+        records.remove_expired(Instant::now());
+        records.by_id.get(record_id).map(|record| Arc::clone(&record.sealed))
     }
 
     pub(super) fn insert(&self, request: &IdempotentRequest, sealed: Arc<[u8]>) {
         let mut records = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        records.purge(Instant::now());
+        records.remove_expired(Instant::now());
         records.insert(request.record_id(), request.caller(), sealed);
     }
 }
 
-impl Records {
+impl ReplyRecords {
     fn insert(&mut self, record_id: &str, caller: &str, sealed: Arc<[u8]>) {
         self.remove(record_id);
         let (record_id, caller, number): (Arc<str>, Arc<str>, _) =
@@ -58,19 +57,19 @@ impl Records {
         own.insert(number);
         let oldest_own = own.first().copied().filter(|_| own.len() > MAX_RECORDS_PER_CALLER);
         let expires = Instant::now() + LIFETIME;
-        self.found.insert(record_id, Record { sealed, caller, number, expires });
+        self.by_id.insert(record_id, StoredReply { sealed, caller, number, expires });
         if let Some(number) = oldest_own {
             self.remove_number(number);
         }
-        while self.found.len() > MAX_RECORDS || self.bytes > MAX_BYTES {
+        while self.by_id.len() > MAX_RECORDS || self.bytes > MAX_BYTES {
             let Some((&oldest, _)) = self.by_age.first_key_value() else { break };
             self.remove_number(oldest);
         }
     }
 
-    fn purge(&mut self, now: Instant) {
+    fn remove_expired(&mut self, now: Instant) {
         while let Some((&oldest, record_id)) = self.by_age.first_key_value() {
-            if self.found.get(record_id).is_some_and(|record| record.expires > now) {
+            if self.by_id.get(record_id).is_some_and(|record| record.expires > now) {
                 break;
             }
             self.remove_number(oldest);
@@ -84,7 +83,7 @@ impl Records {
     }
 
     fn remove(&mut self, record_id: &str) {
-        let Some(Record { sealed, caller, number, .. }) = self.found.remove(record_id) else {
+        let Some(StoredReply { sealed, caller, number, .. }) = self.by_id.remove(record_id) else {
             return;
         };
         self.bytes -= sealed.len();
@@ -104,62 +103,62 @@ mod tests {
 
     use super::*;
 
-    fn put(records: &mut Records, id: usize, caller: &str, bytes: usize) {
+    fn insert(records: &mut ReplyRecords, id: usize, caller: &str, bytes: usize) {
         records.insert(&id.to_string(), caller, vec![0; bytes].into());
     }
 
-    fn has(records: &Records, id: usize) -> bool {
-        records.found.contains_key(id.to_string().as_str())
+    fn has(records: &ReplyRecords, id: usize) -> bool {
+        records.by_id.contains_key(id.to_string().as_str())
     }
 
-    fn check(records: &Records) {
-        let bytes: usize = records.found.values().map(|record| record.sealed.len()).sum();
+    fn check(records: &ReplyRecords) {
+        let bytes: usize = records.by_id.values().map(|record| record.sealed.len()).sum();
         assert_eq!(records.bytes, bytes);
-        assert_eq!(records.by_age.len(), records.found.len());
+        assert_eq!(records.by_age.len(), records.by_id.len());
         let own: usize = records.by_caller.values().map(BTreeSet::len).sum();
-        assert_eq!(own, records.found.len());
+        assert_eq!(own, records.by_id.len());
         assert!(records.by_caller.values().all(|own| !own.is_empty()));
     }
 
     #[tokio::test]
-    async fn one_caller_takes_no_more_than_its_share() {
-        let mut records = Records::default();
-        put(&mut records, 1_000_000, "quiet", 10);
+    async fn one_caller_cannot_exceed_its_share() {
+        let mut records = ReplyRecords::default();
+        insert(&mut records, 1_000_000, "quiet", 10);
         for id in 0..=MAX_RECORDS_PER_CALLER {
-            put(&mut records, id, "busy", 10);
+            insert(&mut records, id, "busy", 10);
         }
         assert!(has(&records, 1_000_000) && !has(&records, 0) && has(&records, 1));
-        assert_eq!(records.found.len(), MAX_RECORDS_PER_CALLER + 1);
+        assert_eq!(records.by_id.len(), MAX_RECORDS_PER_CALLER + 1);
         check(&records);
     }
 
     #[tokio::test]
-    async fn number_and_bytes_are_bounded_and_the_oldest_go_first() {
-        let mut records = Records::default();
+    async fn number_and_bytes_are_limited_and_the_oldest_are_evicted_first() {
+        let mut records = ReplyRecords::default();
         for id in 0..=MAX_RECORDS {
-            put(&mut records, id, &(id % 100).to_string(), 10);
+            insert(&mut records, id, &(id % 100).to_string(), 10);
         }
         assert!(!has(&records, 0) && has(&records, 1) && has(&records, MAX_RECORDS));
-        put(&mut records, 1_000_000, "large", MAX_BYTES - 15);
-        assert_eq!(records.found.len(), 2);
+        insert(&mut records, 1_000_000, "large", MAX_BYTES - 15);
+        assert_eq!(records.by_id.len(), 2);
         check(&records);
-        // The same again takes the place of the first.
-        put(&mut records, 1_000_000, "large", 10);
-        assert_eq!((records.found.len(), records.bytes), (2, 20));
+        // Inserting the same id again replaces the reply.
+        insert(&mut records, 1_000_000, "large", 10);
+        assert_eq!((records.by_id.len(), records.bytes), (2, 20));
         check(&records);
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_reply_is_forgotten_after_a_day() {
-        let mut records = Records::default();
-        put(&mut records, 1, "a", 10);
+    async fn a_reply_expires_after_a_day() {
+        let mut records = ReplyRecords::default();
+        insert(&mut records, 1, "a", 10);
         tokio::time::advance(LIFETIME / 2).await;
-        put(&mut records, 2, "a", 10);
+        insert(&mut records, 2, "a", 10);
         tokio::time::advance((LIFETIME / 2).saturating_sub(Duration::from_secs(1))).await;
-        records.purge(Instant::now());
+        records.remove_expired(Instant::now());
         assert!(has(&records, 1));
         tokio::time::advance(Duration::from_secs(1)).await;
-        records.purge(Instant::now());
+        records.remove_expired(Instant::now());
         assert!(!has(&records, 1) && has(&records, 2));
         check(&records);
     }

@@ -1,3 +1,3 @@
--- Ends a lease, if it is still its holder's.
+-- Ends a lease that its holder still owns.
 -- KEYS: claim. ARGV: token.
 if redis.call('GET', KEYS[1]) == ARGV[1] then redis.call('DEL', KEYS[1]) end

@@ -1,143 +1,158 @@
-//! When an engine is left alone: a pure state machine, one an engine.
+//! The circuit breaker of one engine: a pure state machine.
 //!
-//! Closed: all may ask. Open: none, for a pause that grows to [`LONGEST`] while trials fail. Half-open:
-//! one at a time tries; who tries and vanishes gives the trial back. What was asked before a state
-//! began says nothing in it.
+//! Closed: all requests pass. Open: none pass, for a pause that grows to [`MAX_PAUSE`] while trials
+//! fail. Half-open: one trial at a time; a cancelled trial is returned. Outcomes of requests from
+//! before a state change are ignored.
 
 use std::time::Duration;
 
 use tokio::time::Instant;
 
-/// As many failures in a row open it.
-const IN_A_ROW: u32 = 5;
-/// Or half of as many, the latest.
-const RECENT: u32 = 20;
-const SHORTEST: Duration = Duration::from_secs(1);
-/// So that an engine which is back is known to be within 5 s.
-const LONGEST: Duration = Duration::from_secs(4);
-/// A trial that says nothing for so long does not keep others from trying.
-const TRIAL: Duration = Duration::from_secs(4);
+/// This many consecutive failures open the breaker.
+const FAILURE_THRESHOLD: u32 = 5;
+/// The breaker also opens if half of this many latest requests failed.
+const WINDOW_SIZE: u32 = 20;
+const MIN_PAUSE: Duration = Duration::from_secs(1);
+/// Short enough that a recovered engine is used again within 5 s.
+const MAX_PAUSE: Duration = Duration::from_secs(4);
+/// A trial without an outcome blocks other trials only this long.
+const TRIAL_TIMEOUT: Duration = Duration::from_secs(4);
 
-/// How an attempt went.
+/// The outcome of an attempt.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Verdict {
+pub(super) enum Outcome {
     Success,
     Failure,
-    /// It says nothing of the engine's health: it was full, or the caller left.
+    /// No statement about the engine's health: it was full, or the caller cancelled.
     Neutral,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum State {
+enum BreakerState {
     Closed,
     Open {
         until: Instant,
     },
-    /// Since when someone tries.
     HalfOpen {
+        /// Start of the current trial.
         trial: Option<Instant>,
     },
 }
 
-/// What lets one attempt in.
+/// Admits one attempt. Must be given back with its outcome.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Ticket {
-    era: u64,
+pub(super) struct BreakerPermit {
+    epoch: u64,
 }
 
 #[derive(Debug)]
 pub(super) struct Breaker {
-    state: State,
-    /// Counts the states and the trials.
-    era: u64,
-    in_a_row: u32,
-    /// The latest first, failures as ones.
-    recent: u32,
-    seen: u32,
+    state: BreakerState,
+    /// Number of state changes and trials so far.
+    epoch: u64,
+    consecutive_failures: u32,
+    /// The latest outcomes as bits, newest lowest; 1 is a failure.
+    window: u32,
+    window_len: u32,
     pause: Duration,
 }
 
 impl Breaker {
     pub(super) fn new() -> Self {
-        Breaker { state: State::Closed, era: 0, in_a_row: 0, recent: 0, seen: 0, pause: SHORTEST }
+        Breaker {
+            state: BreakerState::Closed,
+            epoch: 0,
+            consecutive_failures: 0,
+            window: 0,
+            window_len: 0,
+            pause: MIN_PAUSE,
+        }
     }
 
-    /// Whether an attempt would be let in; else when to ask again.
+    /// Whether an attempt would be admitted; if not, when to try again.
     pub(super) fn admits(&self, now: Instant) -> Result<(), Instant> {
         match self.state {
-            State::Open { until } if now < until => Err(until),
-            State::HalfOpen { trial: Some(since) } if now < since + TRIAL => {
-                Err((now + SHORTEST).min(since + TRIAL))
+            BreakerState::Open { until } if now < until => Err(until),
+            BreakerState::HalfOpen { trial: Some(since) } if now < since + TRIAL_TIMEOUT => {
+                Err((now + MIN_PAUSE).min(since + TRIAL_TIMEOUT))
             }
-            State::Closed | State::Open { .. } | State::HalfOpen { .. } => Ok(()),
+            BreakerState::Closed | BreakerState::Open { .. } | BreakerState::HalfOpen { .. } => {
+                Ok(())
+            }
         }
     }
 
-    pub(super) fn enter(&mut self, now: Instant) -> Result<Ticket, Instant> {
+    pub(super) fn try_acquire(&mut self, now: Instant) -> Result<BreakerPermit, Instant> {
         self.admits(now)?;
-        if self.state != State::Closed {
-            self.go(State::HalfOpen { trial: Some(now) });
+        if self.state != BreakerState::Closed {
+            self.transition_to(BreakerState::HalfOpen { trial: Some(now) });
         }
-        Ok(Ticket { era: self.era })
+        Ok(BreakerPermit { epoch: self.epoch })
     }
 
-    pub(super) fn leave(&mut self, ticket: Ticket, verdict: Verdict, now: Instant) {
-        if ticket.era != self.era {
+    pub(super) fn record(&mut self, permit: BreakerPermit, outcome: Outcome, now: Instant) {
+        if permit.epoch != self.epoch {
             return;
         }
-        match (self.state, verdict) {
-            (State::Closed, Verdict::Success) => self.note(false),
-            (State::Closed, Verdict::Failure) => {
-                self.note(true);
-                let half = self.seen >= RECENT && self.recent.count_ones() * 2 >= RECENT;
-                if self.in_a_row >= IN_A_ROW || half {
+        match (self.state, outcome) {
+            (BreakerState::Closed, Outcome::Success) => self.push_to_window(false),
+            (BreakerState::Closed, Outcome::Failure) => {
+                self.push_to_window(true);
+                let half =
+                    self.window_len >= WINDOW_SIZE && self.window.count_ones() * 2 >= WINDOW_SIZE;
+                if self.consecutive_failures >= FAILURE_THRESHOLD || half {
                     self.open(now);
                 }
             }
-            (State::HalfOpen { .. }, Verdict::Success) => {
-                (self.in_a_row, self.recent, self.seen, self.pause) = (0, 0, 0, SHORTEST);
-                self.go(State::Closed);
+            (BreakerState::HalfOpen { .. }, Outcome::Success) => {
+                (self.consecutive_failures, self.window, self.window_len, self.pause) =
+                    (0, 0, 0, MIN_PAUSE);
+                self.transition_to(BreakerState::Closed);
             }
-            (State::HalfOpen { .. }, Verdict::Failure) => {
-                self.pause = (self.pause * 2).min(LONGEST);
+            (BreakerState::HalfOpen { .. }, Outcome::Failure) => {
+                self.pause = (self.pause * 2).min(MAX_PAUSE);
                 self.open(now);
             }
-            (State::HalfOpen { .. }, Verdict::Neutral) => {
-                self.go(State::HalfOpen { trial: None });
+            (BreakerState::HalfOpen { .. }, Outcome::Neutral) => {
+                self.transition_to(BreakerState::HalfOpen { trial: None });
             }
-            (State::Closed, Verdict::Neutral) | (State::Open { .. }, _) => {}
+            (BreakerState::Closed, Outcome::Neutral) | (BreakerState::Open { .. }, _) => {}
         }
     }
 
-    /// The engine was away and is seen again: it may be tried at once.
-    pub(super) fn is_back(&mut self) {
-        if matches!(self.state, State::Open { .. }) {
-            self.go(State::HalfOpen { trial: None });
+    /// Allows a trial at once, because the engine is reachable again.
+    pub(super) fn allow_trial(&mut self) {
+        if self.is_open() {
+            self.transition_to(BreakerState::HalfOpen { trial: None });
         }
     }
 
-    /// As the gauge shows it: 0 closed, 1 half-open, 2 open.
-    pub(super) fn level(&self) -> u8 {
+    pub(super) fn is_open(&self) -> bool {
+        matches!(self.state, BreakerState::Open { .. })
+    }
+
+    /// Value of the metric: 0 closed, 1 half-open, 2 open.
+    pub(super) fn gauge_value(&self) -> u8 {
         match self.state {
-            State::Closed => 0,
-            State::HalfOpen { .. } => 1,
-            State::Open { .. } => 2,
+            BreakerState::Closed => 0,
+            BreakerState::HalfOpen { .. } => 1,
+            BreakerState::Open { .. } => 2,
         }
     }
 
     fn open(&mut self, now: Instant) {
-        self.go(State::Open { until: now + self.pause });
+        self.transition_to(BreakerState::Open { until: now + self.pause });
     }
 
-    fn go(&mut self, state: State) {
+    fn transition_to(&mut self, state: BreakerState) {
         self.state = state;
-        self.era += 1;
+        self.epoch += 1;
     }
 
-    fn note(&mut self, failure: bool) {
-        self.in_a_row = if failure { self.in_a_row + 1 } else { 0 };
-        self.recent = ((self.recent << 1) | u32::from(failure)) & ((1 << RECENT) - 1);
-        self.seen = (self.seen + 1).min(RECENT);
+    fn push_to_window(&mut self, failure: bool) {
+        self.consecutive_failures = if failure { self.consecutive_failures + 1 } else { 0 };
+        self.window = ((self.window << 1) | u32::from(failure)) & ((1 << WINDOW_SIZE) - 1);
+        self.window_len = (self.window_len + 1).min(WINDOW_SIZE);
     }
 }
 
@@ -147,121 +162,121 @@ mod tests {
 
     use super::*;
 
-    fn ask(breaker: &mut Breaker, verdict: Verdict, now: Instant) -> bool {
-        let ticket = breaker.enter(now);
-        if let Ok(ticket) = ticket {
-            breaker.leave(ticket, verdict, now);
+    fn attempt(breaker: &mut Breaker, outcome: Outcome, now: Instant) -> bool {
+        let permit = breaker.try_acquire(now);
+        if let Ok(permit) = permit {
+            breaker.record(permit, outcome, now);
         }
-        ticket.is_ok()
+        permit.is_ok()
     }
 
-    fn opened(now: Instant) -> Breaker {
+    fn open_breaker(now: Instant) -> Breaker {
         let mut breaker = Breaker::new();
-        assert!((0..5).all(|_| ask(&mut breaker, Verdict::Failure, now)));
-        assert_eq!(breaker.level(), 2);
+        assert!((0..5).all(|_| attempt(&mut breaker, Outcome::Failure, now)));
+        assert_eq!(breaker.gauge_value(), 2);
         breaker
     }
 
     #[test]
-    fn failures_in_a_row_open_it_and_one_success_in_between_does_not_let_them() {
+    fn consecutive_failures_open_it_unless_a_success_comes_between_them() {
         let (now, mut breaker) = (Instant::now(), Breaker::new());
         for _ in 0..4 {
-            ask(&mut breaker, Verdict::Failure, now);
+            attempt(&mut breaker, Outcome::Failure, now);
         }
-        ask(&mut breaker, Verdict::Neutral, now);
-        ask(&mut breaker, Verdict::Success, now);
+        attempt(&mut breaker, Outcome::Neutral, now);
+        attempt(&mut breaker, Outcome::Success, now);
         for _ in 0..4 {
-            ask(&mut breaker, Verdict::Failure, now);
+            attempt(&mut breaker, Outcome::Failure, now);
         }
-        assert_eq!(breaker.level(), 0);
-        ask(&mut breaker, Verdict::Failure, now);
-        assert_eq!(breaker.enter(now), Err(now + SHORTEST));
+        assert_eq!(breaker.gauge_value(), 0);
+        attempt(&mut breaker, Outcome::Failure, now);
+        assert_eq!(breaker.try_acquire(now), Err(now + MIN_PAUSE));
     }
 
     #[test]
-    fn an_engine_that_fails_every_second_time_is_left_alone_too() {
+    fn failures_of_every_second_request_open_it_too() {
         let (now, mut breaker) = (Instant::now(), Breaker::new());
         for _ in 0..10 {
-            ask(&mut breaker, Verdict::Success, now);
-            ask(&mut breaker, Verdict::Failure, now);
+            attempt(&mut breaker, Outcome::Success, now);
+            attempt(&mut breaker, Outcome::Failure, now);
         }
-        assert_eq!(breaker.level(), 2);
+        assert_eq!(breaker.gauge_value(), 2);
     }
 
     #[test]
-    fn one_tries_at_a_time_and_success_closes_it() {
+    fn trials_run_one_at_a_time_and_success_closes_it() {
         let begin = Instant::now();
-        let (mut breaker, now) = (opened(begin), begin + SHORTEST);
-        let trial = breaker.enter(now).unwrap();
-        assert!(breaker.enter(now).is_err());
-        breaker.leave(trial, Verdict::Neutral, now);
-        assert_eq!(breaker.level(), 1, "who left gave the trial back");
-        let trial = breaker.enter(now).unwrap();
-        breaker.leave(trial, Verdict::Success, now);
-        assert_eq!(breaker.level(), 0);
-        assert!(breaker.enter(now).is_ok() && breaker.enter(now).is_ok());
+        let (mut breaker, now) = (open_breaker(begin), begin + MIN_PAUSE);
+        let trial = breaker.try_acquire(now).unwrap();
+        assert!(breaker.try_acquire(now).is_err());
+        breaker.record(trial, Outcome::Neutral, now);
+        assert_eq!(breaker.gauge_value(), 1, "a cancelled trial is returned");
+        let trial = breaker.try_acquire(now).unwrap();
+        breaker.record(trial, Outcome::Success, now);
+        assert_eq!(breaker.gauge_value(), 0);
+        assert!(breaker.try_acquire(now).is_ok() && breaker.try_acquire(now).is_ok());
     }
 
     #[test]
-    fn a_silent_trial_does_not_keep_others_away_for_ever() {
+    fn a_trial_without_an_outcome_does_not_block_others_for_ever() {
         let begin = Instant::now();
-        let (mut breaker, now) = (opened(begin), begin + SHORTEST);
-        let silent = breaker.enter(now).unwrap();
-        let second = breaker.enter(now + TRIAL).unwrap();
-        breaker.leave(silent, Verdict::Failure, now + TRIAL);
-        breaker.leave(second, Verdict::Success, now + TRIAL);
-        assert_eq!(breaker.level(), 0, "what the first says later counts for nothing");
+        let (mut breaker, now) = (open_breaker(begin), begin + MIN_PAUSE);
+        let silent = breaker.try_acquire(now).unwrap();
+        let second = breaker.try_acquire(now + TRIAL_TIMEOUT).unwrap();
+        breaker.record(silent, Outcome::Failure, now + TRIAL_TIMEOUT);
+        breaker.record(second, Outcome::Success, now + TRIAL_TIMEOUT);
+        assert_eq!(breaker.gauge_value(), 0, "the late outcome of the first trial is ignored");
     }
 
     #[test]
-    fn pauses_grow_to_a_bound_and_an_engine_that_is_seen_again_is_tried_at_once() {
+    fn pauses_grow_to_a_bound_and_an_engine_that_is_reachable_again_is_tried_at_once() {
         let mut now = Instant::now();
-        let mut breaker = opened(now);
+        let mut breaker = open_breaker(now);
         let mut pauses = Vec::new();
         for _ in 0..5 {
             let until = breaker.admits(now).unwrap_err();
             pauses.push((until - now).as_secs());
             now = until;
-            assert!(ask(&mut breaker, Verdict::Failure, now));
+            assert!(attempt(&mut breaker, Outcome::Failure, now));
         }
         assert_eq!(pauses, [1, 2, 4, 4, 4]);
-        breaker.is_back();
-        assert!(ask(&mut breaker, Verdict::Success, now));
-        assert_eq!(breaker.level(), 0);
+        breaker.allow_trial();
+        assert!(attempt(&mut breaker, Outcome::Success, now));
+        assert_eq!(breaker.gauge_value(), 0);
     }
 
     #[test]
-    fn what_was_asked_before_it_opened_says_nothing_of_a_trial() {
+    fn outcomes_from_before_it_opened_do_not_affect_a_trial() {
         let begin = Instant::now();
         let mut breaker = Breaker::new();
-        let old = breaker.enter(begin).unwrap();
+        let old = breaker.try_acquire(begin).unwrap();
         for _ in 0..5 {
-            ask(&mut breaker, Verdict::Failure, begin);
+            attempt(&mut breaker, Outcome::Failure, begin);
         }
-        let trial = breaker.enter(begin + SHORTEST).unwrap();
-        breaker.leave(old, Verdict::Failure, begin + SHORTEST);
-        breaker.leave(trial, Verdict::Success, begin + SHORTEST);
-        assert_eq!(breaker.level(), 0);
+        let trial = breaker.try_acquire(begin + MIN_PAUSE).unwrap();
+        breaker.record(old, Outcome::Failure, begin + MIN_PAUSE);
+        breaker.record(trial, Outcome::Success, begin + MIN_PAUSE);
+        assert_eq!(breaker.gauge_value(), 0);
     }
 
     proptest! {
         #[test]
-        fn whatever_happens_it_lets_someone_in_within_its_longest_pause(
+        fn it_always_admits_a_request_within_its_maximum_pause(
             steps in prop::collection::vec((0u64..3_000, 0u8..4), 0..200),
         ) {
             let (mut now, mut breaker) = (Instant::now(), Breaker::new());
-            let mut held = Vec::new();
+            let mut permits = Vec::new();
             for (millis, step) in steps {
                 now += Duration::from_millis(millis);
-                match (step, breaker.enter(now)) {
-                    (0, Ok(ticket)) => held.push(ticket),
-                    (1, Ok(ticket)) => breaker.leave(ticket, Verdict::Success, now),
-                    (2, Ok(ticket)) => breaker.leave(ticket, Verdict::Failure, now),
-                    (_, Ok(ticket)) => breaker.leave(ticket, Verdict::Neutral, now),
-                    (_, Err(until)) => prop_assert!(until > now && until <= now + LONGEST),
+                match (step, breaker.try_acquire(now)) {
+                    (0, Ok(permit)) => permits.push(permit),
+                    (1, Ok(permit)) => breaker.record(permit, Outcome::Success, now),
+                    (2, Ok(permit)) => breaker.record(permit, Outcome::Failure, now),
+                    (_, Ok(permit)) => breaker.record(permit, Outcome::Neutral, now),
+                    (_, Err(until)) => prop_assert!(until > now && until <= now + MAX_PAUSE),
                 }
             }
-            prop_assert!(breaker.admits(now + LONGEST).is_ok());
+            prop_assert!(breaker.admits(now + MAX_PAUSE).is_ok());
         }
     }
 }

@@ -1,42 +1,44 @@
-//! What an engine's /metrics say, in the names of vLLM 0.32. Other engines have other names or no
-//! such page: then nothing is known, and our own requests are all that counts.
+//! Parses an engine's /metrics page, with the metric names of vLLM 0.32. For engines with other names
+//! or without the page, the load is unknown and only our own requests count.
 
 use std::time::Duration;
 
 use tokio::time::Instant;
 
-/// How much an engine has to do.
+/// The load of an engine.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub(super) struct Load {
+pub(super) struct EngineLoad {
     pub(super) running: f64,
     pub(super) waiting: f64,
-    /// The fullest cache of its ranks, 0 to 1.
-    pub(super) cache: f64,
-    /// Tokens that it made since it started; none where it does not say.
-    pub(super) made: Option<f64>,
-    /// Adapters that are in its memory.
+    /// The highest KV cache usage of its ranks, 0 to 1.
+    pub(super) cache_usage: f64,
+    /// Tokens generated since the engine started; `None` if it does not report them.
+    pub(super) generated_tokens: Option<f64>,
+    /// Adapters in its memory.
     pub(super) adapters: Vec<String>,
 }
 
-/// Adapters of one engine that are remembered.
-const MOST_ADAPTERS: usize = 1_000;
+/// Maximum number of adapters read from one engine.
+const MAX_ADAPTERS: usize = 1_000;
 
-impl Load {
-    /// Of a page in Prometheus' text format. Ranks of one engine add up.
-    pub(super) fn read(page: &str) -> Load {
-        let mut load = Load::default();
+impl EngineLoad {
+    /// Parses a page in Prometheus text format. Values of the ranks of one engine are summed.
+    pub(super) fn parse(page: &str) -> EngineLoad {
+        let mut load = EngineLoad::default();
         let mut latest = f64::NEG_INFINITY;
         for line in page.lines() {
             let Some((name, labels, value)) = sample(line) else { continue };
             match name {
                 "num_requests_running" => load.running += value,
                 "num_requests_waiting" => load.waiting += value,
-                "kv_cache_usage_perc" => load.cache = load.cache.max(value),
-                "generation_tokens_total" => load.made = Some(load.made.unwrap_or(0.0) + value),
-                // Its value is the time at which these were its labels: the latest is now.
+                "kv_cache_usage_perc" => load.cache_usage = load.cache_usage.max(value),
+                "generation_tokens_total" => {
+                    load.generated_tokens = Some(load.generated_tokens.unwrap_or(0.0) + value);
+                }
+                // The value is the time at which the labels were current, so the latest one is.
                 "lora_requests_info" if value >= latest => {
                     latest = value;
-                    load.adapters = adapters(labels);
+                    load.adapters = parse_adapters(labels);
                 }
                 _ => {}
             }
@@ -45,7 +47,7 @@ impl Load {
     }
 }
 
-/// Name, labels and value of one of vLLM's numbers.
+/// Name, labels and value of a vLLM sample.
 fn sample(line: &str) -> Option<(&str, &str, f64)> {
     let (series, value) = line.strip_prefix("vllm:")?.rsplit_once(' ')?;
     let (name, labels) = series.split_once('{').unwrap_or((series, ""));
@@ -53,45 +55,50 @@ fn sample(line: &str) -> Option<(&str, &str, f64)> {
     (value.is_finite() && value >= 0.0).then_some((name, labels, value))
 }
 
-fn adapters(labels: &str) -> Vec<String> {
-    let of = |name: &str| {
+fn parse_adapters(labels: &str) -> Vec<String> {
+    let label_value = |name: &str| {
         let at = labels.find(name)? + name.len();
         labels[at..].strip_prefix("=\"")?.split('"').next()
     };
-    let names = ["running_lora_adapters", "waiting_lora_adapters"].into_iter().filter_map(of);
+    let names =
+        ["running_lora_adapters", "waiting_lora_adapters"].into_iter().filter_map(label_value);
     let names = names.flat_map(|names| names.split(',')).filter(|name| !name.is_empty());
-    names.take(MOST_ADAPTERS).map(str::to_owned).collect()
+    names.take(MAX_ADAPTERS).map(str::to_owned).collect()
 }
 
-/// Whether an engine gets on: one that runs requests and makes no token is stuck.
+/// Detects an engine that runs requests but generates no tokens.
 #[derive(Debug, Default)]
-pub(super) struct Progress {
-    made: f64,
-    /// Since when it runs requests and has made no token.
-    flat: Option<Instant>,
-    stuck: bool,
+pub(super) struct StallDetector {
+    generated_tokens: f64,
+    /// Since when it has run requests without generating a token.
+    no_tokens_since: Option<Instant>,
+    is_stalled: bool,
 }
 
-impl Progress {
-    /// Takes the latest look. `unheard`: our own requests that have seen nothing yet.
-    pub(super) fn is_stuck(
+impl StallDetector {
+    /// Takes the latest probe; returns whether the engine is stalled. `awaiting_first_token` is the
+    /// number of our own requests without a token so far.
+    pub(super) fn observe(
         &mut self,
-        load: &Load,
-        unheard: u32,
-        bound: Duration,
+        load: &EngineLoad,
+        awaiting_first_token: u32,
+        timeout: Duration,
         now: Instant,
     ) -> bool {
-        let made = load.made.unwrap_or(0.0);
-        // An engine that began anew counts from zero.
-        let moved = (made - std::mem::replace(&mut self.made, made)).abs() > 0.0;
-        let idle = load.made.is_none() || load.running < 1.0;
-        // Once it is stuck it is so also when ours have given up.
-        if moved || idle || (unheard == 0 && !self.stuck) {
-            (self.flat, self.stuck) = (None, false);
+        let generated_tokens = load.generated_tokens.unwrap_or(0.0);
+        // Not `>`: a restarted engine counts from zero.
+        let moved = (generated_tokens
+            - std::mem::replace(&mut self.generated_tokens, generated_tokens))
+        .abs()
+            > 0.0;
+        let idle = load.generated_tokens.is_none() || load.running < 1.0;
+        // A stall persists after our own requests have given up.
+        if moved || idle || (awaiting_first_token == 0 && !self.is_stalled) {
+            (self.no_tokens_since, self.is_stalled) = (None, false);
             return false;
         }
-        self.stuck |= now >= *self.flat.get_or_insert(now) + bound;
-        self.stuck
+        self.is_stalled |= now >= *self.no_tokens_since.get_or_insert(now) + timeout;
+        self.is_stalled
     }
 }
 
@@ -118,35 +125,52 @@ process_open_fds 12
 "#;
 
     #[test]
-    fn ranks_add_up_and_the_latest_adapters_count() {
-        let load = Load::read(PAGE);
+    fn values_of_ranks_are_summed_and_the_latest_adapters_count() {
+        let load = EngineLoad::parse(PAGE);
         let adapters = ["a", "b", "c"].map(str::to_owned).to_vec();
-        let made = Some(1_250.0);
-        assert_eq!(load, Load { running: 5.0, waiting: 1.0, cache: 0.5, made, adapters });
-        assert_eq!(Load::read("llamacpp:requests_processing 1\n"), Load::default());
+        let generated_tokens = Some(1_250.0);
+        assert_eq!(
+            load,
+            EngineLoad { running: 5.0, waiting: 1.0, cache_usage: 0.5, generated_tokens, adapters }
+        );
+        assert_eq!(EngineLoad::parse("llamacpp:requests_processing 1\n"), EngineLoad::default());
     }
 
     #[test]
-    fn an_engine_that_runs_and_makes_nothing_while_we_wait_is_stuck() {
-        let (begin, bound) = (Instant::now(), Duration::from_secs(10));
-        let load = |made: f64| Load { running: 1.0, made: Some(made), ..Load::default() };
-        let mut progress = Progress::default();
-        let mut look = |made, unheard, seconds| {
-            progress.is_stuck(&load(made), unheard, bound, begin + Duration::from_secs(seconds))
+    fn an_engine_that_generates_nothing_while_our_requests_wait_is_stalled() {
+        let (begin, timeout) = (Instant::now(), Duration::from_secs(10));
+        let load = |generated_tokens: f64| EngineLoad {
+            running: 1.0,
+            generated_tokens: Some(generated_tokens),
+            ..EngineLoad::default()
         };
-        assert!(!look(5.0, 1, 0) && !look(5.0, 1, 1) && !look(5.0, 1, 10));
-        assert!(look(5.0, 1, 11));
-        assert!(look(5.0, 0, 12), "nobody waits for it any more");
-        assert!(!look(6.0, 1, 12), "it made a token");
-        assert!(!look(6.0, 1, 13) && !look(6.0, 0, 30), "nobody waits");
-        assert!(!look(6.0, 1, 31) && look(6.0, 1, 41));
-        assert!(!Progress::default().is_stuck(&Load::default(), 1, Duration::ZERO, begin));
+        let mut detector = StallDetector::default();
+        let mut observe = |generated_tokens, awaiting_first_token, seconds| {
+            detector.observe(
+                &load(generated_tokens),
+                awaiting_first_token,
+                timeout,
+                begin + Duration::from_secs(seconds),
+            )
+        };
+        assert!(!observe(5.0, 1, 0) && !observe(5.0, 1, 1) && !observe(5.0, 1, 10));
+        assert!(observe(5.0, 1, 11));
+        assert!(observe(5.0, 0, 12), "the stall persists without waiting requests");
+        assert!(!observe(6.0, 1, 12), "it generated a token");
+        assert!(!observe(6.0, 1, 13) && !observe(6.0, 0, 30), "no request waits");
+        assert!(!observe(6.0, 1, 31) && observe(6.0, 1, 41));
+        assert!(!StallDetector::default().observe(
+            &EngineLoad::default(),
+            1,
+            Duration::ZERO,
+            begin
+        ));
     }
 
     proptest! {
         #[test]
-        fn no_page_makes_it_panic(page in "(vllm:[a-z_]{0,30}[{]?[^\n]{0,40}[ ]?[0-9.eE+-]{0,9}\n?){0,9}") {
-            Load::read(&page);
+        fn no_page_makes_the_parser_panic(page in "(vllm:[a-z_]{0,30}[{]?[^\n]{0,40}[ ]?[0-9.eE+-]{0,9}\n?){0,9}") {
+            EngineLoad::parse(&page);
         }
     }
 }

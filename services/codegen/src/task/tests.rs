@@ -1,28 +1,33 @@
-//! What is told from a question, and who answers it.
+//! Tests the inference of tasks and the choice of models.
 
 use proptest::prelude::*;
 
 use super::*;
 use crate::prompt::VOCABULARY;
 
-const ALL: &[&str] = &["base", "autocomplete", "prompt", "comment", "error-fix"];
+const ALL_MODELS: &[&str] = &["base", "autocomplete", "prompt", "comment", "error-fix"];
 
 fn owned(names: &[&str]) -> Vec<String> {
     names.iter().map(|&name| name.to_owned()).collect()
 }
 
-fn choose(setting: &str, task: &str, served: &[&str], allowed: &[&str]) -> Result<Chosen, Error> {
+fn choose(
+    setting: &str,
+    task: &str,
+    served: &[&str],
+    allowed: &[&str],
+) -> Result<ModelChoice, Error> {
     let specialists = Specialists::new(setting, None).unwrap();
     specialists.choose(task, served, "base", &owned(allowed))
 }
 
-fn answered(chosen: Result<Chosen, Error>) -> (String, Option<String>) {
-    let Chosen { model, warning } = chosen.unwrap();
+fn model_and_warning(chosen: Result<ModelChoice, Error>) -> (String, Option<String>) {
+    let ModelChoice { model, warning } = chosen.unwrap();
     (model, warning)
 }
 
 #[test]
-fn every_task_has_one_specialist_and_words_and_every_rule_names_a_task() {
+fn every_task_has_one_specialist_and_a_prompt_and_every_rule_names_a_task() {
     let mut tasks: Vec<_> =
         TASKS.specialist.values().flat_map(|specialist| &specialist.tasks).collect();
     tasks.sort();
@@ -31,8 +36,8 @@ fn every_task_has_one_specialist_and_words_and_every_rule_names_a_task() {
 }
 
 #[test]
-fn what_a_question_asks_for_is_told_from_its_words() {
-    let told = [
+fn the_task_is_inferred_from_the_question() {
+    let cases = [
         ("generate", "make a web server that answers hello"),
         ("generate", "리스트에서 중복 제거하는 함수 만들어줘"),
         ("generate", "Write a function that raises ValueError for negative numbers"),
@@ -68,13 +73,13 @@ fn what_a_question_asks_for_is_told_from_its_words() {
         ("complete", "    print(\"hello"),
         ("complete", "이어서 코드를 작성해줘"),
     ];
-    for (task, question) in told {
+    for (task, question) in cases {
         assert_eq!(infer(question, ""), task, "{question}");
     }
 }
 
 #[test]
-fn a_traceback_in_the_code_around_asks_for_a_repair() {
+fn a_traceback_in_the_context_infers_the_task_fix() {
     let context = "$ python a.py\nTraceback (most recent call last):\n  File \"a.py\"";
     assert_eq!(infer("what now?", context), "fix");
     assert_eq!(infer("what now?", "print(1)"), "generate");
@@ -82,20 +87,26 @@ fn a_traceback_in_the_code_around_asks_for_a_repair() {
 }
 
 #[test]
-fn the_specialist_answers_under_the_name_that_the_engine_gives_it() {
-    assert_eq!(answered(choose("", "fix", ALL, &[])), ("error-fix".to_owned(), None));
-    assert_eq!(answered(choose("", "test", ALL, &[])), ("prompt".to_owned(), None));
-    assert_eq!(answered(choose("test=base", "test", ALL, &[])), ("base".to_owned(), None));
+fn the_chosen_model_has_the_name_that_the_engine_serves() {
+    assert_eq!(
+        model_and_warning(choose("", "fix", ALL_MODELS, &[])),
+        ("error-fix".to_owned(), None)
+    );
+    assert_eq!(model_and_warning(choose("", "test", ALL_MODELS, &[])), ("prompt".to_owned(), None));
+    assert_eq!(
+        model_and_warning(choose("test=base", "test", ALL_MODELS, &[])),
+        ("base".to_owned(), None)
+    );
 }
 
 #[test]
-fn a_specialist_that_is_not_served_is_replaced_and_that_is_said() {
+fn a_specialist_that_no_engine_serves_is_replaced_with_a_warning() {
     let two = &["base", "prompt"];
-    let (model, warning) = answered(choose("", "fix", two, &[]));
+    let (model, warning) = model_and_warning(choose("", "fix", two, &[]));
     assert_eq!(model, "base");
-    let words = "no engine serves error_fix, the model for the task fix: base answered";
-    assert_eq!(warning.as_deref(), Some(words));
-    let (_, warning) = answered(choose("fix=mine", "fix", &["base"], &[]));
+    let expected = "no engine serves error_fix, the model for the task fix: base answered";
+    assert_eq!(warning.as_deref(), Some(expected));
+    let (_, warning) = model_and_warning(choose("fix=mine", "fix", &["base"], &[]));
     assert!(warning.is_some_and(|warning| warning.contains("no engine serves mine")));
     let specialists = Specialists::new("", Some("prompt")).unwrap();
     let chosen = specialists.choose("fix", two, "base", &[]).unwrap();
@@ -103,29 +114,29 @@ fn a_specialist_that_is_not_served_is_replaced_and_that_is_said() {
 }
 
 #[test]
-fn where_no_specialist_is_served_the_one_model_answers_without_a_word() {
-    assert_eq!(answered(choose("", "fix", &["base"], &[])), ("base".to_owned(), None));
+fn engines_without_specialists_answer_without_a_warning() {
+    assert_eq!(model_and_warning(choose("", "fix", &["base"], &[])), ("base".to_owned(), None));
 }
 
 #[test]
-fn a_key_that_may_not_use_the_specialist_gets_the_fallback_or_is_refused() {
-    let (model, warning) = answered(choose("", "fix", ALL, &["base"]));
+fn a_key_without_access_to_the_specialist_gets_the_fallback_or_an_error() {
+    let (model, warning) = model_and_warning(choose("", "fix", ALL_MODELS, &["base"]));
     assert_eq!(model, "base");
     assert!(warning.is_some_and(|warning| warning.starts_with("this key may not use error_fix")));
-    let refused = choose("", "fix", ALL, &["prompt"]).unwrap_err();
+    let refused = choose("", "fix", ALL_MODELS, &["prompt"]).unwrap_err();
     assert!(matches!(refused, Error::ModelNotAllowed));
-    assert_eq!(answered(choose("", "fix", ALL, &["error-fix"])).0, "error-fix");
+    assert_eq!(model_and_warning(choose("", "fix", ALL_MODELS, &["error-fix"])).0, "error-fix");
 }
 
 #[test]
-fn a_setting_that_is_wrong_is_named() {
+fn an_invalid_setting_gives_an_error_that_names_the_part() {
     assert!(Specialists::new("fix", None).unwrap_err().contains("not TASK=MODEL"));
     assert!(Specialists::new("dance=a", None).unwrap_err().contains("known are comment, complete"));
     assert!(Specialists::new(" fix = a , test=b,", None).is_ok());
 }
 
 #[test]
-fn the_samplings_are_those_of_the_specialists() {
+fn default_sampling_is_that_of_the_specialist() {
     let fix = Sampling { max_tokens: 1_024, temperature: 0.5, top_p: 0.9 };
     assert_eq!(sampling("fix"), fix);
     assert_eq!(sampling("no such task"), sampling("generate"));
@@ -135,7 +146,7 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 64, ..ProptestConfig::default() })]
 
     #[test]
-    fn any_text_is_some_task(question in "\\PC{0,200}", context in "\\PC{0,200}") {
+    fn any_text_infers_a_known_task(question in "\\PC{0,200}", context in "\\PC{0,200}") {
         prop_assert!(VOCABULARY.task.contains_key(infer(&question, &context)));
     }
 }

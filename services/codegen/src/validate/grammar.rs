@@ -1,8 +1,8 @@
-//! The languages, and what their grammars call the things that all of them have.
+//! The supported languages, and the node kinds of their tree-sitter grammars.
 
 use tree_sitter_language::LanguageFn;
 
-/// What can be checked.
+/// A language that can be analysed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, serde::Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub(crate) enum Language {
@@ -16,31 +16,31 @@ pub(crate) enum Language {
     CSharp,
 }
 
-/// Kinds of nodes by their part, and the fields that hold theirs.
+/// The node kinds of a grammar by their role, and the names of their fields.
 pub(super) struct Grammar {
     language: LanguageFn,
-    /// What opens a scope of names.
+    /// Nodes that open a scope.
     pub(super) scopes: &'static [&'static str],
     pub(super) functions: &'static [&'static str],
     pub(super) classes: &'static [&'static str],
-    /// Each adds a way through the code.
+    /// Each adds 1 to the cyclomatic complexity.
     pub(super) branches: &'static [&'static str],
     pub(super) comments: &'static [&'static str],
-    /// Calls and creations: kind, the field of what is called, the words before its name.
+    /// Calls and object creations: kind, field of the callee, prefix of its path.
     pub(super) calls: &'static [(&'static str, &'static str, &'static str)],
-    /// Members: kind, the field of the whole, the field of the part.
+    /// Member accesses: kind, field of the object, field of the member.
     pub(super) members: &'static [(&'static str, &'static str, &'static str)],
-    /// What stands for its last part: parentheses and the like.
+    /// Nodes that stand for their last child, such as parentheses.
     pub(super) wrappers: &'static [&'static str],
-    /// What gives a name to a value: kind, name, value ("" where there is none).
+    /// Bindings: kind, field of the name, field of the value ("": none; "*": the last child).
     pub(super) bindings: &'static [(&'static str, &'static str, &'static str)],
-    /// Name spaces that names stand in without changing: cut off.
+    /// Namespaces that are removed from paths.
     pub(super) prefixes: &'static [&'static str],
 }
 
 impl Language {
-    /// By the word of a request or of a code block.
-    pub(crate) fn named(word: &str) -> Option<Language> {
+    /// The language with this name in a request or after the fence of a code block.
+    pub(crate) fn from_name(word: &str) -> Option<Language> {
         Some(match word.to_ascii_lowercase().as_str() {
             "python" | "py" | "python3" => Language::Python,
             "javascript" | "js" | "jsx" => Language::JavaScript,
@@ -53,8 +53,8 @@ impl Language {
         })
     }
 
-    /// Its published word.
-    pub(crate) fn word(self) -> &'static str {
+    /// The language's name in the API.
+    pub(crate) fn name(self) -> &'static str {
         match self {
             Language::Python => "python",
             Language::JavaScript => "javascript",
@@ -65,7 +65,7 @@ impl Language {
         }
     }
 
-    /// Whose rules hold.
+    /// The language that determines the rules.
     pub(super) fn family(self) -> Language {
         match self {
             Language::TypeScript | Language::Tsx => Language::JavaScript,

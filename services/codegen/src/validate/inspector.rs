@@ -1,28 +1,30 @@
-//! What a careful reader should know of the code in an answer. It gathers the code blocks as they
-//! come, and looks at them once, when the answer is whole.
+//! Warnings about the code in an answer. The inspector collects the code blocks while the answer
+//! streams, and analyses them once, at its end.
 //!
-//! Kept true: it costs an answer a bounded time, and what did not fit into it is not spoken of.
+//! Invariant: the time per answer is bounded, and blocks that do not fit into it cause no warnings.
 
 use std::time::{Duration, Instant};
 
-use crate::validate::{Language, SYNTAX_ERROR, Severity, examine};
+use crate::validate::{Language, SYNTAX_ERROR, Severity, analyse};
 
-/// For all blocks of an answer. One of 16 KiB takes a few milliseconds.
-const TIME: Duration = Duration::from_millis(25);
-/// Longest that all code may be together: an answer of the most tokens is shorter.
-const LONGEST: usize = 64 * 1024;
-const MOST_WARNINGS: usize = 10;
+/// Time for all blocks of an answer. A block of 16 KiB takes a few milliseconds.
+const INSPECTION_TIMEOUT: Duration = Duration::from_millis(25);
+/// Most code in all blocks together. Beyond it the answer has no warnings. An answer with the
+/// maximum number of tokens is shorter.
+const MAX_CODE_BYTES: usize = 64 * 1024;
+const MAX_WARNING_COUNT: usize = 10;
 
 /// The code blocks of one answer.
 #[derive(Debug, Default)]
-pub(crate) struct Inspector {
-    /// The language where a block names none.
-    asked: Option<Language>,
+pub(crate) struct CodeInspector {
+    /// The language of blocks that name none.
+    default_language: Option<Language>,
     blocks: Vec<Block>,
-    number: usize,
-    length: usize,
-    /// Of all blocks before, as they stand one after the other in generated_code.
-    lines: usize,
+    /// The number of the last block.
+    block_number: usize,
+    code_len: usize,
+    /// Lines of all blocks so far, which the field `generated_code` concatenates.
+    line_count: usize,
 }
 
 #[derive(Debug)]
@@ -32,54 +34,61 @@ struct Block {
     code: String,
 }
 
-impl Inspector {
-    pub(crate) fn new(language: &str) -> Inspector {
-        Inspector { asked: Language::named(language), ..Inspector::default() }
+impl CodeInspector {
+    pub(crate) fn new(language: &str) -> CodeInspector {
+        CodeInspector {
+            default_language: Language::from_name(language),
+            ..CodeInspector::default()
+        }
     }
 
-    /// Takes code of the block with this number, counted from 1, and the word of its fence.
-    pub(crate) fn take(&mut self, number: usize, word: &str, code: &str) {
-        self.length += code.len();
-        if self.length > LONGEST {
+    /// Adds code of a block. `number` counts from 1, `info_word` is the first word after its
+    /// opening fence.
+    pub(crate) fn push(&mut self, number: usize, info_word: &str, code: &str) {
+        self.code_len += code.len();
+        if self.code_len > MAX_CODE_BYTES {
             self.blocks.clear();
             return;
         }
-        if self.number != number {
-            self.number = number;
-            let language = if word.is_empty() { self.asked } else { Language::named(word) };
-            self.blocks.push(Block { language, first_line: self.lines, code: String::new() });
+        if self.block_number != number {
+            self.block_number = number;
+            let language = match info_word {
+                "" => self.default_language,
+                name => Language::from_name(name),
+            };
+            self.blocks.push(Block { language, first_line: self.line_count, code: String::new() });
         }
-        self.lines += memchr::memchr_iter(b'\n', code.as_bytes()).count();
+        self.line_count += memchr::memchr_iter(b'\n', code.as_bytes()).count();
         if let Some(block) = self.blocks.last_mut() {
             block.code.push_str(code);
         }
     }
 
-    /// In words, by line. What was cut off ends where syntax does not.
+    /// The warnings by line. `is_cut`: the answer is incomplete, so syntax errors are not reported.
     pub(crate) fn warnings(&self, is_cut: bool) -> Vec<String> {
-        let ends = Instant::now() + TIME;
+        let deadline = Instant::now() + INSPECTION_TIMEOUT;
         let mut warnings = Vec::new();
         for block in &self.blocks {
-            // A session of an interpreter is no program.
+            // A transcript of an interactive session is not a program.
             let Some(language) = block.language.filter(|_| !block.code.starts_with(">>>")) else {
                 continue;
             };
-            let left = ends.saturating_duration_since(Instant::now());
-            let Some(report) = examine(&block.code, language, left, false) else {
+            let remaining = deadline.saturating_duration_since(Instant::now());
+            let Some(report) = analyse(&block.code, language, remaining, false) else {
                 break;
             };
-            let told = report.findings.iter().filter(|finding| match finding.issue {
+            let findings = report.findings.iter().filter(|finding| match finding.issue {
                 SYNTAX_ERROR => !is_cut,
                 _ => language == Language::Python && finding.severity >= Severity::Warning,
             });
-            warnings.extend(told.map(|finding| {
+            warnings.extend(findings.map(|finding| {
                 format!("line {}: {}", block.first_line + finding.line + 1, finding.message)
             }));
         }
-        let more = warnings.len().saturating_sub(MOST_WARNINGS);
-        warnings.truncate(MOST_WARNINGS);
-        if more > 0 {
-            warnings.push(format!("and {more} more"));
+        let omitted = warnings.len().saturating_sub(MAX_WARNING_COUNT);
+        warnings.truncate(MAX_WARNING_COUNT);
+        if omitted > 0 {
+            warnings.push(format!("and {omitted} more"));
         }
         warnings
     }
@@ -89,18 +98,18 @@ impl Inspector {
 mod tests {
     use super::*;
 
-    fn warnings(asked: &str, blocks: &[(&str, &str)], is_cut: bool) -> Vec<String> {
-        let mut inspector = Inspector::new(asked);
-        for (number, (word, code)) in (1..).zip(blocks) {
+    fn warnings(default_language: &str, blocks: &[(&str, &str)], is_cut: bool) -> Vec<String> {
+        let mut inspector = CodeInspector::new(default_language);
+        for (block_number, (info_word, code)) in (1..).zip(blocks) {
             for piece in code.split_inclusive(' ') {
-                inspector.take(number, word, piece);
+                inspector.push(block_number, info_word, piece);
             }
         }
         inspector.warnings(is_cut)
     }
 
     #[test]
-    fn lines_are_those_of_the_blocks_one_after_the_other() {
+    fn line_numbers_count_through_all_blocks() {
         let blocks = [("python", "import os\nx = 1\n"), ("", "import os\nos.system(x)\n")];
         assert_eq!(
             warnings("python", &blocks, false),
@@ -109,7 +118,7 @@ mod tests {
     }
 
     #[test]
-    fn the_word_of_the_fence_wins_and_an_unknown_one_is_not_checked() {
+    fn the_language_of_the_fence_wins_and_unknown_languages_are_not_checked() {
         let broken = "def f(:\n";
         assert_eq!(
             warnings("python", &[("bash", broken), ("json", broken)], false),
@@ -120,14 +129,14 @@ mod tests {
     }
 
     #[test]
-    fn an_answer_that_was_cut_has_no_syntax_errors_and_still_its_dangers() {
+    fn an_incomplete_answer_has_no_syntax_errors_but_dangerous_calls() {
         let cut = [("python", "import os\nos.system(x)\ndef f(")];
         assert_eq!(warnings("python", &cut, true).len(), 1);
         assert_eq!(warnings("python", &cut, false).len(), 2);
     }
 
     #[test]
-    fn other_languages_are_told_of_syntax_alone() {
+    fn other_languages_than_python_report_syntax_errors_only() {
         assert_eq!(warnings("js", &[("js", "eval(x);\n")], false), Vec::<String>::new());
         assert_eq!(warnings("js", &[("js", "let = = 1;\n")], false).len(), 1);
     }
@@ -135,9 +144,9 @@ mod tests {
     #[test]
     fn warnings_and_code_are_bounded() {
         let many = "eval(x)\n".repeat(30);
-        let told = warnings("python", &[("python", &many)], false);
-        assert_eq!((told.len(), told[10].as_str()), (11, "and 20 more"));
-        let long = "eval(x)\n".repeat(LONGEST / 8 + 1);
+        let findings = warnings("python", &[("python", &many)], false);
+        assert_eq!((findings.len(), findings[10].as_str()), (11, "and 20 more"));
+        let long = "eval(x)\n".repeat(MAX_CODE_BYTES / 8 + 1);
         assert_eq!(warnings("python", &[("python", &long)], false), Vec::<String>::new());
     }
 }

@@ -1,4 +1,5 @@
-//! ValidateCode: the request checked, the work in its turn on a thread that may be busy, the reply.
+//! ValidateCode: validates the request, analyses the code on a blocking thread and builds the
+//! response.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -12,107 +13,112 @@ use tokio::task::spawn_blocking;
 use tokio::time::timeout;
 
 use crate::error::Error;
-use crate::validate::{Finding, Language, NOT_CHECKED, Report, Severity, examine};
+use crate::validate::{AnalysisReport, Finding, Language, NOT_CHECKED, Severity, analyse};
 use crate::watch::millis;
 
-const LONGEST_CODE: usize = 50_000;
-const LONGEST_NAME: usize = 1_024;
-const LONGEST_SESSION: usize = 128;
-const MOST_ISSUES: usize = 100;
-/// What parsing and looking may take.
-const TIME: Duration = Duration::from_millis(200);
-/// One keeps a core busy.
-const AT_ONCE: usize = 2;
-/// Longest wait for a turn.
-const PATIENCE: Duration = Duration::from_secs(2);
+const MAX_CODE_LEN: usize = 50_000;
+const MAX_FILE_NAME_LEN: usize = 1_024;
+const MAX_SESSION_ID_LEN: usize = 128;
+const MAX_ISSUE_COUNT: usize = 100;
+/// Longest analysis of one request.
+const ANALYSIS_TIMEOUT: Duration = Duration::from_millis(200);
+/// Concurrent analyses. Each keeps a core busy.
+const MAX_CONCURRENT_ANALYSES: usize = 2;
+/// Longest wait for a permit.
+const PERMIT_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// Those who look at code, two at once.
+/// Runs the analyses of all requests, at most two at once.
 #[derive(Clone, Debug)]
-pub(crate) struct Validators {
-    turns: Arc<Semaphore>,
+pub(crate) struct ValidationPool {
+    permits: Arc<Semaphore>,
 }
 
-impl Default for Validators {
+impl Default for ValidationPool {
     fn default() -> Self {
-        Validators { turns: Arc::new(Semaphore::new(AT_ONCE)) }
+        ValidationPool { permits: Arc::new(Semaphore::new(MAX_CONCURRENT_ANALYSES)) }
     }
 }
 
-impl Validators {
-    /// The turn ends with the work, also where the caller has stopped waiting.
+impl ValidationPool {
+    /// Analyses code. The permit is released when the analysis ends, even if the caller has
+    /// disconnected.
     pub(crate) async fn validate(
         &self,
         request: ValidateCodeRequest,
         language: Language,
     ) -> Result<ValidateCodeResponse, Error> {
-        let turn = timeout(PATIENCE, Arc::clone(&self.turns).acquire_owned());
-        let turn = turn.await.map_err(|_| Error::ChecksBusy)?.map_err(anyhow::Error::from)?;
+        let permit = timeout(PERMIT_TIMEOUT, Arc::clone(&self.permits).acquire_owned());
+        let permit =
+            permit.await.map_err(|_| Error::ValidatorsBusy)?.map_err(anyhow::Error::from)?;
         let work = spawn_blocking(move || {
-            let reply = look(&request, language, TIME);
-            drop(turn);
-            reply
+            let response = respond(&request, language, ANALYSIS_TIMEOUT);
+            drop(permit);
+            response
         });
         Ok(work.await.map_err(anyhow::Error::from)?)
     }
 }
 
-/// Checks every field, and names all that are wrong.
-pub(crate) fn check(request: &ValidateCodeRequest) -> Result<Language, Violations> {
-    let mut found = Violations::default();
+/// Validates the request and names all invalid fields.
+pub(crate) fn validate_request(request: &ValidateCodeRequest) -> Result<Language, Violations> {
+    let mut violations = Violations::default();
     if request.code.trim().is_empty() {
-        found.missing("code");
+        violations.missing("code");
     }
     let bounded = [
-        ("code", &request.code, LONGEST_CODE),
-        ("file_name", &request.file_name, LONGEST_NAME),
-        ("session_id", &request.session_id, LONGEST_SESSION),
+        ("code", &request.code, MAX_CODE_LEN),
+        ("file_name", &request.file_name, MAX_FILE_NAME_LEN),
+        ("session_id", &request.session_id, MAX_SESSION_ID_LEN),
     ];
-    for (field, text, most) in bounded {
+    for (field, text, max) in bounded {
         let length = text.chars().count();
-        if length > most {
-            found.wrong(field, format!("may have {most} characters and has {length}"));
+        if length > max {
+            violations.wrong(field, format!("must be at most {max} characters, not {length}"));
         }
     }
     if request.file_name.contains(char::is_control) {
-        found.wrong("file_name", "must not hold control characters");
+        violations.wrong("file_name", "must not contain control characters");
     }
     if !request.request_id.is_empty() && !is_request_id(&request.request_id) {
-        found.wrong("request_id", "must be 1 to 128 letters, digits and - _ .");
+        violations.wrong("request_id", "must be 1 to 128 letters, digits and - _ .");
     }
-    let word = if request.language.is_empty() { "python" } else { &request.language };
-    let language = match Language::named(word) {
-        Some(Language::TypeScript) if has_jsx(&request.file_name) => Language::Tsx,
+    let name = if request.language.is_empty() { "python" } else { &request.language };
+    let language = match Language::from_name(name) {
+        Some(Language::TypeScript) if is_tsx(&request.file_name) => Language::Tsx,
         Some(language) => language,
         None => {
-            found.wrong(
+            violations.wrong(
                 "language",
                 "must be one of python, javascript, typescript, java, cpp, csharp",
             );
             Language::Python
         }
     };
-    found.check()?;
+    violations.check()?;
     Ok(language)
 }
 
-fn has_jsx(name: &str) -> bool {
+fn is_tsx(name: &str) -> bool {
     Path::new(name).extension().is_some_and(|ending| ending.eq_ignore_ascii_case("tsx"))
 }
 
-/// What is said of code that was checked.
-pub(crate) fn look(
+/// Analyses code and builds the response.
+pub(crate) fn respond(
     request: &ValidateCodeRequest,
     language: Language,
-    within: Duration,
+    timeout: Duration,
 ) -> ValidateCodeResponse {
-    let begun = Instant::now();
+    let start = Instant::now();
     let code = &request.code;
-    let report = examine(code, language, within, request.check_style())
-        .unwrap_or_else(|| Report { findings: vec![unchecked()], ..Report::default() });
-    let count =
-        |severity| size(report.findings.iter().filter(|one| one.severity == severity).count());
-    let has = |issue| report.findings.iter().any(|one| one.issue == issue);
-    let is_counted = !has(NOT_CHECKED) && !has(super::SYNTAX_ERROR);
+    let report = analyse(code, language, timeout, request.check_style()).unwrap_or_else(|| {
+        AnalysisReport { findings: vec![not_checked_finding()], ..AnalysisReport::default() }
+    });
+    let count = |severity| {
+        let findings = report.findings.iter();
+        saturating_u32(findings.filter(|finding| finding.severity == severity).count())
+    };
+    let has = |issue| report.findings.iter().any(|finding| finding.issue == issue);
+    let has_metrics = !has(NOT_CHECKED) && !has(super::SYNTAX_ERROR);
     let worst = report.findings.iter().map(|finding| finding.severity).max();
     let status = match worst {
         Some(Severity::Error | Severity::Critical) => "invalid",
@@ -127,46 +133,48 @@ pub(crate) fn look(
         issues: report
             .findings
             .iter()
-            .take(MOST_ISSUES)
-            .map(|finding| issue(finding, &lines))
+            .take(MAX_ISSUE_COUNT)
+            .map(|finding| to_issue(finding, &lines))
             .collect(),
-        issues_truncated: report.findings.len() > MOST_ISSUES,
+        issues_truncated: report.findings.len() > MAX_ISSUE_COUNT,
         info_count: count(Severity::Info),
         warning_count: count(Severity::Warning),
         error_count: count(Severity::Error),
         critical_count: count(Severity::Critical),
-        lines_of_code: size(report.lines_of_code),
-        functions_count: is_counted.then_some(report.functions),
-        classes_count: is_counted.then_some(report.classes),
-        cyclomatic_complexity: is_counted.then_some(report.complexity),
-        validation_time_ms: millis(begun.elapsed()),
-        language: language.word().to_owned(),
+        lines_of_code: saturating_u32(report.lines_of_code),
+        functions_count: has_metrics.then_some(report.functions),
+        classes_count: has_metrics.then_some(report.classes),
+        cyclomatic_complexity: has_metrics.then_some(report.complexity),
+        validation_time_ms: millis(start.elapsed()),
+        language: language.name().to_owned(),
     }
 }
 
-fn unchecked() -> Finding {
+fn not_checked_finding() -> Finding {
     Finding {
         line: 0,
         column: 0,
         severity: Severity::Warning,
         issue: NOT_CHECKED,
-        message: "the code could not be parsed in the time that it may take".to_owned(),
-        suggestion: "Send less of it at once.",
+        message: "the analysis of the code exceeded its time limit".to_owned(),
+        suggestion: "Send less code per request.",
     }
 }
 
-fn issue(finding: &Finding, lines: &[&str]) -> ValidationIssue {
+fn to_issue(finding: &Finding, lines: &[&str]) -> ValidationIssue {
     let before = lines.get(finding.line).and_then(|line| line.get(..finding.column));
     ValidationIssue {
-        line_number: size(finding.line + 1),
-        column_number: size(before.map_or(finding.column, |text| text.chars().count()) + 1),
-        severity: finding.severity.word().to_owned(),
+        line_number: saturating_u32(finding.line + 1),
+        column_number: saturating_u32(
+            before.map_or(finding.column, |text| text.chars().count()) + 1,
+        ),
+        severity: finding.severity.as_str().to_owned(),
         issue_type: finding.issue.to_owned(),
         message: finding.message.clone(),
         suggestion: finding.suggestion.to_owned(),
     }
 }
 
-fn size(number: usize) -> u32 {
+fn saturating_u32(number: usize) -> u32 {
     u32::try_from(number).unwrap_or(u32::MAX)
 }

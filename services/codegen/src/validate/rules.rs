@@ -1,43 +1,43 @@
-//! Which calls are dangerous, and when: `rules.toml` says it, this file knows what its conditions mean.
+//! The rules about dangerous calls: `rules.toml` lists them, this file evaluates their conditions.
 
 use std::collections::HashMap;
 use std::sync::LazyLock;
 
 use serde::Deserialize;
 
-use crate::validate::calls::Call;
+use crate::validate::call_site::CallSite;
 use crate::validate::grammar::Language;
 use crate::validate::{Finding, Severity};
 
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct File {
-    rule: Vec<Rule>,
+struct RuleFile {
+    rule: Vec<CallRule>,
 }
 
-/// Calls of one kind of danger.
+/// One kind of dangerous calls.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Rule {
+struct CallRule {
     language: Language,
-    /// What is called, by its path.
+    /// The paths of the called functions.
     calls: Vec<String>,
     #[serde(default)]
-    when: When,
+    when: RuleCondition,
     issue: String,
     severity: Severity,
-    /// Where all arguments are literals.
+    /// The severity if all arguments are literals.
     literal: Option<Severity>,
-    /// `{}` stands for what is called.
+    /// `{}` stands for the path of the called function.
     message: String,
     #[serde(default)]
     suggestion: String,
 }
 
-/// What must hold of the arguments.
+/// The condition on the arguments.
 #[derive(Clone, Copy, Debug, Default, Deserialize)]
 #[serde(rename_all = "snake_case")]
-enum When {
+enum RuleCondition {
     #[default]
     Always,
     FirstComputed,
@@ -53,13 +53,14 @@ enum When {
 }
 
 #[expect(clippy::expect_used, reason = "the file is part of the binary and a test reads it")]
-static RULES: LazyLock<Vec<Rule>> =
-    LazyLock::new(|| toml::from_str::<File>(include_str!("rules.toml")).expect("rules.toml").rule);
+static RULES: LazyLock<Vec<CallRule>> = LazyLock::new(|| {
+    toml::from_str::<RuleFile>(include_str!("rules.toml")).expect("rules.toml").rule
+});
 
-type ByCall = HashMap<&'static str, Vec<&'static Rule>>;
+type RulesByCall = HashMap<&'static str, Vec<&'static CallRule>>;
 
-static BY_CALL: LazyLock<HashMap<Language, ByCall>> = LazyLock::new(|| {
-    let mut rules = HashMap::<_, ByCall>::new();
+static RULES_BY_LANGUAGE: LazyLock<HashMap<Language, RulesByCall>> = LazyLock::new(|| {
+    let mut rules = HashMap::<_, RulesByCall>::new();
     for rule in &*RULES {
         for call in &rule.calls {
             rules.entry(rule.language).or_default().entry(call).or_default().push(rule);
@@ -68,37 +69,39 @@ static BY_CALL: LazyLock<HashMap<Language, ByCall>> = LazyLock::new(|| {
     rules
 });
 
-/// The worst that the rules have to say of a call.
-pub(super) fn apply(call: &Call<'_>, language: Language) -> Option<Finding> {
-    let rules = BY_CALL.get(&language.family())?;
-    let found = call.paths.iter().flat_map(|path| {
-        let found = rules.get(path.as_str()).into_iter().flatten();
-        found.map(move |rule| (path, *rule))
+/// The most severe finding of all rules for a call.
+pub(super) fn check(call: &CallSite<'_>, language: Language) -> Option<Finding> {
+    let rules = RULES_BY_LANGUAGE.get(&language.family())?;
+    let candidates = call.paths.iter().flat_map(|path| {
+        let rules = rules.get(path.as_str()).into_iter().flatten();
+        rules.map(move |rule| (path, *rule))
     });
-    let found = found.filter(|(_, rule)| rule.when.holds(call));
-    let found = found.map(|(path, rule)| {
+    let matches = candidates.filter(|(_, rule)| rule.when.is_met(call));
+    let matches = matches.map(|(path, rule)| {
         let severity = rule.literal.filter(|_| call.is_literal()).unwrap_or(rule.severity);
         (severity, path, rule)
     });
-    let (severity, path, rule) = found.max_by_key(|(severity, ..)| *severity)?;
+    let (severity, path, rule) = matches.max_by_key(|(severity, ..)| *severity)?;
     let finding = Finding::at(call.node, severity, &rule.issue);
-    Some(finding.says(rule.message.replace("{}", path), &rule.suggestion))
+    Some(finding.with_message(rule.message.replace("{}", path), &rule.suggestion))
 }
 
-impl When {
-    fn holds(self, call: &Call<'_>) -> bool {
+impl RuleCondition {
+    fn is_met(self, call: &CallSite<'_>) -> bool {
         match self {
-            When::Always => true,
-            When::FirstComputed => call.computes_first(),
-            When::AnyComputed => call.computes_any(),
-            When::Shell => call.uses_shell(),
-            When::OneString => call.takes_one_string() && !call.uses_shell(),
-            When::NoSafeLoader => !call.has_safe_loader(),
-            When::WritesOutside => call.writes() && call.leads_outside(1),
-            When::FirstOutside => call.leads_outside(1),
-            When::AnyOutside => call.leads_outside(2),
-            When::ReceiverOutside => call.receiver_leads_outside(),
-            When::ReceiverWritesOutside => call.receiver_leads_outside() && call.opens_to_write(),
+            RuleCondition::Always => true,
+            RuleCondition::FirstComputed => call.has_computed_first_argument(),
+            RuleCondition::AnyComputed => call.has_computed_argument(),
+            RuleCondition::Shell => call.uses_shell(),
+            RuleCondition::OneString => call.has_string_command() && !call.uses_shell(),
+            RuleCondition::NoSafeLoader => !call.has_safe_loader(),
+            RuleCondition::WritesOutside => call.opens_for_writing() && call.has_outside_path(1),
+            RuleCondition::FirstOutside => call.has_outside_path(1),
+            RuleCondition::AnyOutside => call.has_outside_path(2),
+            RuleCondition::ReceiverOutside => call.has_outside_receiver(),
+            RuleCondition::ReceiverWritesOutside => {
+                call.has_outside_receiver() && call.opens_receiver_for_writing()
+            }
         }
     }
 }

@@ -1,44 +1,43 @@
-//! What is a matter of style, for those who ask.
+//! Style checks, which a request may enable.
 
 use tree_sitter::Node;
 
 use crate::validate::grammar::Language;
-use crate::validate::names::text;
+use crate::validate::symbols::node_text;
 use crate::validate::{Finding, Severity};
 
-const LONGEST_LINE: usize = 120;
+const MAX_LINE_LEN: usize = 120;
 
 pub(super) fn check(node: Node<'_>, language: Language, code: &str) -> Option<Finding> {
     if language != Language::Python {
         return None;
     }
-    let (words, suggestion) = match node.kind() {
+    let (message, suggestion) = match node.kind() {
         "except_clause" if node.child_by_field_name("value").is_none() => {
-            ("this catches everything, also what should end the program", "Name the exceptions.")
+            ("this catches all exceptions, also those that should end the program", "Name them.")
         }
-        "wildcard_import" => ("nobody can tell which names this imports", "Name what is imported."),
-        "default_parameter" | "typed_default_parameter" if is_mutable(node) => (
-            "this default value is shared by all calls",
-            "Use None and make the value in the function.",
-        ),
-        "comparison_operator" if compares_none(node, code) => {
-            ("None is compared by its value", "Use `is None` or `is not None`.")
+        "wildcard_import" => ("this imports all names of a module", "List the imported names."),
+        "default_parameter" | "typed_default_parameter" if is_mutable(node) => {
+            ("all calls share this default value", "Use None and create the value in the function.")
+        }
+        "comparison_operator" if compares_with_none(node, code) => {
+            ("this compares with None by value", "Use `is None` or `is not None`.")
         }
         _ => return None,
     };
-    Some(Finding::at(node, Severity::Info, "style").says(words, suggestion))
+    Some(Finding::at(node, Severity::Info, "style").with_message(message, suggestion))
 }
 
-/// Lines that are too long.
-pub(super) fn lines(code: &str) -> impl Iterator<Item = Finding> {
+/// Findings for lines that are too long.
+pub(super) fn check_lines(code: &str) -> impl Iterator<Item = Finding> {
     let long =
-        code.lines().enumerate().filter(|(_, text)| text.chars().nth(LONGEST_LINE).is_some());
+        code.lines().enumerate().filter(|(_, text)| text.chars().nth(MAX_LINE_LEN).is_some());
     long.map(|(line, text)| Finding {
         line,
-        column: text.char_indices().nth(LONGEST_LINE).map_or(0, |(at, _)| at),
+        column: text.char_indices().nth(MAX_LINE_LEN).map_or(0, |(at, _)| at),
         severity: Severity::Info,
         issue: "style",
-        message: format!("the line is longer than {LONGEST_LINE} characters"),
+        message: format!("the line is longer than {MAX_LINE_LEN} characters"),
         suggestion: "Break it.",
     })
 }
@@ -48,10 +47,10 @@ fn is_mutable(node: Node<'_>) -> bool {
     value.is_some_and(|value| matches!(value.kind(), "list" | "dictionary" | "set"))
 }
 
-fn compares_none(node: Node<'_>, code: &str) -> bool {
+fn compares_with_none(node: Node<'_>, code: &str) -> bool {
     let mut cursor = node.walk();
     let parts: Vec<_> = node.children(&mut cursor).take(4).collect();
     parts
         .windows(2)
-        .any(|pair| matches!(text(pair[0], code), "==" | "!=") && pair[1].kind() == "none")
+        .any(|pair| matches!(node_text(pair[0], code), "==" | "!=") && pair[1].kind() == "none")
 }

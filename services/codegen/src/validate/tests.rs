@@ -1,24 +1,24 @@
-//! Each rule with what it is for, and with what only looks like it.
+//! Tests every rule with code that it must report and with similar code that it must not report.
 
 use hapa_proto::codegen::v1::{ValidateCodeRequest, ValidateCodeResponse};
 
 use super::*;
 
-const LONG: Duration = Duration::from_secs(20);
+const TEST_TIMEOUT: Duration = Duration::from_secs(20);
 
-fn validate(language: &str, code: &str) -> ValidateCodeResponse {
+fn validate_code(language: &str, code: &str) -> ValidateCodeResponse {
     let request = ValidateCodeRequest {
         code: code.to_owned(),
         language: language.to_owned(),
         ..ValidateCodeRequest::default()
     };
-    let language = check(&request).unwrap();
-    request::look(&request, language, LONG)
+    let language = validate_request(&request).unwrap();
+    request::respond(&request, language, TEST_TIMEOUT)
 }
 
 /// `line severity issue_type` of each issue.
-fn found(language: &str, code: &str) -> Vec<String> {
-    let reply = validate(language, code);
+fn findings(language: &str, code: &str) -> Vec<String> {
+    let reply = validate_code(language, code);
     let line = |one: &hapa_proto::codegen::v1::ValidationIssue| {
         format!("{} {} {}", one.line_number, one.severity, one.issue_type)
     };
@@ -26,24 +26,24 @@ fn found(language: &str, code: &str) -> Vec<String> {
 }
 
 #[track_caller]
-fn hits(language: &str, expected: &str, codes: &[&str]) {
+fn assert_finds(language: &str, expected: &str, codes: &[&str]) {
     for code in codes {
-        let found = found(language, code);
+        let found = findings(language, code);
         let last = code.lines().count();
         assert_eq!(found, [format!("{last} {expected}")], "{code}");
     }
 }
 
 #[track_caller]
-fn clean(language: &str, codes: &[&str]) {
+fn assert_no_findings(language: &str, codes: &[&str]) {
     for code in codes {
-        assert_eq!(found(language, code), Vec::<String>::new(), "{code}");
+        assert_eq!(findings(language, code), Vec::<String>::new(), "{code}");
     }
 }
 
 #[test]
 fn python_shells_are_found_through_every_alias() {
-    hits(
+    assert_finds(
         "python",
         "critical shell_execution",
         &[
@@ -66,7 +66,7 @@ fn python_shells_are_found_through_every_alias() {
             "class Model:\n    import os\n    def f(self):\n        return __import__('os').system(self.x)",
         ],
     );
-    hits(
+    assert_finds(
         "python",
         "warning shell_execution",
         &[
@@ -79,8 +79,8 @@ fn python_shells_are_found_through_every_alias() {
 }
 
 #[test]
-fn what_is_only_called_like_a_python_shell_is_nothing() {
-    clean(
+fn names_like_python_shells_are_not_reported() {
+    assert_no_findings(
         "python",
         &[
             "# os.system(x)\nx = 'os.system(x)'\n",
@@ -100,8 +100,8 @@ fn what_is_only_called_like_a_python_shell_is_nothing() {
 }
 
 #[test]
-fn python_code_that_is_computed_is_found_and_its_namesakes_are_not() {
-    hits(
+fn computed_python_code_is_reported_and_similar_names_are_not() {
+    assert_finds(
         "python",
         "critical dynamic_code",
         &[
@@ -114,7 +114,7 @@ fn python_code_that_is_computed_is_found_and_its_namesakes_are_not() {
             "e = eval\ne(x)",
         ],
     );
-    clean(
+    assert_no_findings(
         "python",
         &[
             "eval('1 + 1')",
@@ -130,8 +130,8 @@ fn python_code_that_is_computed_is_found_and_its_namesakes_are_not() {
 }
 
 #[test]
-fn python_data_that_can_be_code_is_found() {
-    hits(
+fn unsafe_python_deserialization_is_reported() {
+    assert_finds(
         "python",
         "warning unsafe_deserialization",
         &[
@@ -142,7 +142,7 @@ fn python_data_that_can_be_code_is_found() {
             "import pandas as pd\npd.read_pickle(p)",
         ],
     );
-    hits(
+    assert_finds(
         "python",
         "error unsafe_deserialization",
         &[
@@ -151,7 +151,7 @@ fn python_data_that_can_be_code_is_found() {
             "import yaml\nyaml.unsafe_load(f)",
         ],
     );
-    clean(
+    assert_no_findings(
         "python",
         &[
             "import yaml\nyaml.load(f, Loader=yaml.SafeLoader)",
@@ -166,8 +166,8 @@ fn python_data_that_can_be_code_is_found() {
 }
 
 #[test]
-fn python_writes_outside_of_the_folder_are_found() {
-    hits(
+fn python_writes_outside_of_the_working_folder_are_reported() {
+    assert_finds(
         "python",
         "error file_write_outside",
         &[
@@ -182,7 +182,7 @@ fn python_writes_outside_of_the_folder_are_found() {
             "from pathlib import Path\np = Path('/etc/x')\nPath('../x').open('w')",
         ],
     );
-    clean(
+    assert_no_findings(
         "python",
         &[
             "open('/etc/passwd')",
@@ -199,8 +199,8 @@ fn python_writes_outside_of_the_folder_are_found() {
 }
 
 #[test]
-fn python_network_calls_are_told_of() {
-    hits(
+fn python_network_calls_are_reported() {
+    assert_finds(
         "python",
         "info network_access",
         &[
@@ -212,7 +212,7 @@ fn python_network_calls_are_told_of() {
             "import http.client\nhttp.client.HTTPSConnection(h)",
         ],
     );
-    clean(
+    assert_no_findings(
         "python",
         &[
             "requests = []\nrequests.append(1)",
@@ -220,13 +220,13 @@ fn python_network_calls_are_told_of() {
             "cache.get(u)",
         ],
     );
-    assert_eq!(validate("python", "import requests\nrequests.get(u)").status, "valid");
+    assert_eq!(validate_code("python", "import requests\nrequests.get(u)").status, "valid");
 }
 
 #[test]
-fn shells_of_scripts_are_found_through_every_alias() {
+fn javascript_shells_are_found_through_every_alias() {
     for language in ["javascript", "typescript"] {
-        hits(
+        assert_finds(
             language,
             "critical shell_execution",
             &[
@@ -240,14 +240,18 @@ fn shells_of_scripts_are_found_through_every_alias() {
                 "const util = require('util'), cp = require('child_process');\nconst run = util.promisify(cp.exec);\nrun(x);",
             ],
         );
-        hits(language, "warning shell_execution", &["require('child_process').exec('ls');"]);
+        assert_finds(
+            language,
+            "warning shell_execution",
+            &["require('child_process').exec('ls');"],
+        );
     }
 }
 
 #[test]
-fn other_dangers_of_scripts_are_found_and_their_namesakes_are_not() {
+fn other_dangerous_javascript_calls_are_reported_and_similar_names_are_not() {
     for language in ["javascript", "typescript"] {
-        hits(
+        assert_finds(
             language,
             "critical dynamic_code",
             &[
@@ -258,18 +262,18 @@ fn other_dangers_of_scripts_are_found_and_their_namesakes_are_not() {
                 "globalThis.Function(x);",
             ],
         );
-        hits(
+        assert_finds(
             language,
             "error file_write_outside",
             &["const fs = require('fs');\nfs.writeFileSync('/etc/x', y);"],
         );
-        hits(
+        assert_finds(
             language,
             "error unsafe_deserialization",
             &["const s = require('node-serialize');\ns.unserialize(x);"],
         );
-        hits(language, "info network_access", &["fetch(url);", "new WebSocket(url);"]);
-        clean(
+        assert_finds(language, "info network_access", &["fetch(url);", "new WebSocket(url);"]);
+        assert_no_findings(
             language,
             &[
                 "/x/.exec(y);",
@@ -288,8 +292,8 @@ fn other_dangers_of_scripts_are_found_and_their_namesakes_are_not() {
 }
 
 #[test]
-fn typescript_has_a_grammar_of_its_own_and_one_with_jsx() {
-    clean(
+fn typescript_with_and_without_jsx_is_parsed() {
+    assert_no_findings(
         "typescript",
         &["const f = (x: number): string => `${x}`;", "interface A { eval(x: string): void }"],
     );
@@ -299,12 +303,12 @@ fn typescript_has_a_grammar_of_its_own_and_one_with_jsx() {
         file_name: "a.tsx".to_owned(),
         ..ValidateCodeRequest::default()
     };
-    assert!(request::look(&request, check(&request).unwrap(), LONG).is_valid);
+    assert!(request::respond(&request, validate_request(&request).unwrap(), TEST_TIMEOUT).is_valid);
 }
 
 #[test]
-fn java_has_its_few() {
-    hits(
+fn java_rules_report_dangerous_calls_only() {
+    assert_finds(
         "java",
         "critical shell_execution",
         &[
@@ -313,24 +317,24 @@ fn java_has_its_few() {
             "class A { void f(String x) throws Exception {\njava.lang.Runtime.getRuntime().exec(x); } }",
         ],
     );
-    hits(
+    assert_finds(
         "java",
         "warning shell_execution",
         &["class A { Object f(String x) {\nreturn new ProcessBuilder(x); } }"],
     );
-    hits(
+    assert_finds(
         "java",
         "error unsafe_deserialization",
         &[
             "class A { Object f(InputStream s) throws Exception {\nreturn new ObjectInputStream(s).readObject(); } }",
         ],
     );
-    hits(
+    assert_finds(
         "java",
         "info network_access",
         &["class A { Object f() throws Exception {\nreturn new Socket(h, 1); } }"],
     );
-    clean(
+    assert_no_findings(
         "java",
         &[
             "class A { void f(Executor e, Runnable r) { e.exec(r); } }",
@@ -342,8 +346,8 @@ fn java_has_its_few() {
 }
 
 #[test]
-fn csharp_has_its_few() {
-    hits(
+fn csharp_rules_report_dangerous_calls_only() {
+    assert_finds(
         "csharp",
         "critical shell_execution",
         &[
@@ -351,22 +355,22 @@ fn csharp_has_its_few() {
             "class A { void F(string x) {\nSystem.Diagnostics.Process.Start(x); } }",
         ],
     );
-    hits(
+    assert_finds(
         "csharp",
         "warning shell_execution",
         &["class A { void F() { var p = new Process();\np.Start(); } }"],
     );
-    hits(
+    assert_finds(
         "csharp",
         "error unsafe_deserialization",
         &["class A { object F() {\nreturn new BinaryFormatter(); } }"],
     );
-    hits(
+    assert_finds(
         "csharp",
         "info network_access",
         &["class A { object F() {\nreturn new HttpClient(); } }"],
     );
-    clean(
+    assert_no_findings(
         "csharp",
         &[
             "class A { void F(Thread t) { t.Start(); } }",
@@ -377,8 +381,8 @@ fn csharp_has_its_few() {
 }
 
 #[test]
-fn cpp_has_its_few() {
-    hits(
+fn cpp_rules_report_dangerous_calls_only() {
+    assert_finds(
         "cpp",
         "critical shell_execution",
         &[
@@ -387,12 +391,12 @@ fn cpp_has_its_few() {
             "void f(const char* x) {\n::popen(x, \"r\"); }",
         ],
     );
-    hits(
+    assert_finds(
         "cpp",
         "warning shell_execution",
         &["void f() {\nsystem(\"clear\"); }", "void f(char** a) {\nexecv(\"/bin/ls\", a); }"],
     );
-    clean(
+    assert_no_findings(
         "cpp",
         &[
             "void f(File& a) { a.system(1); }",
@@ -405,7 +409,7 @@ fn cpp_has_its_few() {
 }
 
 #[test]
-fn wrong_syntax_is_told_with_its_line_in_every_language() {
+fn syntax_errors_have_their_line_in_every_language() {
     for (language, code) in [
         ("python", "x = 1\ndef f(:\n    pass\n"),
         ("python", "x = 1\nif x\n    y = 2\n"),
@@ -417,7 +421,7 @@ fn wrong_syntax_is_told_with_its_line_in_every_language() {
         ("cpp", "int x;\nint y = ;\n"),
         ("csharp", "class A {\nint x = ; }"),
     ] {
-        let reply = validate(language, code);
+        let reply = validate_code(language, code);
         let first = &reply.issues[0];
         assert_eq!(
             (first.issue_type.as_str(), first.line_number),
@@ -427,21 +431,21 @@ fn wrong_syntax_is_told_with_its_line_in_every_language() {
         assert_eq!((reply.status.as_str(), reply.is_valid), ("invalid", false));
         assert_eq!(reply.functions_count, None);
     }
-    assert!(!validate("python", "def f():\nx = 1\n").is_valid);
+    assert!(!validate_code("python", "def f():\nx = 1\n").is_valid);
 }
 
 #[test]
-fn python_is_read_by_its_indentation() {
+fn wrong_python_indentation_is_a_syntax_error() {
     for code in [
         "x = 1\n  y = 2\n",
         "def f():\n    x = 1\n      y = 2\n",
         "def f():\n    x = 1\ny = 1\n    z = 2\n",
         "def f():\n    if x:\n        y = 1\n  else:\n        y = 2\n",
     ] {
-        let reply = validate("python", code);
+        let reply = validate_code("python", code);
         assert!(reply.issues.iter().any(|one| one.issue_type == "syntax_error"), "{code}");
     }
-    clean(
+    assert_no_findings(
         "python",
         &[
             "if x: y = 1; z = 2\nelse: y = 2\n",
@@ -455,22 +459,22 @@ fn python_is_read_by_its_indentation() {
 }
 
 #[test]
-fn what_is_counted_is_counted_truly() {
+fn functions_classes_lines_and_complexity_are_counted() {
     let code = "# one\n\nclass A:\n    '''Doc\n    of two lines.'''\n    def f(self, x):\n        if x and x > 1:\n            return [y for y in x if y]\n        elif x or not x:\n            pass\n        return lambda: 1\n\nasync def g():\n    while True:  # for ever\n        pass\n";
-    let reply = validate("python", code);
+    let reply = validate_code("python", code);
     assert_eq!((reply.functions_count, reply.classes_count), (Some(2), Some(1)));
     // 1; if, and, for, if, elif, or, while
     assert_eq!(reply.cyclomatic_complexity, Some(8));
     assert_eq!(reply.lines_of_code, 12);
     let code = "class A { constructor() {} get x() { return a ?? b; } }\nconst f = (x) => x ? 1 : 2;\nswitch (x) { case 1: break; default: }\n";
-    let reply = validate("js", code);
+    let reply = validate_code("js", code);
     assert_eq!((reply.functions_count, reply.classes_count), (Some(3), Some(1)));
     assert_eq!(reply.cyclomatic_complexity, Some(4));
 }
 
 #[test]
-fn issues_are_bounded_and_all_are_counted() {
-    let reply = validate("python", &"eval(x)\n".repeat(150));
+fn listed_issues_are_limited_and_the_counts_are_complete() {
+    let reply = validate_code("python", &"eval(x)\n".repeat(150));
     assert_eq!((reply.issues.len(), reply.issues_truncated), (100, true));
     assert_eq!((reply.critical_count, reply.error_count), (150, 0));
     assert!(reply.validation_id.starts_with("val_") && reply.validation_id.len() == 12);
@@ -478,32 +482,32 @@ fn issues_are_bounded_and_all_are_counted() {
 
 #[test]
 fn columns_count_characters() {
-    let reply = validate("python", "x = '한글'; eval(y)\n");
+    let reply = validate_code("python", "x = '한글'; eval(y)\n");
     assert_eq!((reply.issues[0].line_number, reply.issues[0].column_number), (1, 11));
 }
 
 #[test]
-fn what_can_not_be_seen_in_code_is_shown() {
-    assert_eq!(found("python", "x = 1\ny = 'a\u{202e}b'\n"), ["2 error invisible_character"]);
-    assert_eq!(found("python", "y = 'a\u{200b}b'\n"), ["1 warning invisible_character"]);
-    clean("python", &["y = '👩\u{200d}💻 한글'\n"]);
+fn invisible_characters_in_code_are_reported() {
+    assert_eq!(findings("python", "x = 1\ny = 'a\u{202e}b'\n"), ["2 error invisible_character"]);
+    assert_eq!(findings("python", "y = 'a\u{200b}b'\n"), ["1 warning invisible_character"]);
+    assert_no_findings("python", &["y = '👩\u{200d}💻 한글'\n"]);
 }
 
 #[test]
-fn style_is_told_to_those_who_ask() {
+fn style_is_checked_on_request_only() {
     let long = "x".repeat(120);
     let code = "from os import *\ndef f(x=[]):\n    try:\n        return x == None\n    except:\n        pass\n";
     let code = format!("{code}y = '{long}'\n");
     let mut request = ValidateCodeRequest { code, ..ValidateCodeRequest::default() };
-    assert_eq!(request::look(&request, Language::Python, LONG).info_count, 0);
+    assert_eq!(request::respond(&request, Language::Python, TEST_TIMEOUT).info_count, 0);
     request.check_style = Some(true);
-    let reply = request::look(&request, Language::Python, LONG);
+    let reply = request::respond(&request, Language::Python, TEST_TIMEOUT);
     let lines: Vec<_> = reply.issues.iter().map(|one| one.line_number).collect();
     assert_eq!((lines, reply.status.as_str()), (vec![1, 2, 4, 5, 7], "valid"));
 }
 
 #[test]
-fn every_wrong_field_is_named() {
+fn every_invalid_field_is_named() {
     let request = ValidateCodeRequest {
         code: "x".repeat(50_001),
         language: "cobol".to_owned(),
@@ -512,7 +516,7 @@ fn every_wrong_field_is_named() {
         request_id: "a b".to_owned(),
         ..ValidateCodeRequest::default()
     };
-    let fields = check(&request).unwrap_err().fields();
+    let fields = validate_request(&request).unwrap_err().fields();
     assert_eq!(fields, ["code", "session_id", "file_name", "request_id", "language"]);
     for language in ["py", "js", "ts", "c++", "c#", "Java"] {
         let request = ValidateCodeRequest {
@@ -520,12 +524,12 @@ fn every_wrong_field_is_named() {
             language: language.to_owned(),
             ..Default::default()
         };
-        assert!(check(&request).is_ok(), "{language}");
+        assert!(validate_request(&request).is_ok(), "{language}");
     }
 }
 
-/// Code that is as deep as it is long, or as ambiguous as may be.
-fn nasty() -> Vec<(Language, String)> {
+/// Code with the deepest possible nesting, or with maximum ambiguity.
+fn adversarial_inputs() -> Vec<(Language, String)> {
     let languages = [
         Language::Python,
         Language::JavaScript,
@@ -555,26 +559,26 @@ fn nasty() -> Vec<(Language, String)> {
 }
 
 #[test]
-fn the_deepest_code_costs_no_stack_and_comes_to_an_end() {
-    // A thread's stack is small; this one is smaller.
+fn deeply_nested_code_costs_no_stack_and_analysis_ends() {
+    // Smaller than the default stack of a thread.
     let small = std::thread::Builder::new().stack_size(256 * 1024);
-    let looked = small.spawn(|| {
-        let seen = nasty().into_iter().map(|(language, code)| {
-            // Whether the time suffices depends on the machine; what was not looked at is not told of.
-            let report = examine(&code, language, Duration::from_millis(20), true);
+    let analysed = small.spawn(|| {
+        let seen = adversarial_inputs().into_iter().map(|(language, code)| {
+            // Whether the timeout expires depends on the machine, so `None` is valid too.
+            let report = analyse(&code, language, Duration::from_millis(20), true);
             report.is_none_or(|report| report.complexity >= 1)
         });
-        seen.filter(|is_right| *is_right).count()
+        seen.filter(|is_valid| *is_valid).count()
     });
-    assert_eq!(looked.unwrap().join().unwrap(), nasty().len());
+    assert_eq!(analysed.unwrap().join().unwrap(), adversarial_inputs().len());
     let deep = format!("x = {}1{}", "(".repeat(5_000), ")".repeat(5_000));
-    assert_eq!(examine(&deep, Language::Python, LONG, false).unwrap().findings, []);
+    assert_eq!(analyse(&deep, Language::Python, TEST_TIMEOUT, false).unwrap().findings, []);
 }
 
 #[test]
-fn without_time_nothing_is_claimed() {
+fn an_expired_timeout_gives_the_issue_not_checked() {
     let request = ValidateCodeRequest { code: "x".to_owned(), ..ValidateCodeRequest::default() };
-    let reply = request::look(&request, Language::Python, Duration::ZERO);
+    let reply = request::respond(&request, Language::Python, Duration::ZERO);
     assert_eq!((reply.status.as_str(), reply.is_valid), ("warning", false));
     assert_eq!(reply.issues[0].issue_type, "not_checked");
     assert_eq!(reply.cyclomatic_complexity, None);

@@ -1,4 +1,4 @@
-//! Reads occurrences: by their incident, and by their numbers as they come in.
+//! Reads occurrences, by group and by range of sequence numbers.
 
 use hapa_core::timestamps::{duration, timestamp};
 use hapa_proto::errors::v1::Occurrence;
@@ -8,7 +8,8 @@ use sqlx::any::AnyRow;
 use crate::error::Error;
 use crate::store::Store;
 
-/// An occurrence, with what is kept of it. Where its message is not, it is the cause's.
+/// SELECT of occurrences with their stored details. Without details the message is that of the
+/// group.
 macro_rules! occurrences {
     ($rest:literal) => {
         occurrences!(
@@ -41,15 +42,15 @@ macro_rules! occurrences {
     };
 }
 
-/// An occurrence of the owner `$1`, without its causes. Where its message is not kept, it is what this
-/// owner was told.
-macro_rules! own_occurrences {
+/// SELECT of the occurrences of the owner `$1`, without causes. Without details the message is the
+/// one stored for this owner and group.
+macro_rules! owner_occurrences {
     ($rest:literal) => {
         occurrences!(
             "COALESCE(w.message, '')",
             "COALESCE(w.owner, '')",
             "CAST('[]' AS TEXT)",
-            // Never the other way round: an owner may have met much.
+            // Joined from the occurrence, because an owner may have rows for many groups.
             "LEFT JOIN error_owners w ON w.fingerprint = o.fingerprint AND w.owner = $1 AND w.start = 0 ",
             $rest
         )
@@ -57,42 +58,43 @@ macro_rules! own_occurrences {
 }
 
 impl Store {
-    /// The occurrence of this cause that was shown with this id, then the newest, `most` together.
+    /// The group's occurrence that was shown with this id, then its newest; at most `limit` in
+    /// total.
     pub(crate) async fn occurrences_of(
         &self,
         fingerprint: &str,
-        shown: &str,
-        most: usize,
+        shown_id: &str,
+        limit: usize,
     ) -> Result<Vec<Occurrence>, Error> {
-        let first = sqlx::query(occurrences!(
+        let shown = sqlx::query(occurrences!(
             "WHERE o.incident_id = $1 AND o.incident_id <> '' AND o.fingerprint = $2
              ORDER BY o.sequence LIMIT 1"
         ));
-        let first = first.bind(shown).bind(fingerprint).fetch_optional(&self.db.reader).await?;
+        let shown = shown.bind(shown_id).bind(fingerprint).fetch_optional(&self.db.reader).await?;
         let newest = sqlx::query(occurrences!(
             "WHERE o.fingerprint = $1 ORDER BY o.time DESC, o.sequence DESC LIMIT $2"
         ));
-        let newest = newest.bind(fingerprint).bind(i64::try_from(most).unwrap_or(i64::MAX));
+        let newest = newest.bind(fingerprint).bind(i64::try_from(limit).unwrap_or(i64::MAX));
         let newest = newest.fetch_all(&self.db.reader).await?;
-        first_then_newest(first.as_ref(), &newest, most)
+        merge_shown_and_newest(shown.as_ref(), &newest, limit)
     }
 
-    /// Those after one number and up to another, oldest first, with their numbers.
+    /// The occurrences with sequence numbers in (`after`, `end`], oldest first, with these numbers.
     pub(crate) async fn occurrences_between(
         &self,
         (after, end): (i64, i64),
         error_code: &str,
-        most: i64,
+        limit: i64,
     ) -> Result<Vec<(i64, Occurrence)>, Error> {
         let rows = sqlx::query(occurrences!(
             "WHERE o.sequence > $1 AND o.sequence <= $2 AND ($3 = '' OR p.error_code = $3)
              ORDER BY o.sequence LIMIT $4"
         ));
-        let rows = rows.bind(after).bind(end).bind(error_code).bind(most);
-        rows.fetch_all(&self.db.reader).await?.iter().map(occurrence).collect()
+        let rows = rows.bind(after).bind(end).bind(error_code).bind(limit);
+        rows.fetch_all(&self.db.reader).await?.iter().map(read_occurrence).collect()
     }
 
-    /// How many there are after one number and up to another.
+    /// The number of occurrences with sequence numbers in (`after`, `end`].
     pub(crate) async fn count_between(
         &self,
         (after, end): (i64, i64),
@@ -106,55 +108,55 @@ impl Store {
         let row = row.bind(after).bind(end).bind(error_code).fetch_one(&self.db.reader).await?;
         Ok(u32::try_from(row.try_get::<i64, _>(0)?).unwrap_or(u32::MAX))
     }
-}
 
-impl Store {
-    /// The occurrence of this cause that this owner was shown with this id, then its newest, `most`
-    /// together.
-    pub(crate) async fn own_occurrences_of(
+    /// The group's occurrence that this owner was shown with this id, then the owner's newest; at
+    /// most `limit` in total.
+    pub(crate) async fn owner_occurrences_of(
         &self,
         owner: &str,
         fingerprint: &str,
-        shown: &str,
-        most: usize,
+        shown_id: &str,
+        limit: usize,
     ) -> Result<Vec<Occurrence>, Error> {
-        let first = sqlx::query(own_occurrences!(
+        let shown = sqlx::query(owner_occurrences!(
             "WHERE o.incident_id = $2 AND o.incident_id <> '' AND o.fingerprint = $3
                AND $1 <> '' AND (o.owner = $1 OR d.owner = $1)
              ORDER BY o.sequence LIMIT 1"
         ));
-        let first = first.bind(owner).bind(shown).bind(fingerprint);
-        let first = first.fetch_optional(&self.db.reader).await?;
-        let newest = sqlx::query(own_occurrences!(
+        let shown = shown.bind(owner).bind(shown_id).bind(fingerprint);
+        let shown = shown.fetch_optional(&self.db.reader).await?;
+        let newest = sqlx::query(owner_occurrences!(
             "WHERE o.owner = $1 AND o.owner <> '' AND o.fingerprint = $2
              ORDER BY o.time DESC, o.sequence DESC LIMIT $3"
         ));
-        let most_rows = i64::try_from(most).unwrap_or(i64::MAX);
-        let newest = newest.bind(owner).bind(fingerprint).bind(most_rows);
+        let row_limit = i64::try_from(limit).unwrap_or(i64::MAX);
+        let newest = newest.bind(owner).bind(fingerprint).bind(row_limit);
         let newest = newest.fetch_all(&self.db.reader).await?;
-        first_then_newest(first.as_ref(), &newest, most)
+        merge_shown_and_newest(shown.as_ref(), &newest, limit)
     }
 
-    /// Those of this owner after one number and up to another, oldest first, with their numbers.
-    pub(crate) async fn own_occurrences_between(
+    /// The owner's occurrences with sequence numbers in (`after`, `end`], oldest first, with these
+    /// numbers.
+    pub(crate) async fn owner_occurrences_between(
         &self,
         owner: &str,
         (after, end): (i64, i64),
         error_code: &str,
-        most: i64,
+        limit: i64,
     ) -> Result<Vec<(i64, Occurrence)>, Error> {
-        let rows = sqlx::query(own_occurrences!(
-            // An expression, so that the range of numbers is read and not all that the owner has.
+        let rows = sqlx::query(owner_occurrences!(
+            // COALESCE keeps the planner from the owner index: the range of sequence numbers is
+            // smaller.
             "WHERE COALESCE(o.owner, '') = $1 AND $1 <> '' AND o.sequence > $2 AND o.sequence <= $3
                AND ($4 = '' OR p.error_code = $4)
              ORDER BY o.sequence LIMIT $5"
         ));
-        let rows = rows.bind(owner).bind(after).bind(end).bind(error_code).bind(most);
-        rows.fetch_all(&self.db.reader).await?.iter().map(occurrence).collect()
+        let rows = rows.bind(owner).bind(after).bind(end).bind(error_code).bind(limit);
+        rows.fetch_all(&self.db.reader).await?.iter().map(read_occurrence).collect()
     }
 
-    /// How many of this owner there are after one number and up to another.
-    pub(crate) async fn own_count_between(
+    /// The number of the owner's occurrences with sequence numbers in (`after`, `end`].
+    pub(crate) async fn owner_count_between(
         &self,
         owner: &str,
         (after, end): (i64, i64),
@@ -172,24 +174,24 @@ impl Store {
     }
 }
 
-/// The one that was asked for leads, and is there once.
-fn first_then_newest(
-    first: Option<&AnyRow>,
+/// Puts the occurrence with the requested id first, without repeating it.
+fn merge_shown_and_newest(
+    shown: Option<&AnyRow>,
     newest: &[AnyRow],
-    most: usize,
+    limit: usize,
 ) -> Result<Vec<Occurrence>, Error> {
-    let mut found: Vec<_> = first.map(occurrence).transpose()?.into_iter().collect();
+    let mut merged: Vec<_> = shown.map(read_occurrence).transpose()?.into_iter().collect();
     for row in newest {
-        let (number, next) = occurrence(row)?;
-        if found.first().is_none_or(|(first, _)| *first != number) {
-            found.push((number, next));
+        let (sequence, occurrence) = read_occurrence(row)?;
+        if merged.first().is_none_or(|(shown, _)| *shown != sequence) {
+            merged.push((sequence, occurrence));
         }
     }
-    found.truncate(most);
-    Ok(found.into_iter().map(|(_, occurrence)| occurrence).collect())
+    merged.truncate(limit);
+    Ok(merged.into_iter().map(|(_, occurrence)| occurrence).collect())
 }
 
-fn occurrence(row: &AnyRow) -> Result<(i64, Occurrence), Error> {
+fn read_occurrence(row: &AnyRow) -> Result<(i64, Occurrence), Error> {
     let causes: String = row.try_get("causes")?;
     let micros: i64 = row.try_get("duration")?;
     let occurrence = Occurrence {

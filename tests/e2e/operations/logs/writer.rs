@@ -242,9 +242,10 @@ async fn a_hangup_reads_signing_keys_again_and_keeps_those_from_before_where_it_
         })
         .await;
     };
-    after_hangup("no key", "the keys that sign access tokens stay as they were").await;
+    let kept = "cannot reload the signing keys of access tokens; the current keys stay in use";
+    after_hangup("no key", kept).await;
     assert_eq!(signed_by(&mut sessions).await, first);
-    let read = "the keys that sign access tokens were read again";
+    let read = "reloaded the signing keys of access tokens";
     after_hangup(&signing_key(8), read).await;
     assert_ne!(signed_by(&mut sessions).await, first);
 }
