@@ -1,5 +1,4 @@
-//! The mesh as it is deployed: several processes on one PostgreSQL and one Redis. What is promised
-//! as a number is measured here.
+//! A deployed mesh: several processes on one PostgreSQL and one Redis. Promised numbers are measured here.
 
 mod audit;
 mod budgets;

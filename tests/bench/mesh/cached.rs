@@ -1,5 +1,4 @@
-//! How soon an answer comes that the mesh knows: the first frame with text, and the whole of it, one
-//! call at a time.
+//! The latency of a cached answer: the first frame with text, and the whole answer, one call at a time.
 
 use std::time::{Duration, Instant};
 

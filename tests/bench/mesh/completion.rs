@@ -1,5 +1,5 @@
-//! How much longer a completion takes than the engine's own answer to the same: one call at a time,
-//! both ways in turn, to the whole of one suggestion.
+//! The added latency of a completion in comparison with the engine's own answer. It makes one call at a time,
+//! on both paths in turn, to the end of one suggestion.
 
 use std::time::{Duration, Instant};
 

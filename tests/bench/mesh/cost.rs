@@ -1,5 +1,5 @@
-//! Processor time per token, beside a plain Envoy that proxies the same stream: in short sections by
-//! turns, so that what else the machine does falls on all of them.
+//! Processor time per token, beside a plain Envoy that proxies the same stream. Short sections alternate, so
+//! that other load of the machine affects all of them.
 
 use std::time::Duration;
 

@@ -1,4 +1,4 @@
-//! What a process has used, as the kernel counts it.
+//! Processor time and memory of a process, from the kernel.
 
 use std::fs;
 use std::time::Duration;

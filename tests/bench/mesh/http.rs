@@ -1,5 +1,5 @@
-//! As little of an HTTP/1.1 client as a load generator needs, and cheap: it counts tokens in an
-//! event stream without reading the events.
+//! A minimal and cheap HTTP/1.1 client for a load generator: it counts tokens in an event stream without
+//! parsing the events.
 
 use std::net::SocketAddr;
 

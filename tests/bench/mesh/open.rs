@@ -1,5 +1,5 @@
-//! What an open stream holds in memory, and what hundreds of them do to the rhythm of tokens. For
-//! processes that were just started: memory that was used before is free to be used again unseen.
+//! Memory of an open stream, and the effect of hundreds of streams on token intervals. The processes must be
+//! new, because freed memory is reused without being visible.
 
 use std::time::Duration;
 

@@ -1,5 +1,5 @@
-//! What remembering a call costs it: an event is encoded and handed to the writer, and the answer's
-//! last frame leaves when it is written. No receiver listens, so that delivery is not measured too.
+//! The cost of the outbox for a call: an event is encoded and passed to the writer, and the last frame of the
+//! answer is sent after the write. No receiver listens, so that delivery is not measured.
 
 use std::time::{Duration, Instant};
 

@@ -1,4 +1,4 @@
-//! Tables for people.
+//! Tables of the results.
 
 use std::fmt::{self, Display, Formatter};
 

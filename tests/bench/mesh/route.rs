@@ -1,5 +1,5 @@
-//! Which engine is asked: a choice over a snapshot of 64, which every call waits for. Nothing waits in
-//! it, so time on the clock is processor time.
+//! The choice of an engine from a snapshot of 64, which every call waits for. Nothing waits in it, so
+//! wall-clock time is processor time.
 
 use std::hint::black_box;
 use std::time::Instant;

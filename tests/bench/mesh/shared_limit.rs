@@ -1,5 +1,5 @@
-//! A limiter decision that replicas share, beside the bare round trip to the same Redis: by turns and
-//! one at a time, so that nothing is pipelined.
+//! A rate limit decision that replicas share, beside the bare round trip to the same Redis. They alternate one
+//! at a time, so that nothing is pipelined.
 
 use std::time::{Duration, Instant};
 

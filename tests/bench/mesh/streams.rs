@@ -1,4 +1,4 @@
-//! Many streams held open at once: what they cost and how evenly their tokens come.
+//! Many open streams: their cost, and the evenness of their token intervals.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};

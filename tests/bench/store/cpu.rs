@@ -1,6 +1,5 @@
-//! Processor time of this process and of all that it started, with what of theirs has ended: callers
-//! and mesh are in this process, PostgreSQL is below it. Other processes that keep the machine busy
-//! change it little, where they change every rate.
+//! Processor time of this process and all its descendants, including ended ones. Callers and mesh run in this
+//! process, PostgreSQL below it. Other load of the machine changes it little, but changes every rate.
 
 use std::collections::HashMap;
 use std::fs;

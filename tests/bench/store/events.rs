@@ -1,5 +1,5 @@
-//! Calls that look like those of a team: 5 methods, 3 models, 50 owners with 4 keys each, times with a
-//! long tail, a few failures.
+//! Calls like those of a team: 5 methods, 3 models, 50 owners with 4 keys each, times with a long tail, and a
+//! few failures.
 
 use hapa_proto::analytics::v1::UsageEvent;
 use uuid::{NoContext, Uuid};

@@ -1,5 +1,5 @@
-//! Failures that look like those of a team: 6 codes, 5 methods, 400 causes of which a dozen make most
-//! of it, 50 owners.
+//! Failures like those of a team: 6 codes, 5 methods, 50 owners, and 400 causes of which a dozen are most of
+//! the failures.
 
 use hapa_proto::errors::v1::Occurrence;
 use uuid::Uuid;

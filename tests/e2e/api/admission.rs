@@ -1,4 +1,4 @@
-//! Identity may call what: deny by default, scopes, expiry, limits, and what happens when auth is gone.
+//! Admission: deny by default, scopes, expiry, limits, and the behaviour without auth.
 
 use std::time::{Duration, SystemTime};
 

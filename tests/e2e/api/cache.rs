@@ -1,4 +1,4 @@
-//! Answers that need not be generated: known ones, and those that are just on their way.
+//! The response cache: cached answers, and those that are being generated.
 
 mod clearing;
 mod shared;

@@ -221,7 +221,7 @@ async fn identical_requests_share_one_call_of_the_engine_until_the_last_of_them_
     let riders = [ask("a"), ask("a"), ask("a")];
     mesh.engine.wait_for_started(1).await;
     riding(3.0).await;
-    // Identity began it leaves, and the others notice nothing.
+    // The first subscriber disconnects, and the others are not affected.
     riders[0].abort();
     riding(2.0).await;
     mesh.engine.release();

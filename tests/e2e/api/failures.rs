@@ -1,5 +1,5 @@
-//! Everything that can be wrong with a request or an engine gives its published code, status,
-//! details and incident id, and the process lives on.
+//! Every error of a request or an engine has its published code, status, details and incident id, and the
+//! process continues.
 
 use hapa_engine_sim::{Fault, Script};
 use hapa_proto::codegen::v1::{GenerateCodeRequest, UserProfile};

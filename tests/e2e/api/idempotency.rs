@@ -1,5 +1,5 @@
-//! Requests with an idempotency key: one effect, one reply, for one caller, and no text of a key in
-//! the store.
+//! Requests with an idempotency key have one effect and one reply, for one caller. The store contains no
+//! secret of a key.
 
 mod codegen;
 mod gateway_and_cli;

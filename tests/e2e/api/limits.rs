@@ -1,4 +1,4 @@
-//! Limits that replicas share in Redis, and what becomes of them when Redis does not answer.
+//! Rate limits that replicas share in Redis, and the behaviour if Redis does not answer.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};

@@ -1,4 +1,4 @@
-//! Specialists: which model does which task, and what is said when another had to.
+//! Models of tasks: which model serves which task, and the report if another one had to.
 
 use hapa_engine_sim::Setup;
 use hapa_proto::codegen::v1::{GenerateCodeRequest, GenerateCodeResponse, ListModelsRequest};

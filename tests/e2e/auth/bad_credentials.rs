@@ -1,4 +1,4 @@
-//! Valid credentials next to guesses: what turned out wrong is counted and refused, nothing else.
+//! Wrong credentials beside valid ones of one network: only wrong credentials are counted and refused.
 
 use hapa_proto::auth::v1::{CreateKeyRequest, RevokeKeyRequest};
 use hapa_proto::codegen::v1::GetCodeHealthRequest;

@@ -1,4 +1,4 @@
-//! Token budgets: what is left decides, what was used is booked, however a generation ends.
+//! Token budgets: the remaining tokens decide, and used tokens are booked, however a generation ends.
 
 use std::time::Duration;
 

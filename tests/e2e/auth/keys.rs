@@ -1,4 +1,4 @@
-//! Keys over the wire: made once, shown without their text, listed by pages, ended for good.
+//! Keys over the API: created once, shown without their secret, listed by pages, and revoked finally.
 
 use hapa_proto::auth::v1::create_key_request::Expiry;
 use hapa_proto::auth::v1::{

@@ -151,7 +151,7 @@ async fn a_uri_alone_proves_a_role_where_it_begins_as_it_must() {
     for path in ["/api/v1/keys", "/api/v1/errors/dashboard", "/api/v1/analytics/performance"] {
         assert_eq!(gateway.get(path, &key).await.status(), 200, "{path}");
     }
-    // What codegen has to tell of the call comes to analytics.
+    // Analytics receives codegen's event of the call.
     within("the call to be counted", async {
         while mesh.metrics().await.sum("hapa_spool_shipped_total", &["usage"]) < 1.0 {
             tokio::time::sleep(std::time::Duration::from_millis(10)).await;
@@ -186,7 +186,7 @@ async fn a_certified_mesh_answers_through_a_gateway_with_tls_on_both_sides() {
     let door = [("HAPA_ADDRESS", gateway.url.as_str()), ("HAPA_API_KEY", &key)];
     let (done, said) = command(&["generate", "--json", "add two numbers"], &door).await;
     assert!(done && said.contains("finished"), "{said}");
-    // The gateway's certificate is on every call that it forwards, and says nothing of its callers.
+    // The gateway's certificate is on every call that it forwards, and identifies none of its callers.
     let (done, said) = command(&["key", "list"], &[door[0]]).await;
     assert!(!done && !said.contains("\"keys\""), "{said}");
     let (done, said) =

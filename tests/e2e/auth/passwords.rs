@@ -1,4 +1,4 @@
-//! Passwords that are hashed at once take bounded memory, and leave none behind.
+//! Concurrent password hashing takes bounded memory, and leaves no password in it.
 
 use std::time::Duration;
 

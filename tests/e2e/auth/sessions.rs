@@ -1,4 +1,4 @@
-//! Sessions: in with a password, on with refresh tokens, out at once.
+//! Sessions: login with a password, refresh tokens, and immediate logout.
 
 mod oidc;
 

@@ -1,4 +1,4 @@
-//! Two tenants: what belongs to one does not exist for the other, whatever it asks.
+//! Two tenants: objects of one do not exist for the other, whatever it requests.
 
 use std::collections::BTreeSet;
 
@@ -34,7 +34,7 @@ const NOT_FOR_TENANTS: &[&str] = &["ReserveTokens", "SettleTokens", "DeleteUser"
 /// RPCs where an id only filters what is the caller's own: another's finds nothing. `usage.rs` asks.
 const FILTERS: &[&str] = &["GetUsage"];
 
-/// What an RPC said.
+/// The outcome of an RPC.
 type Outcome = (&'static str, Option<Status>);
 
 fn said<T>(rpc: &'static str, reply: Result<Response<T>, Status>) -> Outcome {
@@ -128,12 +128,12 @@ async fn every_rpc_that_takes_an_id_answers_not_found_for_the_others() {
     }
 }
 
-/// Fails a call of this person, and waits until its incident is known: what it was shown.
+/// Makes a call of this user fail, and waits until its incident is stored. Returns the incident id.
 async fn fail(mesh: &TestMesh, person: &LoggedInUser) -> String {
     let wire = mesh.channel_as(Identity::Session(&person.access_token));
     let mut codegen = CodegenServiceClient::new(wire);
     let shown = incident(&codegen.generate_code(question("")).await.unwrap_err()).1;
-    // Finds all that was shown until now.
+    // Finds all incident ids so far.
     mesh.find_incidents().await;
     shown
 }

@@ -1,4 +1,4 @@
-//! Users: made, found, changed, removed with all that is theirs; and how they want to be answered.
+//! Users: created, found, changed, and removed with all their data; and their profiles for answers.
 
 use hapa_proto::auth::v1::key_service_client::KeyServiceClient;
 use hapa_proto::auth::v1::user_service_client::UserServiceClient;

@@ -1,4 +1,4 @@
-//! The binary as a user types it.
+//! The commands of a user.
 
 use std::path::Path;
 use std::process::{Output, Stdio};

@@ -1,4 +1,4 @@
-//! Errors, usage and the last minute as an operator types them.
+//! The commands for errors, usage and current load.
 
 use std::process::Stdio;
 use std::time::{Duration, SystemTime};

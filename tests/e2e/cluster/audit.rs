@@ -1,4 +1,4 @@
-//! The log of changes: whole whatever callers do, and no edit goes unseen.
+//! The audit log is complete whatever callers do, and every edit of it is detected.
 
 use std::time::Duration;
 

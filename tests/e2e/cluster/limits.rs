@@ -1,4 +1,4 @@
-//! Limits that two processes count together in one Redis.
+//! Rate limits that two processes share in one Redis.
 
 use std::time::Duration;
 

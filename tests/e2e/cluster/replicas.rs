@@ -30,7 +30,7 @@ async fn no_known_key_loses_a_call_when_one_of_two_auths_is_killed() {
     load.has_called(200).await;
     other.kill().await;
     load.has_called(1_000).await;
-    // Identity is not known is asked of the one that is left.
+    // Lookups of unknown keys go to the remaining auth process.
     for _ in 0..HOLDERS {
         let text = cluster.create_key(TestMesh::dev_key()).await.key_text;
         let answer = within("an answer", async { health(&mut replica.client(&text)).await }).await;

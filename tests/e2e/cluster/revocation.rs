@@ -1,4 +1,4 @@
-//! What is taken away is gone on every replica within a second, in the middle of a stream too.
+//! A revoked credential stops working on every replica within a second, even in the middle of a stream.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};

@@ -1,4 +1,4 @@
-//! A key gets a new text while its holders call all the time.
+//! A key gets a new secret while its holders call continuously.
 
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};

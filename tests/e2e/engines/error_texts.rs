@@ -1,5 +1,5 @@
-//! An engine's own words: a prompt, a key or a host name that it repeats gets to no caller, log, store, probe,
-//! metric or span. And what it says of when to come back is bounded.
+//! An engine's text may contain a prompt, a key or a host name. It reaches no caller, log, store, probe,
+//! metric or span. The engine's retry delay is bounded.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -124,7 +124,7 @@ fn completion(way: &str) -> CompleteCodeRequest {
     CompleteCodeRequest { prefix, model: ECHOING_MODEL.to_owned(), ..Default::default() }
 }
 
-/// Everything that a status says.
+/// All texts of a status.
 fn told(status: &Status) -> String {
     let metadata = format!("{:?}", status.metadata());
     format!("{} {} {metadata}", status.message(), String::from_utf8_lossy(status.details()))

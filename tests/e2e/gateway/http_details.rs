@@ -1,4 +1,4 @@
-//! Small things of HTTP at the gateway: HEAD, HTTP/1.0, sniffing, request ids.
+//! Details of HTTP at the gateway: HEAD, HTTP/1.0, content sniffing, request ids.
 
 use hapa_proto::auth::v1::CreateKeyRequest;
 use hapa_test_harness::{TestMesh, within};

@@ -1,5 +1,4 @@
-//! The same through a real Envoy: JSON in the documented shape, SSE, gRPC, gRPC-Web from a browser,
-//! and nothing that is not public.
+//! The API through a real Envoy: JSON in the documented shape, SSE, gRPC and gRPC-Web, and only public RPCs.
 
 use hapa_engine_sim::{Fault, Script};
 use hapa_proto::codegen::v1::codegen_service_client::CodegenServiceClient;

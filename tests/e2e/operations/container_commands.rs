@@ -1,4 +1,4 @@
-//! What containers run beside the roles: migrating, probing, and writing the gateway's configuration.
+//! Commands of containers besides the roles: migrations, probes, and the gateway's configuration.
 
 use std::process::Output;
 

@@ -47,7 +47,7 @@ async fn a_second_process_on_a_folder_is_refused_with_the_holder_named() {
         assert_eq!(code, Some(78), "{role}: {said}");
         assert!(said.contains("DATA_DIR") && said.contains(&holder), "{role}: {said}");
     }
-    // Identity only reads what is there is not refused.
+    // A process that only reads the folder is not refused.
     let mut create = hapa();
     create.args(["key", "create", "--name=x", "--owner=x", "--all-scopes"]);
     create.env("DATA_DIR", folder.path()).env("MESH_TOKEN", TOKEN);

@@ -1,4 +1,4 @@
-//! Health, probes, drains: how a process comes and goes.
+//! The lifecycle of a process: health, probes and drain.
 
 mod descriptors;
 mod shutdown;

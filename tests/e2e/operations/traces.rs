@@ -1,4 +1,4 @@
-//! Traces: what a collector gets to see of a call, from the gateway to the engine and back.
+//! Traces: the spans of a call that a collector receives, from the gateway to the engine and back.
 
 use hapa_engine_sim::{Fault, Script};
 use hapa_proto::codegen::v1::{CompleteCodeRequest, GenerateCodeRequest};

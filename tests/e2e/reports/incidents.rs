@@ -1,4 +1,4 @@
-//! What went wrong: failures become incidents, are found by what a user was shown, and come back.
+//! Incidents: failures become incidents, are found by the id that a client received, and can reopen.
 
 mod owned;
 mod report;
@@ -52,7 +52,7 @@ fn event_id() -> String {
     format!("{}-{}-{}-{}-{}", &hex[..8], &hex[8..12], &hex[12..16], &hex[16..20], &hex[20..])
 }
 
-/// What a user is shown, another each time.
+/// An incident id as a client receives it, a new one each time.
 fn incident_id() -> String {
     let random: [u8; 16] = random();
     let tail = u32::from_be_bytes([random[0], random[1], random[2], random[3]]);
@@ -64,7 +64,7 @@ fn random() -> [u8; 16] {
     ring::rand::generate(&random).unwrap().expose()
 }
 
-/// A failure that a user was shown just now.
+/// A failure of this moment with an incident id.
 fn failure() -> Occurrence {
     Occurrence {
         event_id: event_id(),

@@ -1,5 +1,5 @@
-//! What a call used and how it failed is remembered before its answer ends, and arrives once at the
-//! services that keep it, whatever becomes of them meanwhile.
+//! The usage and the failure of a call are stored before its answer ends. They are delivered once to the
+//! services that store them, whatever happens to these in the meantime.
 
 use std::collections::HashSet;
 use std::time::{Duration, Instant};

@@ -1,5 +1,4 @@
-//! What the mesh remembers of calls: each failure that was shown, each token that was used, and no
-//! secret and no prompt.
+//! Recorded data of calls: each failure of a client, each used token, no secret and no prompt.
 
 use std::path::Path;
 

@@ -8,7 +8,7 @@ use tokio::process::{Child, Command};
 use tokio::time::{sleep, timeout};
 use tonic::Status;
 
-/// How long anything may take on a busy machine before a test says that it hangs.
+/// The time limit of every wait, for a busy machine.
 const WAIT_TIMEOUT: Duration = Duration::from_mins(1);
 
 /// Between two polls of something that takes a moment.
@@ -116,7 +116,7 @@ fn assert_incident_id(id: &str) {
     assert!(well_formed, "{id} is no incident id");
 }
 
-/// What /metrics says.
+/// The contents of /metrics.
 #[derive(Debug)]
 pub struct Metrics(pub(crate) String);
 

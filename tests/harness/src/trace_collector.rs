@@ -27,13 +27,13 @@ use crate::tools::within;
 pub struct CollectedSpan {
     /// `service.name` of its sender.
     pub service: String,
-    /// What it said.
+    /// The span.
     pub span: Span,
     /// What its sender showed as `authorization`.
     pub credential: String,
 }
 
-/// See the module. Dropping it closes the port.
+/// A fake OTLP collector. Dropping it closes the port.
 #[derive(Debug)]
 pub struct TraceCollector {
     /// Where it listens.
@@ -110,7 +110,7 @@ impl TraceCollector {
 }
 
 impl CollectedSpan {
-    /// What an attribute says, as text.
+    /// An attribute as text.
     pub fn text(&self, name: &str) -> Option<String> {
         text(&self.span.attributes, name)
     }

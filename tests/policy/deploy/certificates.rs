@@ -1,5 +1,5 @@
-//! Certificates of the mesh in Kubernetes: each role has its own, which proves that role and no other,
-//! where its settings say.
+//! Certificates of the mesh in Kubernetes: each role has its own, at the paths of its settings, and it proves
+//! no other role.
 
 use hapa_policy::manifests::{ROLES, list, named, overlays, word};
 use serde_json::{Value, json};

@@ -1,4 +1,4 @@
-//! The compose files: every service bounded and locked up, and no secret that anyone could guess.
+//! The compose files: every service is bounded and restricted, and no secret has a guessable default.
 
 use std::collections::BTreeSet;
 

@@ -1,4 +1,4 @@
-//! Alerts and dashboards: what they ask for is there to be asked for, and every alert says what to do.
+//! Alerts and dashboards use existing metrics, and every alert has advice.
 
 use std::collections::BTreeSet;
 use std::process::Command;

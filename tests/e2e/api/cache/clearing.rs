@@ -1,4 +1,4 @@
-//! What an operator sees of the caches, and that a cleared one is empty.
+//! The cache commands of an operator: statistics, and clearing.
 
 use std::process::Stdio;
 

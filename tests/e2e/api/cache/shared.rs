@@ -1,4 +1,4 @@
-//! Answers in a Redis that replicas share; and one that does not answer, which costs a warning.
+//! Answers in a Redis that replicas share. A Redis that does not answer costs only a warning.
 
 use hapa_engine_sim::Script;
 use hapa_proto::errors::v1::error_tracking_service_client::ErrorTrackingServiceClient;

@@ -1,4 +1,4 @@
-//! Idempotency keys on the other ways in: JSON and pages through the gateway, and the command line.
+//! Idempotency keys through JSON and browser pages at the gateway, and on the command line.
 
 use hapa_core::idempotency::{HEADER, REPLAYED};
 use hapa_test_harness::{TestMesh, hapa, within};

@@ -1,4 +1,4 @@
-//! Replies under idempotency keys in a Redis that replicas share; and what is left without it.
+//! Replies under idempotency keys in a Redis that replicas share, and the behaviour without it.
 
 use hapa_engine_sim::Script;
 use hapa_proto::codegen::v1::GenerateCodeResponse;

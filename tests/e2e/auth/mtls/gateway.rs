@@ -1,4 +1,4 @@
-//! The gateway and its files: Envoy takes what is put in their place, on both of its sides.
+//! The certificate files of the gateway: Envoy reloads replaced files on both of its sides.
 
 use std::sync::Arc;
 

@@ -1,4 +1,4 @@
-//! Engines are killed, frozen and brought back under load, over and over: nothing is left behind.
+//! Engines are killed, frozen and restored under load, repeatedly: no state is leaked.
 
 use std::time::Duration;
 

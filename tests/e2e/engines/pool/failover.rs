@@ -1,5 +1,5 @@
-//! One engine of three fails in every way there is: no caller sees it before the first token, and none
-//! gets a word twice.
+//! One engine of three fails in every possible way: no caller is affected before the first token, and no text
+//! is sent twice.
 
 use hapa_engine_sim::{Fault, Script};
 use hapa_proto::codegen::v1::GenerateCodeRequest;

@@ -1,4 +1,4 @@
-//! Which engine is asked: any that has the model, the one that a session or an adapter is at home.
+//! The choice of an engine: any with the model, preferably the one of the session or of the adapter.
 
 use hapa_engine_sim::{Engine, Script};
 use hapa_proto::codegen::v1::GenerateCodeRequest;

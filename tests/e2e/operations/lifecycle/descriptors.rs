@@ -1,4 +1,4 @@
-//! A process that has few file descriptors: its probes answer, and callers get what is left.
+//! A process with few file descriptors: its probes answer, and callers get the remaining ones.
 
 use hapa_engine_sim::{Engine, Script};
 use hapa_proto::codegen::v1::codegen_service_client::CodegenServiceClient;

@@ -1,4 +1,4 @@
-//! The log's writer: whatever becomes of what reads the lines, the process goes on.
+//! The log writer: the process continues whatever happens to the reader of the log.
 
 use std::path::Path;
 use std::process::Stdio;

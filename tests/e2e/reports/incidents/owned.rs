@@ -28,7 +28,7 @@ fn of_ann() -> Occurrence {
     Occurrence { actor: "key:key_of_ann".to_owned(), ..failure() }
 }
 
-/// Of the same cause, and with other words.
+/// The same cause with another text.
 fn of_bob() -> Occurrence {
     Occurrence {
         owner: "bob".to_owned(),
@@ -78,7 +78,7 @@ async fn a_reader_of_errors_sees_its_own_and_nothing_of_another_owner() {
             ..of_bob()
         };
         let nobodys = Occurrence { owner: String::new(), ..failure() };
-        // Bob met the cause first: its incident has the id that he was shown.
+        // Bob had the cause first: its incident has the id that he received.
         report(&mut service, vec![bobs.clone(), of_bob(), only_bobs.clone(), nobodys.clone()])
             .await
             .unwrap();
@@ -98,7 +98,7 @@ async fn a_reader_of_errors_sees_its_own_and_nothing_of_another_owner() {
         let listed = list(&mut ann, ListIncidentsRequest::default()).await;
         let [own] = &listed[..] else { panic!("{listed:?}") };
         assert_is_her_own(own, &anns);
-        // By what she was shown, and by the incident's own id; not by what he was shown.
+        // By the id that she received, and by the incident's own id; not by the id that he received.
         let found = get(&mut ann, &anns.incident_id).await.unwrap();
         assert_eq!(found.incident.as_ref(), Some(own));
         let as_seen = Occurrence { causes: Vec::new(), ..anns.clone() };

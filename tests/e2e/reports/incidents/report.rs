@@ -1,4 +1,4 @@
-//! Reports: what is taken, what is grouped, what is found again, and what is refused.
+//! Reported occurrences: what is accepted, grouped, deduplicated and refused.
 
 use std::time::{Duration, Instant};
 

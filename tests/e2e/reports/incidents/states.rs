@@ -1,4 +1,4 @@
-//! Incidents: from state to state, back again, by pages and by filters.
+//! Incidents: their states, pages and filters.
 
 use std::time::Duration;
 

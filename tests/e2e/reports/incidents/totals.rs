@@ -1,4 +1,4 @@
-//! Sums: the dashboard, patterns with their trends, what is left after a purge, and the codes.
+//! Totals: the dashboard, patterns with their trends, the rest after a purge, and the codes.
 
 use std::time::Duration;
 
