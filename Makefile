@@ -11,10 +11,10 @@ BUILD_FOR_TESTS = cargo build --workspace --bin hapa
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  \033[1m%-10s\033[0m %s\n", $$1, $$2 }' Makefile
 
-run: ## install missing tools, build, and run model, mesh and gateway in the foreground
+run: ## install missing tools, build, and run engine, mesh and gateway in the foreground; ENGINE=model|sim|URL
 	@infra/tools/install run
-	@cargo build
-	@infra/run
+	@cargo build $(if $(filter sim,$(ENGINE)),--package hapa --package hapa-engine-sim)
+	@cargo run --quiet --package hapa -- dev $(if $(ENGINE),--engine $(ENGINE))
 
 build: ## build the hapa binary
 	cargo build

@@ -8,5 +8,6 @@ mod lifecycle;
 mod logs;
 mod make_run;
 mod manifests;
+mod renamed_settings;
 mod stores;
 mod traces;

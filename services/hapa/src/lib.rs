@@ -1,6 +1,7 @@
 //! The one binary: every role of the mesh, and the commands for its users and operators.
 
 pub mod cli;
+mod renamed_settings;
 mod services;
 pub mod setting;
 mod system;
@@ -14,27 +15,27 @@ use hapa_store::file_lock::{self, Lock, lock_folder};
 use hapa_store::open::Stores;
 use hapa_transport::otlp_exporter::Exporter;
 
-/// Which services a process runs, and their settings.
+/// The roles that a process runs, and their settings.
 #[derive(Clone, Debug)]
 pub struct Roles {
-    /// What all of them share.
+    /// Settings that all roles share.
     pub server: hapa_server::Config,
-    /// Keys, users, sessions.
+    /// Keys, users, sessions and the audit log.
     pub auth: Option<hapa_auth::Config>,
     /// Code generation.
     pub codegen: Option<hapa_codegen::Config>,
-    /// What went wrong.
+    /// Errors and incidents.
     pub errors: Option<hapa_errors::Config>,
-    /// What was used.
+    /// Usage and performance.
     pub analytics: Option<hapa_analytics::Config>,
-    /// Their settings as they are shown; none where nobody read them from a command line.
+    /// The settings as SystemService shows them; empty if they were not read from a command line.
     pub settings: Vec<setting::Setting>,
 }
 
-/// Every role's settings: the arguments of `hapa all`.
+/// The settings of every role: the arguments of `hapa all`.
 #[derive(clap::Args, Clone, Debug)]
-pub struct All {
-    /// What all of them share.
+pub struct AllRolesArgs {
+    /// Settings that all roles share.
     #[command(flatten)]
     pub server: hapa_server::Config,
     #[command(flatten)]
@@ -48,47 +49,50 @@ pub struct All {
 }
 
 impl Roles {
-    /// None yet.
+    /// No role, with the shared settings.
     pub fn none(server: hapa_server::Config) -> Roles {
         let settings = Vec::new();
         Roles { server, auth: None, codegen: None, errors: None, analytics: None, settings }
     }
 
-    /// Refuses settings that can't work together, by name.
+    /// Refuses settings that contradict each other; the error names the setting.
     pub fn check(&self) -> Result<(), Wrong> {
         self.server.check()?;
         self.auth.as_ref().map_or(Ok(()), |auth| hapa_auth::check(auth, &self.server.common))
     }
 
-    /// As others are told who uses a folder.
+    /// The name by which the lock of a data directory identifies its holder.
     fn name(&self) -> String {
-        let has = [
+        if self.has_all() {
+            return "hapa all".to_owned();
+        }
+        format!("hapa {}", self.role_names().join(" and "))
+    }
+
+    /// The names of the roles that are present.
+    fn role_names(&self) -> Vec<&'static str> {
+        let roles = [
             (self.auth.is_some(), "auth"),
             (self.codegen.is_some(), "codegen"),
             (self.errors.is_some(), "errors"),
             (self.analytics.is_some(), "analytics"),
         ];
-        if self.has_all() {
-            return "hapa all".to_owned();
-        }
-        let names = has.iter().filter(|(has, _)| *has).map(|(_, name)| *name);
-        format!("hapa {}", names.collect::<Vec<_>>().join(" and "))
+        roles.into_iter().filter(|(is_present, _)| *is_present).map(|(_, name)| name).collect()
     }
 
     fn has_all(&self) -> bool {
-        let others = self.errors.is_some() && self.analytics.is_some();
-        self.auth.is_some() && self.codegen.is_some() && others
+        self.role_names().len() == 4
     }
 
-    /// `hapa all` is a whole mesh, which has its folder alone. Roles are parts of one, and may share one: each
-    /// file in it is still of one process.
+    /// `hapa all` is a complete mesh and locks its data directory exclusively. Single roles may share a directory:
+    /// each file in it belongs to one process.
     fn lock_kind(&self) -> file_lock::Kind {
         if self.has_all() { file_lock::Kind::Exclusive } else { file_lock::Kind::Shared }
     }
 }
 
-impl From<All> for Roles {
-    fn from(All { server, auth, codegen, errors, analytics }: All) -> Roles {
+impl From<AllRolesArgs> for Roles {
+    fn from(AllRolesArgs { server, auth, codegen, errors, analytics }: AllRolesArgs) -> Roles {
         Roles {
             server,
             auth: Some(auth),
@@ -100,11 +104,10 @@ impl From<All> for Roles {
     }
 }
 
-/// Runs the roles on sockets that are bound already, until `shutdown`, and then until drained; spans
-/// go where telemetry was started with.
+/// Serves the roles on bound sockets until `shutdown`, then drains; spans go to `exporter`.
 ///
-/// A shutdown before it serves ends it at once: a store that does not answer holds up nobody who wants
-/// to stop, and a migration that is broken off is as if it had not begun.
+/// A shutdown during start-up ends the function at once, even while a store does not answer. An interrupted
+/// migration leaves the store unchanged.
 pub async fn run(
     roles: Roles,
     listeners: Listeners,
@@ -112,23 +115,23 @@ pub async fn run(
     shutdown: impl Future<Output = ()>,
 ) -> anyhow::Result<()> {
     let mut shutdown = pin!(shutdown);
-    // The locks are held until the server is gone.
+    // The stores and the lock live as long as the server.
     let (server, _stores, _lock) = tokio::select! {
-        mounted = mounted(roles, listeners, exporter) => mounted?,
+        mounted = mount_roles(roles, listeners, exporter) => mounted?,
         () = &mut shutdown => return Ok(()),
     };
     server.serve(shutdown).await
 }
 
-/// A server with every service of these roles, and the stores that they hold open.
-async fn mounted(
+/// Returns a server with every service of these roles, the open stores and the lock of the data directory.
+async fn mount_roles(
     roles: Roles,
     listeners: Listeners,
     exporter: Option<Exporter>,
 ) -> anyhow::Result<(Server, Stores, Option<Lock>)> {
-    let setup = system::Setup::of(&roles);
+    let status = system::config_status(&roles);
     let common = roles.server.common.clone();
-    // Before anything in the folder is read or made.
+    // Locked before any file of the data directory is read or created.
     let name = roles.name();
     let lock = lock_folder(&common.data_dir, &name, roles.lock_kind()).await?;
     let mut stores = Stores::new(common.clone(), &name);
@@ -145,10 +148,10 @@ async fn mounted(
     if let Some(config) = &roles.analytics {
         server.mount(services::analytics(config, &server, &mut stores).await?).await;
     }
-    // After analytics, which it asks for the number of calls.
+    // After analytics: errors queries it for the number of calls.
     if let Some(config) = &roles.errors {
         server.mount(services::errors(config, &server, &mut stores).await?).await;
     }
-    system::mount(setup, &mut server).await?;
+    system::mount(status, &mut server).await?;
     Ok((server, stores, lock))
 }

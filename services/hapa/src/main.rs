@@ -1,42 +1,41 @@
-//! `hapa`: see `hapa --help`.
+//! Entry point of the `hapa` binary.
 
 use std::process::ExitCode;
 use std::sync::mpsc::channel;
 use std::thread;
 use std::time::Duration;
 
-use hapa::cli::{Failure, execute, parse};
+use hapa::cli::{CliError, execute, parse};
 
-/// How long what can't be dropped may still run: a question to a name server, say, that nobody waits
-/// for any more.
-const PATIENCE: Duration = Duration::from_secs(1);
+/// Maximum time at exit for work that cannot be cancelled, such as a name lookup on a blocking thread.
+const EXIT_TIMEOUT: Duration = Duration::from_secs(1);
 
 fn main() -> ExitCode {
     let cli = match parse() {
         Ok(cli) => cli,
-        Err(failure) => return report(failure),
+        Err(error) => return report(error),
     };
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
-    let done = runtime.map_err(Failure::from).and_then(|runtime| {
-        let done = runtime.block_on(execute(cli));
-        runtime.shutdown_timeout(PATIENCE);
-        done
+    let result = runtime.map_err(CliError::from).and_then(|runtime| {
+        let result = runtime.block_on(execute(cli));
+        runtime.shutdown_timeout(EXIT_TIMEOUT);
+        result
     });
-    match done {
+    match result {
         Ok(()) => ExitCode::SUCCESS,
-        Err(failure) => report(failure),
+        Err(error) => report(error),
     }
 }
 
-/// Standard error may be a pipe that nobody reads: the process ends all the same.
-fn report(failure: Failure) -> ExitCode {
-    let code = failure.exit_code();
-    let (printed, is_printed) = channel();
+/// Prints the error from a thread of its own: standard error may be a full pipe without a reader, and the process
+/// must end all the same.
+fn report(error: CliError) -> ExitCode {
+    let code = error.exit_code();
+    let (sender, printed) = channel();
     thread::spawn(move || {
-        failure.print();
-        printed.send(())
+        error.print();
+        sender.send(())
     });
-    // Late or never: there is nothing left to be done about it.
-    let _ = is_printed.recv_timeout(PATIENCE);
+    let _ = printed.recv_timeout(EXIT_TIMEOUT);
     code
 }

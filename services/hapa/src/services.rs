@@ -1,4 +1,4 @@
-//! Connects each service with what it needs of the process: stores, other services, and parts of the server.
+//! Builds each service with its dependencies: its store, its peers, and handles of the server.
 
 use std::sync::Arc;
 
@@ -42,7 +42,7 @@ pub(crate) fn codegen(
     hapa_codegen::service(config, dependencies)
 }
 
-/// A handle on the server's cache, which exists from when the server serves.
+/// A handle of the server's principal cache. The cache is empty until the server serves.
 fn principals(server: &Server) -> PrincipalCacheHandle {
     let (cache, cleared) = (server.callers(), server.callers());
     let stats = move || {

@@ -1,12 +1,12 @@
-//! Settings as they are in force: what each is, where it comes from, and no secret.
+//! The effective settings of a process: name, value and source. Secrets are redacted.
 
 use clap::parser::ValueSource;
 use clap::{Arg, ArgMatches, Command};
 
-/// In place of a secret.
+/// Shown in place of a secret.
 const REDACTED: &str = "(redacted)";
 
-/// In place of the mesh token where certificates prove who is a service.
+/// Shown in place of MESH_TOKEN while certificates authenticate services.
 const NOT_IN_FORCE: &str = "(not in force: TLS_CERT_FILE is)";
 
 /// One setting.
@@ -14,19 +14,31 @@ const NOT_IN_FORCE: &str = "(not in force: TLS_CERT_FILE is)";
 pub struct Setting {
     /// Its environment variable.
     pub name: String,
-    /// Its value, "(redacted)" for a secret that is set, "" where it is not set.
+    /// Its value; "(redacted)" for a secret that is set, "" for a setting without a value.
     pub value: String,
     /// flag, environment, default or "not set".
     pub source: &'static str,
+    /// The former name under which the environment has it.
+    pub former_name: Option<&'static str>,
 }
 
-/// The settings of a command, by name, as they were read from its arguments and the environment.
+impl Setting {
+    /// The source, with the environment variable if that has the former name.
+    pub fn source_description(&self) -> String {
+        match self.former_name {
+            Some(former) => format!("{} ({former})", self.source),
+            None => self.source.to_owned(),
+        }
+    }
+}
+
+/// The settings of a command in the order of its arguments, with the values of `matches`.
 pub fn settings(command: &Command, matches: &ArgMatches) -> Vec<Setting> {
     let rows = command.get_arguments().filter_map(|argument| setting(argument, matches));
     let mut rows: Vec<_> = rows.collect();
-    let certified = rows.iter().any(|row| row.name == "TLS_CERT_FILE" && !row.value.is_empty());
-    // Of two proofs of who is a service, one is in force.
-    for row in rows.iter_mut().filter(|row| certified && row.name == "MESH_TOKEN") {
+    let has_certificate =
+        rows.iter().any(|row| row.name == "TLS_CERT_FILE" && !row.value.is_empty());
+    for row in rows.iter_mut().filter(|row| has_certificate && row.name == "MESH_TOKEN") {
         NOT_IN_FORCE.clone_into(&mut row.value);
     }
     rows
@@ -43,19 +55,19 @@ fn setting(argument: &Arg, matches: &ArgMatches) -> Option<Setting> {
         Some(_) => "default",
         None => "not set",
     };
-    let hidden = argument.is_hide_env_values_set() && !value.is_empty();
-    let value = if hidden { REDACTED.to_owned() } else { without_password(&value) };
-    Some(Setting { name, value, source })
+    let is_secret = argument.is_hide_env_values_set() && !value.is_empty();
+    let value = if is_secret { REDACTED.to_owned() } else { redact_url_password(&value) };
+    Some(Setting { name, value, source, former_name: None })
 }
 
-/// A URL may hold a password also where nobody expects one.
-pub(crate) fn without_password(value: &str) -> String {
-    let parts = value.split_once("://").and_then(|(scheme, rest)| {
-        let (before, after) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
-        let (_, host) = before.rsplit_once('@')?;
-        Some(format!("{scheme}://{REDACTED}@{host}{after}"))
+/// Redacts the user and password of a URL, also in settings that are not secrets.
+pub(crate) fn redact_url_password(value: &str) -> String {
+    let redacted = value.split_once("://").and_then(|(scheme, rest)| {
+        let (authority, path) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
+        let (_, host) = authority.rsplit_once('@')?;
+        Some(format!("{scheme}://{REDACTED}@{host}{path}"))
     });
-    parts.unwrap_or_else(|| value.to_owned())
+    redacted.unwrap_or_else(|| value.to_owned())
 }
 
 #[cfg(test)]
@@ -63,7 +75,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn values_are_shown_with_their_source_and_secrets_are_not() {
+    fn values_are_shown_with_their_source_and_secrets_are_redacted() {
         let command = Command::new("x")
             .arg(Arg::new("port").long("port").env("HAPA_TEST_PORT").default_value("1"))
             .arg(Arg::new("host").long("host").env("HAPA_TEST_HOST"))
@@ -74,6 +86,7 @@ mod tests {
             name: name.to_owned(),
             value: value.to_owned(),
             source,
+            former_name: None,
         };
         let expected = [
             row("HAPA_TEST_PORT", "1", "default"),
@@ -84,11 +97,11 @@ mod tests {
     }
 
     #[test]
-    fn a_password_in_a_url_is_not_shown() {
-        let shown = without_password("http://me:secret@engine:8002/v1");
+    fn the_password_in_a_url_is_redacted() {
+        let shown = redact_url_password("http://me:secret@engine:8002/v1");
         assert_eq!(shown, "http://(redacted)@engine:8002/v1");
         for plain in ["http://engine:8002/v1?a=b@c", "https://a,https://b", "me@x", ""] {
-            assert_eq!(without_password(plain), plain);
+            assert_eq!(redact_url_password(plain), plain);
         }
     }
 }

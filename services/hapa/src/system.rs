@@ -1,8 +1,8 @@
-//! The mesh as a whole, told by any of its processes: is it well, and how is it set up.
+//! SystemService: health and configuration of the whole mesh, served by each of its processes.
 //!
-//! A question asks nobody: it is answered from what the checks found last. Where another process has
-//! a role, its gRPC health is one of these checks. No cause and no host leaves here: those are for
-//! operators, in the log and on /readyz.
+//! A reply contains the latest results of periodic checks, so that a request causes no further calls. If another
+//! process has a role, its gRPC health is one of these checks. Replies hold neither causes nor host names: those are
+//! for operators, in the log and on /readyz.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -38,89 +38,84 @@ const RPCS: &[Rpc] = &[
     Rpc::new("/hapa.system.v1.SystemService/GetConfigStatus", Access::Scope("auth:admin")),
 ];
 
-const AUTH: &[&str] = &[
+const AUTH_SERVICES: &[&str] = &[
     "hapa.auth.v1.AuthService",
     "hapa.auth.v1.KeyService",
     "hapa.auth.v1.UserService",
     "hapa.auth.v1.SessionService",
     "hapa.auth.v1.AuditService",
 ];
-const ERRORS: &[&str] = &["hapa.errors.v1.ErrorTrackingService"];
-const ANALYTICS: &[&str] = &["hapa.analytics.v1.AnalyticsService"];
+const ERRORS_SERVICES: &[&str] = &["hapa.errors.v1.ErrorTrackingService"];
+const ANALYTICS_SERVICES: &[&str] = &["hapa.analytics.v1.AnalyticsService"];
 
-/// What a peer says that can be asked and can't work.
+/// Status of a peer that answers but does not serve.
 const NOT_SERVING: &str = "not_serving";
+/// Status of a peer that does not answer.
 const UNREACHABLE: &str = "unreachable";
 
-/// How long the errors service may take to say when it cleaned up last, how long that holds, and
-/// when to ask again where it said nothing.
-const ASKING: Duration = Duration::from_secs(2);
-const CLEANUP_HOLDS: Duration = Duration::from_mins(1);
-const ASK_AGAIN: Duration = Duration::from_secs(5);
+/// Timeout of the query for the last clean-up.
+const CLEANUP_QUERY_TIMEOUT: Duration = Duration::from_secs(2);
+/// Interval between queries after an answer.
+const CLEANUP_POLL_INTERVAL: Duration = Duration::from_mins(1);
+/// Delay before the next query after a failure.
+const CLEANUP_RETRY_DELAY: Duration = Duration::from_secs(5);
 
-/// How this process is set up.
-pub(crate) struct Setup(GetConfigStatusResponse);
-
-impl Setup {
-    pub(crate) fn of(roles: &Roles) -> Setup {
-        let has = [
-            ("auth", roles.auth.is_some()),
-            ("codegen", roles.codegen.is_some()),
-            ("errors", roles.errors.is_some()),
-            ("analytics", roles.analytics.is_some()),
-        ];
-        let environment = roles.server.common.environment.to_possible_value();
-        let mut settings: Vec<_> = roles.settings.iter().cloned().map(row).collect();
-        settings.sort_by(|a, b| a.name.cmp(&b.name));
-        Setup(GetConfigStatusResponse {
-            environment: environment.map(|value| value.get_name().to_owned()).unwrap_or_default(),
-            version: VERSION.to_owned(),
-            roles: has.into_iter().filter(|(_, has)| *has).map(|(name, _)| name.into()).collect(),
-            settings,
-            warnings: warnings::warnings(roles),
-        })
+/// The configuration of this process, as GetConfigStatus returns it.
+pub(crate) fn config_status(roles: &Roles) -> GetConfigStatusResponse {
+    let environment = roles.server.common.environment.to_possible_value();
+    let setting = |setting: &crate::setting::Setting| Setting {
+        name: setting.name.clone(),
+        value: setting.value.clone(),
+        source: setting.source.to_owned(),
+    };
+    let mut settings: Vec<_> = roles.settings.iter().map(setting).collect();
+    settings.sort_by(|a, b| a.name.cmp(&b.name));
+    GetConfigStatusResponse {
+        environment: environment.map(|value| value.get_name().to_owned()).unwrap_or_default(),
+        version: VERSION.to_owned(),
+        roles: roles.role_names().into_iter().map(str::to_owned).collect(),
+        settings,
+        warnings: warnings::warnings(roles),
     }
 }
 
-fn row(setting: crate::setting::Setting) -> Setting {
-    let crate::setting::Setting { name, value, source } = setting;
-    Setting { name, value, source: source.to_owned() }
-}
-
-struct System {
-    setup: GetConfigStatusResponse,
+struct SystemRpc {
+    config_status: GetConfigStatusResponse,
     health: Health,
-    last_cleanup: Cleanup,
+    last_cleanup: LastCleanup,
 }
 
-/// When errors were last removed, as far as it is known.
+/// The time of the last removal of old errors, if known.
 #[derive(Clone, Default)]
-struct Cleanup(Arc<Mutex<Option<Timestamp>>>);
+struct LastCleanup(Arc<Mutex<Option<Timestamp>>>);
 
-/// Adds the service; after all others, so that it knows what is here and what is elsewhere.
-pub(crate) async fn mount(setup: Setup, server: &mut Server) -> anyhow::Result<()> {
+/// Adds SystemService. Call it after all other services: it distinguishes services of this process from peers.
+pub(crate) async fn mount(
+    config_status: GetConfigStatusResponse,
+    server: &mut Server,
+) -> anyhow::Result<()> {
     let config = server.config().clone();
     let peers = [
-        ("AUTH_ADDRESS", config.auth_address.as_deref(), AUTH, "auth"),
-        ("ERRORS_ADDRESS", config.errors_address.as_deref(), ERRORS, "errors"),
-        ("ANALYTICS_ADDRESS", config.analytics_address.as_deref(), ANALYTICS, "analytics"),
+        ("AUTH_ADDRESS", config.auth_address.as_deref(), AUTH_SERVICES, "auth"),
+        ("ERRORS_ADDRESS", config.errors_address.as_deref(), ERRORS_SERVICES, "errors"),
+        ("ANALYTICS_ADDRESS", config.analytics_address.as_deref(), ANALYTICS_SERVICES, "analytics"),
     ];
     let own = server.health().services();
     for (setting, address, services, role) in peers {
-        let is_here = services.iter().any(|service| own.iter().any(|(own, _)| own == service));
-        let Some(address) = address.filter(|_| !is_here) else { continue };
+        let is_local = services.iter().any(|service| own.iter().any(|(own, _)| own == service));
+        let Some(address) = address.filter(|_| !is_local) else { continue };
         let Some(wire) = server.wire(setting, Some(address), services[0])? else { continue };
         for service in services {
             server.check(peer_check(service, role, wire.clone()));
         }
     }
-    let last_cleanup = Cleanup::default();
+    let last_cleanup = LastCleanup::default();
     if let Some(wire) =
-        server.wire("ERRORS_ADDRESS", config.errors_address.as_deref(), ERRORS[0])?
+        server.wire("ERRORS_ADDRESS", config.errors_address.as_deref(), ERRORS_SERVICES[0])?
     {
-        server.spawn(last_cleanup.clone().ask(wire));
+        server.spawn(last_cleanup.clone().poll(wire));
     }
-    let system = System { setup: setup.0, health: server.health(), last_cleanup };
+    let system = SystemRpc { config_status, health: server.health(), last_cleanup };
     let mut spec = ServiceSpec::default();
     spec.add_auxiliary(SystemServiceServer::new(system), RPCS);
     server.mount(spec).await;
@@ -141,29 +136,34 @@ fn peer_check(service: &'static str, role: &str, wire: Wire) -> HealthCheck {
             }
         }
     };
-    HealthCheck::new(service, format!("the {role} service can't be reached or can't work"), run)
+    HealthCheck::new(service, format!("the {role} service is unreachable or not serving"), run)
 }
 
-impl Cleanup {
-    async fn ask(self, wire: Wire) {
+impl LastCleanup {
+    /// Queries the errors service periodically.
+    async fn poll(self, wire: Wire) {
         let mut client = ErrorTrackingServiceClient::new(wire);
         loop {
-            let reply = timeout(ASKING, client.get_dashboard(GetDashboardRequest {})).await;
-            let told = reply.ok().and_then(Result::ok);
-            let pause = if told.is_some() { CLEANUP_HOLDS } else { ASK_AGAIN };
-            let time = told.and_then(|reply| reply.into_inner().last_cleanup);
+            let reply =
+                timeout(CLEANUP_QUERY_TIMEOUT, client.get_dashboard(GetDashboardRequest {})).await;
+            let dashboard = reply.ok().and_then(Result::ok);
+            let delay = match dashboard {
+                Some(_) => CLEANUP_POLL_INTERVAL,
+                None => CLEANUP_RETRY_DELAY,
+            };
+            let time = dashboard.and_then(|reply| reply.into_inner().last_cleanup);
             *self.0.lock().unwrap_or_else(PoisonError::into_inner) = time;
-            sleep(pause).await;
+            sleep(delay).await;
         }
     }
 
-    fn time(&self) -> Option<Timestamp> {
+    fn get(&self) -> Option<Timestamp> {
         *self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 #[tonic::async_trait]
-impl SystemService for System {
+impl SystemService for SystemRpc {
     async fn get_health(
         &self,
         _: Request<GetHealthRequest>,
@@ -171,8 +171,8 @@ impl SystemService for System {
         let (parts, own) = (self.health.parts(), self.health.services());
         Ok(Response::new(GetHealthResponse {
             uptime: self.health.uptime().as_secs_f64(),
-            last_cleanup: self.last_cleanup.time(),
-            ..report(&parts, &own, self.health.is_draining())
+            last_cleanup: self.last_cleanup.get(),
+            ..health_report(&parts, &own, self.health.is_draining())
         }))
     }
 
@@ -180,26 +180,30 @@ impl SystemService for System {
         &self,
         _: Request<GetConfigStatusRequest>,
     ) -> Result<Response<GetConfigStatusResponse>, Status> {
-        Ok(Response::new(self.setup.clone()))
+        Ok(Response::new(self.config_status.clone()))
     }
 }
 
-/// What the parts, this process's own services and a drain amount to.
-fn report(parts: &[Part], own: &[(&'static str, bool)], draining: bool) -> GetHealthResponse {
-    let ill: Vec<_> = parts.iter().filter(|part| part.outcome.is_err()).collect();
-    let mut problems: Vec<_> = ill.iter().map(|part| part.problem.clone()).collect();
-    problems.dedup(); // a role of several services is one problem
-    if draining {
+/// The health of the mesh, from the results of all checks, the services of this process and its drain state.
+fn health_report(
+    parts: &[Part],
+    own: &[(&'static str, bool)],
+    is_draining: bool,
+) -> GetHealthResponse {
+    let failed: Vec<_> = parts.iter().filter(|part| part.outcome.is_err()).collect();
+    let mut problems: Vec<_> = failed.iter().map(|part| part.problem.clone()).collect();
+    problems.dedup(); // the services of one role report the same problem
+    if is_draining {
         problems.push("this process is shutting down".to_owned());
     }
     let status = match () {
-        () if ill.iter().any(|part| is_vital(part.name)) => "unhealthy",
+        () if failed.iter().any(|part| is_vital(part.name)) => "unhealthy",
         () if !problems.is_empty() => "degraded",
         () => "healthy",
     };
-    // A process without a store knows of it from who has one and can't work without.
-    let database = connected(parts, "database").or_else(|| connected(parts, AUTH[0]));
-    let words = |connected: Option<bool>| match connected {
+    // A process without a store derives its state from auth, which cannot serve without one.
+    let database = connected(parts, "database").or_else(|| connected(parts, AUTH_SERVICES[0]));
+    let state = |connected: Option<bool>| match connected {
         Some(true) => "connected".to_owned(),
         Some(false) => "disconnected".to_owned(),
         None => "not_configured".to_owned(),
@@ -208,36 +212,36 @@ fn report(parts: &[Part], own: &[(&'static str, bool)], draining: bool) -> GetHe
         status: status.to_owned(),
         version: VERSION.to_owned(),
         services: Some(Services {
-            database: words(database),
-            redis: words(connected(parts, "redis")),
-            ai_model: words(connected(parts, "ai_model")),
+            database: state(database),
+            redis: state(connected(parts, "redis")),
+            ai_model: state(connected(parts, "ai_model")),
         }),
-        mesh: mesh(parts, own),
+        mesh: mesh_services(parts, own),
         problems,
         ..GetHealthResponse::default()
     }
 }
 
-/// Without these nothing is generated; without the rest less is known or counted.
+/// Generation requires these parts. Without the others, the mesh only records less.
 fn is_vital(part: &str) -> bool {
-    matches!(part, "database" | "ai_model") || AUTH.contains(&part)
+    matches!(part, "database" | "ai_model") || AUTH_SERVICES.contains(&part)
 }
 
-/// Whether all parts of a name are well; none where there is none.
+/// Whether all parts of this name are healthy; `None` if there is no such part.
 fn connected(parts: &[Part], name: &str) -> Option<bool> {
     let mut named = parts.iter().filter(|part| part.name == name).peekable();
     named.peek()?;
     Some(named.all(|part| part.outcome.is_ok()))
 }
 
-fn mesh(parts: &[Part], own: &[(&'static str, bool)]) -> Vec<MeshService> {
+fn mesh_services(parts: &[Part], own: &[(&'static str, bool)]) -> Vec<MeshService> {
     let own =
         own.iter().map(|(name, serves)| (*name, if *serves { "serving" } else { NOT_SERVING }));
     let peers = parts.iter().filter(|part| part.name.starts_with("hapa."));
     let peers = peers.map(|part| {
         let status = match &part.outcome {
             Ok(()) => "serving",
-            Err(words) if words == NOT_SERVING => NOT_SERVING,
+            Err(error) if error == NOT_SERVING => NOT_SERVING,
             Err(_) => UNREACHABLE,
         };
         (part.name, status)
@@ -267,50 +271,54 @@ mod tests {
         }
     }
 
-    fn states(report: &GetHealthResponse) -> [&str; 4] {
-        let services = report.services.as_ref().unwrap();
-        [&report.status, &services.database, &services.redis, &services.ai_model]
+    fn states(health: &GetHealthResponse) -> [&str; 4] {
+        let services = health.services.as_ref().unwrap();
+        [&health.status, &services.database, &services.redis, &services.ai_model]
     }
 
     #[test]
-    fn what_is_away_decides_between_less_and_nothing() {
-        let well = [part("database", Ok(())), part("redis", Ok(())), part("ai_model", Ok(()))];
-        let all = report(&well, &[], false);
+    fn the_status_depends_on_which_parts_fail() {
+        let healthy = [part("database", Ok(())), part("redis", Ok(())), part("ai_model", Ok(()))];
+        let all = health_report(&healthy, &[], false);
         assert_eq!(states(&all), ["healthy", "connected", "connected", "connected"]);
         assert!(all.problems.is_empty());
-        let no_redis = report(&[part("redis", Err("10.0.0.7 refused"))], &[], false);
+        let no_redis = health_report(&[part("redis", Err("10.0.0.7 refused"))], &[], false);
         assert_eq!(
             states(&no_redis),
             ["degraded", "not_configured", "disconnected", "not_configured"]
         );
-        assert_eq!(no_redis.problems, ["no redis"], "hosts and causes are for operators");
-        for vital in ["database", "ai_model", AUTH[1]] {
-            assert_eq!(report(&[part(vital, Err("x"))], &[], false).status, "unhealthy");
+        assert_eq!(no_redis.problems, ["no redis"], "hosts and causes are not published");
+        for vital in ["database", "ai_model", AUTH_SERVICES[1]] {
+            assert_eq!(health_report(&[part(vital, Err("x"))], &[], false).status, "unhealthy");
         }
         let two = [part("database", Ok(())), part("database", Err("x"))];
-        assert_eq!(states(&report(&two, &[], false))[1], "disconnected");
-        assert_eq!(report(&well, &[], true).status, "degraded");
+        assert_eq!(states(&health_report(&two, &[], false))[1], "disconnected");
+        assert_eq!(health_report(&healthy, &[], true).status, "degraded");
     }
 
     #[test]
-    fn what_others_have_is_learned_from_them() {
+    fn the_state_of_a_peer_comes_from_its_check() {
         let peers = [
-            part(AUTH[0], Err(NOT_SERVING)),
-            part(ERRORS[0], Err("no answer within 2 s")),
-            part(ANALYTICS[0], Ok(())),
+            part(AUTH_SERVICES[0], Err(NOT_SERVING)),
+            part(ERRORS_SERVICES[0], Err("no answer within 2 s")),
+            part(ANALYTICS_SERVICES[0], Ok(())),
         ];
         let own = [("hapa.codegen.v1.CodegenService", true)];
-        let told = report(&peers, &own, false);
-        assert_eq!(states(&told)[..2], ["unhealthy", "disconnected"]);
+        let health = health_report(&peers, &own, false);
+        assert_eq!(states(&health)[..2], ["unhealthy", "disconnected"]);
         let mesh: Vec<_> =
-            told.mesh.iter().map(|one| (one.name.as_str(), one.status.as_str())).collect();
+            health.mesh.iter().map(|peer| (peer.name.as_str(), peer.status.as_str())).collect();
         let expected = [
-            (ANALYTICS[0], "serving"),
-            (AUTH[0], NOT_SERVING),
+            (ANALYTICS_SERVICES[0], "serving"),
+            (AUTH_SERVICES[0], NOT_SERVING),
             (own[0].0, "serving"),
-            (ERRORS[0], UNREACHABLE),
+            (ERRORS_SERVICES[0], UNREACHABLE),
         ];
         assert_eq!(mesh, expected);
-        assert_eq!(report(&peers[1..], &own, false).status, "degraded", "it only reports");
+        assert_eq!(
+            health_report(&peers[1..], &own, false).status,
+            "degraded",
+            "errors is not vital"
+        );
     }
 }

@@ -1,60 +1,89 @@
-//! What an operator should look at: settings that work and don't suit what they are used for.
+//! Warnings about settings that are valid but unsuitable for the deployment.
 
 use hapa_core::config::Environment;
 use hapa_store::database::Engine;
 
-use crate::Roles;
+use crate::{Roles, renamed_settings};
 
-/// In a sentence each.
+/// Whether a warning applies, and its sentence, which starts with the name of a setting.
+type Row = (bool, &'static str);
+
+/// One sentence per warning, which starts with the name of a setting.
 pub(crate) fn warnings(roles: &Roles) -> Vec<String> {
+    let rows = store_rows(roles).into_iter().chain(security_rows(roles)).chain(peer_rows(roles));
+    let unsuitable = rows.filter(|(applies, _)| *applies).map(|(_, warning)| warning.to_owned());
+    renamed_settings::warnings(&roles.settings).chain(unsuitable).collect()
+}
+
+fn store_rows(roles: &Roles) -> [Row; 3] {
+    let common = &roles.server.common;
+    let is_sqlite = Engine::of(&common.store_url("")) == Ok(Engine::Sqlite);
+    let has_store = roles.auth.is_some() || roles.errors.is_some() || roles.analytics.is_some();
+    let has_redis = common.redis_url().is_some();
+    [
+        (
+            has_store && is_sqlite && has_redis,
+            "REDIS_URL is set for replicas, but only one process can use a SQLite store: set DATABASE_URL",
+        ),
+        (
+            is_production(roles) && has_store && is_sqlite,
+            "DATABASE_URL: production data is in SQLite files, which suit only one process on a disk with backups",
+        ),
+        (
+            is_production(roles) && !is_sqlite && !has_redis,
+            "REDIS_URL is not set: each replica applies the rate limits on its own",
+        ),
+    ]
+}
+
+/// Warnings in production only.
+fn security_rows(roles: &Roles) -> [Row; 5] {
     let server = &roles.server;
-    let production = server.common.environment == Environment::Production;
-    let file = Engine::of(&server.common.store_url("")) == Ok(Engine::Sqlite);
-    let stores = roles.auth.is_some() || roles.errors.is_some() || roles.analytics.is_some();
-    let shares = server.common.redis_url().is_some();
-    let nobody = |address: &Option<String>| address.as_deref().is_none_or(str::is_empty);
-    let engines = |is_so: fn(&hapa_codegen::Config) -> bool| {
-        production && roles.codegen.as_ref().is_some_and(is_so)
+    let is_production = is_production(roles);
+    let codegen_in_production = |has_problem: fn(&hapa_codegen::Config) -> bool| {
+        is_production && roles.codegen.as_ref().is_some_and(has_problem)
     };
-    let only_local = server.trusted_proxies.iter().all(|net| net.addr().is_loopback());
-    let limits = production && !server.limits.rate_limit_enabled;
-    let rows = [
+    let trusts_loopback_only = server.trusted_proxies.iter().all(|net| net.addr().is_loopback());
+    [
         (
-            stores && file && shares,
-            "REDIS_URL is set for replicas, but the store is a SQLite file, which one process alone can use: set DATABASE_URL",
+            codegen_in_production(|codegen| codegen.log_engine_errors),
+            "LOG_ENGINE_ERRORS is on in production: the log may hold prompts at level debug",
         ),
         (
-            production && stores && file,
-            "DATABASE_URL: production keeps its data in SQLite files in DATA_DIR: fine for one process on a disk that is backed up",
+            is_production && server.reflects(),
+            "REFLECTION is on in production: it lists every method to every client",
         ),
         (
-            production && !file && !shares,
-            "REDIS_URL is not set: replicas limit calls each on its own",
+            is_production && !server.limits.rate_limit_enabled,
+            "RATE_LIMIT_ENABLED is off in production",
         ),
         (
-            engines(|codegen| codegen.log_engine_errors),
-            "LOG_ENGINE_ERRORS is on in production: at debug the log may hold prompts",
-        ),
-        (production && server.reflects(), "REFLECTION is on in production: it shows every method"),
-        (limits, "RATE_LIMIT_ENABLED is off in production"),
-        (
-            engines(|codegen| is_local(&codegen.ai_model_endpoint)),
-            "AI_MODEL_ENDPOINT is on this machine in production: is the default meant?",
+            codegen_in_production(|codegen| is_local(&codegen.ai_model_endpoint)),
+            "AI_MODEL_ENDPOINT is on this machine in production: set it if the default is not intended",
         ),
         (
-            production && only_local && !server.host.is_loopback(),
-            "TRUSTED_PROXIES has loopback alone: callers behind a gateway elsewhere share its address, and the limit on failed authentications",
+            is_production && trusts_loopback_only && !server.host.is_loopback(),
+            "TRUSTED_PROXIES holds only loopback: callers behind a gateway on another machine share its address and its limit on failed authentications",
+        ),
+    ]
+}
+
+fn peer_rows(roles: &Roles) -> [Row; 2] {
+    let is_unset = |address: &Option<String>| address.as_deref().is_none_or(str::is_empty);
+    [
+        (
+            roles.errors.is_none() && is_unset(&roles.server.errors_address),
+            "ERRORS_ADDRESS is not set: errors are logged but not reported",
         ),
         (
-            roles.errors.is_none() && nobody(&server.errors_address),
-            "ERRORS_ADDRESS is not set: failures are logged only",
+            roles.analytics.is_none() && is_unset(&roles.server.analytics_address),
+            "ANALYTICS_ADDRESS is not set: usage is not recorded",
         ),
-        (
-            roles.analytics.is_none() && nobody(&server.analytics_address),
-            "ANALYTICS_ADDRESS is not set: what is used is not recorded",
-        ),
-    ];
-    rows.into_iter().filter(|(is_so, _)| *is_so).map(|(_, words)| words.to_owned()).collect()
+    ]
+}
+
+fn is_production(roles: &Roles) -> bool {
+    roles.server.common.environment == Environment::Production
 }
 
 fn is_local(address: &str) -> bool {
@@ -66,32 +95,32 @@ mod tests {
     use clap::Parser;
 
     use super::*;
-    use crate::All;
+    use crate::AllRolesArgs;
 
     #[derive(Parser)]
-    struct Settings {
+    struct TestArgs {
         #[command(flatten)]
-        all: All,
+        all: AllRolesArgs,
     }
 
     fn names(roles: &Roles) -> Vec<String> {
-        let name = |words: &String| words.split([' ', ':']).next().unwrap().to_owned();
+        let name = |warning: &String| warning.split([' ', ':']).next().unwrap().to_owned();
         warnings(roles).iter().map(name).collect()
     }
 
     fn all(flags: &[&str]) -> Roles {
-        Settings::parse_from([&["hapa"], flags].concat()).all.into()
+        TestArgs::parse_from([&["hapa"], flags].concat()).all.into()
     }
 
     #[test]
-    fn a_newcomer_is_left_alone() {
+    fn the_defaults_cause_no_warning() {
         assert_eq!(names(&all(&[])), [""; 0]);
     }
 
     #[test]
-    fn what_does_not_suit_is_named() {
+    fn an_unsuitable_setting_is_named() {
         assert_eq!(names(&all(&["--redis-url=redis://r"])), ["REDIS_URL"]);
-        let bare = names(&all(&[
+        let production = names(&all(&[
             "--environment=production",
             "--reflection=true",
             "--host=0.0.0.0",
@@ -104,10 +133,10 @@ mod tests {
             "AI_MODEL_ENDPOINT",
             "TRUSTED_PROXIES",
         ];
-        assert_eq!(bare, expected);
-        let alone = Roles::none(all(&[]).server);
-        assert_eq!(names(&alone), ["ERRORS_ADDRESS", "ANALYTICS_ADDRESS"]);
-        let good = [
+        assert_eq!(production, expected);
+        let no_roles = Roles::none(all(&[]).server);
+        assert_eq!(names(&no_roles), ["ERRORS_ADDRESS", "ANALYTICS_ADDRESS"]);
+        let suitable = [
             "--environment=production",
             "--database-url=postgres://p/d",
             "--redis-url=redis://r",
@@ -115,6 +144,6 @@ mod tests {
             "--trusted-proxies=10.0.0.0/8",
             "--host=0.0.0.0",
         ];
-        assert_eq!(names(&all(&good)), [""; 0]);
+        assert_eq!(names(&all(&suitable)), [""; 0]);
     }
 }

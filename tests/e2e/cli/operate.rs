@@ -55,14 +55,14 @@ async fn the_doctor_finds_a_whole_mesh_well() {
         "engine",
         "certificates",
         "disk",
-        "spool",
+        "outbox",
     ] {
         assert_eq!(state(&report, what), "ok", "{what}: {said}");
     }
     for role in ["codegen", "auth", "analytics", "errors"] {
-        assert_eq!(state(&report, &format!("gateway, the way to {role}")), "ok", "{said}");
+        assert_eq!(state(&report, &format!("gateway route to {role}")), "ok", "{said}");
     }
-    assert_eq!(state(&report, "gateway, its own refusals"), "ok", "{said}");
+    assert_eq!(state(&report, "gateway refusals"), "ok", "{said}");
     let (_, shown) = run(&["doctor"], &settings).await;
     assert!(shown.contains("STATE") && !shown.contains("WRONG"), "{shown}");
 }

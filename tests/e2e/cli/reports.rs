@@ -149,7 +149,7 @@ async fn errors_are_summed_up_and_their_codes_explained() {
     let sums = json(&mesh, "errors dashboard").await;
     assert!(sums[0]["errors_last_24h"].as_u64().unwrap() >= 1, "{sums:?}");
     let shown = fine(&mesh, "errors dashboard").await;
-    assert!(shown.contains("ERRORS KEPT") && shown.contains("E5009"), "{shown}");
+    assert!(shown.contains("ERRORS STORED") && shown.contains("E5009"), "{shown}");
     let patterns = json(&mesh, "errors patterns --period 1h").await;
     let ours = patterns.iter().find(|pattern| pattern["error_code"] == "E5009").unwrap();
     assert_eq!(ours["trend"], "new");
@@ -263,7 +263,7 @@ async fn top_draws_on_a_terminal_and_gives_it_back() {
         .await;
         seen.clone()
     };
-    read("q ends").await;
+    read("quits").await;
     keys.write_all(b"q").await.unwrap();
     let seen = read("extproc").await;
     let left = seen.find("\u{1b}[?1049l").expect("the screen is given back");

@@ -326,7 +326,7 @@ async fn an_empty_store_of_keys_beside_events_of_earlier_calls_is_said() {
         (UsageEvent::default(), UsageEvent { owner: "ann".to_owned(), ..UsageEvent::default() });
     let insert = "INSERT INTO spool (rank, at, body) VALUES (0, 0, ?)";
     sqlx::query(insert).bind(own.encode_to_vec()).execute(&mut spool).await.unwrap();
-    let words = "the store of auth is empty";
+    let words = "the auth store is empty";
     let quiet = ServerProcess::start(command("all", folder.path())).await;
     assert!(!quiet.has_said(words), "{:?}", quiet.said);
     drop(quiet);

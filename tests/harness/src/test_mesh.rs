@@ -7,7 +7,7 @@ use std::sync::LazyLock;
 
 use clap::{CommandFactory as _, FromArgMatches as _, Parser};
 use hapa::setting::settings;
-use hapa::{All, Roles, run};
+use hapa::{AllRolesArgs, Roles, run};
 use hapa_engine_sim::{Engine, Setup};
 use hapa_proto::auth::v1::key_service_client::KeyServiceClient;
 use hapa_proto::auth::v1::{CreateKeyRequest, CreateKeyResponse, RateLimit};
@@ -50,7 +50,7 @@ pub type KeyClient = KeyServiceClient<TestChannel>;
 #[command(args_override_self = true)]
 struct Settings {
     #[command(flatten)]
-    all: All,
+    all: AllRolesArgs,
 }
 
 /// All roles, with these arguments.

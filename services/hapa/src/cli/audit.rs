@@ -1,4 +1,4 @@
-//! `hapa audit`: who changed what, and whether the log of that is as it was written.
+//! `hapa audit`: the log of changes to keys, users and sessions, and the check of its hash chain.
 
 use std::io::Write as _;
 
@@ -9,67 +9,66 @@ use hapa_proto::auth::v1::{
 };
 use prost_types::Timestamp;
 
-use crate::cli::table::{plain, second, table};
-use crate::cli::{Failure, connection, json, moment};
-
-const LARGEST_PAGE: u32 = 1_000;
+use crate::cli::connection::ConnectionArgs;
+use crate::cli::paging::{Page, for_each_page};
+use crate::cli::table::{sanitize, table, to_second};
+use crate::cli::{CliError, json, time_args};
 
 #[derive(Clone, Debug, clap::Subcommand)]
-pub(super) enum Command {
+pub(super) enum AuditCommand {
     /// List changes to keys, users and sessions, newest first.
-    List(List),
-    /// Check that nothing in the log was changed, removed or put in; exit code 1 where something was.
-    Verify(Verify),
+    List(ListAuditArgs),
+    /// Verify that no entry of the log was modified, removed or inserted; the exit code is 1 if one was.
+    Verify(VerifyAuditArgs),
 }
 
 #[derive(clap::Args, Clone, Debug)]
-#[group(id = "audit_list_args")]
-pub(super) struct List {
-    /// Only what this actor did: key:key_…, session:ses_…, mesh or anonymous.
+#[command(after_help = "Example:\n  hapa audit list --action key --since 7d")]
+pub(super) struct ListAuditArgs {
+    /// Only changes by this actor: key:key_…, session:ses_…, mesh or anonymous.
     #[arg(long, default_value = "", hide_default_value = true)]
     actor: String,
-    /// Only what happened to this subject: key:key_…, user:usr_… or session:ses_….
+    /// Only changes to this subject: key:key_…, user:usr_… or session:ses_….
     #[arg(long, default_value = "", hide_default_value = true)]
     subject: String,
-    /// Only this action, such as key.revoke, or all of a kind, such as key.
+    /// Only this action, such as key.revoke, or all actions of a kind, such as key.
     #[arg(long, default_value = "", hide_default_value = true)]
     action: String,
-    /// Only from this time on: 2026-01-31T12:00:00Z, or so long ago: 24h, 7d.
-    #[arg(long, value_name = "TIME", value_parser = moment::moment)]
+    /// Only from this time on: 2026-01-31T12:00:00Z, or a duration before the current time: 24h, 7d.
+    #[arg(long, value_name = "TIME", value_parser = time_args::parse_time)]
     since: Option<Timestamp>,
-    /// Only before this time: 2026-01-31T12:00:00Z, or so long ago: 24h, 7d.
-    #[arg(long, value_name = "TIME", value_parser = moment::moment)]
+    /// Only before this time: 2026-01-31T12:00:00Z, or a duration before the current time: 24h, 7d.
+    #[arg(long, value_name = "TIME", value_parser = time_args::parse_time)]
     until: Option<Timestamp>,
-    /// Show so many entries at most; 0: all.
+    /// Maximum number of entries; 0: all.
     #[arg(long, value_name = "N", default_value_t = 100)]
     limit: u32,
-    /// Each entry as a line of JSON, with its hash.
+    /// Print one JSON object per entry, with its hash.
     #[arg(long)]
     json: bool,
     #[command(flatten)]
-    connection: connection::Args,
+    connection: ConnectionArgs,
 }
 
 #[derive(clap::Args, Clone, Debug)]
-#[group(id = "audit_verify_args")]
-pub(super) struct Verify {
-    /// What was found, as JSON.
+pub(super) struct VerifyAuditArgs {
+    /// Print the result as JSON.
     #[arg(long)]
     json: bool,
     #[command(flatten)]
-    connection: connection::Args,
+    connection: ConnectionArgs,
 }
 
-pub(super) async fn execute(command: Command) -> Result<(), Failure> {
+pub(super) async fn execute(command: AuditCommand) -> Result<(), CliError> {
     match command {
-        Command::List(args) => list(args).await,
-        Command::Verify(args) => verify(args).await,
+        AuditCommand::List(args) => list(args).await,
+        AuditCommand::Verify(args) => verify(args).await,
     }
 }
 
-async fn list(args: List) -> Result<(), Failure> {
-    let mut client = AuditServiceClient::new(args.connection.as_operator().await?);
-    let mut request = ListAuditEntriesRequest {
+async fn list(args: ListAuditArgs) -> Result<(), CliError> {
+    let mut client = AuditServiceClient::new(args.connection.connect_as_operator().await?);
+    let request = ListAuditEntriesRequest {
         actor: args.actor,
         subject: args.subject,
         action: args.action,
@@ -77,55 +76,56 @@ async fn list(args: List) -> Result<(), Failure> {
         end_time: args.until,
         ..ListAuditEntriesRequest::default()
     };
-    let mut rest = if args.limit == 0 { u32::MAX } else { args.limit };
-    let mut entries = Vec::new();
-    let mut out = std::io::stdout();
-    let more = loop {
-        request.page_size = i32::try_from(rest.min(LARGEST_PAGE))?;
-        let page = client.list_audit_entries(request.clone()).await?.into_inner();
-        rest = rest.saturating_sub(u32::try_from(page.entries.len())?);
-        if args.json {
-            for entry in &page.entries {
-                writeln!(out, "{}", json::json(entry)?)?;
-            }
-        } else {
-            entries.extend(page.entries);
-        }
-        if rest == 0 || page.next_page_token.is_empty() {
-            break !page.next_page_token.is_empty();
-        }
-        request.page_token = page.next_page_token;
+    let fetch = async |page_size, page_token| {
+        let request = ListAuditEntriesRequest { page_size, page_token, ..request.clone() };
+        let reply = client.list_audit_entries(request).await?.into_inner();
+        Ok(Page { rows: reply.entries, next_page_token: reply.next_page_token })
     };
+    let mut entries = Vec::new();
+    let on_page = |page: Vec<AuditEntry>| {
+        if args.json {
+            return json::print_lines(&page);
+        }
+        entries.extend(page);
+        Ok(())
+    };
+    let has_more = for_each_page(args.limit, fetch, on_page).await?;
     if !args.json {
-        let header = ["ENTRY", "TIME", "ACTION", "SUBJECT", "ACTOR", "OWNER", "FROM", "DETAIL"];
-        writeln!(out, "{}", table(header, entries.into_iter().map(row)))?;
+        let header = ["ENTRY", "TIME", "ACTION", "SUBJECT", "ACTOR", "OWNER", "ADDRESS", "DETAIL"];
+        writeln!(std::io::stdout(), "{}", table(header, entries.into_iter().map(row)))?;
     }
-    if more {
-        writeln!(anstream::stderr(), "There are older entries; --limit 0 lists all.")?;
+    if has_more {
+        writeln!(anstream::stderr(), "Older entries exist; --limit 0 lists all.")?;
     }
     Ok(())
 }
 
 fn row(entry: AuditEntry) -> [String; 8] {
     let AuditEntry { sequence, time, action, subject, actor, owner, address, detail, .. } = entry;
-    let time = second(time.as_ref());
+    let time = to_second(time.as_ref());
     [sequence.to_string(), time, action, subject, actor, owner, address, detail]
 }
 
-async fn verify(args: Verify) -> Result<(), Failure> {
-    let mut client = AuditServiceClient::new(args.connection.as_operator().await?);
+async fn verify(args: VerifyAuditArgs) -> Result<(), CliError> {
+    let mut client = AuditServiceClient::new(args.connection.connect_as_operator().await?);
     let reply = client.verify_audit_log(VerifyAuditLogRequest {}).await?.into_inner();
-    let VerifyAuditLogResponse { intact, entries, head_hash, broken_sequence, problem } = &reply;
-    let mut out = std::io::stdout();
     if args.json {
-        writeln!(out, "{}", json::json(&reply)?)?;
-    } else if *intact {
-        writeln!(out, "the audit log is as it was written: {entries} entries, head {head_hash}")?;
+        json::print(&reply)?;
     }
-    if *intact {
-        return Ok(());
+    let VerifyAuditLogResponse { intact, entries, head_hash, broken_sequence, problem } = reply;
+    if !intact {
+        let problem = sanitize(&problem);
+        return Err(anyhow!(
+            "the audit log is broken at entry {broken_sequence}: {problem} ({entries} entries were \
+             verified); restore the auth store from a backup"
+        )
+        .into());
     }
-    let problem = plain(problem);
-    let words = format!("the audit log is broken at entry {broken_sequence}: {problem}");
-    Err(anyhow!("{words} ({entries} entries were read)").into())
+    if !args.json {
+        writeln!(
+            std::io::stdout(),
+            "the audit log is intact: {entries} entries, head hash {head_hash}"
+        )?;
+    }
+    Ok(())
 }

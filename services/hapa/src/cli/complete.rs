@@ -1,76 +1,70 @@
-//! `hapa complete`: suggestions for the code at a cursor, best first, as an editor would get them.
+//! `hapa complete`: suggestions for the code at a cursor, best first, as an editor receives them.
 
-use std::io::{Read as _, Write as _};
-use std::path::PathBuf;
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
 
-use anyhow::Context as _;
 use hapa_proto::codegen::v1::codegen_service_client::CodegenServiceClient;
 use hapa_proto::codegen::v1::{CompleteCodeRequest, CompleteCodeResponse, Suggestion};
 
+use crate::cli::connection::ConnectionArgs;
+use crate::cli::input::{MAX_PREFIX_BYTES, is_stdin, read_path};
 use crate::cli::table::table;
-use crate::cli::{Failure, connection, json};
-
-/// Largest file or standard input that is read: what a prefix may hold, in its longest form.
-const MOST_BYTES: u64 = 4 * 8_000;
+use crate::cli::{CliError, json};
 
 #[derive(clap::Args, Clone, Debug)]
-#[group(id = "complete_args")]
-pub(super) struct Args {
-    /// The file whose text stands before the cursor; default: standard input.
+#[command(after_help = "Examples:\n  \
+    hapa complete --prefix-file main.py --suffix ')' -n 3\n  \
+    head -20 main.py | hapa complete --type block")]
+pub(super) struct CompleteArgs {
+    /// File with the code before the cursor, at most 8,000 characters; default and "-": standard input.
     #[arg(short, long, value_name = "FILE")]
     prefix_file: Option<PathBuf>,
-    /// The text after the cursor.
-    #[arg(short, long, default_value = "")]
+    /// Code after the cursor.
+    #[arg(short, long, default_value = "", hide_default_value = true)]
     suffix: String,
     /// Programming language of the code.
     #[arg(short, long, default_value = "python")]
     language: String,
-    /// How far to go: inline, block or function.
+    /// Extent of a suggestion: inline, block or function.
     #[arg(short = 't', long = "type", default_value = "inline")]
     completion_type: String,
-    /// How many suggestions to make, 1 to 20.
+    /// Maximum number of suggestions, 1 to 20.
     #[arg(short = 'n', long)]
     max_suggestions: Option<i32>,
-    /// A model that `ListModels` names.
-    #[arg(short, long, default_value = "")]
+    /// Model, as `hapa models` lists it; default: the model for completion.
+    #[arg(short, long, default_value = "", hide_default_value = true)]
     model: String,
     /// Sampling temperature, 0 to 2.
     #[arg(long)]
     temperature: Option<f64>,
-    /// Most tokens of one suggestion, 1 to 4096.
+    /// Maximum number of tokens per suggestion, 1 to 4096.
     #[arg(long)]
     max_tokens: Option<i32>,
-    /// Ask the engine, whatever was suggested a moment ago.
+    /// Ignore cached suggestions and call the engine.
     #[arg(long)]
     no_cache: bool,
-    /// The whole reply as one JSON object.
+    /// Print the reply as one JSON object.
     #[arg(long)]
     json: bool,
     #[command(flatten)]
-    connection: connection::Args,
+    connection: ConnectionArgs,
 }
 
-pub(super) async fn complete(args: Args) -> Result<(), Failure> {
+pub(super) async fn complete(args: CompleteArgs) -> Result<(), CliError> {
     let request = request(&args)?;
-    let mut client = CodegenServiceClient::new(args.connection.as_user().await?);
+    let mut client = CodegenServiceClient::new(args.connection.connect_as_user().await?);
     let reply = client.complete_code(request).await?.into_inner();
     if args.json {
-        writeln!(std::io::stdout(), "{}", json::json(&reply)?)?;
-        return Ok(());
+        return json::print(&reply);
     }
     print(&reply)
 }
 
-fn request(args: &Args) -> Result<CompleteCodeRequest, Failure> {
-    let prefix = match &args.prefix_file {
-        None => read(std::io::stdin()).context("reading standard input")?,
-        Some(path) => {
-            let file = std::fs::File::open(path);
-            let file = file.with_context(|| format!("opening {}", path.display()))?;
-            read(file).with_context(|| format!("reading {}", path.display()))?
-        }
-    };
-    let file_path = args.prefix_file.as_ref().map(|path| path.display().to_string());
+fn request(args: &CompleteArgs) -> Result<CompleteCodeRequest, CliError> {
+    let path = args.prefix_file.as_deref().unwrap_or(Path::new("-"));
+    let prefix = read_path(path, MAX_PREFIX_BYTES)?;
+    let file_path = args.prefix_file.as_deref().filter(|path| !is_stdin(path));
+    let file_path = file_path.map(|path| path.display().to_string());
     Ok(CompleteCodeRequest {
         prefix,
         suffix: args.suffix.clone(),
@@ -86,22 +80,17 @@ fn request(args: &Args) -> Result<CompleteCodeRequest, Failure> {
     })
 }
 
-fn read(source: impl std::io::Read) -> anyhow::Result<String> {
-    let mut text = String::new();
-    source.take(MOST_BYTES + 1).read_to_string(&mut text)?;
-    anyhow::ensure!(text.len() as u64 <= MOST_BYTES, "it is longer than a prefix may be");
-    Ok(text)
-}
-
-fn print(reply: &CompleteCodeResponse) -> Result<(), Failure> {
+fn print(reply: &CompleteCodeResponse) -> Result<(), CliError> {
     for warning in &reply.warnings {
         writeln!(anstream::stderr(), "note: {warning}")?;
     }
     if reply.suggestions.is_empty() {
-        writeln!(anstream::stderr(), "the model suggests nothing here")?;
+        writeln!(anstream::stderr(), "the model returned no suggestion")?;
         return Ok(());
     }
-    let row = |one: &Suggestion| [confidence(one.confidence), shown(&one.text)];
+    let row = |suggestion: &Suggestion| {
+        [format_confidence(suggestion.confidence), on_one_line(&suggestion.text)]
+    };
     writeln!(
         std::io::stdout(),
         "{}",
@@ -110,13 +99,13 @@ fn print(reply: &CompleteCodeResponse) -> Result<(), Failure> {
     Ok(())
 }
 
-fn confidence(confidence: f64) -> String {
-    // 0 says that the engine did not tell.
+fn format_confidence(confidence: f64) -> String {
+    // The engine reports 0 if it has no value.
     if confidence > 0.0 { format!("{confidence:.2}") } else { "–".to_owned() }
 }
 
-/// In one row, with marks for what would not be seen in one.
-fn shown(text: &str) -> String {
+/// Replaces line feeds and tabs by visible marks.
+fn on_one_line(text: &str) -> String {
     text.replace('\n', "⏎").replace('\t', "⇥")
 }
 
@@ -125,8 +114,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_suggestion_is_one_row_and_an_unknown_confidence_no_number() {
-        assert_eq!(shown("a:\n\tb"), "a:⏎⇥b");
-        assert_eq!((confidence(0.5).as_str(), confidence(0.0).as_str()), ("0.50", "–"));
+    fn a_suggestion_is_one_line_and_an_unknown_confidence_is_a_dash() {
+        assert_eq!(on_one_line("a:\n\tb"), "a:⏎⇥b");
+        assert_eq!([0.5, 0.0].map(format_confidence), ["0.50", "–"]);
     }
 }

@@ -1,25 +1,25 @@
-//! `hapa config`: what every setting is, where it comes from, and no secret.
+//! `hapa config`: the value and the source of every setting; secrets are redacted.
 
 use std::io::Write as _;
 
 use comfy_table::{Table, presets};
 
-use crate::All;
-use crate::cli::Failure;
+use crate::AllRolesArgs;
+use crate::cli::CliError;
 use crate::setting::Setting;
 
-/// Takes the flags of `hapa all`, so that it can be asked what they would do.
+/// The flags of `hapa all`: the command shows the settings that the same flags would give a role.
 #[derive(clap::Args, Clone, Debug)]
-#[group(id = "config_args")]
-pub(super) struct Args {
+#[command(after_help = "Example:\n  PORT=50052 hapa config --log-level debug")]
+pub(super) struct ConfigArgs {
     #[command(flatten)]
-    settings: All,
-    /// One JSON object.
+    settings: AllRolesArgs,
+    /// Print one JSON object of names and values.
     #[arg(long)]
     json: bool,
 }
 
-pub(super) fn print(args: &Args, settings: Vec<Setting>) -> Result<(), Failure> {
+pub(super) fn print(args: &ConfigArgs, settings: Vec<Setting>) -> Result<(), CliError> {
     args.settings.server.check()?;
     let mut out = std::io::stdout();
     if args.json {
@@ -29,9 +29,11 @@ pub(super) fn print(args: &Args, settings: Vec<Setting>) -> Result<(), Failure> 
         return Ok(());
     }
     let mut table = Table::new();
-    table.load_preset(presets::NOTHING).set_header(["SETTING", "VALUE", "FROM"]);
-    let rows = settings.into_iter();
-    table.add_rows(rows.map(|Setting { name, value, source }| [name, value, source.to_owned()]));
+    table.load_preset(presets::NOTHING).set_header(["SETTING", "VALUE", "SOURCE"]);
+    table.add_rows(settings.into_iter().map(|setting| {
+        let source = setting.source_description();
+        [setting.name, setting.value, source]
+    }));
     writeln!(out, "{table}")?;
     Ok(())
 }

@@ -1,4 +1,4 @@
-//! How a command reaches the mesh, and with which credential.
+//! The connection of a command to the mesh, and its credential.
 
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
@@ -17,30 +17,29 @@ use tonic::service::Interceptor;
 use tonic::service::interceptor::InterceptedService;
 use tonic::{Request, Status};
 
-use crate::cli::{Failure, session};
+use crate::cli::{CliError, session_file};
 
-/// How every text of a key begins; an access token never does.
+/// Prefix of every key; an access token never starts with it.
 const KEY_PREFIX: &str = "hapa_";
 
-/// How long it may take to connect.
-const PATIENCE: Duration = Duration::from_secs(5);
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Where the mesh is, and where this machine keeps what it knows of it.
+/// The address of the mesh, its trust roots, and the local data directory.
 #[derive(clap::Args, Clone, Debug)]
 #[command(next_help_heading = "Connection")]
-#[group(id = "place_args")]
-pub(super) struct Place {
-    /// The mesh.
+pub(super) struct ServerAddress {
+    /// URL of the mesh or its gateway, http:// or https://.
     #[arg(long, env = "HAPA_ADDRESS", default_value = "http://127.0.0.1:50051")]
     address: String,
-    /// Where a mesh on this machine keeps its secrets, and a login its session.
+    /// Directory of the credentials: the secrets of a mesh on this machine, and the session of
+    /// `hapa session login`.
     #[arg(long, env = "DATA_DIR", default_value = "data")]
     data_dir: PathBuf,
-    /// The authorities, as PEM, that vouch for an https:// address; default: those of this machine.
+    /// PEM file of the certificate authorities for an https:// address; default: those of this machine.
     #[arg(long, env = "HAPA_CA_FILE", value_name = "FILE")]
     ca_file: Option<PathBuf>,
-    /// The certificate to show, as PEM: an operator's needs no other credential where certificates
-    /// are in force.
+    /// PEM file of the client certificate. With mutual TLS, an operator's certificate replaces every other
+    /// credential.
     #[arg(
         long,
         env = "HAPA_CERT_FILE",
@@ -49,61 +48,61 @@ pub(super) struct Place {
         requires = "ca_file"
     )]
     cert_file: Option<PathBuf>,
-    /// The key of that certificate, as PEM.
+    /// PEM file of the client certificate's private key.
     #[arg(long, env = "HAPA_KEY_FILE", value_name = "FILE", requires = "cert_file")]
     key_file: Option<PathBuf>,
-    /// What URI names of certificates begin with: whoever has a role of the mesh by one is believed
-    /// under any address, where a certificate is shown.
+    /// Prefix of the URI names in service certificates. With a client certificate, a server is accepted under
+    /// any address if its URI name is this prefix and a role of the mesh.
     #[arg(long, env = "TLS_SPIFFE_PREFIX", default_value = PREFIX)]
     tls_spiffe_prefix: String,
 }
 
-/// Where the mesh is and who asks.
+/// The address of the mesh and the credential of the caller.
 #[derive(clap::Args, Clone, Debug)]
 #[command(next_help_heading = "Connection")]
-#[group(id = "connection_args")]
-pub(super) struct Args {
+pub(super) struct ConnectionArgs {
     #[command(flatten)]
-    place: Place,
-    /// The key to present, or an access token; wins over --as-me; default: what DATA_DIR holds.
+    server: ServerAddress,
+    /// API key or access token to present; takes precedence over --as-me. Default: the credential in DATA_DIR.
     #[arg(long, env = "HAPA_API_KEY", hide_env_values = true)]
     api_key: Option<SecretString>,
-    /// Ask as the user whom `hapa session login` logged in: with the session in DATA_DIR/session.
+    /// Call as the user of `hapa session login`, with the session in DATA_DIR/session.
     #[arg(long)]
     as_me: bool,
-    /// The mesh token, for an operator who has no key yet; default: DATA_DIR/mesh-token.
+    /// Mesh token, for an operator without a key; default: DATA_DIR/mesh-token.
     #[arg(long, env = "MESH_TOKEN", hide_env_values = true)]
     mesh_token: Option<SecretString>,
 }
 
-/// A channel that presents its credential.
-pub(super) type Connection = InterceptedService<Balanced, Credential>;
+/// A channel that adds its credential to every call.
+pub(super) type Connection = InterceptedService<Balanced, CallCredential>;
 
-/// One metadata entry on every call, or none.
+/// One metadata entry for every call, or none.
 #[derive(Clone)]
-pub(super) struct Credential(Option<(&'static str, MetadataValue<Ascii>)>);
+pub(super) struct CallCredential(Option<(&'static str, MetadataValue<Ascii>)>);
 
-impl Credential {
-    const NONE: Credential = Credential(None);
+impl CallCredential {
+    const NONE: CallCredential = CallCredential(None);
 
-    fn new(name: &'static str, text: &str) -> Result<Self, Failure> {
-        let value = text.trim().parse();
-        let mut value: MetadataValue<Ascii> =
-            value.map_err(|_| anyhow::anyhow!("the credential is not plain text"))?;
+    fn new(name: &'static str, secret: &str) -> Result<Self, CliError> {
+        let value = secret.trim().parse();
+        let mut value: MetadataValue<Ascii> = value.map_err(|_| {
+            anyhow::anyhow!("the credential holds characters other than visible ASCII")
+        })?;
         value.set_sensitive(true);
-        Ok(Credential(Some((name, value))))
+        Ok(CallCredential(Some((name, value))))
     }
 
-    /// A key by its prefix, an access token else.
-    fn presented(text: &str) -> Result<Self, Failure> {
-        match text.trim() {
-            key if key.starts_with(KEY_PREFIX) => Credential::new("x-api-key", key),
-            token => Credential::new("authorization", &format!("Bearer {token}")),
+    /// A key, recognised by its prefix, or else an access token.
+    fn key_or_token(secret: &str) -> Result<Self, CliError> {
+        match secret.trim() {
+            key if key.starts_with(KEY_PREFIX) => CallCredential::new("x-api-key", key),
+            token => CallCredential::new("authorization", &format!("Bearer {token}")),
         }
     }
 }
 
-impl Interceptor for Credential {
+impl Interceptor for CallCredential {
     fn call(&mut self, mut request: Request<()>) -> Result<Request<()>, Status> {
         if let Some((name, value)) = &self.0 {
             request.metadata_mut().insert(*name, value.clone());
@@ -112,33 +111,36 @@ impl Interceptor for Credential {
     }
 }
 
-impl Place {
-    /// Without a credential, for calls that bring their own.
-    pub(super) async fn as_nobody(&self) -> Result<Connection, Failure> {
-        self.connect(Credential::NONE).await
+impl ServerAddress {
+    /// Connects without a credential, for calls whose message carries one.
+    pub(super) async fn connect_unauthenticated(&self) -> Result<Connection, CliError> {
+        self.connect(CallCredential::NONE).await
     }
 
-    /// With an access token.
-    pub(super) async fn as_session(&self, access_token: &str) -> Result<Connection, Failure> {
-        self.connect(Credential::presented(access_token)?).await
+    /// Connects with an access token.
+    pub(super) async fn connect_with_token(&self, token: &str) -> Result<Connection, CliError> {
+        self.connect(CallCredential::key_or_token(token)?).await
     }
 
-    /// Where a login keeps its session.
+    /// The file in which a login stores its session.
     pub(super) fn session_file(&self) -> PathBuf {
         self.data_dir.join("session")
     }
 
-    async fn connect(&self, credential: Credential) -> Result<Connection, Failure> {
-        let channel = Balanced::new(&self.address, self.secure()?, PATIENCE)?;
-        let words =
-            || format!("no mesh answers at {}; `make run` or `hapa all` starts one", self.address);
-        // The words of the status are the cause; its code says nothing more.
+    async fn connect(&self, credential: CallCredential) -> Result<Connection, CliError> {
+        let channel = Balanced::new(&self.address, self.security()?, CONNECT_TIMEOUT)?;
+        let context = || {
+            format!("no mesh answers at {}; start one with `make run` or `hapa all`", self.address)
+        };
+        // The status message is the cause; the code adds nothing.
         let connected = channel.connect().await;
-        connected.map_err(|status| anyhow::anyhow!("{}", status.message())).with_context(words)?;
+        connected
+            .map_err(|status| anyhow::anyhow!("{}", status.message()))
+            .with_context(context)?;
         Ok(InterceptedService::new(channel, credential))
     }
 
-    fn secure(&self) -> anyhow::Result<Secure> {
+    fn security(&self) -> anyhow::Result<Secure> {
         if !self.address.starts_with("https://") {
             return Ok(Secure::No);
         }
@@ -154,72 +156,81 @@ impl Place {
     }
 }
 
-impl Args {
-    /// As a user: with the given key, else the session where that is asked for, else the
-    /// development key.
-    pub(super) async fn as_user(&self) -> Result<Connection, Failure> {
-        let credential = match self.given().await? {
+impl ConnectionArgs {
+    /// Connects as a user: with the explicit credential, else the development key in DATA_DIR.
+    pub(super) async fn connect_as_user(&self) -> Result<Connection, CliError> {
+        let credential = match self.explicit_credential().await? {
             Some(credential) => credential,
-            None => self.kept("x-api-key", "dev-key", "HAPA_API_KEY")?,
+            None => self.credential_file("x-api-key", "dev-key", "set HAPA_API_KEY")?,
         };
-        self.place.connect(credential).await
+        self.server.connect(credential).await
     }
 
-    /// As an operator: with the given key, else the session where that is asked for, else the mesh
-    /// token.
-    pub(super) async fn as_operator(&self) -> Result<Connection, Failure> {
-        let credential = match (self.given().await?, &self.mesh_token) {
+    /// Connects as an operator: with the explicit credential, else MESH_TOKEN, else the client certificate, else
+    /// the mesh token in DATA_DIR.
+    pub(super) async fn connect_as_operator(&self) -> Result<Connection, CliError> {
+        let credential = match (self.explicit_credential().await?, &self.mesh_token) {
             (Some(credential), _) => credential,
-            (None, Some(token)) => Credential::new(MESH_TOKEN, token.expose_secret())?,
-            // The certificate says who asks.
-            (None, None) if self.place.cert_file.is_some() => Credential::NONE,
+            (None, Some(token)) => CallCredential::new(MESH_TOKEN, token.expose_secret())?,
+            (None, None) if self.server.cert_file.is_some() => CallCredential::NONE,
             (None, None) => {
-                self.kept(MESH_TOKEN, "mesh-token", "HAPA_API_KEY or MESH_TOKEN, pass --as-me")?
+                let advice = "set HAPA_API_KEY or MESH_TOKEN, pass --as-me";
+                self.credential_file(MESH_TOKEN, "mesh-token", advice)?
             }
         };
-        self.place.connect(credential).await
+        self.server.connect(credential).await
     }
 
-    /// With the key in a file.
-    pub(super) async fn as_holder(&self, file: &Path) -> Result<Connection, Failure> {
+    /// Connects with the key in a file.
+    pub(super) async fn connect_with_key_file(&self, file: &Path) -> Result<Connection, CliError> {
         let text = std::fs::read_to_string(file);
-        let key = text.with_context(|| format!("reading {}", file.display()))?;
-        self.place.connect(Credential::presented(&key)?).await
+        let key = text.with_context(|| format!("cannot read {}", file.display()))?;
+        self.server.connect(CallCredential::key_or_token(&key)?).await
     }
 
-    /// Whether someone in particular asks: the mesh token is nobody's.
-    pub(super) fn has_me(&self) -> bool {
-        self.as_me || self.key().is_some()
+    /// Whether the credential belongs to a user; the mesh token belongs to none.
+    pub(super) fn has_identity(&self) -> bool {
+        self.as_me || self.explicit_key().is_some()
     }
 
-    /// The key or token that was set; a variable that is there but empty sets nothing.
-    fn key(&self) -> Option<&str> {
+    /// HAPA_API_KEY; an empty variable counts as not set.
+    fn explicit_key(&self) -> Option<&str> {
         let key = self.api_key.as_ref().map(|key| key.expose_secret().trim());
         key.filter(|key| !key.is_empty())
     }
 
-    async fn given(&self) -> Result<Option<Credential>, Failure> {
-        match self.key() {
+    /// HAPA_API_KEY, or with --as-me the session in DATA_DIR.
+    async fn explicit_credential(&self) -> Result<Option<CallCredential>, CliError> {
+        match self.explicit_key() {
             Some(key) => {
                 if self.as_me {
-                    let mut notes = anstream::stderr();
-                    writeln!(notes, "note: HAPA_API_KEY is set, and wins over --as-me")?;
+                    let mut stderr = anstream::stderr();
+                    writeln!(
+                        stderr,
+                        "note: HAPA_API_KEY is set and takes precedence over --as-me"
+                    )?;
                 }
-                Credential::presented(key).map(Some)
+                CallCredential::key_or_token(key).map(Some)
             }
             None if self.as_me => {
-                let session = session::kept::fresh(&self.place).await?;
-                Credential::presented(&session.access_token).map(Some)
+                let session = session_file::load_fresh(&self.server).await?;
+                CallCredential::key_or_token(&session.access_token).map(Some)
             }
             None => Ok(None),
         }
     }
 
-    fn kept(&self, name: &'static str, file: &str, setting: &str) -> Result<Credential, Failure> {
-        let file = self.place.data_dir.join(file);
-        let missing =
-            || format!("no credential: set {setting}, or run where {} is", file.display());
-        Credential::new(name, &std::fs::read_to_string(&file).with_context(missing)?)
+    fn credential_file(
+        &self,
+        name: &'static str,
+        file: &str,
+        advice: &str,
+    ) -> Result<CallCredential, CliError> {
+        let file = self.server.data_dir.join(file);
+        let context = || {
+            format!("no credential: {advice}, or set DATA_DIR so that {} exists", file.display())
+        };
+        CallCredential::new(name, &std::fs::read_to_string(&file).with_context(context)?)
     }
 }
 
@@ -227,13 +238,13 @@ impl Args {
 mod tests {
     use super::*;
 
-    fn entry(text: &str) -> (&'static str, String) {
-        let (name, value) = Credential::presented(text).unwrap().0.unwrap();
+    fn entry(secret: &str) -> (&'static str, String) {
+        let (name, value) = CallCredential::key_or_token(secret).unwrap().0.unwrap();
         (name, value.to_str().unwrap().to_owned())
     }
 
     #[test]
-    fn a_key_is_told_from_an_access_token() {
+    fn a_key_is_distinguished_from_an_access_token() {
         assert_eq!(entry("hapa_abc\n"), ("x-api-key", "hapa_abc".to_owned()));
         assert_eq!(entry("eyJ.a.b"), ("authorization", "Bearer eyJ.a.b".to_owned()));
     }

@@ -1,87 +1,83 @@
-//! `hapa generate`: the answer as it comes. Code goes to standard output and everything else to
-//! standard error, so that `hapa generate … > file.py` holds code alone; a terminal shows both.
+//! `hapa generate`: prints an answer as it streams. Code goes to standard output and everything else to standard
+//! error: `hapa generate … > file.py` writes only code, and a terminal shows both.
 
-use std::io::{IsTerminal as _, Read as _, Write as _};
+use std::io::{IsTerminal as _, Write as _};
 use std::path::PathBuf;
 
 use anstyle::{AnsiColor, Style};
-use anyhow::Context as _;
 use hapa_proto::codegen::v1::codegen_service_client::CodegenServiceClient;
 use hapa_proto::codegen::v1::stream_generate_code_response::{Event, Finished, Kind};
 use hapa_proto::codegen::v1::{GenerateCodeRequest, StreamGenerateCodeResponse, UserProfile};
 
-use crate::cli::table::plain;
-use crate::cli::{Failure, connection, json};
-
-/// Largest file or standard input that is read: what a request may hold, in its longest form.
-const MOST_BYTES: u64 = 4 * 50_000;
+use crate::cli::connection::ConnectionArgs;
+use crate::cli::input::{MAX_CODE_BYTES, is_stdin, read_path, read_stdin};
+use crate::cli::table::sanitize;
+use crate::cli::{CliError, json};
 
 #[derive(clap::Args, Clone, Debug)]
-#[group(id = "generate_args")]
-pub(super) struct Args {
-    /// What to do, in any language; "-" reads it from standard input.
+#[command(after_help = "Examples:\n  \
+    hapa generate \"remove duplicates from a list\" > dedupe.py\n  \
+    hapa generate \"why does this fail?\" --file main.py --task explain")]
+pub(super) struct GenerateArgs {
+    /// The question, in any natural language; "-" reads it from standard input.
     question: String,
-    /// A file whose code the question is about; "-" reads it from standard input.
+    /// File with the code that the question refers to, at most 50,000 characters; "-" reads standard input.
     #[arg(short, long, value_name = "FILE")]
     file: Option<PathBuf>,
     /// Programming language of the answer.
     #[arg(short, long, default_value = "python")]
     language: String,
-    /// generate, complete, explain, comment, fix, optimize, test or review; default: as the question
-    /// sounds.
-    #[arg(short, long, default_value = "")]
+    /// Task: generate, complete, explain, comment, fix, optimize, test or review; default: derived from the
+    /// question.
+    #[arg(short, long, default_value = "", hide_default_value = true)]
     task: String,
-    /// A model that `ListModels` names.
-    #[arg(short, long, default_value = "")]
+    /// Model, as `hapa models` lists it; default: the model for the task.
+    #[arg(short, long, default_value = "", hide_default_value = true)]
     model: String,
-    /// Your level: beginner, intermediate, advanced or expert.
-    #[arg(long, default_value = "")]
+    /// Skill level of the reader: beginner, intermediate, advanced or expert.
+    #[arg(long, default_value = "", hide_default_value = true)]
     level: String,
     /// Sampling temperature, 0 to 2.
     #[arg(long)]
     temperature: Option<f64>,
-    /// Most tokens to generate, 1 to 4096.
+    /// Maximum number of tokens to generate, 1 to 4096.
     #[arg(long)]
     max_tokens: Option<i32>,
-    /// One JSON object for each frame of the stream.
+    /// Print one JSON object per stream message.
     #[arg(long, conflicts_with = "raw")]
     json: bool,
-    /// The whole answer, code and explanation, to standard output, without marks or colour.
+    /// Print the whole answer, code and explanation, to standard output, without colour.
     #[arg(long)]
     raw: bool,
     #[command(flatten)]
-    connection: connection::Args,
+    connection: ConnectionArgs,
 }
 
-pub(super) async fn generate(args: Args) -> Result<(), Failure> {
+pub(super) async fn generate(args: GenerateArgs) -> Result<(), CliError> {
     let request = request(&args)?;
-    let mut client = CodegenServiceClient::new(args.connection.as_user().await?);
-    let mut frames = client.stream_generate_code(request).await?.into_inner();
-    let mut printer = Printer::new(&args);
-    while let Some(frame) = frames.message().await? {
-        printer.print(frame)?;
+    let mut client = CodegenServiceClient::new(args.connection.connect_as_user().await?);
+    let mut stream = client.stream_generate_code(request).await?.into_inner();
+    let mut printer = StreamPrinter::new(&args);
+    while let Some(message) = stream.message().await? {
+        printer.print(message)?;
     }
-    printer.end()
+    printer.finish()
 }
 
-fn request(args: &Args) -> Result<GenerateCodeRequest, Failure> {
-    let from_stdin = |path: &PathBuf| path.as_os_str() == "-";
-    if args.question == "-" && args.file.as_ref().is_some_and(from_stdin) {
-        return Err(
-            anyhow::anyhow!("standard input can be the question or the file, not both").into()
-        );
+fn request(args: &GenerateArgs) -> Result<GenerateCodeRequest, CliError> {
+    let has_question_on_stdin = args.question == "-";
+    if has_question_on_stdin && args.file.as_deref().is_some_and(is_stdin) {
+        let message =
+            "standard input cannot be both the question and the file; pass one as an argument";
+        return Err(anyhow::anyhow!(message).into());
     }
-    let user_question = if args.question == "-" { read_stdin()? } else { args.question.clone() };
+    let user_question =
+        if has_question_on_stdin { read_stdin(MAX_CODE_BYTES)? } else { args.question.clone() };
     let code_context = match &args.file {
         None => String::new(),
-        Some(path) if from_stdin(path) => read_stdin()?,
-        Some(path) => {
-            let file = std::fs::File::open(path);
-            let file = file.with_context(|| format!("opening {}", path.display()))?;
-            read(file).with_context(|| format!("reading {}", path.display()))?
-        }
+        Some(path) => read_path(path, MAX_CODE_BYTES)?,
     };
-    let file_path = args.file.as_ref().filter(|path| !from_stdin(path));
+    let file_path = args.file.as_ref().filter(|path| !is_stdin(path));
     Ok(GenerateCodeRequest {
         user_question,
         code_context,
@@ -99,73 +95,64 @@ fn request(args: &Args) -> Result<GenerateCodeRequest, Failure> {
     })
 }
 
-fn read_stdin() -> anyhow::Result<String> {
-    read(std::io::stdin()).context("reading standard input")
-}
-
-fn read(source: impl std::io::Read) -> anyhow::Result<String> {
-    let mut text = String::new();
-    source.take(MOST_BYTES + 1).read_to_string(&mut text)?;
-    anyhow::ensure!(text.len() as u64 <= MOST_BYTES, "it is longer than a request may be");
-    Ok(text)
-}
-
-enum Form {
+enum OutputFormat {
+    /// Each message of the stream as JSON.
     Json,
+    /// Everything to standard output.
     Raw,
-    Apart,
+    /// Code to standard output, the rest to standard error.
+    Split,
 }
 
-struct Printer {
-    form: Form,
-    /// The last text did not end its line.
-    in_line: bool,
-    /// The last code did not: a file ends with a line feed.
-    code_in_line: bool,
-    finished: bool,
+struct StreamPrinter {
+    format: OutputFormat,
+    /// Whether the last text did not end with a line feed.
+    is_mid_line: bool,
+    /// The same for the last code: a file must end with a line feed.
+    is_code_mid_line: bool,
+    is_finished: bool,
 }
 
 const DIM: Style = Style::new().dimmed();
 const WARN: Style = Style::new().bold().fg_color(Some(anstyle::Color::Ansi(AnsiColor::Yellow)));
 const CODE: Style = Style::new().fg_color(Some(anstyle::Color::Ansi(AnsiColor::Cyan)));
 
-impl Printer {
-    fn new(args: &Args) -> Self {
-        let form = match (args.json, args.raw) {
-            (true, _) => Form::Json,
-            (_, true) => Form::Raw,
-            _ => Form::Apart,
+impl StreamPrinter {
+    fn new(args: &GenerateArgs) -> Self {
+        let format = match (args.json, args.raw) {
+            (true, _) => OutputFormat::Json,
+            (_, true) => OutputFormat::Raw,
+            _ => OutputFormat::Split,
         };
-        Printer { form, in_line: false, code_in_line: false, finished: false }
+        StreamPrinter { format, is_mid_line: false, is_code_mid_line: false, is_finished: false }
     }
 
-    fn print(&mut self, frame: StreamGenerateCodeResponse) -> Result<(), Failure> {
-        self.finished |= matches!(frame.event, Some(Event::Finished(_)));
-        if matches!(self.form, Form::Json) {
-            writeln!(std::io::stdout(), "{}", json::json(&frame)?)?;
-            return Ok(());
+    fn print(&mut self, message: StreamGenerateCodeResponse) -> Result<(), CliError> {
+        self.is_finished |= matches!(message.event, Some(Event::Finished(_)));
+        if matches!(self.format, OutputFormat::Json) {
+            return json::print(&message);
         }
-        match frame.event {
-            Some(Event::Delta(delta)) => self.text(delta.kind(), &delta.text)?,
+        match message.event {
+            Some(Event::Delta(delta)) => self.print_delta(delta.kind(), &delta.text)?,
             Some(Event::Finished(finished)) => {
-                self.warn(&finished.warnings)?;
-                self.summary(&finished)?;
+                self.print_warnings(&finished.warnings)?;
+                self.print_summary(&finished)?;
             }
             _ => {}
         }
         Ok(())
     }
 
-    fn text(&mut self, kind: Kind, text: &str) -> Result<(), Failure> {
-        self.in_line = !text.ends_with('\n');
-        match (&self.form, kind) {
-            (Form::Raw, _) => {
+    fn print_delta(&mut self, kind: Kind, text: &str) -> Result<(), CliError> {
+        self.is_mid_line = !text.ends_with('\n');
+        match (&self.format, kind) {
+            (OutputFormat::Raw, _) => {
                 let mut out = std::io::stdout();
                 out.write_all(text.as_bytes())?;
                 out.flush()?;
             }
             (_, Kind::Code) => {
-                self.code_in_line = self.in_line;
+                self.is_code_mid_line = self.is_mid_line;
                 let mut out = anstream::stdout();
                 write!(out, "{CODE}{text}{CODE:#}")?;
                 out.flush()?;
@@ -175,26 +162,23 @@ impl Printer {
         Ok(())
     }
 
-    fn warn(&mut self, warnings: &[String]) -> Result<(), Failure> {
+    fn print_warnings(&mut self, warnings: &[String]) -> Result<(), CliError> {
         for warning in warnings {
-            let line_end = if std::mem::take(&mut self.in_line) { "\n" } else { "" };
-            writeln!(anstream::stderr(), "{line_end}{WARN}warning:{WARN:#} {}", plain(warning))?;
+            let line_end = if std::mem::take(&mut self.is_mid_line) { "\n" } else { "" };
+            writeln!(anstream::stderr(), "{line_end}{WARN}warning:{WARN:#} {}", sanitize(warning))?;
         }
         Ok(())
     }
 
-    /// The times are for people: nobody needs them in a pipe.
-    fn summary(&mut self, finished: &Finished) -> Result<(), Failure> {
+    /// Prints token counts and times, on a terminal only.
+    fn print_summary(&mut self, finished: &Finished) -> Result<(), CliError> {
         if !std::io::stderr().is_terminal() {
             return Ok(());
         }
         let usage = finished.usage.unwrap_or_default();
-        let line_end = if std::mem::take(&mut self.in_line) { "\n" } else { "" };
-        let cut = if finished.finish_reason == "length" {
-            ", cut at the most tokens allowed"
-        } else {
-            ""
-        };
+        let line_end = if std::mem::take(&mut self.is_mid_line) { "\n" } else { "" };
+        let cut =
+            if finished.finish_reason == "length" { ", truncated at the token limit" } else { "" };
         let (tokens, total) = (usage.completion_tokens, finished.response_time_ms);
         let first = finished.time_to_first_token_ms;
         writeln!(
@@ -204,14 +188,15 @@ impl Printer {
         Ok(())
     }
 
-    fn end(&self) -> Result<(), Failure> {
-        // Where both are one terminal the summary has ended the line.
-        let ended = std::io::stdout().is_terminal() && std::io::stderr().is_terminal();
-        if self.code_in_line && !ended && matches!(self.form, Form::Apart) {
+    /// Ends the last line of code, and fails if the stream ended without its terminal event.
+    fn finish(&self) -> Result<(), CliError> {
+        // If both outputs are terminals, the summary has already ended the line.
+        let has_summary = std::io::stdout().is_terminal() && std::io::stderr().is_terminal();
+        if self.is_code_mid_line && !has_summary && matches!(self.format, OutputFormat::Split) {
             writeln!(std::io::stdout())?;
         }
-        if !self.finished {
-            return Err(anyhow::anyhow!("the stream ended before the answer did").into());
+        if !self.is_finished {
+            return Err(anyhow::anyhow!("the stream ended before the answer was complete").into());
         }
         Ok(())
     }

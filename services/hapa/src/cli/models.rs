@@ -1,35 +1,31 @@
-//! `hapa models`: which models and adapters the engines serve, what each is for, and how it is doing.
+//! `hapa models`: the models and adapters of the engines, with their tasks and health.
 
 use std::io::Write as _;
 
 use hapa_proto::codegen::v1::codegen_service_client::CodegenServiceClient;
 use hapa_proto::codegen::v1::{ListModelsRequest, Model};
 
-use super::table::table;
-use super::{Failure, connection, json};
+use crate::cli::connection::ConnectionArgs;
+use crate::cli::table::table;
+use crate::cli::{CliError, json};
 
 #[derive(clap::Args, Clone, Debug)]
-#[group(id = "models_args")]
-pub(super) struct Args {
-    /// Each model as a line of JSON.
+pub(super) struct ModelsArgs {
+    /// Print one JSON object per model.
     #[arg(long)]
     json: bool,
     #[command(flatten)]
-    connection: connection::Args,
+    connection: ConnectionArgs,
 }
 
-pub(super) async fn models(args: Args) -> Result<(), Failure> {
-    let mut client = CodegenServiceClient::new(args.connection.as_user().await?);
+pub(super) async fn models(args: ModelsArgs) -> Result<(), CliError> {
+    let mut client = CodegenServiceClient::new(args.connection.connect_as_user().await?);
     let models = client.list_models(ListModelsRequest {}).await?.into_inner().models;
-    let mut out = std::io::stdout();
     if args.json {
-        for model in &models {
-            writeln!(out, "{}", json::json(model)?)?;
-        }
-        return Ok(());
+        return json::print_lines(&models);
     }
     let header = ["MODEL", "ADAPTER OF", "TASKS", "STATUS", "ENGINES", "IN MEMORY", "CONTEXT"];
-    writeln!(out, "{}", table(header, models.into_iter().map(row)))?;
+    writeln!(std::io::stdout(), "{}", table(header, models.into_iter().map(row)))?;
     Ok(())
 }
 

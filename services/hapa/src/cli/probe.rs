@@ -1,5 +1,5 @@
-//! `hapa probe`: whether a service can work, as its gRPC health says it. An image without a shell has
-//! no other way to ask.
+//! `hapa probe`: the gRPC health of a service as an exit code. Container images without a shell have no other
+//! client for it.
 
 use std::time::Duration;
 
@@ -9,29 +9,31 @@ use tonic_health::pb::HealthCheckRequest;
 use tonic_health::pb::health_check_response::ServingStatus;
 use tonic_health::pb::health_client::HealthClient;
 
-use crate::cli::{Failure, connection};
+use crate::cli::CliError;
+use crate::cli::connection::ServerAddress;
 
-/// The checks behind the answer ran before the question.
-const PATIENCE: Duration = Duration::from_secs(2);
+/// Short: a service answers from the results of checks that ran before.
+const PROBE_TIMEOUT: Duration = Duration::from_secs(2);
 
 #[derive(clap::Args, Clone, Debug)]
-#[group(id = "probe_args")]
-pub(super) struct Args {
+#[command(after_help = "Example:\n  hapa probe --service hapa.auth.v1.KeyService")]
+pub(super) struct ProbeArgs {
     #[command(flatten)]
-    place: connection::Place,
-    /// Such as hapa.auth.v1.KeyService; default: the process as a whole.
-    #[arg(long, default_value = "")]
+    server: ServerAddress,
+    /// Full name of the gRPC service, such as hapa.auth.v1.KeyService; default: the process as a whole.
+    #[arg(long, default_value = "", hide_default_value = true)]
     service: String,
 }
 
-pub(super) async fn probe(args: &Args) -> Result<(), Failure> {
-    let asked = async {
-        let mut client = HealthClient::new(args.place.as_nobody().await?);
+pub(super) async fn probe(args: &ProbeArgs) -> Result<(), CliError> {
+    let check = async {
+        let mut client = HealthClient::new(args.server.connect_unauthenticated().await?);
         let request = HealthCheckRequest { service: args.service.clone() };
-        let reply = client.check(request).await.context("health can't be asked")?;
-        Ok::<_, Failure>(reply.into_inner().status())
+        let reply = client.check(request).await.context("the health check failed")?;
+        Ok::<_, CliError>(reply.into_inner().status())
     };
-    match timeout(PATIENCE, asked).await.context("no answer in time")?? {
+    let late = || format!("no answer to the health check within {} s", PROBE_TIMEOUT.as_secs());
+    match timeout(PROBE_TIMEOUT, check).await.with_context(late)?? {
         ServingStatus::Serving => Ok(()),
         status => Err(anyhow::anyhow!("{}", status.as_str_name().to_lowercase()).into()),
     }

@@ -1,4 +1,4 @@
-//! The roles: from arguments to a running server and its signals.
+//! The role commands: from arguments to a running server, and its signals.
 
 use std::future::pending;
 
@@ -7,11 +7,12 @@ use hapa_telemetry::logging;
 use hapa_transport::otlp_exporter;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-use crate::cli::{Failure, errors};
+use crate::cli::{CliError, errors};
+use crate::renamed_settings::warnings;
 use crate::{Roles, run};
 
 #[derive(clap::Args, Clone, Debug)]
-pub(super) struct Auth {
+pub(super) struct AuthArgs {
     #[command(flatten)]
     server: hapa_server::Config,
     #[command(flatten)]
@@ -19,7 +20,7 @@ pub(super) struct Auth {
 }
 
 #[derive(clap::Args, Clone, Debug)]
-pub(super) struct Codegen {
+pub(super) struct CodegenArgs {
     #[command(flatten)]
     server: hapa_server::Config,
     #[command(flatten)]
@@ -27,67 +28,72 @@ pub(super) struct Codegen {
 }
 
 #[derive(clap::Args, Clone, Debug)]
-#[group(id = "errors_role")]
 #[command(args_conflicts_with_subcommands = true)]
-pub(super) struct Errors {
+pub(super) struct ErrorsArgs {
     #[command(subcommand)]
-    pub(super) client: Option<errors::Command>,
+    pub(super) subcommand: Option<errors::ErrorsCommand>,
     #[command(flatten)]
     server: hapa_server::Config,
     #[command(flatten)]
-    service: hapa_errors::Config,
+    errors: hapa_errors::Config,
 }
 
 #[derive(clap::Args, Clone, Debug)]
-pub(super) struct Analytics {
+pub(super) struct AnalyticsArgs {
     #[command(flatten)]
     server: hapa_server::Config,
     #[command(flatten)]
     analytics: hapa_analytics::Config,
 }
 
-impl From<Auth> for Roles {
-    fn from(args: Auth) -> Roles {
+impl From<AuthArgs> for Roles {
+    fn from(args: AuthArgs) -> Roles {
         Roles { auth: Some(args.auth), ..Roles::none(args.server) }
     }
 }
 
-impl From<Codegen> for Roles {
-    fn from(args: Codegen) -> Roles {
+impl From<CodegenArgs> for Roles {
+    fn from(args: CodegenArgs) -> Roles {
         Roles { codegen: Some(args.codegen), ..Roles::none(args.server) }
     }
 }
 
-impl From<Errors> for Roles {
-    fn from(args: Errors) -> Roles {
-        Roles { errors: Some(args.service), ..Roles::none(args.server) }
+impl From<ErrorsArgs> for Roles {
+    fn from(args: ErrorsArgs) -> Roles {
+        Roles { errors: Some(args.errors), ..Roles::none(args.server) }
     }
 }
 
-impl From<Analytics> for Roles {
-    fn from(args: Analytics) -> Roles {
+impl From<AnalyticsArgs> for Roles {
+    fn from(args: AnalyticsArgs) -> Roles {
         Roles { analytics: Some(args.analytics), ..Roles::none(args.server) }
     }
 }
 
-/// Serves until a signal, then drains; a second signal ends at once. SIGHUP opens LOG_FILE anew; where the log
-/// goes to a terminal it says that the terminal was closed, and the process drains.
-pub(super) async fn serve(roles: Roles) -> Result<(), Failure> {
+/// Serves until a signal, then drains; a second signal ends the process at once.
+///
+/// SIGHUP reopens LOG_FILE. If the log goes to a terminal, SIGHUP means that the terminal was closed, and the
+/// process drains.
+pub(super) async fn serve(roles: Roles) -> Result<(), CliError> {
     roles.check()?;
     let (tracer, exporter) = otlp_exporter::collect(&roles.server.trace)?.unzip();
     let log = logging::start(&roles.server.log, tracer)?;
+    for warning in warnings(&roles.settings) {
+        tracing::warn!("{warning}");
+    }
     file_descriptors::raise_limit();
     let listeners = Listeners::bind(&roles.server).await?;
-    let terminal = log.is_terminal();
-    let (mut first, mut second) = (Signals::new(terminal)?, Signals::new(terminal)?);
+    let is_terminal = log.is_terminal();
+    let mut first = ShutdownSignals::new(is_terminal)?;
+    let mut second = ShutdownSignals::new(is_terminal)?;
     let mut hangup = signal(SignalKind::hangup())?;
-    let twice = async {
+    let second_signal = async {
         second.next().await;
         second.next().await;
     };
-    let reopening = async {
+    let reopen_log = async {
         while hangup.recv().await.is_some() {
-            if !terminal {
+            if !is_terminal {
                 log.reopen();
             }
         }
@@ -95,29 +101,34 @@ pub(super) async fn serve(roles: Roles) -> Result<(), Failure> {
     };
     tokio::select! {
         done = run(roles, listeners, exporter, first.next()) => Ok(done?),
-        () = twice => Err(anyhow::anyhow!("ended by a second signal, before open calls were done").into()),
-        () = reopening => Ok(()),
+        () = second_signal => {
+            Err(anyhow::anyhow!("ended by a second signal before open calls completed").into())
+        }
+        () = reopen_log => Ok(()),
     }
 }
 
-struct Signals {
+/// The signals that end a process. Each value sees every signal once.
+pub(super) struct ShutdownSignals {
     interrupt: Signal,
     terminate: Signal,
-    /// Of a terminal that is closed.
+    /// SIGHUP of a closed terminal.
     hangup: Option<Signal>,
 }
 
-impl Signals {
-    fn new(terminal: bool) -> std::io::Result<Self> {
-        Ok(Signals {
+impl ShutdownSignals {
+    /// `has_terminal`: SIGHUP ends the process too.
+    pub(super) fn new(has_terminal: bool) -> std::io::Result<Self> {
+        Ok(ShutdownSignals {
             interrupt: signal(SignalKind::interrupt())?,
             terminate: signal(SignalKind::terminate())?,
-            hangup: terminal.then(|| signal(SignalKind::hangup())).transpose()?,
+            hangup: has_terminal.then(|| signal(SignalKind::hangup())).transpose()?,
         })
     }
 
-    async fn next(&mut self) {
-        let closed = async {
+    /// Waits for the next signal.
+    pub(super) async fn next(&mut self) {
+        let hangup = async {
             match &mut self.hangup {
                 Some(hangup) => drop(hangup.recv().await),
                 None => pending().await,
@@ -126,7 +137,7 @@ impl Signals {
         tokio::select! {
             _ = self.interrupt.recv() => {}
             _ = self.terminate.recv() => {}
-            () = closed => {}
+            () = hangup => {}
         }
     }
 }

@@ -1,4 +1,4 @@
-//! `hapa usage`: who used how much, as a table, as JSON, or as CSV for a spreadsheet.
+//! `hapa usage`: calls and tokens by group, as a table, as JSON, or as CSV for a spreadsheet.
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -9,55 +9,56 @@ use hapa_proto::analytics::v1::get_usage_response::Row;
 use hapa_proto::analytics::v1::{GetUsageRequest, GetUsageResponse};
 use prost_types::Timestamp;
 
-use crate::cli::connection::{self, Connection};
-use crate::cli::number::count;
-use crate::cli::table::table_of;
-use crate::cli::{Failure, json, moment};
+use crate::cli::connection::{Connection, ConnectionArgs};
+use crate::cli::format::count;
+use crate::cli::paging::MAX_PAGE_SIZE;
+use crate::cli::table::table_with_columns;
+use crate::cli::{CliError, json, time_args};
 
-const LARGEST_PAGE: i32 = 1_000;
-const SUMS: [&str; 5] =
+const TOTAL_COLUMNS: [&str; 5] =
     ["requests", "errors", "prompt_tokens", "completion_tokens", "total_tokens"];
 
 #[derive(clap::Args, Clone, Debug)]
-#[group(id = "usage_args")]
-pub(super) struct Args {
-    /// By what to group: key, user, owner, model and day, comma-separated.
+#[command(after_help = "Example:\n  hapa usage --group-by owner,model --since 7d --csv usage.csv")]
+pub(super) struct UsageArgs {
+    /// Grouping: key, user, owner, model and day, comma-separated.
     #[arg(
         long,
-        value_name = "WHAT",
+        value_name = "COLUMNS",
         value_delimiter = ',',
         default_value = "owner",
         value_parser = ["key", "user", "owner", "model", "day"],
         hide_possible_values = true
     )]
     group_by: Vec<String>,
-    /// From this day on (UTC): 2026-01-31T00:00:00Z, or so long ago: 24h, 30d.
-    #[arg(long, value_name = "TIME", default_value = "30d", value_parser = moment::moment)]
+    /// First day of the period (UTC): 2026-01-31T00:00:00Z, or a duration before the current time: 24h, 30d.
+    #[arg(long, value_name = "TIME", default_value = "30d", value_parser = time_args::parse_time)]
     since: Timestamp,
-    /// Until before this time: 2026-01-31T00:00:00Z, or so long ago: 24h, 7d; default: now.
-    #[arg(long, value_name = "TIME", value_parser = moment::moment)]
+    /// End of the period, exclusive: 2026-01-31T00:00:00Z, or a duration before the current time: 24h, 7d;
+    /// default: the current time.
+    #[arg(long, value_name = "TIME", value_parser = time_args::parse_time)]
     until: Option<Timestamp>,
-    /// Only what this owner used: a user's id, or any other name.
+    /// Only usage of this owner: a user id or any other name.
     #[arg(long, default_value = "", hide_default_value = true)]
     owner: String,
-    /// Only what was used with this key: its id.
+    /// Only usage with this key id.
     #[arg(long, value_name = "KEY_ID", default_value = "", hide_default_value = true)]
     key: String,
-    /// Only what this model answered.
+    /// Only usage of this model.
     #[arg(long, default_value = "", hide_default_value = true)]
     model: String,
-    /// Write all rows to this file as CSV; "-" is standard output.
+    /// Write all rows to this file as CSV (RFC 4180); "-" is standard output.
     #[arg(long, value_name = "FILE")]
     csv: Option<PathBuf>,
-    /// Each row as a line of JSON.
+    /// Print one JSON object per row.
     #[arg(long, conflicts_with = "csv")]
     json: bool,
     #[command(flatten)]
-    connection: connection::Args,
+    connection: ConnectionArgs,
 }
 
-pub(super) async fn usage(args: Args) -> Result<(), Failure> {
-    let client = AnalyticsServiceClient::new(args.connection.as_operator().await?);
+pub(super) async fn usage(args: UsageArgs) -> Result<(), CliError> {
+    let client = AnalyticsServiceClient::new(args.connection.connect_as_operator().await?);
     let request = GetUsageRequest {
         start_time: Some(args.since),
         end_time: args.until,
@@ -65,56 +66,51 @@ pub(super) async fn usage(args: Args) -> Result<(), Failure> {
         owner: args.owner,
         key_id: args.key,
         model: args.model,
-        page_size: LARGEST_PAGE,
+        page_size: MAX_PAGE_SIZE,
         ..GetUsageRequest::default()
     };
     let groups = args.group_by;
     match args.csv {
         Some(file) if file.as_os_str() == "-" => {
-            csv(client, request, &groups, &mut std::io::stdout().lock()).await
+            write_csv(client, request, &groups, &mut std::io::stdout().lock()).await
         }
-        Some(file) => csv_file(client, request, &groups, &file).await,
+        Some(file) => write_csv_file(client, request, &groups, &file).await,
         None if args.json => {
-            let print = |page: GetUsageResponse| {
-                for row in &page.rows {
-                    writeln!(std::io::stdout(), "{}", json::json(row)?)?;
-                }
-                Ok(())
-            };
-            pages(client, request, print).await
+            for_each_reply(client, request, |reply| json::print_lines(&reply.rows)).await
         }
-        None => print(client, request, &groups).await,
+        None => print_table(client, request, &groups).await,
     }
 }
 
-async fn pages(
+/// Reads all pages; unlike a list, each reply also holds the total.
+async fn for_each_reply(
     mut client: AnalyticsServiceClient<Connection>,
     mut request: GetUsageRequest,
-    mut page: impl FnMut(GetUsageResponse) -> Result<(), Failure>,
-) -> Result<(), Failure> {
+    mut on_reply: impl FnMut(GetUsageResponse) -> Result<(), CliError>,
+) -> Result<(), CliError> {
     loop {
         let reply = client.get_usage(request.clone()).await?.into_inner();
         request.page_token.clone_from(&reply.next_page_token);
-        page(reply)?;
+        on_reply(reply)?;
         if request.page_token.is_empty() {
             return Ok(());
         }
     }
 }
 
-async fn print(
+async fn print_table(
     client: AnalyticsServiceClient<Connection>,
     request: GetUsageRequest,
     groups: &[String],
-) -> Result<(), Failure> {
+) -> Result<(), CliError> {
     let (mut rows, mut total) = (Vec::new(), None);
-    pages(client, request, |page| {
-        rows.extend(page.rows);
-        total = page.total;
+    for_each_reply(client, request, |reply| {
+        rows.extend(reply.rows);
+        total = reply.total;
         Ok(())
     })
     .await?;
-    let header = groups.iter().map(String::as_str).chain(SUMS);
+    let header = groups.iter().map(String::as_str).chain(TOTAL_COLUMNS);
     let header = header.map(|name| name.to_uppercase().replace('_', " "));
     let mut lines: Vec<Vec<String>> =
         rows.iter().map(|row| cells(row, groups, count).collect()).collect();
@@ -124,41 +120,43 @@ async fn print(
         "all".clone_into(&mut line[0]);
         lines.push(line);
     }
-    writeln!(std::io::stdout(), "{}", table_of(header, lines))?;
+    writeln!(std::io::stdout(), "{}", table_with_columns(header, lines))?;
     Ok(())
 }
 
-/// Written aside and moved into place: a file that is there is whole.
-async fn csv_file(
+/// Writes a temporary file and renames it, so that the file is never incomplete.
+async fn write_csv_file(
     client: AnalyticsServiceClient<Connection>,
     request: GetUsageRequest,
     groups: &[String],
     file: &Path,
-) -> Result<(), Failure> {
-    let words = || format!("writing {}", file.display());
-    let mut aside = file.as_os_str().to_owned();
-    aside.push(format!(".new-{}", std::process::id()));
-    let mut new = std::io::BufWriter::new(std::fs::File::create(&aside).with_context(words)?);
-    let written = csv(client, request, groups, &mut new).await;
-    let written = written.and_then(|()| Ok(new.flush().with_context(words)?));
-    if let Err(failure) = written {
-        let _ = std::fs::remove_file(&aside); // the failure is what counts
-        return Err(failure);
+) -> Result<(), CliError> {
+    let context = || format!("cannot write {}", file.display());
+    let mut temporary = file.as_os_str().to_owned();
+    temporary.push(format!(".new-{}", std::process::id()));
+    let new = std::fs::File::create(&temporary).with_context(context)?;
+    let mut new = std::io::BufWriter::new(new);
+    let written = write_csv(client, request, groups, &mut new).await;
+    let written = written.and_then(|()| Ok(new.flush().with_context(context)?));
+    if let Err(error) = written {
+        let _ = std::fs::remove_file(&temporary); // the first error is the one to report
+        return Err(error);
     }
-    Ok(std::fs::rename(&aside, file).with_context(words)?)
+    Ok(std::fs::rename(&temporary, file).with_context(context)?)
 }
 
-async fn csv(
+async fn write_csv(
     client: AnalyticsServiceClient<Connection>,
     request: GetUsageRequest,
     groups: &[String],
     out: &mut impl Write,
-) -> Result<(), Failure> {
-    let header: Vec<_> = groups.iter().map(String::as_str).chain(SUMS).map(str::to_owned).collect();
-    write!(out, "{}", record(header))?;
-    pages(client, request, |page| {
-        for row in &page.rows {
-            write!(out, "{}", record(cells(row, groups, |number| format!("{number:.0}"))))?;
+) -> Result<(), CliError> {
+    let header: Vec<_> =
+        groups.iter().map(String::as_str).chain(TOTAL_COLUMNS).map(str::to_owned).collect();
+    write!(out, "{}", csv_record(header))?;
+    for_each_reply(client, request, |reply| {
+        for row in &reply.rows {
+            write!(out, "{}", csv_record(cells(row, groups, |number| format!("{number:.0}"))))?;
         }
         Ok(())
     })
@@ -166,7 +164,12 @@ async fn csv(
     Ok(out.flush()?)
 }
 
-fn cells(row: &Row, groups: &[String], number: fn(f64) -> String) -> impl Iterator<Item = String> {
+/// The group columns and the totals of a row.
+fn cells(
+    row: &Row,
+    groups: &[String],
+    format_number: fn(f64) -> String,
+) -> impl Iterator<Item = String> {
     let group = |name: &String| match name.as_str() {
         "key" => row.key_id.clone(),
         "user" => row.user_id.clone(),
@@ -175,16 +178,16 @@ fn cells(row: &Row, groups: &[String], number: fn(f64) -> String) -> impl Iterat
         _ => row.day.clone(),
     };
     let Row { requests, errors, prompt_tokens, completion_tokens, total_tokens, .. } = *row;
-    let sums = [requests, errors, prompt_tokens, completion_tokens, total_tokens];
+    let totals = [requests, errors, prompt_tokens, completion_tokens, total_tokens];
     let groups: Vec<_> = groups.iter().map(group).collect();
-    groups.into_iter().chain(sums.into_iter().map(number))
+    groups.into_iter().chain(totals.into_iter().map(format_number))
 }
 
-/// A line of RFC 4180. Names come from people: one that a spreadsheet would calculate is a text.
-fn record(cells: impl IntoIterator<Item = String>) -> String {
+/// A line of RFC 4180. Names are user input: an apostrophe keeps a spreadsheet from evaluating one as a formula.
+fn csv_record(cells: impl IntoIterator<Item = String>) -> String {
     let quoted = cells.into_iter().map(|cell| {
-        let formula = cell.starts_with(['=', '+', '-', '@', '\t', '\r']);
-        let cell = if formula { format!("'{cell}") } else { cell };
+        let is_formula = cell.starts_with(['=', '+', '-', '@', '\t', '\r']);
+        let cell = if is_formula { format!("'{cell}") } else { cell };
         if cell.contains(['"', ',', '\n', '\r']) {
             format!("\"{}\"", cell.replace('"', "\"\""))
         } else {
@@ -199,13 +202,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_record_holds_any_name_and_starts_no_formula() {
-        let line = record(["a,b", "say \"hi\"", "=1+1", "two\nlines", "12"].map(str::to_owned));
+    fn a_csv_record_quotes_any_name_and_disarms_formulas() {
+        let line = csv_record(["a,b", "say \"hi\"", "=1+1", "two\nlines", "12"].map(str::to_owned));
         assert_eq!(line, "\"a,b\",\"say \"\"hi\"\"\",'=1+1,\"two\nlines\",12\r\n");
     }
 
     #[test]
-    fn cells_stand_under_their_groups() {
+    fn cells_follow_the_order_of_the_groups() {
         let row = Row {
             owner: "me".to_owned(),
             day: "2026-01-31".to_owned(),

@@ -1,50 +1,48 @@
-//! `hapa validate`: what is wrong or dangerous in files, as a table or as JSON; the exit code says
-//! whether all of them are valid.
+//! `hapa validate`: syntax errors and dangerous constructs in files, as a table or as JSON. The exit code is 0 if
+//! all files are valid.
 
-use std::io::{Read as _, Write as _};
+use std::io::Write as _;
 use std::path::{Path, PathBuf};
 
-use anyhow::Context as _;
 use hapa_proto::codegen::v1::codegen_service_client::CodegenServiceClient;
 use hapa_proto::codegen::v1::{ValidateCodeRequest, ValidateCodeResponse, ValidationIssue};
 
-use crate::cli::table::{plain, table};
-use crate::cli::{Failure, connection, json};
-
-/// Largest file that is read: what a request may hold, in its longest form.
-const MOST_BYTES: u64 = 4 * 50_000;
+use crate::cli::connection::ConnectionArgs;
+use crate::cli::input::{MAX_CODE_BYTES, read_path};
+use crate::cli::table::{sanitize, table};
+use crate::cli::{CliError, json};
 
 #[derive(clap::Args, Clone, Debug)]
-#[group(id = "validate_args")]
-pub(super) struct Args {
-    /// The files; "-" is standard input.
+#[command(after_help = "Example:\n  hapa validate --style src/*.py")]
+pub(super) struct ValidateArgs {
+    /// Files to check, at most 50,000 characters each; "-" is standard input.
     #[arg(required = true, value_name = "FILE")]
     files: Vec<PathBuf>,
-    /// python, javascript, typescript, java, cpp or csharp; default: by each file's ending.
+    /// Language: python, javascript, typescript, java, cpp or csharp; default: by each file's extension.
     #[arg(short, long)]
     language: Option<String>,
-    /// Tell of matters of style, too.
+    /// Report style issues too.
     #[arg(long)]
     style: bool,
-    /// The answer for each file as a line of JSON.
+    /// Print one JSON object per file.
     #[arg(long)]
     json: bool,
     #[command(flatten)]
-    connection: connection::Args,
+    connection: ConnectionArgs,
 }
 
-pub(super) async fn validate(args: Args) -> Result<(), Failure> {
-    let mut client = CodegenServiceClient::new(args.connection.as_user().await?);
-    let mut invalid = 0;
+pub(super) async fn validate(args: ValidateArgs) -> Result<(), CliError> {
+    let mut client = CodegenServiceClient::new(args.connection.connect_as_user().await?);
+    let mut invalid_count = 0;
     let mut issues = Vec::new();
     for path in &args.files {
         let request = request(path, &args)?;
         let reply = client.validate_code(request).await?.into_inner();
-        invalid += usize::from(!reply.is_valid);
+        invalid_count += usize::from(!reply.is_valid);
         if args.json {
-            writeln!(std::io::stdout(), "{}", json::json(&reply)?)?;
+            json::print(&reply)?;
         } else {
-            summary(path, &reply)?;
+            print_summary(path, &reply)?;
             issues.extend(reply.issues.into_iter().map(|issue| row(path, issue)));
         }
     }
@@ -52,21 +50,20 @@ pub(super) async fn validate(args: Args) -> Result<(), Failure> {
         let header = ["FILE", "LINE", "COLUMN", "SEVERITY", "ISSUE", "MESSAGE"];
         writeln!(std::io::stdout(), "{}", table(header, issues))?;
     }
-    if invalid > 0 {
-        let all = args.files.len();
-        return Err(anyhow::anyhow!("{invalid} of {all} files are not valid").into());
+    if invalid_count > 0 {
+        let count = args.files.len();
+        return Err(anyhow::anyhow!("{invalid_count} of {count} files are not valid").into());
     }
     Ok(())
 }
 
-fn request(path: &Path, args: &Args) -> Result<ValidateCodeRequest, Failure> {
+fn request(path: &Path, args: &ValidateArgs) -> Result<ValidateCodeRequest, CliError> {
     let language = match &args.language {
         Some(language) => language.clone(),
-        None => by_ending(path)?.to_owned(),
+        None => language_of(path)?.to_owned(),
     };
-    let code = read(path).with_context(|| format!("reading {}", path.display()))?;
     Ok(ValidateCodeRequest {
-        code,
+        code: read_path(path, MAX_CODE_BYTES)?,
         language,
         file_name: path.display().to_string(),
         check_style: args.style.then_some(true),
@@ -74,39 +71,28 @@ fn request(path: &Path, args: &Args) -> Result<ValidateCodeRequest, Failure> {
     })
 }
 
-fn by_ending(path: &Path) -> anyhow::Result<&'static str> {
-    let ending = path.extension().and_then(|ending| ending.to_str()).unwrap_or_default();
-    Ok(match ending.to_ascii_lowercase().as_str() {
+/// The language that a file's extension stands for.
+fn language_of(path: &Path) -> anyhow::Result<&'static str> {
+    let extension = path.extension().and_then(|extension| extension.to_str()).unwrap_or_default();
+    Ok(match extension.to_ascii_lowercase().as_str() {
         "py" | "pyi" => "python",
         "js" | "mjs" | "cjs" | "jsx" => "javascript",
         "ts" | "mts" | "cts" | "tsx" => "typescript",
         "java" => "java",
         "cpp" | "cc" | "cxx" | "hpp" | "hh" | "hxx" | "h" => "cpp",
         "cs" => "csharp",
-        _ => anyhow::bail!("{}: its ending names no language; --language does", path.display()),
+        _ => anyhow::bail!("{}: unknown file extension; pass --language", path.display()),
     })
 }
 
-fn read(path: &Path) -> anyhow::Result<String> {
-    let source: Box<dyn std::io::Read> = if path.as_os_str() == "-" {
-        Box::new(std::io::stdin())
-    } else {
-        Box::new(std::fs::File::open(path)?)
-    };
-    let mut code = String::new();
-    source.take(MOST_BYTES + 1).read_to_string(&mut code)?;
-    anyhow::ensure!(code.len() as u64 <= MOST_BYTES, "it is longer than a request may be");
-    Ok(code)
-}
-
-fn summary(path: &Path, reply: &ValidateCodeResponse) -> Result<(), Failure> {
-    let cut = if reply.issues_truncated { ", of which the first are shown" } else { "" };
-    let bad = reply.critical_count + reply.error_count;
+fn print_summary(path: &Path, reply: &ValidateCodeResponse) -> Result<(), CliError> {
+    let truncated = if reply.issues_truncated { ", of which the first are shown" } else { "" };
+    let errors = reply.critical_count + reply.error_count;
     let (warnings, lines) = (reply.warning_count, reply.lines_of_code);
     writeln!(
         anstream::stderr(),
-        "{}: {}; {}, lines: {lines}, errors: {bad}, warnings: {warnings}{cut}",
-        plain(&path.display().to_string()),
+        "{}: {}; {}, lines: {lines}, errors: {errors}, warnings: {warnings}{truncated}",
+        sanitize(&path.display().to_string()),
         reply.status,
         reply.language
     )?;

@@ -4,50 +4,50 @@ use std::io::Write as _;
 
 use hapa_proto::errors::v1::{GetIncidentRequest, Incident, Occurrence};
 
-use super::client;
-use super::incidents::status;
-use crate::cli::number::span;
-use crate::cli::table::{facts, plain, second, table};
-use crate::cli::{Failure, connection, json};
+use super::connect;
+use super::incidents::describe_status;
+use crate::cli::connection::ConnectionArgs;
+use crate::cli::format::duration;
+use crate::cli::table::{field_table, sanitize, table, to_second};
+use crate::cli::{CliError, json};
 
 #[derive(clap::Args, Clone, Debug)]
-#[group(id = "errors_show_args")]
-pub(in crate::cli) struct Args {
-    /// INC-YYYYMMDD-XXXXXXXX.
+pub(in crate::cli) struct ShowIncidentArgs {
+    /// Incident id (INC-YYYYMMDD-XXXXXXXX), or the id of one of its occurrences.
     #[arg(value_name = "INCIDENT")]
     incident_id: String,
-    /// The incident and its occurrences as JSON.
+    /// Print the incident and its occurrences as JSON.
     #[arg(long)]
     json: bool,
     #[command(flatten)]
-    connection: connection::Args,
+    connection: ConnectionArgs,
 }
 
-pub(super) async fn show(args: Args) -> Result<(), Failure> {
-    let mut client = client(&args.connection).await?;
+pub(super) async fn show(args: ShowIncidentArgs) -> Result<(), CliError> {
+    let mut client = connect(&args.connection).await?;
     let request = GetIncidentRequest { incident_id: args.incident_id };
     let reply = client.get_incident(request).await?.into_inner();
-    let mut out = std::io::stdout();
     if args.json {
-        writeln!(out, "{}", json::json(&reply)?)?;
-        return Ok(());
+        return json::print(&reply);
     }
-    writeln!(out, "{}", about(reply.incident.unwrap_or_default()))?;
-    // What was asked for is first, else the newest.
-    if let Some(first) = reply.occurrences.first().filter(|one| !one.causes.is_empty()) {
-        writeln!(out, "\nwhat lies behind {}:", plain(named(first)))?;
+    let mut out = std::io::stdout();
+    writeln!(out, "{}", incident_table(reply.incident.unwrap_or_default()))?;
+    // The first occurrence is the requested one, or else the newest.
+    if let Some(first) = reply.occurrences.first().filter(|first| !first.causes.is_empty()) {
+        writeln!(out, "\ncauses of {}:", sanitize(occurrence_id(first)))?;
         for cause in &first.causes {
-            writeln!(out, "  {}", plain(cause))?;
+            writeln!(out, "  {}", sanitize(cause))?;
         }
     }
-    let header = ["OCCURRENCE", "TIME", "SERVICE", "VERSION", "ACTOR", "TOOK", "REQUEST", "TRACE"];
+    let header =
+        ["OCCURRENCE", "TIME", "SERVICE", "VERSION", "ACTOR", "DURATION", "REQUEST", "TRACE"];
     writeln!(out, "\n{}", table(header, reply.occurrences.into_iter().map(row)))?;
     Ok(())
 }
 
-/// What is known of an incident.
-pub(super) fn about(incident: Incident) -> comfy_table::Table {
-    let status = status(&incident);
+/// The properties of an incident.
+pub(super) fn incident_table(incident: Incident) -> comfy_table::Table {
+    let status = describe_status(&incident);
     let mut rows = vec![
         ("INCIDENT", incident.incident_id),
         ("CODE", incident.error_code),
@@ -55,15 +55,15 @@ pub(super) fn about(incident: Incident) -> comfy_table::Table {
         ("MESSAGE", incident.message),
         ("METHOD", incident.method),
         ("COUNT", incident.count.to_string()),
-        ("OVERCOME", incident.recovered_count.to_string()),
+        ("RECOVERED", incident.recovered_count.to_string()),
         ("USERS", incident.affected_users.to_string()),
-        ("FIRST SEEN", second(incident.first_seen.as_ref())),
-        ("LAST SEEN", second(incident.last_seen.as_ref())),
+        ("FIRST SEEN", to_second(incident.first_seen.as_ref())),
+        ("LAST SEEN", to_second(incident.last_seen.as_ref())),
         ("LAST SEEN IN", incident.last_seen_version),
         ("FINGERPRINT", incident.fingerprint),
     ];
     if incident.status_time.is_some() {
-        rows.push(("STATUS SINCE", second(incident.status_time.as_ref())));
+        rows.push(("STATUS SINCE", to_second(incident.status_time.as_ref())));
         rows.push(("STATUS BY", incident.status_actor));
     }
     for (name, value) in [("RESOLVED IN", incident.resolved_in_version), ("NOTE", incident.note)] {
@@ -71,23 +71,24 @@ pub(super) fn about(incident: Incident) -> comfy_table::Table {
             rows.push((name, value));
         }
     }
-    facts(rows)
+    field_table(rows)
 }
 
-fn named(occurrence: &Occurrence) -> &str {
+/// The incident id that a user saw, or else the event id.
+fn occurrence_id(occurrence: &Occurrence) -> &str {
     let shown = occurrence.incident_id.as_str();
     if shown.is_empty() { &occurrence.event_id } else { shown }
 }
 
 fn row(occurrence: Occurrence) -> [String; 8] {
-    let name = named(&occurrence).to_owned();
-    let time = second(occurrence.time.as_ref());
-    let took = occurrence.duration.map(seconds).map(span).unwrap_or_default();
+    let id = occurrence_id(&occurrence).to_owned();
+    let time = to_second(occurrence.time.as_ref());
+    let duration = occurrence.duration.map(seconds).map(duration).unwrap_or_default();
     let Occurrence { service, version, actor, request_id, trace_id, .. } = occurrence;
-    [name, time, service, version, actor, took, request_id, trace_id]
+    [id, time, service, version, actor, duration, request_id, trace_id]
 }
 
-#[expect(clippy::cast_precision_loss, reason = "for people")]
+#[expect(clippy::cast_precision_loss, reason = "the value is shown with three digits")]
 fn seconds(duration: prost_types::Duration) -> f64 {
     duration.seconds as f64 + f64::from(duration.nanos) / 1e9
 }

@@ -1,50 +1,47 @@
-//! `hapa errors watch`: a line for each error as it is stored. A lost stream goes on where it ended.
+//! `hapa errors watch`: one line per error as it is stored. A lost stream resumes at its cursor.
 
 use std::io::Write as _;
-use std::time::Duration;
 
 use anstyle::{AnsiColor, Style};
 use hapa_proto::errors::v1::{Occurrence, WatchOccurrencesRequest, WatchOccurrencesResponse};
-use tonic::{Code, Status};
+use tonic::Status;
 
-use super::client;
-use super::sums::last_part;
-use crate::cli::table::{plain, second};
-use crate::cli::{Failure, connection, json};
-
-/// Between two attempts to go on, and how many there are in a row.
-const PAUSE: Duration = Duration::from_secs(1);
-const ATTEMPTS: u32 = 30;
+use super::connect;
+use super::reports::method_name;
+use crate::cli::connection::ConnectionArgs;
+use crate::cli::reconnect::Reconnect;
+use crate::cli::table::{sanitize, to_second};
+use crate::cli::{CliError, json};
 
 const CODE: Style = Style::new().fg_color(Some(anstyle::Color::Ansi(AnsiColor::Red)));
 const DIM: Style = Style::new().dimmed();
 
 #[derive(clap::Args, Clone, Debug)]
-#[group(id = "errors_watch_args")]
-pub(in crate::cli) struct Args {
-    /// Only this code, such as E5006.
+#[command(after_help = "Example:\n  hapa errors watch --code E5006")]
+pub(in crate::cli) struct WatchErrorsArgs {
+    /// Only errors with this code, such as E5006.
     #[arg(long, default_value = "", hide_default_value = true)]
     code: String,
-    /// Each message that tells something as a line of JSON.
+    /// Print one JSON object per message with errors.
     #[arg(long)]
     json: bool,
     #[command(flatten)]
-    connection: connection::Args,
+    connection: ConnectionArgs,
 }
 
-pub(super) async fn watch(args: Args) -> Result<(), Failure> {
-    let mut client = client(&args.connection).await?;
+pub(super) async fn watch(args: WatchErrorsArgs) -> Result<(), CliError> {
+    let mut client = connect(&args.connection).await?;
     let mut request = WatchOccurrencesRequest { error_code: args.code, ..Default::default() };
-    let (mut lost, mut heard) = (0, false);
+    let mut reconnect = Reconnect::default();
     loop {
-        let end = match client.watch_occurrences(request.clone()).await {
+        let error = match client.watch_occurrences(request.clone()).await {
             Err(status) => status,
             Ok(stream) => {
                 let mut stream = stream.into_inner();
                 loop {
                     match stream.message().await {
                         Ok(Some(message)) => {
-                            (lost, heard) = (0, true);
+                            reconnect.record_message();
                             request.cursor.clone_from(&message.cursor);
                             print(&message, args.json)?;
                         }
@@ -54,46 +51,40 @@ pub(super) async fn watch(args: Args) -> Result<(), Failure> {
                 }
             }
         };
-        lost += 1;
-        if !heard || lost > ATTEMPTS || !is_passing(&end) {
-            return Err(end.into());
-        }
-        tokio::time::sleep(PAUSE).await;
+        reconnect.wait_after(error).await?;
     }
 }
 
-/// Whether another replica, or the same one in a moment, may go on.
-pub(in crate::cli) fn is_passing(status: &Status) -> bool {
-    // A connection that broke is Unknown to tonic.
-    matches!(status.code(), Code::Unavailable | Code::Unknown | Code::Cancelled)
-}
-
-fn print(message: &WatchOccurrencesResponse, as_json: bool) -> Result<(), Failure> {
+fn print(message: &WatchOccurrencesResponse, as_json: bool) -> Result<(), CliError> {
     if message.occurrences.is_empty() && message.skipped == 0 {
         return Ok(());
     }
     if as_json {
-        writeln!(std::io::stdout(), "{}", json::json(message)?)?;
-        return Ok(());
+        return json::print(message);
     }
     let mut out = anstream::stdout();
     for occurrence in &message.occurrences {
-        writeln!(out, "{}", line(occurrence))?;
+        writeln!(out, "{}", format_line(occurrence))?;
     }
     if message.skipped > 0 {
-        writeln!(out, "{DIM}and {} more, too many to tell{DIM:#}", message.skipped)?;
+        writeln!(
+            out,
+            "{DIM}{} more errors skipped: the stream delivers at most 1,000 per second{DIM:#}",
+            message.skipped
+        )?;
     }
     Ok(())
 }
 
-fn line(occurrence: &Occurrence) -> String {
+fn format_line(occurrence: &Occurrence) -> String {
     let Occurrence { time, error_code, incident_id, method, message, actor, recovered, .. } =
         occurrence;
-    let time = second(time.as_ref());
-    let (code, id, method) = (plain(error_code), plain(incident_id), plain(&last_part(method)));
-    let (message, actor) = (plain(message), plain(actor));
-    let overcome = if *recovered { " (overcome)" } else { "" };
-    format!("{time} {CODE}{code}{CODE:#} {id} {method} {DIM}{actor}{DIM:#} {message}{overcome}")
+    let time = to_second(time.as_ref());
+    let (code, id) = (sanitize(error_code), sanitize(incident_id));
+    let method = sanitize(&method_name(method));
+    let (message, actor) = (sanitize(message), sanitize(actor));
+    let suffix = if *recovered { " (recovered)" } else { "" };
+    format!("{time} {CODE}{code}{CODE:#} {id} {method} {DIM}{actor}{DIM:#} {message}{suffix}")
 }
 
 #[cfg(test)]
@@ -101,7 +92,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_line_says_what_when_where_and_moves_no_cursor() {
+    fn a_line_holds_time_code_and_method_and_no_control_characters() {
         let occurrence = Occurrence {
             time: Some(prost_types::Timestamp::date_time(2026, 2, 3, 4, 5, 6).unwrap()),
             error_code: "E5006".to_owned(),
@@ -112,8 +103,8 @@ mod tests {
             recovered: true,
             ..Occurrence::default()
         };
-        let line = anstream::adapter::strip_str(&line(&occurrence)).to_string();
-        let expected = "2026-02-03 04:05:06 E5006 INC-20260203-0123ABCD GenerateCode key:key_1 away\u{fffd}[2J (overcome)";
+        let line = anstream::adapter::strip_str(&format_line(&occurrence)).to_string();
+        let expected = "2026-02-03 04:05:06 E5006 INC-20260203-0123ABCD GenerateCode key:key_1 away\u{fffd}[2J (recovered)";
         assert_eq!(line, expected);
     }
 }

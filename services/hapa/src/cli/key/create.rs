@@ -7,56 +7,63 @@ use hapa_proto::auth::v1::create_key_request::Expiry;
 use hapa_proto::auth::v1::key_service_client::KeyServiceClient;
 use hapa_proto::auth::v1::{CreateKeyRequest, RateLimit};
 
-use super::{all_scopes, hand_out, keep, keys, limit, no_limits};
-use crate::cli::{Failure, budget, connection, json, once};
+use super::{all_scopes, key_table, move_to_file, parse_rate_limit, print_key, unlimited};
+use crate::cli::budget::BudgetArgs;
+use crate::cli::connection::ConnectionArgs;
+use crate::cli::idempotency_key::IdempotencyArgs;
+use crate::cli::{CliError, json};
 
-/// Make a key and show its text, once.
+/// Create a key and print it, once.
+///
+/// The key goes to standard output, everything else to standard error.
 #[derive(clap::Args, Clone, Debug)]
+#[command(after_help = "Examples:\n  \
+    hapa key create --name ci --owner team --scope codegen:generate --ttl-days 30\n  \
+    hapa key create --name me --owner me --all-scopes --unlimited --out data/my-key")]
 #[expect(clippy::struct_excessive_bools, reason = "they are flags")]
-#[group(id = "key_create_args")]
-pub(in crate::cli) struct Args {
-    /// What the key is for.
+pub(in crate::cli) struct CreateKeyArgs {
+    /// Purpose of the key.
     #[arg(long)]
     name: String,
-    /// Whose key it is: a user's id, or any other name; only a session needs none: its own user.
+    /// Owner of the key: a user id or any other name; with --as-me the default is the user of the session.
     #[arg(long)]
     owner: Option<String>,
-    /// What it may do, such as codegen:generate; can be repeated.
-    #[arg(long = "scope", required_unless_present = "all_scopes")]
+    /// Scope to grant, such as codegen:generate; repeatable.
+    #[arg(long = "scope", value_name = "SCOPE", required_unless_present = "all_scopes")]
     scopes: Vec<String>,
-    /// It may do everything.
+    /// Grant every scope.
     #[arg(long, conflicts_with = "scopes")]
     all_scopes: bool,
-    /// Days until it ends; default: API_KEY_EXPIRY_DAYS of the auth service.
-    #[arg(long, conflicts_with = "never_expires")]
+    /// Days until the key expires; default: API_KEY_EXPIRY_DAYS of the auth service.
+    #[arg(long, value_name = "DAYS", conflicts_with = "never_expires")]
     ttl_days: Option<u32>,
-    /// It ends only when it is revoked.
+    /// The key does not expire; it works until it is revoked.
     #[arg(long)]
     never_expires: bool,
-    /// A limit, such as GenerateCode=50/60 (calls / seconds) or *=0 (none); can be repeated.
-    #[arg(long = "limit", value_parser = limit)]
+    /// Rate limit as METHOD=CALLS/SECONDS, such as GenerateCode=50/60, or *=0 for none; repeatable.
+    #[arg(long = "limit", value_name = "LIMIT", value_parser = parse_rate_limit)]
     limits: Vec<RateLimit>,
-    /// No limits at all.
+    /// No rate limits.
     #[arg(long, conflicts_with = "limits")]
     unlimited: bool,
-    /// A model that it may use; can be repeated; default: all.
-    #[arg(long = "model")]
+    /// Model that the key may use; repeatable; default: all.
+    #[arg(long = "model", value_name = "MODEL")]
     models: Vec<String>,
     #[command(flatten)]
-    budget: budget::Args,
-    /// Write the text to this file, readable by its owner alone, in place of showing it.
+    budget: BudgetArgs,
+    /// Write the key to this file, with mode 600, instead of printing it.
     #[arg(long, value_name = "FILE")]
     out: Option<PathBuf>,
-    /// The reply as JSON.
+    /// Print the reply as JSON.
     #[arg(long)]
     json: bool,
     #[command(flatten)]
-    once: once::Args,
+    idempotency: IdempotencyArgs,
     #[command(flatten)]
-    connection: connection::Args,
+    connection: ConnectionArgs,
 }
 
-pub(super) async fn create(args: Args) -> Result<(), Failure> {
+pub(super) async fn create(args: CreateKeyArgs) -> Result<(), CliError> {
     let request = CreateKeyRequest {
         name: args.name,
         owner: args.owner.unwrap_or_default(),
@@ -65,20 +72,19 @@ pub(super) async fn create(args: Args) -> Result<(), Failure> {
             (true, _) => Some(Expiry::NeverExpires(true)),
             (false, days) => days.map(Expiry::TtlDays),
         },
-        rate_limits: if args.unlimited { no_limits() } else { args.limits },
+        rate_limits: if args.unlimited { unlimited() } else { args.limits },
         allowed_models: args.models,
         token_budget: args.budget.budget(),
     };
-    let mut client = KeyServiceClient::new(args.connection.as_operator().await?);
-    let mut reply = client.create_key(args.once.request(request)?).await?.into_inner();
+    let mut client = KeyServiceClient::new(args.connection.connect_as_operator().await?);
+    let mut reply = client.create_key(args.idempotency.request(request)?).await?.into_inner();
     let key_id = reply.key.as_ref().map(|key| key.key_id.as_str()).unwrap_or_default();
-    keep(&mut reply.key_text, args.out.as_deref(), key_id)?;
+    move_to_file(&mut reply.key_text, args.out.as_deref(), key_id)?;
     if args.json {
-        writeln!(std::io::stdout(), "{}", json::json(&reply)?)?;
-        return Ok(());
+        return json::print(&reply);
     }
     if let Some(key) = &reply.key {
-        writeln!(anstream::stderr(), "{}", keys(std::slice::from_ref(key)))?;
+        writeln!(anstream::stderr(), "{}", key_table(std::slice::from_ref(key)))?;
     }
-    hand_out(&reply.key_text, args.out.as_deref())
+    print_key(&reply.key_text, args.out.as_deref())
 }

@@ -1,4 +1,4 @@
-//! `hapa key list`, and reading all pages of keys.
+//! `hapa key list`, and the pagination of keys.
 
 use std::io::Write as _;
 
@@ -7,17 +7,16 @@ use hapa_core::access::SCOPES;
 use hapa_proto::auth::v1::key_service_client::KeyServiceClient;
 use hapa_proto::auth::v1::{Key, ListKeysRequest};
 
-use super::keys;
-use crate::cli::connection::{self, Connection};
-use crate::cli::{Failure, json};
-
-const LARGEST_PAGE: i32 = 1_000;
+use super::key_table;
+use crate::cli::connection::{Connection, ConnectionArgs};
+use crate::cli::paging::{Page, for_each_page};
+use crate::cli::{CliError, json};
 
 /// List keys, newest first.
 #[derive(clap::Args, Clone, Debug)]
-#[group(id = "key_list_args")]
-pub(in crate::cli) struct Args {
-    /// Only keys of this owner: a user's id, or any other name.
+#[command(after_help = "Example:\n  hapa key list --owner team --state active")]
+pub(in crate::cli) struct ListKeysArgs {
+    /// Only keys of this owner: a user id or any other name.
     #[arg(long, default_value = "", hide_default_value = true)]
     owner: String,
     /// Only keys in this state.
@@ -26,53 +25,47 @@ pub(in crate::cli) struct Args {
     /// Only keys with this scope, such as codegen:generate.
     #[arg(long, value_parser = PossibleValuesParser::new(SCOPES), hide_possible_values = true)]
     scope: Option<String>,
-    /// Each key as a line of JSON.
+    /// Print one JSON object per key.
     #[arg(long)]
     json: bool,
     #[command(flatten)]
-    connection: connection::Args,
+    connection: ConnectionArgs,
 }
 
-pub(super) async fn list(args: Args) -> Result<(), Failure> {
+pub(super) async fn list(args: ListKeysArgs) -> Result<(), CliError> {
     let request = ListKeysRequest {
         owner: args.owner,
         state: args.state.unwrap_or_default(),
         scope: args.scope.unwrap_or_default(),
         ..ListKeysRequest::default()
     };
-    let mut client = KeyServiceClient::new(args.connection.as_operator().await?);
-    let mut found = Vec::new();
-    let mut out = std::io::stdout();
-    pages(&mut client, request, |page| {
+    let mut client = KeyServiceClient::new(args.connection.connect_as_operator().await?);
+    let mut keys = Vec::new();
+    read_pages(&mut client, request, |page| {
         if args.json {
-            for key in &page {
-                writeln!(out, "{}", json::json(key)?)?;
-            }
-        } else {
-            found.extend(page);
+            return json::print_lines(&page);
         }
+        keys.extend(page);
         Ok(())
     })
     .await?;
     if !args.json {
-        writeln!(out, "{}", keys(&found))?;
+        writeln!(std::io::stdout(), "{}", key_table(&keys))?;
     }
     Ok(())
 }
 
-/// Reads all pages, and hands each on as it comes.
-pub(super) async fn pages(
+/// Reads all keys that match and passes each page to `on_page` as it arrives.
+pub(super) async fn read_pages(
     client: &mut KeyServiceClient<Connection>,
-    mut request: ListKeysRequest,
-    mut page: impl FnMut(Vec<Key>) -> Result<(), Failure>,
-) -> Result<(), Failure> {
-    request.page_size = LARGEST_PAGE;
-    loop {
-        let reply = client.list_keys(request.clone()).await?.into_inner();
-        page(reply.keys)?;
-        if reply.next_page_token.is_empty() {
-            return Ok(());
-        }
-        request.page_token = reply.next_page_token;
-    }
+    request: ListKeysRequest,
+    on_page: impl FnMut(Vec<Key>) -> Result<(), CliError>,
+) -> Result<(), CliError> {
+    let fetch = async |page_size, page_token| {
+        let request = ListKeysRequest { page_size, page_token, ..request.clone() };
+        let reply = client.list_keys(request).await?.into_inner();
+        Ok(Page { rows: reply.keys, next_page_token: reply.next_page_token })
+    };
+    for_each_page(0, fetch, on_page).await?;
+    Ok(())
 }

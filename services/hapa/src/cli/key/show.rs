@@ -1,4 +1,4 @@
-//! `hapa key show`: all about one key but its text.
+//! `hapa key show`: the properties of one key, without its secret.
 
 use std::io::Write as _;
 
@@ -6,34 +6,32 @@ use hapa_proto::auth::v1::key_service_client::KeyServiceClient;
 use hapa_proto::auth::v1::{Key, KeyText, RateLimit};
 
 use super::get;
-use crate::cli::table::{facts, table, time};
-use crate::cli::{Failure, budget, connection, json};
+use crate::cli::connection::ConnectionArgs;
+use crate::cli::table::{field_table, table, to_minute};
+use crate::cli::{CliError, budget, json};
 
-/// Show all about a key but its text.
+/// Show the properties of a key; never its secret.
 #[derive(clap::Args, Clone, Debug)]
-#[group(id = "key_show_args")]
-pub(in crate::cli) struct Args {
-    /// The key's id, as `hapa key list` shows it.
+pub(in crate::cli) struct ShowKeyArgs {
+    /// Key id, as `hapa key list` shows it.
     key_id: String,
-    /// The key as one JSON object.
+    /// Print the key as one JSON object.
     #[arg(long)]
     json: bool,
     #[command(flatten)]
-    connection: connection::Args,
+    connection: ConnectionArgs,
 }
 
-pub(super) async fn show(args: Args) -> Result<(), Failure> {
-    let mut client = KeyServiceClient::new(args.connection.as_operator().await?);
+pub(super) async fn show(args: ShowKeyArgs) -> Result<(), CliError> {
+    let mut client = KeyServiceClient::new(args.connection.connect_as_operator().await?);
     let key = get(&mut client, args.key_id).await?;
     print(&key, args.json)
 }
 
-/// To standard output.
-pub(super) fn print(key: &Key, as_json: bool) -> Result<(), Failure> {
-    let mut out = std::io::stdout();
+/// Prints a key to standard output.
+pub(super) fn print(key: &Key, as_json: bool) -> Result<(), CliError> {
     if as_json {
-        writeln!(out, "{}", json::json(key)?)?;
-        return Ok(());
+        return json::print(key);
     }
     let models = match key.allowed_models.as_slice() {
         [] => "all".to_owned(),
@@ -44,53 +42,56 @@ pub(super) fn print(key: &Key, as_json: bool) -> Result<(), Failure> {
         ("NAME", key.name.clone()),
         ("OWNER", key.owner.clone()),
         ("SCOPES", key.scopes.join(" ")),
-        ("LIMITS", limits(&key.rate_limits)),
+        ("LIMITS", describe_limits(&key.rate_limits)),
         ("MODELS", models),
-        ("TOKEN BUDGET", budget::words(key.token_budget)),
-        ("TOKENS USED", budget::used(key.token_usage)),
-        ("CREATED", time(key.create_time.as_ref())),
-        ("LAST USED", time(key.last_use_time.as_ref())),
-        ("EXPIRES", time(key.expire_time.as_ref())),
-        ("REVOKED", time(key.revoke_time.as_ref())),
+        ("TOKEN BUDGET", budget::describe(key.token_budget)),
+        ("TOKENS USED", budget::describe_usage(key.token_usage)),
+        ("CREATED", to_minute(key.create_time.as_ref())),
+        ("LAST USED", to_minute(key.last_use_time.as_ref())),
+        ("EXPIRES", to_minute(key.expire_time.as_ref())),
+        ("REVOKED", to_minute(key.revoke_time.as_ref())),
     ];
-    writeln!(out, "{}", facts(rows))?;
+    let mut out = std::io::stdout();
+    writeln!(out, "{}", field_table(rows))?;
     if !key.texts.is_empty() {
-        let header = ["TEXT", "CREATED", "LAST USED", "ENDS"];
-        writeln!(out, "\n{}", table(header, key.texts.iter().enumerate().map(text)))?;
+        let header = ["SECRET", "CREATED", "LAST USED", "EXPIRES"];
+        writeln!(out, "\n{}", table(header, key.texts.iter().enumerate().map(secret_row)))?;
     }
     Ok(())
 }
 
-fn text((number, text): (usize, &KeyText)) -> [String; 4] {
-    let which = if number == 0 { "newest" } else { "before" }.to_owned();
-    let ends = match &text.expire_time {
+fn secret_row((index, secret): (usize, &KeyText)) -> [String; 4] {
+    let name = if index == 0 { "newest" } else { "previous" }.to_owned();
+    let expires = match &secret.expire_time {
         None => "with the key".to_owned(),
-        ends => time(ends.as_ref()),
+        time => to_minute(time.as_ref()),
     };
-    [which, time(text.create_time.as_ref()), time(text.last_use_time.as_ref()), ends]
+    let created = to_minute(secret.create_time.as_ref());
+    [name, created, to_minute(secret.last_use_time.as_ref()), expires]
 }
 
-/// As `--limit` takes them.
-fn limits(limits: &[RateLimit]) -> String {
-    let words = |RateLimit { method, limit, window_seconds }: &RateLimit| match limit {
+/// The limits in the syntax of `--limit`.
+fn describe_limits(limits: &[RateLimit]) -> String {
+    let describe = |RateLimit { method, limit, window_seconds }: &RateLimit| match limit {
         0 => format!("{method}=0"),
         limit => format!("{method}={limit}/{window_seconds}"),
     };
     match limits {
         [] => "the defaults".to_owned(),
-        limits => limits.iter().map(words).collect::<Vec<_>>().join(" "),
+        limits => limits.iter().map(describe).collect::<Vec<_>>().join(" "),
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use super::super::parse_rate_limit;
     use super::*;
 
     #[test]
-    fn limits_are_shown_as_they_are_given() {
+    fn limits_are_shown_in_the_syntax_of_the_flag() {
         let given = ["GenerateCode=50/60", "*=0"];
-        let parsed = given.map(|text| super::super::limit(text).unwrap());
-        assert_eq!(limits(&parsed), given.join(" "));
-        assert_eq!(limits(&[]), "the defaults");
+        let parsed = given.map(|text| parse_rate_limit(text).unwrap());
+        assert_eq!(describe_limits(&parsed), given.join(" "));
+        assert_eq!(describe_limits(&[]), "the defaults");
     }
 }

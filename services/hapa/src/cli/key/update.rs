@@ -1,104 +1,103 @@
-//! `hapa key update`: the flags that are given become the update mask.
+//! `hapa key update`: the flags of the command determine the update mask.
 
 use hapa_proto::auth::v1::key_service_client::KeyServiceClient;
 use hapa_proto::auth::v1::{RateLimit, UpdateKeyRequest};
 use prost_types::FieldMask;
 
-use super::{all_scopes, get, limit, no_limits, show};
-use crate::cli::connection::{self, Connection};
-use crate::cli::moment::{self, End};
-use crate::cli::{Failure, budget};
+use super::{all_scopes, get, parse_rate_limit, show, unlimited};
+use crate::cli::connection::{Connection, ConnectionArgs};
+use crate::cli::time_args::{self, KeyExpiry};
+use crate::cli::{CliError, budget};
 
-/// Change what a key may do, how much and for how long.
+/// Change the name, scopes, limits, models, budget or expiry of a key.
 ///
-/// What no flag names stays as it was; what is taken away is gone within a second, for open streams
-/// too.
+/// Fields without a flag keep their value. A withdrawn permission ends within 1 s, also for open streams.
 #[derive(clap::Args, Clone, Debug)]
-#[group(id = "key_update_args")]
-pub(in crate::cli) struct Args {
-    /// The key's id, as `hapa key list` shows it.
+#[command(after_help = "Example:\n  hapa key update key_123 --scope errors:read --ttl-days 90")]
+pub(in crate::cli) struct UpdateKeyArgs {
+    /// Key id, as `hapa key list` shows it.
     key_id: String,
-    /// The changed key as JSON.
+    /// Print the updated key as JSON.
     #[arg(long)]
     json: bool,
     #[command(flatten)]
-    changes: Changes,
+    changes: KeyChanges,
     #[command(flatten)]
-    connection: connection::Args,
+    connection: ConnectionArgs,
 }
 
 #[derive(clap::Args, Clone, Debug)]
 #[expect(clippy::struct_excessive_bools, reason = "they are flags")]
 #[command(next_help_heading = "Changes (at least one)")]
-#[group(id = "key_changes", required = true, multiple = true)]
-struct Changes {
-    /// What the key is for.
+#[group(required = true, multiple = true)]
+struct KeyChanges {
+    /// Purpose of the key.
     #[arg(long)]
     name: Option<String>,
-    /// What it may do, in place of all that it may now; can be repeated.
-    #[arg(long = "scope")]
+    /// Scope to grant, replacing all scopes of the key; repeatable.
+    #[arg(long = "scope", value_name = "SCOPE")]
     scopes: Vec<String>,
-    /// It may do everything.
+    /// Grant every scope.
     #[arg(long, conflicts_with = "scopes")]
     all_scopes: bool,
-    /// A limit, such as GenerateCode=50/60 (calls / seconds), in place of all that it has; can be
-    /// repeated.
-    #[arg(long = "limit", value_parser = limit)]
+    /// Rate limit as METHOD=CALLS/SECONDS, such as GenerateCode=50/60, replacing all limits of the key;
+    /// repeatable.
+    #[arg(long = "limit", value_name = "LIMIT", value_parser = parse_rate_limit)]
     limits: Vec<RateLimit>,
-    /// No limits at all.
+    /// No rate limits.
     #[arg(long, conflicts_with = "limits")]
     unlimited: bool,
-    /// The mesh's limits, and none of its own.
+    /// The default rate limits of the mesh, and none of the key's own.
     #[arg(long, conflicts_with_all = ["limits", "unlimited"])]
     default_limits: bool,
-    /// A model that it may use, in place of all that it may now; can be repeated.
-    #[arg(long = "model", alias = "models")]
+    /// Model that the key may use, replacing all models of the key; repeatable.
+    #[arg(long = "model", value_name = "MODEL", alias = "models")]
     models: Vec<String>,
-    /// It may use every model.
+    /// The key may use every model.
     #[arg(long, conflicts_with = "models")]
     all_models: bool,
-    /// Tokens that it may use in a day (UTC); 0: any number.
-    #[arg(long, value_name = "N", value_parser = budget::tokens())]
+    /// Token budget per day (UTC); 0: no limit.
+    #[arg(long, value_name = "N", value_parser = budget::token_count_parser())]
     tokens_per_day: Option<i64>,
-    /// Tokens that it may use in a month (UTC); 0: any number.
-    #[arg(long, value_name = "N", value_parser = budget::tokens())]
+    /// Token budget per month (UTC); 0: no limit.
+    #[arg(long, value_name = "N", value_parser = budget::token_count_parser())]
     tokens_per_month: Option<i64>,
-    /// When it ends: a time such as 2026-01-31T12:00:00Z, or never.
-    #[arg(long, value_name = "TIME|never", value_parser = moment::end)]
-    expires: Option<End>,
-    /// Days from now until it ends.
+    /// Expiry: a time such as 2026-01-31T12:00:00Z, or never.
+    #[arg(long, value_name = "TIME|never", value_parser = time_args::parse_expiry)]
+    expires: Option<KeyExpiry>,
+    /// Days from now until the key expires, 1 to 3650.
     #[arg(long, value_name = "DAYS", conflicts_with = "expires",
         value_parser = clap::value_parser!(u32).range(1..=3_650))]
     ttl_days: Option<u32>,
 }
 
-pub(super) async fn update(args: Args) -> Result<(), Failure> {
-    let mut client = KeyServiceClient::new(args.connection.as_operator().await?);
+pub(super) async fn update(args: UpdateKeyArgs) -> Result<(), CliError> {
+    let mut client = KeyServiceClient::new(args.connection.connect_as_operator().await?);
     let request = request(args.key_id, args.changes, &mut client).await?;
     let reply = client.update_key(request).await?.into_inner();
-    let key = reply.key.ok_or_else(|| anyhow::anyhow!("the mesh answered without the key"))?;
+    let key = reply.key.ok_or_else(|| anyhow::anyhow!("the mesh returned no key"))?;
     show::print(&key, args.json)
 }
 
-/// Budgets are set as one: the half that is not given is read first.
+/// The API replaces both budgets together, so a budget without a flag is read first.
 async fn request(
     key_id: String,
-    changes: Changes,
+    changes: KeyChanges,
     client: &mut KeyServiceClient<Connection>,
-) -> Result<UpdateKeyRequest, Failure> {
+) -> Result<UpdateKeyRequest, CliError> {
     let (per_day, per_month) = (changes.tokens_per_day, changes.tokens_per_month);
-    let old = if budget::is_half(per_day, per_month) {
+    let old = if budget::is_partial(per_day, per_month) {
         get(client, key_id.clone()).await?.token_budget
     } else {
         None
     };
-    let token_budget = budget::changed(old, per_day, per_month);
+    let token_budget = budget::merge(old, per_day, per_month);
     Ok(UpdateKeyRequest { key_id, token_budget, ..changes.into() })
 }
 
-impl From<Changes> for UpdateKeyRequest {
-    fn from(changes: Changes) -> UpdateKeyRequest {
-        let given = [
+impl From<KeyChanges> for UpdateKeyRequest {
+    fn from(changes: KeyChanges) -> UpdateKeyRequest {
+        let fields = [
             ("name", changes.name.is_some()),
             ("scopes", changes.all_scopes || !changes.scopes.is_empty()),
             ("expire_time", changes.expires.is_some() || changes.ttl_days.is_some()),
@@ -112,18 +111,19 @@ impl From<Changes> for UpdateKeyRequest {
                 changes.tokens_per_day.is_some() || changes.tokens_per_month.is_some(),
             ),
         ];
-        let paths = given.into_iter().filter(|(_, given)| *given).map(|(path, _)| path.to_owned());
+        let paths = fields.into_iter().filter(|(_, is_set)| *is_set);
+        let paths = paths.map(|(path, _)| path.to_owned());
         let update_mask = Some(FieldMask { paths: paths.collect() });
         let end = match changes.expires {
-            Some(End::At(time)) => Some(time),
-            Some(End::Never) | None => None,
+            Some(KeyExpiry::At(time)) => Some(time),
+            Some(KeyExpiry::Never) | None => None,
         };
         UpdateKeyRequest {
             update_mask,
             name: changes.name.unwrap_or_default(),
             scopes: if changes.all_scopes { all_scopes() } else { changes.scopes },
-            expire_time: end.or_else(|| changes.ttl_days.map(moment::in_days)),
-            rate_limits: if changes.unlimited { no_limits() } else { changes.limits },
+            expire_time: end.or_else(|| changes.ttl_days.map(time_args::days_from_now)),
+            rate_limits: if changes.unlimited { unlimited() } else { changes.limits },
             allowed_models: changes.models,
             ..UpdateKeyRequest::default()
         }
@@ -137,14 +137,14 @@ mod tests {
     use super::*;
 
     #[derive(Parser)]
-    struct Line {
+    struct TestCommand {
         #[command(flatten)]
-        args: Args,
+        args: UpdateKeyArgs,
     }
 
     fn read(line: &str) -> Result<UpdateKeyRequest, clap::Error> {
         let words = ["update", "key_1"].into_iter().chain(line.split_whitespace());
-        Line::try_parse_from(words).map(|line| line.args.changes.into())
+        TestCommand::try_parse_from(words).map(|line| line.args.changes.into())
     }
 
     fn paths(line: &str) -> Vec<String> {
@@ -152,7 +152,7 @@ mod tests {
     }
 
     #[test]
-    fn the_mask_names_what_was_given_and_nothing_else() {
+    fn the_update_mask_holds_exactly_the_fields_with_flags() {
         assert_eq!(paths("--name a"), ["name"]);
         assert_eq!(paths("--all-scopes --all-models"), ["scopes", "allowed_models"]);
         assert_eq!(paths("--default-limits --expires never"), ["expire_time", "rate_limits"]);
@@ -162,7 +162,7 @@ mod tests {
     }
 
     #[test]
-    fn a_change_is_needed_and_two_that_fight_are_refused() {
+    fn a_command_without_changes_or_with_contradictory_ones_is_refused() {
         for line in ["", "--json", "--scope a --all-scopes", "--expires never --ttl-days 1"] {
             assert!(read(line).is_err(), "{line}");
         }

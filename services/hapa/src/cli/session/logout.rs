@@ -6,46 +6,46 @@ use hapa_proto::auth::v1::RevokeSessionRequest;
 use hapa_proto::auth::v1::session_service_client::SessionServiceClient;
 use tonic::Code;
 
-use super::kept::{Kept, Locked};
-use crate::cli::{Failure, connection};
+use crate::cli::CliError;
+use crate::cli::connection::ServerAddress;
+use crate::cli::session_file::{LockedSessionFile, SavedSession};
 
-/// End the session that `hapa session login` kept, and remove DATA_DIR/session.
+/// Revoke the session of `hapa session login` and remove DATA_DIR/session.
 #[derive(clap::Args, Clone, Debug)]
-#[group(id = "session_logout_args")]
-pub(in crate::cli) struct Args {
+pub(in crate::cli) struct LogoutArgs {
     #[command(flatten)]
-    place: connection::Place,
+    server: ServerAddress,
 }
 
-pub(super) async fn logout(args: Args) -> Result<(), Failure> {
-    let file = args.place.session_file();
+pub(super) async fn logout(args: LogoutArgs) -> Result<(), CliError> {
+    let path = args.server.session_file();
     let mut out = std::io::stdout();
-    let nobody = format!("nobody was logged in: there is no {}", file.display());
-    if !file.exists() {
-        writeln!(out, "{nobody}")?;
+    let no_session = format!("not logged in: {} is missing", path.display());
+    if !path.exists() {
+        writeln!(out, "{no_session}")?;
         return Ok(());
     }
-    let locked = Locked::take(file)?;
-    let Some(kept) = locked.read()? else {
-        writeln!(out, "{nobody}")?;
+    let file = LockedSessionFile::lock(path)?;
+    let Some(session) = file.read()? else {
+        writeln!(out, "{no_session}")?;
         return Ok(());
     };
-    let session_id = kept.session_id.clone();
-    let alive = match locked.renewed(kept, &args.place).await? {
-        Some(kept) => revoke(kept, &args.place).await?,
+    let session_id = session.session_id.clone();
+    let was_active = match file.renew(session, &args.server).await? {
+        Some(session) => revoke(session, &args.server).await?,
         None => false,
     };
-    locked.remove()?;
-    let had = if alive { "has ended" } else { "had ended already" };
-    writeln!(out, "logged out: {session_id} {had}")?;
+    file.remove()?;
+    let state = if was_active { "has ended" } else { "had ended already" };
+    writeln!(out, "logged out: session {session_id} {state}")?;
     Ok(())
 }
 
-/// Whether it was alive until now.
-async fn revoke(kept: Kept, place: &connection::Place) -> Result<bool, Failure> {
-    let mut client = SessionServiceClient::new(place.as_session(&kept.access_token).await?);
-    let request = RevokeSessionRequest { session_id: kept.session_id, ..Default::default() };
-    match client.revoke_session(request).await {
+/// Returns whether the session was active.
+async fn revoke(session: SavedSession, server: &ServerAddress) -> Result<bool, CliError> {
+    let connection = server.connect_with_token(&session.access_token).await?;
+    let request = RevokeSessionRequest { session_id: session.session_id, ..Default::default() };
+    match SessionServiceClient::new(connection).revoke_session(request).await {
         Err(status) if matches!(status.code(), Code::Unauthenticated | Code::NotFound) => Ok(false),
         reply => Ok(reply?.into_inner().revoked_sessions > 0),
     }

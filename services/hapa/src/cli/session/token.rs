@@ -2,21 +2,22 @@
 
 use std::io::Write as _;
 
-use super::kept;
-use crate::cli::{Failure, connection};
+use crate::cli::connection::ServerAddress;
+use crate::cli::{CliError, session_file};
 
-/// Print a valid access token of the session that `hapa session login` kept.
+/// Print a valid access token of the session of `hapa session login`.
 ///
-/// One that ends within a minute is renewed first: curl -H "authorization: Bearer $(hapa session token)" …
+/// A token that expires within 60 s is renewed first.
 #[derive(clap::Args, Clone, Debug)]
-#[group(id = "session_token_args")]
-pub(in crate::cli) struct Args {
+#[command(after_help = "Example:\n  \
+    curl -H \"authorization: Bearer $(hapa session token)\" http://127.0.0.1:8000/api/v1/models")]
+pub(in crate::cli) struct SessionTokenArgs {
     #[command(flatten)]
-    place: connection::Place,
+    server: ServerAddress,
 }
 
-pub(super) async fn token(args: Args) -> Result<(), Failure> {
-    let session = kept::fresh(&args.place).await?;
+pub(super) async fn token(args: SessionTokenArgs) -> Result<(), CliError> {
+    let session = session_file::load_fresh(&args.server).await?;
     writeln!(std::io::stdout(), "{}", session.access_token)?;
     Ok(())
 }

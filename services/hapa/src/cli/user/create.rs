@@ -4,64 +4,67 @@ use hapa_core::access::SCOPES;
 use hapa_proto::auth::v1::CreateUserRequest;
 use hapa_proto::auth::v1::user_service_client::UserServiceClient;
 
-use super::{required, show};
-use crate::cli::{Failure, budget, connection, once, password};
+use super::{require_user, show};
+use crate::cli::budget::BudgetArgs;
+use crate::cli::connection::ConnectionArgs;
+use crate::cli::idempotency_key::IdempotencyArgs;
+use crate::cli::{CliError, password};
 
-/// Make a user, who can log in from then on.
+/// Create a user, with a password or for an identity provider.
 ///
-/// The password is asked for on a terminal, twice and without echo; it is no argument, because the
-/// list of processes shows those to everyone.
+/// A prompt asks for the password twice, without echo. The password is never an argument, because the
+/// process list shows arguments to every user of the machine.
 #[derive(clap::Args, Clone, Debug)]
+#[command(after_help = "Example:\n  hapa user create --email mina@example.com --name Mina --admin")]
 #[expect(clippy::struct_excessive_bools, reason = "they are flags")]
-#[group(id = "user_create_args")]
-pub(in crate::cli) struct Args {
-    /// Its address, with which it logs in.
+pub(in crate::cli) struct CreateUserArgs {
+    /// Email address, used to log in.
     #[arg(long)]
     email: String,
-    /// What it is called; default: the address.
+    /// Display name; default: the email address.
     #[arg(long, default_value = "", hide_default_value = true)]
     name: String,
-    /// It may do everything.
+    /// Grant every scope.
     #[arg(long, conflicts_with = "scopes")]
     admin: bool,
-    /// What it may do, such as codegen:generate; can be repeated; default: generate, complete, and
-    /// read errors and analytics.
-    #[arg(long = "scope")]
+    /// Scope to grant, such as codegen:generate; repeatable; default: generate, complete, read errors and
+    /// read analytics.
+    #[arg(long = "scope", value_name = "SCOPE")]
     scopes: Vec<String>,
     /// Read the password from standard input, one line of 12 to 256 characters.
     #[arg(long, conflicts_with = "no_password")]
     password_stdin: bool,
-    /// Without a password: only an identity provider can log it in.
+    /// Create the user without a password: only an identity provider can log it in.
     #[arg(long)]
     no_password: bool,
     #[command(flatten)]
-    budget: budget::Args,
-    /// The new user as JSON.
+    budget: BudgetArgs,
+    /// Print the new user as JSON.
     #[arg(long)]
     json: bool,
     #[command(flatten)]
-    once: once::Args,
+    idempotency: IdempotencyArgs,
     #[command(flatten)]
-    connection: connection::Args,
+    connection: ConnectionArgs,
 }
 
-pub(super) async fn create(args: Args) -> Result<(), Failure> {
+pub(super) async fn create(args: CreateUserArgs) -> Result<(), CliError> {
     let password = if args.no_password {
         String::new()
     } else {
-        let otherwise = "--password-stdin, or --no-password for a user of an identity provider";
-        password::new("new password", args.password_stdin, otherwise)?
+        let flags = "--password-stdin, or --no-password for a user of an identity provider";
+        password::read_new("new password", args.password_stdin, flags)?
     };
-    let all = || SCOPES.iter().map(|scope| (*scope).to_owned()).collect();
+    let all_scopes = || SCOPES.iter().map(|scope| (*scope).to_owned()).collect();
     let request = CreateUserRequest {
         token_budget: args.budget.budget(),
         email: args.email,
         name: args.name,
         password,
-        scopes: if args.admin { all() } else { args.scopes },
+        scopes: if args.admin { all_scopes() } else { args.scopes },
         profile: None,
     };
-    let mut client = UserServiceClient::new(args.connection.as_operator().await?);
-    let reply = client.create_user(args.once.request(request)?).await?.into_inner();
-    show::print(&required(reply.user)?, args.json)
+    let mut client = UserServiceClient::new(args.connection.connect_as_operator().await?);
+    let reply = client.create_user(args.idempotency.request(request)?).await?.into_inner();
+    show::print(&require_user(reply.user)?, args.json)
 }

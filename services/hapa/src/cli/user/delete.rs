@@ -1,61 +1,50 @@
 //! `hapa user delete`.
 
-use std::io::{IsTerminal as _, Write as _};
+use std::io::Write as _;
 
 use anyhow::anyhow;
-use hapa_proto::auth::v1::{DeleteUserRequest, User};
+use hapa_proto::auth::v1::DeleteUserRequest;
 
-use super::{get, open};
-use crate::cli::table::plain;
-use crate::cli::{Failure, connection, json};
+use super::{client_and_user_id, get};
+use crate::cli::connection::ConnectionArgs;
+use crate::cli::table::sanitize;
+use crate::cli::{CliError, confirm, json};
 
-/// Remove a user, and end its keys and sessions on every replica within a second.
+/// Delete a user and revoke its keys and sessions; effective on every replica within 1 s.
 ///
-/// Asks first on a terminal; from a pipe or a script it needs --yes.
+/// Asks for confirmation on a terminal; scripts must pass --yes.
 #[derive(clap::Args, Clone, Debug)]
-#[group(id = "user_delete_args")]
-pub(in crate::cli) struct Args {
-    /// The user: an id, an address, or me.
+pub(in crate::cli) struct DeleteUserArgs {
+    /// User: an id, an email address, or `me`.
     user: String,
-    /// Without asking.
+    /// Delete without confirmation.
     #[arg(long)]
     yes: bool,
-    /// How many keys and sessions ended with it, as JSON.
+    /// Print the numbers of revoked keys and sessions as JSON.
     #[arg(long)]
     json: bool,
     #[command(flatten)]
-    connection: connection::Args,
+    connection: ConnectionArgs,
 }
 
-pub(super) async fn delete(args: Args) -> Result<(), Failure> {
-    if !args.yes && !std::io::stdin().is_terminal() {
-        let words = "standard input is no terminal, so nobody can be asked: pass --yes";
-        return Err(anyhow!(words).into());
-    }
-    let (mut client, user_id) = open(&args.user, &args.connection).await?;
+pub(super) async fn delete(args: DeleteUserArgs) -> Result<(), CliError> {
+    confirm::require_terminal_or_yes(args.yes)?;
+    let (mut client, user_id) = client_and_user_id(&args.user, &args.connection).await?;
     let user = get(&mut client, user_id).await?;
-    if !args.yes && !agreed(&user)? {
-        return Err(anyhow!("nothing was removed").into());
+    let (email, user_id) = (sanitize(&user.email), user.user_id);
+    let question = format!("Delete {email} ({user_id}) and revoke its keys and sessions?");
+    if !args.yes && !confirm::ask(&question)? {
+        return Err(anyhow!("cancelled; nothing was deleted").into());
     }
-    let request = DeleteUserRequest { user_id: user.user_id.clone() };
+    let request = DeleteUserRequest { user_id: user_id.clone() };
     let reply = client.delete_user(request).await?.into_inner();
-    let mut out = std::io::stdout();
     if args.json {
-        writeln!(out, "{}", json::json(&reply)?)?;
-        return Ok(());
+        return json::print(&reply);
     }
     let (keys, sessions) = (reply.revoked_keys, reply.revoked_sessions);
-    let (email, user_id) = (plain(&user.email), user.user_id);
-    writeln!(out, "{email} ({user_id}) is gone; ended with it: keys {keys}, sessions {sessions}")?;
+    writeln!(
+        std::io::stdout(),
+        "{email} ({user_id}) is deleted; revoked keys: {keys}, sessions: {sessions}"
+    )?;
     Ok(())
-}
-
-fn agreed(user: &User) -> Result<bool, Failure> {
-    let mut notes = anstream::stderr();
-    let (email, user_id) = (plain(&user.email), &user.user_id);
-    write!(notes, "Remove {email} ({user_id}), and end its keys and sessions? [y/N] ")?;
-    notes.flush()?;
-    let mut answer = String::new();
-    std::io::stdin().read_line(&mut answer)?;
-    Ok(matches!(answer.trim().to_lowercase().as_str(), "y" | "yes"))
 }

@@ -5,48 +5,46 @@ use std::io::Write as _;
 use hapa_proto::auth::v1::user_service_client::UserServiceClient;
 use hapa_proto::auth::v1::{ListUsersRequest, User};
 
-use crate::cli::table::{table, time};
-use crate::cli::{Failure, connection, json};
+use crate::cli::connection::ConnectionArgs;
+use crate::cli::paging::{Page, for_each_page};
+use crate::cli::table::{table, to_minute};
+use crate::cli::{CliError, json};
 
 /// List users, newest first.
 #[derive(clap::Args, Clone, Debug)]
-#[group(id = "user_list_args")]
-pub(in crate::cli) struct Args {
-    /// Each user as a line of JSON.
+pub(in crate::cli) struct ListUsersArgs {
+    /// Print one JSON object per user.
     #[arg(long)]
     json: bool,
     #[command(flatten)]
-    connection: connection::Args,
+    connection: ConnectionArgs,
 }
 
-pub(super) async fn list(args: Args) -> Result<(), Failure> {
-    let mut client = UserServiceClient::new(args.connection.as_operator().await?);
-    let mut request = ListUsersRequest { page_size: 1_000, ..ListUsersRequest::default() };
+pub(super) async fn list(args: ListUsersArgs) -> Result<(), CliError> {
+    let mut client = UserServiceClient::new(args.connection.connect_as_operator().await?);
+    let fetch = async |page_size, page_token| {
+        let request = ListUsersRequest { page_size, page_token, ..ListUsersRequest::default() };
+        let reply = client.list_users(request).await?.into_inner();
+        Ok(Page { rows: reply.users, next_page_token: reply.next_page_token })
+    };
     let mut users = Vec::new();
-    let mut out = std::io::stdout();
-    loop {
-        let page = client.list_users(request.clone()).await?.into_inner();
+    let on_page = |page: Vec<User>| {
         if args.json {
-            for user in &page.users {
-                writeln!(out, "{}", json::json(user)?)?;
-            }
-        } else {
-            users.extend(page.users);
+            return json::print_lines(&page);
         }
-        if page.next_page_token.is_empty() {
-            break;
-        }
-        request.page_token = page.next_page_token;
-    }
+        users.extend(page);
+        Ok(())
+    };
+    for_each_page(0, fetch, on_page).await?;
     if !args.json {
         let header = ["USER ID", "EMAIL", "NAME", "SCOPES", "PASSWORD", "CREATED"];
-        writeln!(out, "{}", table(header, users.into_iter().map(row)))?;
+        writeln!(std::io::stdout(), "{}", table(header, users.into_iter().map(row)))?;
     }
     Ok(())
 }
 
 fn row(user: User) -> [String; 6] {
     let password = if user.has_password { "yes" } else { "no" }.to_owned();
-    let created = time(user.create_time.as_ref());
+    let created = to_minute(user.create_time.as_ref());
     [user.user_id, user.email, user.name, user.scopes.join(" "), password, created]
 }

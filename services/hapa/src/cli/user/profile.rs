@@ -1,108 +1,110 @@
-//! `hapa user profile`: how a user wants to be answered where a request does not say it itself.
+//! `hapa user profile`: defaults for the style of generated answers, for requests without their own.
 
 use std::io::Write as _;
 
 use hapa_proto::auth::v1::{GetProfileRequest, UpdateProfileRequest};
 use hapa_proto::codegen::v1::UserProfile;
 
-use super::{Users, open};
-use crate::cli::table::facts;
-use crate::cli::{Failure, connection, json};
+use super::{UserClient, client_and_user_id};
+use crate::cli::connection::ConnectionArgs;
+use crate::cli::table::field_table;
+use crate::cli::{CliError, json};
 
 #[derive(Clone, Debug, clap::Subcommand)]
-pub(in crate::cli) enum Command {
-    /// Show how a user wants to be answered.
-    Show(Show),
-    Set(Set),
+pub(in crate::cli) enum ProfileCommand {
+    /// Show a user's profile.
+    Show(ShowProfileArgs),
+    Set(SetProfileArgs),
 }
 
 #[derive(clap::Args, Clone, Debug)]
-#[group(id = "profile_show_args")]
-pub(in crate::cli) struct Show {
-    /// The user: an id, an address, or me.
+pub(in crate::cli) struct ShowProfileArgs {
+    /// User: an id, an email address, or `me`.
     user: String,
-    /// The profile as one JSON object.
+    /// Print the profile as one JSON object.
     #[arg(long)]
     json: bool,
     #[command(flatten)]
-    connection: connection::Args,
+    connection: ConnectionArgs,
 }
 
-/// Set how a user wants to be answered, for every request that does not say it itself.
+/// Set a user's profile: the style of answers to requests that do not specify it.
 ///
-/// What no flag names stays as it was; "" sets one back to the default, --clear all of them.
+/// Fields without a flag keep their value. "" resets a field to its default; --clear resets all fields.
 #[derive(clap::Args, Clone, Debug)]
-#[group(id = "profile_set_args")]
-pub(in crate::cli) struct Set {
-    /// The user: an id, an address, or me.
+#[command(
+    after_help = "Example:\n  hapa user profile set me --as-me --skill-level expert --explanation brief"
+)]
+pub(in crate::cli) struct SetProfileArgs {
+    /// User: an id, an email address, or `me`.
     user: String,
-    /// The profile as one JSON object.
+    /// Print the profile as one JSON object.
     #[arg(long)]
     json: bool,
     #[command(flatten)]
-    changes: Changes,
+    changes: ProfileChanges,
     #[command(flatten)]
-    connection: connection::Args,
+    connection: ConnectionArgs,
 }
 
 #[derive(clap::Args, Clone, Debug)]
 #[command(next_help_heading = "Changes (at least one)")]
-#[group(id = "profile_changes", required = true, multiple = true)]
-struct Changes {
-    /// beginner, intermediate, advanced or expert.
+#[group(required = true, multiple = true)]
+struct ProfileChanges {
+    /// Python skill level: beginner, intermediate, advanced or expert.
     #[arg(long, value_name = "LEVEL")]
     skill_level: Option<String>,
-    /// How much code: minimal, standard, detailed or comprehensive.
-    #[arg(long, value_name = "WORD")]
+    /// Amount of code: minimal, standard, detailed or comprehensive.
+    #[arg(long, value_name = "STRUCTURE")]
     structure: Option<String>,
-    /// How much is explained: brief, standard, detailed or educational.
-    #[arg(long, value_name = "WORD")]
+    /// Amount of explanation: brief, standard, detailed or educational.
+    #[arg(long, value_name = "STYLE")]
     explanation: Option<String>,
-    /// What for: web_development, data_science, automation, general_purpose, academic or enterprise.
-    #[arg(long, value_name = "WORD")]
+    /// Kind of project: web_development, data_science, automation, general_purpose, academic or enterprise.
+    #[arg(long, value_name = "CONTEXT")]
     context: Option<String>,
-    /// minimal, basic, detailed, comprehensive, robust or production_ready.
-    #[arg(long, value_name = "WORD")]
+    /// Error handling: minimal, basic, detailed, comprehensive, robust or production_ready.
+    #[arg(long, value_name = "HANDLING")]
     error_handling: Option<String>,
-    /// A feature to use, such as type_hints or f_strings, in place of all that are set now; can be
-    /// repeated.
-    #[arg(long = "feature")]
+    /// Language feature to use, such as type_hints or f_strings, replacing all features of the profile;
+    /// repeatable.
+    #[arg(long = "feature", value_name = "FEATURE")]
     features: Vec<String>,
-    /// Start from the defaults, not from what is set now.
+    /// Start from the defaults instead of the current profile.
     #[arg(long)]
     clear: bool,
 }
 
-pub(super) async fn execute(command: Command) -> Result<(), Failure> {
+pub(super) async fn execute(command: ProfileCommand) -> Result<(), CliError> {
     match command {
-        Command::Show(args) => {
-            let (mut client, user_id) = open(&args.user, &args.connection).await?;
+        ProfileCommand::Show(args) => {
+            let (mut client, user_id) = client_and_user_id(&args.user, &args.connection).await?;
             print(&get(&mut client, user_id).await?, args.json)
         }
-        Command::Set(args) => set(args).await,
+        ProfileCommand::Set(args) => set(args).await,
     }
 }
 
-async fn set(args: Set) -> Result<(), Failure> {
-    let (mut client, user_id) = open(&args.user, &args.connection).await?;
-    // A profile is set as a whole: what is not given is read first.
+async fn set(args: SetProfileArgs) -> Result<(), CliError> {
+    let (mut client, user_id) = client_and_user_id(&args.user, &args.connection).await?;
+    // The API replaces the whole profile, so fields without a flag are read first.
     let old = if args.changes.clear {
         UserProfile::default()
     } else {
         get(&mut client, user_id.clone()).await?
     };
-    let profile = Some(changed(old, args.changes));
+    let profile = Some(apply(old, args.changes));
     let request = UpdateProfileRequest { user_id, profile };
     let reply = client.update_profile(request).await?.into_inner();
     print(&reply.profile.unwrap_or_default(), args.json)
 }
 
-async fn get(client: &mut Users, user_id: String) -> Result<UserProfile, Failure> {
+async fn get(client: &mut UserClient, user_id: String) -> Result<UserProfile, CliError> {
     let reply = client.get_profile(GetProfileRequest { user_id }).await?.into_inner();
     Ok(reply.profile.unwrap_or_default())
 }
 
-fn changed(old: UserProfile, changes: Changes) -> UserProfile {
+fn apply(old: UserProfile, changes: ProfileChanges) -> UserProfile {
     let mut features = changes.features;
     if features.is_empty() {
         features = old.preferred_language_features;
@@ -118,22 +120,20 @@ fn changed(old: UserProfile, changes: Changes) -> UserProfile {
     }
 }
 
-fn print(profile: &UserProfile, as_json: bool) -> Result<(), Failure> {
-    let mut out = std::io::stdout();
+fn print(profile: &UserProfile, as_json: bool) -> Result<(), CliError> {
     if as_json {
-        writeln!(out, "{}", json::json(profile)?)?;
-        return Ok(());
+        return json::print(profile);
     }
-    let word = |word: &str| if word.is_empty() { "default" } else { word }.to_owned();
+    let or_default = |value: &str| if value.is_empty() { "default" } else { value }.to_owned();
     let rows = [
-        ("SKILL LEVEL", word(&profile.python_skill_level)),
-        ("STRUCTURE", word(&profile.code_output_structure)),
-        ("EXPLANATION", word(&profile.explanation_style)),
-        ("CONTEXT", word(&profile.project_context)),
-        ("ERROR HANDLING", word(&profile.error_handling_preference)),
-        ("FEATURES", word(&profile.preferred_language_features.join(" "))),
+        ("SKILL LEVEL", or_default(&profile.python_skill_level)),
+        ("STRUCTURE", or_default(&profile.code_output_structure)),
+        ("EXPLANATION", or_default(&profile.explanation_style)),
+        ("CONTEXT", or_default(&profile.project_context)),
+        ("ERROR HANDLING", or_default(&profile.error_handling_preference)),
+        ("FEATURES", or_default(&profile.preferred_language_features.join(" "))),
     ];
-    writeln!(out, "{}", facts(rows))?;
+    writeln!(std::io::stdout(), "{}", field_table(rows))?;
     Ok(())
 }
 
@@ -142,14 +142,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_not_given_stays_and_an_empty_word_is_the_default() {
+    fn a_field_without_a_flag_keeps_its_value_and_an_empty_one_is_reset() {
         let old = UserProfile {
             python_skill_level: "expert".to_owned(),
             explanation_style: "brief".to_owned(),
             preferred_language_features: vec!["f_strings".to_owned()],
             ..UserProfile::default()
         };
-        let changes = Changes {
+        let changes = ProfileChanges {
             skill_level: Some(String::new()),
             structure: Some("minimal".to_owned()),
             explanation: None,
@@ -158,7 +158,7 @@ mod tests {
             features: Vec::new(),
             clear: false,
         };
-        let new = changed(old.clone(), changes);
+        let new = apply(old.clone(), changes);
         let expected = UserProfile {
             python_skill_level: String::new(),
             code_output_structure: "minimal".to_owned(),

@@ -1,37 +1,35 @@
-//! `hapa user show`: all about one user.
+//! `hapa user show`: the properties of one user.
 
 use std::io::Write as _;
 
 use hapa_proto::auth::v1::User;
 
-use super::{get, open};
-use crate::cli::table::{facts, time};
-use crate::cli::{Failure, budget, connection, json};
+use super::{client_and_user_id, get};
+use crate::cli::connection::ConnectionArgs;
+use crate::cli::table::{field_table, to_minute};
+use crate::cli::{CliError, budget, json};
 
-/// Show all about a user, and what its sessions and keys have used.
+/// Show the properties of a user, and the tokens that its sessions and keys used.
 #[derive(clap::Args, Clone, Debug)]
-#[group(id = "user_show_args")]
-pub(in crate::cli) struct Args {
-    /// The user: an id, an address, or me.
+pub(in crate::cli) struct ShowUserArgs {
+    /// User: an id, an email address, or `me`.
     user: String,
-    /// The user as one JSON object.
+    /// Print the user as one JSON object.
     #[arg(long)]
     json: bool,
     #[command(flatten)]
-    connection: connection::Args,
+    connection: ConnectionArgs,
 }
 
-pub(super) async fn show(args: Args) -> Result<(), Failure> {
-    let (mut client, user_id) = open(&args.user, &args.connection).await?;
+pub(super) async fn show(args: ShowUserArgs) -> Result<(), CliError> {
+    let (mut client, user_id) = client_and_user_id(&args.user, &args.connection).await?;
     print(&get(&mut client, user_id).await?, args.json)
 }
 
-/// To standard output.
-pub(super) fn print(user: &User, as_json: bool) -> Result<(), Failure> {
-    let mut out = std::io::stdout();
+/// Prints a user to standard output.
+pub(super) fn print(user: &User, as_json: bool) -> Result<(), CliError> {
     if as_json {
-        writeln!(out, "{}", json::json(user)?)?;
-        return Ok(());
+        return json::print(user);
     }
     let rows = [
         ("USER ID", user.user_id.clone()),
@@ -39,11 +37,11 @@ pub(super) fn print(user: &User, as_json: bool) -> Result<(), Failure> {
         ("NAME", user.name.clone()),
         ("SCOPES", user.scopes.join(" ")),
         ("PASSWORD", if user.has_password { "yes" } else { "no" }.to_owned()),
-        ("TOKEN BUDGET", budget::words(user.token_budget)),
-        ("TOKENS USED", budget::used(user.token_usage)),
-        ("CREATED", time(user.create_time.as_ref())),
-        ("CHANGED", time(user.update_time.as_ref())),
+        ("TOKEN BUDGET", budget::describe(user.token_budget)),
+        ("TOKENS USED", budget::describe_usage(user.token_usage)),
+        ("CREATED", to_minute(user.create_time.as_ref())),
+        ("UPDATED", to_minute(user.update_time.as_ref())),
     ];
-    writeln!(out, "{}", facts(rows))?;
+    writeln!(std::io::stdout(), "{}", field_table(rows))?;
     Ok(())
 }

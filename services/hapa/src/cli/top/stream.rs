@@ -1,50 +1,40 @@
-//! The frames, one a second, also after a stream was lost.
-
-use std::time::Duration;
+//! The stream of performance snapshots, one per second; reconnects after a loss.
 
 use hapa_proto::analytics::v1::analytics_service_client::AnalyticsServiceClient;
 use hapa_proto::analytics::v1::{WatchPerformanceRequest, WatchPerformanceResponse};
 use tonic::{Status, Streaming};
 
 use crate::cli::connection::Connection;
-use crate::cli::errors::is_passing;
+use crate::cli::reconnect::Reconnect;
 
-/// Between two attempts to go on, and how many there are in a row.
-const PAUSE: Duration = Duration::from_secs(1);
-const ATTEMPTS: u32 = 30;
-
-pub(super) struct Feed {
+pub(super) struct PerformanceStream {
     client: AnalyticsServiceClient<Connection>,
     request: WatchPerformanceRequest,
     stream: Option<Streaming<WatchPerformanceResponse>>,
-    heard: bool,
-    lost: u32,
+    reconnect: Reconnect,
 }
 
-impl Feed {
+impl PerformanceStream {
     pub(super) fn new(
         client: AnalyticsServiceClient<Connection>,
         request: WatchPerformanceRequest,
     ) -> Self {
-        Feed { client, request, stream: None, heard: false, lost: 0 }
+        PerformanceStream { client, request, stream: None, reconnect: Reconnect::default() }
     }
 
-    /// May be dropped at any await, and asked again.
+    /// Returns the next snapshot. Cancel-safe: the future may be dropped at any await and the method called again.
     pub(super) async fn next(&mut self) -> Result<WatchPerformanceResponse, Status> {
         loop {
-            let end = match self.try_next().await {
-                Ok(frame) => {
-                    (self.heard, self.lost) = (true, 0);
-                    return Ok(frame);
+            match self.try_next().await {
+                Ok(snapshot) => {
+                    self.reconnect.record_message();
+                    return Ok(snapshot);
                 }
-                Err(end) => end,
-            };
-            self.stream = None;
-            self.lost += 1;
-            if !self.heard || self.lost > ATTEMPTS || !is_passing(&end) {
-                return Err(end);
+                Err(error) => {
+                    self.stream = None;
+                    self.reconnect.wait_after(error).await?;
+                }
             }
-            tokio::time::sleep(PAUSE).await;
         }
     }
 

@@ -1,24 +1,22 @@
-//! The idempotency key of a command that can be repeated.
+//! The idempotency key of a command that a script may repeat.
 
 use hapa_core::idempotency::HEADER;
 use tonic::Request;
 use tonic::metadata::{Ascii, MetadataValue};
 
-use crate::cli::Failure;
+use crate::cli::CliError;
 
-/// The key that a repeated command is recognised by.
 #[derive(clap::Args, Clone, Debug)]
-#[group(id = "once_args")]
-pub(super) struct Args {
-    /// Key of this command, 1 to 128 visible ASCII characters: repeated with the same key and
-    /// arguments within 24 hours, it changes nothing and prints the first result again.
+pub(super) struct IdempotencyArgs {
+    /// Idempotency key, 1 to 128 visible ASCII characters. A command repeated with the same key and
+    /// arguments within 24 hours changes nothing and prints the first result again.
     #[arg(long, value_name = "KEY")]
     idempotency_key: Option<String>,
 }
 
-impl Args {
-    /// The request with its key.
-    pub(super) fn request<T>(&self, message: T) -> Result<Request<T>, Failure> {
+impl IdempotencyArgs {
+    /// The request with its idempotency key in the metadata.
+    pub(super) fn request<T>(&self, message: T) -> Result<Request<T>, CliError> {
         let mut request = Request::new(message);
         if let Some(key) = &self.idempotency_key {
             let value = key.parse();

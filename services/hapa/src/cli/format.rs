@@ -1,12 +1,12 @@
-//! Numbers as people read them.
+//! Numbers in the form that tables show.
 
-/// Of 0 to 1.
-pub(super) fn percent(part: f64) -> String {
-    format!("{:.1} %", part * 100.0)
+/// A fraction of 0 to 1 as a percentage.
+pub(super) fn percent(fraction: f64) -> String {
+    format!("{:.1} %", fraction * 100.0)
 }
 
-/// Seconds, with the unit that fits.
-pub(super) fn span(seconds: f64) -> String {
+/// A duration in seconds, with the unit that fits.
+pub(super) fn duration(seconds: f64) -> String {
     match seconds {
         s if s < 0.001 => format!("{:.0} µs", s * 1e6),
         s if s < 0.01 => format!("{:.1} ms", s * 1e3),
@@ -16,12 +16,12 @@ pub(super) fn span(seconds: f64) -> String {
     }
 }
 
-/// A whole number, in groups of three.
+/// A whole number with commas between groups of three digits.
 pub(super) fn count(number: f64) -> String {
     let digits = format!("{number:.0}");
     let mut text = String::new();
-    for (at, digit) in digits.chars().enumerate() {
-        if at > 0 && (digits.len() - at).is_multiple_of(3) {
+    for (index, digit) in digits.chars().enumerate() {
+        if index > 0 && (digits.len() - index).is_multiple_of(3) {
             text.push(',');
         }
         text.push(digit);
@@ -36,8 +36,8 @@ mod tests {
     #[test]
     fn numbers_are_short() {
         assert_eq!(percent(0.0125), "1.2 %");
-        let spans = [0.000_4, 0.004_2, 0.25, 2.5, 250.0].map(span);
-        assert_eq!(spans, ["400 µs", "4.2 ms", "250 ms", "2.50 s", "250 s"]);
+        let durations = [0.000_4, 0.004_2, 0.25, 2.5, 250.0].map(duration);
+        assert_eq!(durations, ["400 µs", "4.2 ms", "250 ms", "2.50 s", "250 s"]);
         assert_eq!(
             [0.0, 999.0, 1_000.0, 1_234_567.0].map(count),
             ["0", "999", "1,000", "1,234,567"]
