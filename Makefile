@@ -4,6 +4,8 @@ WEB := gateway/clients/web
 BUF := $(WEB)/node_modules/.bin/buf
 PRETTIER := $(WEB)/node_modules/.bin/prettier
 YAML = $(shell git ls-files '*.yaml' '*.yml')
+# End-to-end tests start this binary. With --workspace it shares the build results of `cargo test --workspace`.
+BUILD_FOR_TESTS = cargo build --workspace --bin hapa
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -17,9 +19,22 @@ run: ## install missing tools, build, and run engine, mesh and gateway in the fo
 build: ## build the hapa binary
 	cargo build
 
-test: lint build client ## run every check, every test, and 20 s of fuzzing
-	cargo test --workspace --lib --bins --tests
-	@fuzz/run 20
+test: $(if $(T),,lint client) ## run every check, every test, and 20 s of fuzzing; T=cache: end-to-end tests of that name
+	$(BUILD_FOR_TESTS)
+	$(if $(T),cargo test --workspace --test e2e -- $(T),cargo test --workspace --lib --bins --tests)
+	$(if $(T),,@tests/fuzz/run 20)
+
+test-unit: ## run the unit and property tests of all crates; they start no process
+	cargo test --workspace --lib --bins
+
+test-e2e: client ## run the end-to-end tests; T=cache: those of that name
+	@infra/tools/install test
+	$(BUILD_FOR_TESTS)
+	cargo test --workspace --test e2e -- $(T)
+
+policy: ## run the policy tests: dependencies, sizes, words, names, documentation, manifests and the supply chain
+	@infra/tools/install test
+	cargo test --workspace --test policy
 
 lint: proto ## check the formatting of Rust and YAML, clippy, dependencies and the protos
 	@infra/tools/install test
@@ -27,7 +42,7 @@ lint: proto ## check the formatting of Rust and YAML, clippy, dependencies and t
 	@$(PRETTIER) --log-level warn --check $(YAML)
 	@.tools/python/bin/python -m yamllint --strict $(YAML)
 	cargo clippy --workspace --all-targets --all-features -- --deny warnings
-	cargo metadata --locked --format-version 1 --manifest-path fuzz/Cargo.toml >/dev/null
+	cargo metadata --locked --format-version 1 --manifest-path tests/fuzz/Cargo.toml >/dev/null
 	.tools/bin/cargo-deny check bans licenses sources
 	@infra/advisories
 
@@ -47,24 +62,24 @@ certs: ## create a test certificate authority and a certificate per role in data
 
 bench: ## measure the latency that the mesh adds to an engine, in a release build
 	@infra/tools/install run
-	cargo build --release --package hapa --package hapa-tests --bin hapa
-	cargo bench --package hapa --package hapa-tests --bench mesh
+	cargo build --release --package hapa --package hapa-bench --bin hapa
+	cargo bench --package hapa --package hapa-bench --bench mesh
 
 bench-store: ## measure inserts and reports with a million events; FULL=1: ten million
 	@infra/tools/install test
-	cargo bench --package hapa --package hapa-tests --bench store -- $(if $(FULL),--full)
+	cargo bench --package hapa --package hapa-bench --bench store -- $(if $(FULL),--full)
 
 load: ## fill the store at DATABASE_URL with ten million events and a million occurrences
-	cargo bench --package hapa --package hapa-tests --bench store -- --full --into "$${DATABASE_URL:?names the store}"
+	cargo bench --package hapa --package hapa-bench --bench store -- --full --into "$${DATABASE_URL:?names the store}"
 
 test-vllm: ## install vLLM for the CPU (7 GB, some minutes) and run the tests that need it
 	@infra/vllm/install
-	cargo build
-	infra/vllm/run cargo test --package hapa-tests --test stories -- --ignored --test-threads=1 vllm
+	$(BUILD_FOR_TESTS)
+	infra/vllm/run cargo test --workspace --test e2e -- --ignored --test-threads=1 vllm
 
 fuzz: ## run all fuzz targets together for one minute; MINUTES=10: longer
 	@infra/tools/install test
-	@fuzz/run $$((60 * $(or $(MINUTES),1)))
+	@tests/fuzz/run $$((60 * $(or $(MINUTES),1)))
 
 advisories: ## check the dependencies against the RustSec advisories, if their database can be reached
 	@infra/tools/install test
@@ -84,10 +99,10 @@ fmt: $(BUF) ## format Rust, YAML and protos
 	$(BUF) format --write --path proto/hapa
 
 clean: ## remove build results, installed tools and the development data
-	rm -rf target fuzz/target .tools data $(WEB)/node_modules $(WEB)/dist $(WEB)/src/gen
+	rm -rf target tests/fuzz/target .tools data $(WEB)/node_modules $(WEB)/dist $(WEB)/src/gen
 
 $(BUF): $(WEB)/package-lock.json
 	npm --prefix $(WEB) ci --no-audit --no-fund --silent
 	@touch $@
 
-.PHONY: help run build test lint proto release-proto client certs bench bench-store load test-vllm fuzz advisories release sbom fmt clean
+.PHONY: help run build test test-unit test-e2e policy lint proto release-proto client certs bench bench-store load test-vllm fuzz advisories release sbom fmt clean

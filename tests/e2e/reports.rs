@@ -1,0 +1,7 @@
+//! Usage events, occurrences, incidents, and their delivery by the outbox.
+
+mod incidents;
+mod outbox;
+mod outbox_killed;
+mod recording;
+mod usage;

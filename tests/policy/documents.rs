@@ -1,0 +1,68 @@
+//! The map in ARCHITECTURE.md and the Korean README agree with the tree and with README.md.
+
+use std::collections::BTreeSet;
+
+use hapa_policy::{crates, read, root};
+
+/// Top-level folders that git ignores.
+const IGNORED: [&str; 3] = ["data", "node_modules", "target"];
+
+/// The first column of the table below "## Map".
+fn mapped() -> BTreeSet<String> {
+    let page = read("ARCHITECTURE.md");
+    let map = page.split("\n## Map\n").nth(1).expect("ARCHITECTURE.md has a section \"## Map\"");
+    let map = map.split("\n## ").next().unwrap();
+    let rows = map.lines().filter_map(|line| line.strip_prefix("| `")?.split('`').next());
+    rows.map(|folder| folder.trim_end_matches('/').to_owned()).collect()
+}
+
+#[test]
+fn the_map_names_every_folder_and_every_crate_and_nothing_else() {
+    let mapped = mapped();
+    for folder in &mapped {
+        assert!(root().join(folder).is_dir(), "ARCHITECTURE.md maps {folder}, which is no folder");
+    }
+    let is_mapped = |folder: &str| mapped.iter().any(|found| found == folder);
+    let has_mapped_parts =
+        |folder: &str| mapped.iter().any(|found| found.starts_with(&format!("{folder}/")));
+    for entry in std::fs::read_dir(root()).unwrap() {
+        let entry = entry.unwrap();
+        let name = entry.file_name().into_string().unwrap();
+        if entry.path().is_dir() && !name.starts_with('.') && !IGNORED.contains(&name.as_str()) {
+            let is_known = is_mapped(&name) || has_mapped_parts(&name);
+            assert!(is_known, "the map in ARCHITECTURE.md does not name {name}/");
+        }
+    }
+    for folder in crates() {
+        assert!(is_mapped(&folder), "the map in ARCHITECTURE.md does not name the crate {folder}/");
+    }
+}
+
+/// The lines of the code blocks without comments and empty lines.
+fn commands(page: &str) -> Vec<String> {
+    let mut found = Vec::new();
+    let mut is_code = false;
+    for line in read(page).lines().map(str::trim) {
+        if line.starts_with("```") {
+            is_code = !is_code;
+        } else if is_code && !line.is_empty() && !line.starts_with('#') {
+            found.push(line.split(" # ").next().unwrap().trim_end().to_owned());
+        }
+    }
+    found
+}
+
+#[test]
+fn the_korean_readme_has_the_same_commands_in_the_same_order() {
+    let (english, korean) = (commands("README.md"), commands("README.ko.md"));
+    assert!(english.len() > 10, "README.md has commands");
+    for (number, (english, korean)) in english.iter().zip(&korean).enumerate() {
+        assert_eq!(
+            english,
+            korean,
+            "command {} of README.ko.md differs from README.md",
+            number + 1
+        );
+    }
+    assert_eq!(english.len(), korean.len(), "README.ko.md must have as many commands as README.md");
+}
