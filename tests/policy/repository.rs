@@ -5,7 +5,7 @@ use std::path::Path;
 
 use hapa_core::rpc_error::{ErrorCode, Retry, code_name};
 use hapa_policy::{read, root, sources};
-use hapa_telemetry::metrics_list::{KNOWN, Kind, Known};
+use hapa_telemetry::metrics_list::{METRICS, MetricKind, MetricSpec};
 
 const LONGEST_FILE: usize = 600;
 
@@ -122,13 +122,13 @@ fn every_error_code_is_documented_as_the_code_says_it() {
 
 #[test]
 fn every_metric_is_described_and_documented_as_the_code_says_it() {
-    let rows: Vec<_> = KNOWN
+    let rows: Vec<_> = METRICS
         .iter()
-        .map(|Known { name, kind, unit, labels, help, .. }| {
+        .map(|MetricSpec { name, kind, unit, labels, help, .. }| {
             let kind = match kind {
-                Kind::Counter => "counter",
-                Kind::Gauge => "gauge",
-                Kind::Histogram(_) => "histogram",
+                MetricKind::Counter => "counter",
+                MetricKind::Gauge => "gauge",
+                MetricKind::Histogram(_) => "histogram",
             };
             let unit = unit.map_or("–", |unit| unit.as_str());
             let labels: Vec<_> = labels.iter().map(|label| format!("`{label}`")).collect();
@@ -140,7 +140,7 @@ fn every_metric_is_described_and_documented_as_the_code_says_it() {
     assert_eq!(documented, rows, "docs/metrics.md should hold:\n{}\n", rows.join("\n"));
     let counted: BTreeSet<_> =
         sources("services").iter().flat_map(|(path, text)| counted_in(path, text)).collect();
-    let known: BTreeSet<_> = KNOWN.iter().map(|known| known.name.to_owned()).collect();
+    let known: BTreeSet<_> = METRICS.iter().map(|known| known.name.to_owned()).collect();
     assert_eq!(counted, known, "services/chassis/telemetry/src/metrics_list.rs lists every metric");
 }
 

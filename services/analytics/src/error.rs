@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use hapa_core::rpc_error::{ErrorCode, Fault, INTERNAL, STORE_AWAY};
+use hapa_core::rpc_error::{ErrorCode, INTERNAL_MESSAGE, RpcError, STORE_UNAVAILABLE_MESSAGE};
 use hapa_core::violations::Violations;
 use tonic::Status;
 
@@ -14,12 +14,12 @@ pub(crate) enum Error {
     CredentialEnded,
     #[error("this replica is shutting down; send the request to another one")]
     ShuttingDown,
-    #[error("{STORE_AWAY}")]
+    #[error("{STORE_UNAVAILABLE_MESSAGE}")]
     Store(#[from] sqlx::Error),
     /// The error of a transaction that several calls shared.
     #[error("{0}")]
     SharedTransaction(Arc<Error>),
-    #[error("{INTERNAL}")]
+    #[error("{INTERNAL_MESSAGE}")]
     Internal(#[from] anyhow::Error),
 }
 
@@ -29,12 +29,12 @@ impl From<Error> for Status {
     }
 }
 
-fn fault(error: &Error) -> Fault {
+fn fault(error: &Error) -> RpcError {
     let message = error.to_string();
     match error {
         Error::Invalid(violations) => violations.clone().into(),
-        Error::CredentialEnded => Fault::new(ErrorCode::KeyEnded, message),
-        Error::ShuttingDown => Fault::new(ErrorCode::ShuttingDown, message),
+        Error::CredentialEnded => RpcError::new(ErrorCode::KeyEnded, message),
+        Error::ShuttingDown => RpcError::new(ErrorCode::ShuttingDown, message),
         Error::Store(cause) => cause.into(),
         Error::SharedTransaction(error) => fault(error),
         Error::Internal(cause) => cause.into(),

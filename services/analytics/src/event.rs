@@ -65,7 +65,7 @@ pub(crate) fn validate_batch(
     now: i64,
 ) -> Result<Vec<CallEvent>, Violations> {
     if !(1..=MAX_BATCH_SIZE).contains(&batch.len()) {
-        return Err(Violations::one("events", "must have 1 to 1000 entries"));
+        return Err(Violations::single("events", "must have 1 to 1000 entries"));
     }
     let mut violations = Violations::default();
     let mut events = Vec::with_capacity(batch.len());
@@ -74,7 +74,7 @@ pub(crate) fn validate_batch(
             Ok(event) => events.push(event),
             Err(problems) => {
                 for (field, problem) in problems {
-                    violations.wrong(format!("events[{index}].{field}"), problem);
+                    violations.add_invalid(format!("events[{index}].{field}"), problem);
                 }
             }
         }

@@ -15,7 +15,7 @@ mod usage;
 use hapa_core::access::{Access, Rpc};
 use hapa_core::service::{ServiceSpec, Shutdown};
 use hapa_proto::analytics::v1::analytics_service_server::AnalyticsServiceServer;
-use hapa_store::database::{Db, Durability, Survey};
+use hapa_store::database::{DatabaseStatus, Db, Durability};
 use hapa_store::open::{OpenStore, StoreSpec};
 
 use crate::service::AnalyticsHandler;
@@ -38,9 +38,9 @@ const READ: &str = "analytics:read";
 pub const SERVICES: &[&str] = &["hapa.analytics.v1.AnalyticsService"];
 
 const RPCS: &[Rpc] = &[
-    Rpc::new("/hapa.analytics.v1.AnalyticsService/RecordEvents", Access::Mesh),
+    Rpc::new("/hapa.analytics.v1.AnalyticsService/RecordEvents", Access::Service),
     Rpc::new("/hapa.analytics.v1.AnalyticsService/GetPerformance", Access::Scope(READ))
-        .by(&["errors"]),
+        .allowed_roles(&["errors"]),
     Rpc::new("/hapa.analytics.v1.AnalyticsService/GetUsage", Access::Scope(READ)),
     Rpc::new("/hapa.analytics.v1.AnalyticsService/WatchPerformance", Access::Scope(READ)),
 ];
@@ -59,8 +59,8 @@ pub async fn migrate(url: &str) -> anyhow::Result<()> {
 }
 
 /// Reports the schema version of the store at `url` without changing it.
-pub async fn survey(url: &str) -> anyhow::Result<Option<Survey>> {
-    Db::survey("analytics", url, store::MIGRATIONS).await
+pub async fn survey(url: &str) -> anyhow::Result<Option<DatabaseStatus>> {
+    Db::inspect("analytics", url, store::MIGRATIONS).await
 }
 
 async fn open(url: &str) -> anyhow::Result<Db> {

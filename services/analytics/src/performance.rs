@@ -67,7 +67,7 @@ pub(crate) fn check_filters(filters: &[(&'static str, &str)]) -> Result<(), Viol
     let mut violations = Violations::default();
     for (field, text) in filters {
         if text.chars().count() > MAX_FILTER_LEN || text.contains('\0') {
-            violations.wrong(*field, "must be at most 200 characters, none of them NUL");
+            violations.add_invalid(*field, "must be at most 200 characters, none of them NUL");
         }
     }
     violations.check()
@@ -84,7 +84,7 @@ pub(crate) fn resolve_window(
     let mut read = |field, time: Option<Timestamp>| {
         let read = time.as_ref().map(micros);
         if read == Some(None) {
-            violations.wrong(field, "must be a valid time from 1970 on");
+            violations.add_invalid(field, "must be a valid time from 1970 on");
         }
         read.flatten()
     };
@@ -92,7 +92,7 @@ pub(crate) fn resolve_window(
     let end = given_end.unwrap_or(now);
     let start = given_start.unwrap_or(end.saturating_sub(default_length).max(0));
     if start >= end && violations.count() == 0 {
-        violations.wrong("start_time", "must be before end_time");
+        violations.add_invalid("start_time", "must be before end_time");
     }
     violations.check()?;
     Ok((start, end))

@@ -54,7 +54,7 @@ impl AnalyticsService for AnalyticsHandler {
         &self,
         request: Request<GetUsageRequest>,
     ) -> Result<Response<GetUsageResponse>, Status> {
-        let call = Call::of(request.extensions())?;
+        let call = Call::from_extensions(request.extensions())?;
         Ok(Response::new(usage::report(&self.store, &call, request.into_inner()).await?))
     }
 
@@ -62,7 +62,7 @@ impl AnalyticsService for AnalyticsHandler {
         &self,
         request: Request<WatchPerformanceRequest>,
     ) -> Result<Response<Self::WatchPerformanceStream>, Status> {
-        let call = Call::of(request.extensions())?;
+        let call = Call::from_extensions(request.extensions())?;
         let filter = request.into_inner();
         let filters = [("model", filter.model.as_str()), ("method", filter.method.as_str())];
         performance::check_filters(&filters)?;

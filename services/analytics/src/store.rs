@@ -12,7 +12,7 @@ mod usage;
 
 use std::sync::Arc;
 
-use hapa_store::database::{Db, Step};
+use hapa_store::database::{Db, MigrationStep};
 
 use crate::store::group_commit::GroupCommit;
 
@@ -20,7 +20,7 @@ pub(crate) use purge::run_purge;
 pub(crate) use rollups::RollupFilter;
 pub(crate) use usage::{UsageDimension, UsageFilter, UsageGroup};
 
-pub(crate) const MIGRATIONS: &[Step] =
+pub(crate) const MIGRATIONS: &[MigrationStep] =
     &[(1, "events", include_str!("../migrations/0001_events.sql"))];
 
 #[derive(Clone, Debug)]

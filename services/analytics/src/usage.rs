@@ -108,7 +108,9 @@ fn parse_dimensions(text: &str) -> Result<Vec<UsageDimension>, Violations> {
         "owner" => Ok(UsageDimension::Owner),
         "model" => Ok(UsageDimension::Model),
         "day" => Ok(UsageDimension::Day),
-        _ => Err(Violations::one("group_by", "must be a list of key, user, owner, model and day")),
+        _ => {
+            Err(Violations::single("group_by", "must be a list of key, user, owner, model and day"))
+        }
     });
     let mut named: Vec<_> = named.collect::<Result<_, _>>()?;
     named.sort_unstable();
@@ -120,7 +122,7 @@ fn page_size(requested: i32) -> Result<i64, Violations> {
     match requested {
         0 => Ok(DEFAULT_PAGE_SIZE.into()),
         1..=MAX_PAGE_SIZE => Ok(requested.into()),
-        _ => Err(Violations::one("page_size", "must be from 0 to 1000")),
+        _ => Err(Violations::single("page_size", "must be from 0 to 1000")),
     }
 }
 
@@ -136,7 +138,7 @@ fn decode_token(token: &str) -> Result<PageCursor, Violations> {
         (offset >= 0).then_some(PageCursor { offset, start, end })
     };
     parse().ok_or_else(|| {
-        Violations::one("page_token", "must be the next_page_token of an earlier response")
+        Violations::single("page_token", "must be the next_page_token of an earlier response")
     })
 }
 

@@ -7,7 +7,7 @@ use std::path::Path;
 use std::sync::{Arc, PoisonError, RwLock};
 
 use anyhow::Context as _;
-use hapa_core::config::Wrong;
+use hapa_core::config::ConfigError;
 use jsonwebtoken::{Algorithm, DecodingKey, EncodingKey};
 use ring::hmac;
 use ring::signature::{Ed25519KeyPair, KeyPair as _};
@@ -84,9 +84,9 @@ impl SigningKey {
     }
 
     /// The Ed25519 key (PKCS#8 PEM) in the file that the setting `name` names.
-    pub(crate) fn from_file(name: &'static str, file: &Path) -> Result<SigningKey, Wrong> {
+    pub(crate) fn from_file(name: &'static str, file: &Path) -> Result<SigningKey, ConfigError> {
         let config_error =
-            |problem: String| Wrong::new(name, format!("{}: {problem}", file.display()));
+            |problem: String| ConfigError::new(name, format!("{}: {problem}", file.display()));
         let der = PrivatePkcs8KeyDer::from_pem_file(file).map_err(|error| {
             config_error(format!("cannot be read as a PKCS#8 PEM key: {error}"))
         })?;

@@ -23,11 +23,11 @@ impl AuditService for AuditApi {
         request: Request<ListAuditEntriesRequest>,
     ) -> Result<Response<ListAuditEntriesResponse>, Status> {
         let request = request.into_inner();
-        let size = pagination::size(request.page_size)?;
+        let size = pagination::page_size(request.page_size)?;
         let before = match request.page_token.as_str() {
             "" => i64::MAX,
             token => token.parse().map_err(|_| {
-                Violations::one("page_token", "is not a next_page_token of an earlier reply")
+                Violations::single("page_token", "is not a next_page_token of an earlier reply")
             })?,
         };
         let filter = AuditFilter {
@@ -39,7 +39,7 @@ impl AuditService for AuditApi {
             end: request.end_time.as_ref().map_or(i64::MAX, micros),
         };
         let page = self.store.audit_page(&filter, size + 1).await?;
-        let (entries, has_more) = pagination::cut(page, size);
+        let (entries, has_more) = pagination::split_page(page, size);
         let last_entry = entries.last().filter(|_| has_more);
         let next_page_token =
             last_entry.map(|entry| entry.sequence.to_string()).unwrap_or_default();

@@ -50,7 +50,7 @@ impl AuthService for AuthApi {
             (0, false) => self.authenticate_session(&session_token).await?,
             _ => {
                 let problem = "must be a SHA-256 digest, 32 bytes, unless session_token is set";
-                return Err(Violations::one("credential_digest", problem).into());
+                return Err(Violations::single("credential_digest", problem).into());
             }
         };
         Ok(Response::new(response))

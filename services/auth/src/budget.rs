@@ -23,16 +23,16 @@ pub(crate) async fn reserve(store: &Store, request: ReserveTokensRequest) -> Res
     let mut violations = Violations::default();
     validate_lease_id(&request.lease_id, &mut violations);
     if request.key_id.is_empty() && request.user_id.is_empty() {
-        violations.missing("key_id");
+        violations.add_missing("key_id");
     }
     if !(1..=MAX_RESERVED_TOKENS).contains(&request.tokens) {
-        violations.wrong("tokens", "must be from 1 to 10000000");
+        violations.add_invalid("tokens", "must be from 1 to 10000000");
     }
     if !(1..=MAX_LEASE_SECONDS).contains(&request.lease_seconds) {
-        violations.wrong("lease_seconds", "must be from 1 to 86400");
+        violations.add_invalid("lease_seconds", "must be from 1 to 86400");
     }
     if !(0..=request.tokens.max(0)).contains(&request.used_tokens) {
-        violations.wrong("used_tokens", "must be from 0 to tokens");
+        violations.add_invalid("used_tokens", "must be from 0 to tokens");
     }
     violations.check()?;
     let now = now();
@@ -51,12 +51,12 @@ pub(crate) async fn settle(store: &Store, request: SettleTokensRequest) -> Resul
     let mut violations = Violations::default();
     for (field, list) in [("settlements", &request.settlements), ("running", &request.running)] {
         if list.len() > MAX_SETTLEMENTS {
-            violations.wrong(field, "must hold at most 1000 entries");
+            violations.add_invalid(field, "must hold at most 1000 entries");
         }
         for settlement in list.iter().take(MAX_SETTLEMENTS) {
             validate_lease_id(&settlement.lease_id, &mut violations);
             if !(0..=MAX_SETTLED_TOKENS).contains(&settlement.tokens) {
-                violations.wrong("tokens", "must be from 0 to 100000000");
+                violations.add_invalid("tokens", "must be from 0 to 100000000");
             }
         }
     }
@@ -66,7 +66,7 @@ pub(crate) async fn settle(store: &Store, request: SettleTokensRequest) -> Resul
 
 fn validate_lease_id(lease_id: &str, violations: &mut Violations) {
     if !(1..=MAX_LEASE_ID_BYTES).contains(&lease_id.len()) {
-        violations.wrong("lease_id", "must be 1 to 64 characters");
+        violations.add_invalid("lease_id", "must be 1 to 64 characters");
     }
 }
 

@@ -5,10 +5,10 @@
 use std::time::Duration;
 
 use hapa_core::idempotency;
-use hapa_core::rpc_error::{ErrorCode, Fault, INTERNAL, STORE_AWAY};
+use hapa_core::rpc_error::{ErrorCode, INTERNAL_MESSAGE, RpcError, STORE_UNAVAILABLE_MESSAGE};
 use hapa_core::timestamps::now;
 use hapa_core::violations::Violations;
-use hapa_store::change_feed::Over;
+use hapa_store::change_feed::FeedClosed;
 use tonic::Status;
 
 use crate::calendar::until_next_period;
@@ -49,14 +49,14 @@ pub(crate) enum Error {
     #[error("too many logins are in progress; try again in a second")]
     Overloaded,
     #[error(transparent)]
-    FeedClosed(#[from] Over),
+    FeedClosed(#[from] FeedClosed),
     #[error(transparent)]
     Idempotency(#[from] idempotency::Error),
     #[error("{}", .0.message())]
-    Rpc(Box<Fault>),
-    #[error("{STORE_AWAY}")]
+    Rpc(Box<RpcError>),
+    #[error("{STORE_UNAVAILABLE_MESSAGE}")]
     Store(#[from] sqlx::Error),
-    #[error("{INTERNAL}")]
+    #[error("{INTERNAL_MESSAGE}")]
     Internal(#[from] anyhow::Error),
 }
 
@@ -66,27 +66,27 @@ impl From<Error> for Status {
         let rpc_error = match error {
             Error::Invalid(violations) => violations.into(),
             Error::NotFound(_) | Error::UnknownCredential => {
-                Fault::new(ErrorCode::NotFound, message)
+                RpcError::new(ErrorCode::NotFound, message)
             }
-            Error::ExpiredOrRevoked => Fault::new(ErrorCode::KeyEnded, message),
+            Error::ExpiredOrRevoked => RpcError::new(ErrorCode::KeyEnded, message),
             Error::AdminRequired(_) | Error::ScopeNotHeld => {
-                Fault::new(ErrorCode::NoPermission, message)
+                RpcError::new(ErrorCode::NoPermission, message)
             }
-            Error::EmailTaken | Error::LeaseTaken => Fault::new(ErrorCode::Conflict, message),
+            Error::EmailTaken | Error::LeaseTaken => RpcError::new(ErrorCode::Conflict, message),
             Error::BudgetExhausted(ExhaustedBudget { payer, is_monthly }) => {
                 let subject =
                     format!("{payer}/tokens_per_{}", if is_monthly { "month" } else { "day" });
-                Fault::new(ErrorCode::BudgetUsedUp, message)
+                RpcError::new(ErrorCode::BudgetUsedUp, message)
                     .retry_after(until_next_period(now(), is_monthly))
                     .quota(subject)
             }
-            Error::InvalidLogin | Error::WrongPassword => Fault::new(ErrorCode::BadKey, message),
-            Error::OidcNotConfigured => Fault::new(ErrorCode::Unsupported, message),
+            Error::InvalidLogin | Error::WrongPassword => RpcError::new(ErrorCode::BadKey, message),
+            Error::OidcNotConfigured => RpcError::new(ErrorCode::Unsupported, message),
             Error::OidcUnavailable(cause) => {
-                Fault::new(ErrorCode::DatabaseError, message).because(cause.as_ref())
+                RpcError::new(ErrorCode::DatabaseError, message).with_cause(cause.as_ref())
             }
             Error::Overloaded => {
-                Fault::new(ErrorCode::Overloaded, message).retry_after(Duration::from_secs(1))
+                RpcError::new(ErrorCode::Overloaded, message).retry_after(Duration::from_secs(1))
             }
             Error::FeedClosed(closed) => closed.into(),
             Error::Idempotency(error) => error.into(),

@@ -30,7 +30,7 @@ impl RequestIdempotency {
         pepper: &Pepper,
     ) -> Result<Option<Arc<RequestIdempotency>>, Status> {
         let request_under = |secret: &secrecy::SecretString| {
-            IdempotentRequest::of(request, secret.expose_secret().as_bytes())
+            IdempotentRequest::from_request(request, secret.expose_secret().as_bytes())
         };
         let Some(current) = request_under(&pepper.current)? else { return Ok(None) };
         let previous = pepper.previous.as_ref().map(request_under).transpose()?.flatten();

@@ -43,7 +43,7 @@ impl KeyService for KeyApi {
         &self,
         request: Request<CreateKeyRequest>,
     ) -> Result<Response<CreateKeyResponse>, Status> {
-        let call = Call::of(request.extensions())?;
+        let call = Call::from_extensions(request.extensions())?;
         let idempotency = RequestIdempotency::from_request(&request, &self.pepper)?;
         let change = ChangeRequest { context: AuditContext::from_call(&call), idempotency };
         let (now, first_reply) = (change.context.time, self.store.first_reply(&change).await?);
@@ -94,14 +94,14 @@ impl KeyService for KeyApi {
         &self,
         request: Request<ListKeysRequest>,
     ) -> Result<Response<ListKeysResponse>, Status> {
-        let call = Call::of(request.extensions())?;
+        let call = Call::from_extensions(request.extensions())?;
         let request = request.into_inner();
         if !KEY_STATES.contains(&request.state.as_str()) {
             let problem = "must be active, expired, revoked or empty";
-            return Err(Violations::one("state", problem).into());
+            return Err(Violations::single("state", problem).into());
         }
-        let size = pagination::size(request.page_size)?;
-        let after = pagination::after(&request.page_token)?;
+        let size = pagination::page_size(request.page_size)?;
+        let after = pagination::parse_page_token(&request.page_token)?;
         let owner = match &call.principal {
             Some(caller) if !call.is_admin() => {
                 if !request.owner.is_empty() && request.owner != caller.owner {
@@ -113,14 +113,14 @@ impl KeyService for KeyApi {
         };
         let filter = KeyFilter { owner, state: request.state, scope: request.scope, now: now() };
         let keys = self.store.keys_page(&filter, &after, size + 1).await?;
-        let (mut keys, has_more) = pagination::cut(keys, size);
+        let (mut keys, has_more) = pagination::split_page(keys, size);
         let payers: Vec<_> = keys.iter().map(|key| format!("key:{}", key.key_id)).collect();
         for (key, usage) in keys.iter_mut().zip(self.store.token_usage(&payers, filter.now).await?)
         {
             key.token_usage = Some(usage);
         }
         let create_time = |key: &Key| key.create_time.as_ref().map_or(0, micros);
-        let token = |key: &Key| pagination::token(create_time(key), &key.key_id);
+        let token = |key: &Key| pagination::page_token(create_time(key), &key.key_id);
         let next_page_token = keys.last().filter(|_| has_more).map(token).unwrap_or_default();
         Ok(Response::new(ListKeysResponse { keys, next_page_token }))
     }
@@ -129,7 +129,7 @@ impl KeyService for KeyApi {
         &self,
         request: Request<GetKeyRequest>,
     ) -> Result<Response<GetKeyResponse>, Status> {
-        let call = Call::of(request.extensions())?;
+        let call = Call::from_extensions(request.extensions())?;
         let key = self.visible_key(&call, request.into_inner().key_id).await?;
         Ok(Response::new(GetKeyResponse { key: Some(key) }))
     }
@@ -138,13 +138,13 @@ impl KeyService for KeyApi {
         &self,
         request: Request<RotateKeyRequest>,
     ) -> Result<Response<RotateKeyResponse>, Status> {
-        let call = Call::of(request.extensions())?;
+        let call = Call::from_extensions(request.extensions())?;
         let idempotency = RequestIdempotency::from_request(&request, &self.pepper)?;
         let request = request.into_inner();
         let overlap = request.overlap_seconds.unwrap_or(DEFAULT_OVERLAP_SECONDS);
         if overlap > MAX_OVERLAP_SECONDS {
             let problem = "must be from 0 to 2592000";
-            return Err(Violations::one("overlap_seconds", problem).into());
+            return Err(Violations::single("overlap_seconds", problem).into());
         }
         let key = self.visible_key(&call, request.key_id).await?;
         let key_secret = key_format::renew(&key.key_id)
@@ -167,7 +167,7 @@ impl KeyService for KeyApi {
         &self,
         request: Request<UpdateKeyRequest>,
     ) -> Result<Response<UpdateKeyResponse>, Status> {
-        let call = Call::of(request.extensions())?;
+        let call = Call::from_extensions(request.extensions())?;
         let request = request.into_inner();
         let (key_id, changes) = parse_update(request, now())?;
         self.visible_key(&call, key_id.clone()).await?;
@@ -182,7 +182,7 @@ impl KeyService for KeyApi {
         &self,
         request: Request<RevokeKeyRequest>,
     ) -> Result<Response<RevokeKeyResponse>, Status> {
-        let call = Call::of(request.extensions())?;
+        let call = Call::from_extensions(request.extensions())?;
         let key = self.visible_key(&call, request.into_inner().key_id).await?;
         self.store.revoke_key(AuditContext::from_call(&call), key.key_id.clone()).await?;
         let key = Some(self.required_key(&key.key_id).await?);
@@ -225,16 +225,16 @@ fn validate_create(request: &CreateKeyRequest, now: i64) -> Result<(), Violation
     validation::name("name", &request.name, &mut violations);
     validation::name("owner", &request.owner, &mut violations);
     if request.scopes.is_empty() {
-        violations.missing("scopes");
+        violations.add_missing("scopes");
     }
     validation::scopes(&request.scopes, &mut violations);
     match &request.expiry {
         Some(Expiry::ExpireTime(time)) => validation::expire_time(time, now, &mut violations),
         Some(Expiry::TtlDays(days)) if !(1..=MAX_TTL_DAYS).contains(days) => {
-            violations.wrong("ttl_days", "must be from 1 to 3650");
+            violations.add_invalid("ttl_days", "must be from 1 to 3650");
         }
         Some(Expiry::NeverExpires(false)) => {
-            violations.wrong("never_expires", "must be true if it is set");
+            violations.add_invalid("never_expires", "must be true if it is set");
         }
         _ => {}
     }
@@ -247,7 +247,7 @@ fn validate_create(request: &CreateKeyRequest, now: i64) -> Result<(), Violation
 fn parse_update(request: UpdateKeyRequest, now: i64) -> Result<(String, KeyChanges), Violations> {
     let mut violations = Violations::default();
     if request.key_id.is_empty() {
-        violations.missing("key_id");
+        violations.add_missing("key_id");
     }
     let (mut changes, paths) = (
         KeyChanges::default(),
@@ -261,7 +261,7 @@ fn parse_update(request: UpdateKeyRequest, now: i64) -> Result<(String, KeyChang
             }
             "scopes" => {
                 if request.scopes.is_empty() {
-                    violations.missing("scopes");
+                    violations.add_missing("scopes");
                 }
                 validation::scopes(&request.scopes, &mut violations);
                 changes.scopes = Some(request.scopes.clone());

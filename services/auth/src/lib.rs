@@ -29,7 +29,7 @@ use std::sync::Arc;
 
 use futures_util::future::BoxFuture;
 use hapa_core::access::{self, Access, Rpc};
-use hapa_core::config::{CommonConfig, Wrong};
+use hapa_core::config::{CommonConfig, ConfigError};
 use hapa_core::secret::{self, Strength};
 use hapa_core::service::{ServiceSpec, Shutdown};
 use hapa_proto::auth::v1::audit_service_server::AuditServiceServer;
@@ -37,8 +37,8 @@ use hapa_proto::auth::v1::auth_service_server::AuthServiceServer;
 use hapa_proto::auth::v1::key_service_server::KeyServiceServer;
 use hapa_proto::auth::v1::session_service_server::SessionServiceServer;
 use hapa_proto::auth::v1::user_service_server::UserServiceServer;
-use hapa_store::change_feed::Tail;
-use hapa_store::database::{Db, Durability, Survey};
+use hapa_store::change_feed::ChangeFeed;
+use hapa_store::database::{DatabaseStatus, Db, Durability};
 use hapa_store::open::{OpenStore, StoreSpec};
 use secrecy::SecretString;
 
@@ -111,30 +111,32 @@ pub struct Config {
 const ADMIN: &str = "auth:admin";
 
 /// The services that authenticate callers: all of them, auth included; the gateway is not one.
-const ALL_SERVICES: &[&str] = access::SERVICES;
+const ALL_SERVICES: &[&str] = access::SERVICE_ROLES;
 
 const RPCS: &[Rpc] = &[
-    Rpc::new("/hapa.auth.v1.AuthService/Authenticate", Access::Mesh).by(ALL_SERVICES),
-    Rpc::new("/hapa.auth.v1.AuthService/WatchRevocations", Access::Mesh).by(ALL_SERVICES),
-    Rpc::new("/hapa.auth.v1.AuthService/ReserveTokens", Access::Mesh).by(&["codegen"]),
-    Rpc::new("/hapa.auth.v1.AuthService/SettleTokens", Access::Mesh).by(&["codegen"]),
-    Rpc::new("/hapa.auth.v1.KeyService/CreateKey", Access::Own(ADMIN)),
-    Rpc::new("/hapa.auth.v1.KeyService/ListKeys", Access::Caller),
-    Rpc::new("/hapa.auth.v1.KeyService/GetKey", Access::Caller),
-    Rpc::new("/hapa.auth.v1.KeyService/RotateKey", Access::Own(ADMIN)),
-    Rpc::new("/hapa.auth.v1.KeyService/UpdateKey", Access::Own(ADMIN)),
-    Rpc::new("/hapa.auth.v1.KeyService/RevokeKey", Access::Own(ADMIN)),
+    Rpc::new("/hapa.auth.v1.AuthService/Authenticate", Access::Service).allowed_roles(ALL_SERVICES),
+    Rpc::new("/hapa.auth.v1.AuthService/WatchRevocations", Access::Service)
+        .allowed_roles(ALL_SERVICES),
+    Rpc::new("/hapa.auth.v1.AuthService/ReserveTokens", Access::Service)
+        .allowed_roles(&["codegen"]),
+    Rpc::new("/hapa.auth.v1.AuthService/SettleTokens", Access::Service).allowed_roles(&["codegen"]),
+    Rpc::new("/hapa.auth.v1.KeyService/CreateKey", Access::SelfOrScope(ADMIN)),
+    Rpc::new("/hapa.auth.v1.KeyService/ListKeys", Access::Authenticated),
+    Rpc::new("/hapa.auth.v1.KeyService/GetKey", Access::Authenticated),
+    Rpc::new("/hapa.auth.v1.KeyService/RotateKey", Access::SelfOrScope(ADMIN)),
+    Rpc::new("/hapa.auth.v1.KeyService/UpdateKey", Access::SelfOrScope(ADMIN)),
+    Rpc::new("/hapa.auth.v1.KeyService/RevokeKey", Access::SelfOrScope(ADMIN)),
     Rpc::new("/hapa.auth.v1.UserService/CreateUser", Access::Scope(ADMIN)),
-    Rpc::new("/hapa.auth.v1.UserService/GetUser", Access::Caller),
+    Rpc::new("/hapa.auth.v1.UserService/GetUser", Access::Authenticated),
     Rpc::new("/hapa.auth.v1.UserService/ListUsers", Access::Scope(ADMIN)),
-    Rpc::new("/hapa.auth.v1.UserService/UpdateUser", Access::Own(ADMIN)),
+    Rpc::new("/hapa.auth.v1.UserService/UpdateUser", Access::SelfOrScope(ADMIN)),
     Rpc::new("/hapa.auth.v1.UserService/DeleteUser", Access::Scope(ADMIN)),
-    Rpc::new("/hapa.auth.v1.UserService/GetProfile", Access::Caller),
-    Rpc::new("/hapa.auth.v1.UserService/UpdateProfile", Access::Caller),
-    Rpc::new("/hapa.auth.v1.SessionService/CreateSession", Access::Open),
-    Rpc::new("/hapa.auth.v1.SessionService/RefreshSession", Access::Open),
-    Rpc::new("/hapa.auth.v1.SessionService/ListSessions", Access::Own(ADMIN)),
-    Rpc::new("/hapa.auth.v1.SessionService/RevokeSession", Access::Own(ADMIN)),
+    Rpc::new("/hapa.auth.v1.UserService/GetProfile", Access::Authenticated),
+    Rpc::new("/hapa.auth.v1.UserService/UpdateProfile", Access::Authenticated),
+    Rpc::new("/hapa.auth.v1.SessionService/CreateSession", Access::Login),
+    Rpc::new("/hapa.auth.v1.SessionService/RefreshSession", Access::Login),
+    Rpc::new("/hapa.auth.v1.SessionService/ListSessions", Access::SelfOrScope(ADMIN)),
+    Rpc::new("/hapa.auth.v1.SessionService/RevokeSession", Access::SelfOrScope(ADMIN)),
     Rpc::new("/hapa.auth.v1.AuditService/ListAuditEntries", Access::Scope(ADMIN)),
     Rpc::new("/hapa.auth.v1.AuditService/VerifyAuditLog", Access::Scope(ADMIN)),
 ];
@@ -162,7 +164,7 @@ pub async fn migrate(url: &str) -> anyhow::Result<()> {
 }
 
 /// Rejects missing and weak secrets by the name of their setting.
-pub fn check(config: &Config, common: &CommonConfig) -> Result<(), Wrong> {
+pub fn check(config: &Config, common: &CommonConfig) -> Result<(), ConfigError> {
     secrets::check(config, common)
 }
 
@@ -182,13 +184,17 @@ pub async fn pepper_is_known(
 /// Records the pepper that is set or was generated as the store's. Credentials stored under another pepper
 /// stay invalid.
 pub async fn accept_pepper(url: &str, pepper: &PepperConfig) -> anyhow::Result<()> {
-    let set = secret::set("API_KEY_PEPPER", pepper.api_key_pepper.as_ref(), Strength::Long)?;
+    let set = secret::validate_configured(
+        "API_KEY_PEPPER",
+        pepper.api_key_pepper.as_ref(),
+        Strength::Long,
+    )?;
     let file = pepper.data_dir.join("key-pepper");
     if set.is_none() && !file.exists() {
         let problem = "is not set, and DATA_DIR holds no generated pepper";
-        return Err(Wrong::new("API_KEY_PEPPER", problem).into());
+        return Err(ConfigError::new("API_KEY_PEPPER", problem).into());
     }
-    let pepper = Pepper { current: secret::set_or_kept(set, &file)?, previous: None };
+    let pepper = Pepper { current: secret::load_or_generate(set, &file)?, previous: None };
     let store = Store::new(open_db(url).await?);
     store.record_pepper_fingerprints(pepper.fingerprints()?).await?;
     Ok(())
@@ -204,8 +210,8 @@ pub struct PepperConfig {
 }
 
 /// Reads the migration state of the store at `url`. Changes nothing.
-pub async fn survey(url: &str) -> anyhow::Result<Option<Survey>> {
-    Db::survey("auth", url, store::MIGRATIONS).await
+pub async fn survey(url: &str) -> anyhow::Result<Option<DatabaseStatus>> {
+    Db::inspect("auth", url, store::MIGRATIONS).await
 }
 
 async fn open_db(url: &str) -> anyhow::Result<Db> {
@@ -237,7 +243,7 @@ pub async fn service(config: &Config, dependencies: Dependencies) -> anyhow::Res
     let store = Store::new(db);
     spec.checks.extend(startup::check_store(&store, &pepper, find_undelivered_events).await?);
     let (password_hasher, last_used) = (PasswordHasher::new(), LastUsedTracker::default());
-    let (feed, poller) = Tail::of(store.clone(), shutdown.stop_accepting);
+    let (feed, poller) = ChangeFeed::new(store.clone(), shutdown.stop_accepting);
     spec.spawn(poller);
     let (tracker, tracker_store) = (last_used.clone(), store.clone());
     spec.spawn_until(|end| tracker.run(tracker_store, end));

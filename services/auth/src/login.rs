@@ -37,7 +37,7 @@ pub(crate) fn parse_proof(request: CreateSessionRequest) -> Result<Proof, Violat
     };
     proof.ok_or_else(|| {
         let mut violations = Violations::default();
-        violations.missing("password");
+        violations.add_missing("password");
         violations
     })
 }
@@ -76,11 +76,11 @@ fn parse_body(body: &[u8]) -> Result<Option<Proof>, Violations> {
 
 fn invalid_body() -> Violations {
     let problem = "must be a JSON object with the string fields email and password, or id_token";
-    Violations::one("body", problem)
+    Violations::single("body", problem)
 }
 
 fn ambiguous_login() -> Violations {
-    Violations::one(
+    Violations::single(
         "body",
         "or the URL holds two proofs or two email addresses; send one, in the body",
     )

@@ -10,7 +10,7 @@ mod tests;
 use std::net::IpAddr;
 
 use hapa_core::access::SCOPES;
-use hapa_core::config::Wrong;
+use hapa_core::config::ConfigError;
 use jsonwebtoken::Algorithm;
 use reqwest::Url;
 use serde::Deserialize;
@@ -102,12 +102,13 @@ impl OidcVerifier {
     pub(crate) fn new(config: &OidcConfig) -> anyhow::Result<Option<OidcVerifier>> {
         let non_empty = |text: &Option<String>| text.clone().filter(|text| !text.is_empty());
         let Some(issuer) = non_empty(&config.oidc_issuer) else { return Ok(None) };
-        let url = |name, text: &str| secure_url(text).map_err(|problem| Wrong::new(name, problem));
+        let url =
+            |name, text: &str| secure_url(text).map_err(|problem| ConfigError::new(name, problem));
         if url("OIDC_ISSUER", &issuer)?.query().is_some() {
-            return Err(Wrong::new("OIDC_ISSUER", "must not have a query").into());
+            return Err(ConfigError::new("OIDC_ISSUER", "must not have a query").into());
         }
         let audience = non_empty(&config.oidc_audience)
-            .ok_or_else(|| Wrong::new("OIDC_AUDIENCE", "must be set with OIDC_ISSUER"))?;
+            .ok_or_else(|| ConfigError::new("OIDC_AUDIENCE", "must be set with OIDC_ISSUER"))?;
         let jwks_url = non_empty(&config.oidc_jwks_url).map(|text| url("OIDC_JWKS_URL", &text));
         jws::install_crypto_provider();
         Ok(Some(OidcVerifier {
@@ -220,28 +221,31 @@ fn secure_url(text: &str) -> Result<Url, &'static str> {
     Ok(url)
 }
 
-fn parse_scopes(values: &[String]) -> Result<Vec<String>, Wrong> {
+fn parse_scopes(values: &[String]) -> Result<Vec<String>, ConfigError> {
     const NAME: &str = "OIDC_SCOPES";
     let scopes: Vec<_> = non_empty_items(values).collect();
     if scopes.iter().any(|scope| scope == "auth:admin") {
-        return Err(Wrong::new(NAME, "must not include auth:admin, which only an admin grants"));
+        return Err(ConfigError::new(
+            NAME,
+            "must not include auth:admin, which only an admin grants",
+        ));
     }
     match scopes.iter().find(|scope| !SCOPES.contains(&scope.as_str())) {
         None => Ok(scopes),
         Some(unknown) => {
             let valid = SCOPES.join(", ");
             let problem = format!("has the unknown scope {unknown:?}; valid scopes are {valid}");
-            Err(Wrong::new(NAME, problem))
+            Err(ConfigError::new(NAME, problem))
         }
     }
 }
 
-fn parse_domains(values: &[String]) -> Result<Vec<String>, Wrong> {
+fn parse_domains(values: &[String]) -> Result<Vec<String>, ConfigError> {
     let domains: Vec<_> = non_empty_items(values).map(|domain| domain.to_lowercase()).collect();
     match domains.iter().find(|domain| domain.contains('@') || domain.contains('*')) {
         None => Ok(domains),
         Some(invalid) => {
-            Err(Wrong::new("OIDC_EMAIL_DOMAINS", format!("{invalid:?} is not a domain")))
+            Err(ConfigError::new("OIDC_EMAIL_DOMAINS", format!("{invalid:?} is not a domain")))
         }
     }
 }

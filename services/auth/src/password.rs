@@ -254,7 +254,7 @@ mod tests {
         let refused = passwords.verify(&secret("x"), None).await.unwrap_err();
         assert!(matches!(refused, Error::Overloaded));
         let status = tonic::Status::from(refused);
-        assert_eq!(hapa_core::rpc_error::read(&status).unwrap().0, "E5005");
+        assert_eq!(hapa_core::rpc_error::published_code(&status).unwrap().0, "E5005");
         assert_eq!(status.metadata().get("retry-after").unwrap(), "1");
         drop(held_permits);
     }

@@ -6,7 +6,7 @@ use std::time::Duration;
 use futures_util::Stream;
 use futures_util::stream::unfold;
 use hapa_proto::auth::v1::WatchRevocationsResponse;
-use hapa_store::change_feed::Tail;
+use hapa_store::change_feed::ChangeFeed;
 use tokio::time::Instant;
 use tonic::Status;
 
@@ -25,7 +25,7 @@ const MAX_LAG: i64 = 10_000;
 #[derive(Clone)]
 pub(crate) struct RevocationFeed {
     pub(crate) store: Store,
-    pub(crate) feed: Tail,
+    pub(crate) feed: ChangeFeed,
 }
 
 /// The state of one subscription.
@@ -63,7 +63,7 @@ impl RevocationWatcher {
     async fn next_message(&mut self) -> Result<WatchRevocationsResponse, Error> {
         loop {
             if self.sent_at.is_some() && !self.has_more {
-                self.source.feed.look().await?;
+                self.source.feed.next_poll().await?;
             }
             if let Some(message) = self.poll_message().await? {
                 self.sent_at = Some(Instant::now());

@@ -5,9 +5,9 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use hapa_core::config::{CommonConfig, Environment, Wrong};
+use hapa_core::config::{CommonConfig, ConfigError, Environment};
 use hapa_core::secret;
-use hapa_core::sighup::at_each_hangup;
+use hapa_core::sighup::on_sighup;
 use secrecy::SecretString;
 
 use crate::Config;
@@ -15,7 +15,7 @@ use crate::access_token::{AccessTokens, SigningKey};
 use crate::pepper::Pepper;
 
 /// Rejects missing and weak secrets by the name of their setting. Generates none.
-pub(crate) fn check(config: &Config, common: &CommonConfig) -> Result<(), Wrong> {
+pub(crate) fn check(config: &Config, common: &CommonConfig) -> Result<(), ConfigError> {
     let pepper = validated("API_KEY_PEPPER", config.api_key_pepper.as_ref(), common)?;
     require_in_production("API_KEY_PEPPER", pepper.is_some(), common)?;
     validated("API_KEY_PEPPER_PREVIOUS", config.api_key_pepper_previous.as_ref(), common)?;
@@ -28,7 +28,7 @@ pub(crate) fn check(config: &Config, common: &CommonConfig) -> Result<(), Wrong>
 /// The pepper of stored credentials; generated if none is set.
 pub(crate) fn pepper(config: &Config, common: &CommonConfig) -> anyhow::Result<Pepper> {
     let current = validated("API_KEY_PEPPER", config.api_key_pepper.as_ref(), common)?;
-    let current = secret::set_or_kept(current, &common.data_dir.join("key-pepper"))?;
+    let current = secret::load_or_generate(current, &common.data_dir.join("key-pepper"))?;
     let previous =
         validated("API_KEY_PEPPER_PREVIOUS", config.api_key_pepper_previous.as_ref(), common)?;
     Ok(Pepper { current, previous: previous.cloned() })
@@ -50,7 +50,7 @@ pub(crate) fn tokens(config: &Config, common: &CommonConfig) -> anyhow::Result<A
     let previous = validated("SECRET_KEY_PREVIOUS", config.secret_key_previous.as_ref(), common)?;
     let current = match non_empty(config.session_key_file.as_deref()) {
         Some(file) => SigningKey::from_file("SESSION_KEY_FILE", file)?,
-        None => SigningKey::from_secret(&secret::set_or_kept(
+        None => SigningKey::from_secret(&secret::load_or_generate(
             current,
             &common.data_dir.join("secret-key"),
         )?),
@@ -74,7 +74,7 @@ pub(crate) async fn reload_on_sighup(
     if !files.into_iter().any(|file| non_empty(file.as_deref()).is_some()) {
         return;
     }
-    at_each_hangup(|| match self::tokens(&config, &common) {
+    on_sighup(|| match self::tokens(&config, &common) {
         Ok(read) => {
             tokens.replace(&read);
             tracing::info!("reloaded the signing keys of access tokens");
@@ -94,8 +94,8 @@ fn validated<'a>(
     name: &'static str,
     secret: Option<&'a SecretString>,
     common: &CommonConfig,
-) -> Result<Option<&'a SecretString>, Wrong> {
-    secret::set(name, secret, common.secret_strength())
+) -> Result<Option<&'a SecretString>, ConfigError> {
+    secret::validate_configured(name, secret, common.secret_strength())
 }
 
 fn non_empty(file: Option<&Path>) -> Option<&Path> {
@@ -106,9 +106,9 @@ fn require_in_production(
     name: &'static str,
     is_set: bool,
     common: &CommonConfig,
-) -> Result<(), Wrong> {
+) -> Result<(), ConfigError> {
     if !is_set && common.environment == Environment::Production {
-        return Err(Wrong::new(name, "must be set when ENVIRONMENT is production"));
+        return Err(ConfigError::new(name, "must be set when ENVIRONMENT is production"));
     }
     Ok(())
 }

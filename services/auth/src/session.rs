@@ -55,8 +55,8 @@ impl SessionService for SessionApi {
         &self,
         request: Request<CreateSessionRequest>,
     ) -> Result<Response<CreateSessionResponse>, Status> {
-        let context = AuditContext::from_call(&Call::of(request.extensions())?);
-        let attempts = PasswordAttempts::of(request.extensions());
+        let context = AuditContext::from_call(&Call::from_extensions(request.extensions())?);
+        let attempts = PasswordAttempts::from_extensions(request.extensions());
         let (user_id, method) = match login::parse_proof(request.into_inner())? {
             Proof::Password(proof) => {
                 let attempt = attempts?.begin(&proof.email).await?;
@@ -94,7 +94,7 @@ impl SessionService for SessionApi {
         &self,
         request: Request<RefreshSessionRequest>,
     ) -> Result<Response<RefreshSessionResponse>, Status> {
-        let context = AuditContext::from_call(&Call::of(request.extensions())?);
+        let context = AuditContext::from_call(&Call::from_extensions(request.extensions())?);
         let token = validation::required("refresh_token", request.into_inner().refresh_token);
         let token = token?;
         if token.len() > MAX_REFRESH_TOKEN_BYTES {
@@ -126,7 +126,7 @@ impl SessionService for SessionApi {
         &self,
         request: Request<ListSessionsRequest>,
     ) -> Result<Response<ListSessionsResponse>, Status> {
-        let call = Call::of(request.extensions())?;
+        let call = Call::from_extensions(request.extensions())?;
         let user_id = request.into_inner().user_id;
         let user_id = if user_id.is_empty() { "me".to_owned() } else { user_id };
         let user_id = self.existing_user_id(visible_user_id(&call, user_id)?).await?;
@@ -138,7 +138,7 @@ impl SessionService for SessionApi {
         &self,
         request: Request<RevokeSessionRequest>,
     ) -> Result<Response<RevokeSessionResponse>, Status> {
-        let call = Call::of(request.extensions())?;
+        let call = Call::from_extensions(request.extensions())?;
         let RevokeSessionRequest { session_id, all_of_user } = request.into_inner();
         let revoked = match (session_id.is_empty(), all_of_user.is_empty()) {
             (false, true) => {
@@ -153,7 +153,7 @@ impl SessionService for SessionApi {
             }
             _ => {
                 let problem = "or all_of_user must be set, and only one of them";
-                return Err(Violations::one("session_id", problem).into());
+                return Err(Violations::single("session_id", problem).into());
             }
         };
         let revoked_sessions = u32::try_from(revoked).unwrap_or(u32::MAX);
@@ -167,9 +167,9 @@ impl SessionApi {
         let mut violations = Violations::default();
         let email = validation::email(&proof.email, &mut violations);
         if proof.password.is_empty() {
-            violations.missing("password.password");
+            violations.add_missing("password.password");
         } else if proof.password.len() > MAX_PASSWORD_BYTES {
-            violations.wrong("password.password", "is too long");
+            violations.add_invalid("password.password", "is too long");
         }
         violations.check()?;
         let user = self.store.user_by_email(&email).await?;

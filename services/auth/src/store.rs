@@ -19,7 +19,7 @@ use futures_util::future::BoxFuture;
 use hapa_core::call::Call;
 use hapa_core::timestamps::now;
 use hapa_proto::auth::v1::TokenBudget;
-use hapa_store::database::{Db, Step};
+use hapa_store::database::{Db, MigrationStep};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use sqlx::any::AnyRow;
@@ -36,7 +36,7 @@ pub(crate) use keys::{ExpiryChange, KeyChanges, KeyFilter, KeyWithOwner};
 pub(crate) use sessions::{ActiveSession, NewSession, RefreshExpiry, RefreshOutcome};
 pub(crate) use users::{NewUser, UserChanges, UserRef};
 
-pub(crate) const MIGRATIONS: &[Step] = &[
+pub(crate) const MIGRATIONS: &[MigrationStep] = &[
     (1, "keys", include_str!("../migrations/0001_keys.sql")),
     (2, "people", include_str!("../migrations/0002_people.sql")),
     (3, "reported tokens", include_str!("../migrations/0003_reported_tokens.sql")),

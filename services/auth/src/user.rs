@@ -39,7 +39,7 @@ impl UserService for UserApi {
         &self,
         request: Request<CreateUserRequest>,
     ) -> Result<Response<CreateUserResponse>, Status> {
-        let call = Call::of(request.extensions())?;
+        let call = Call::from_extensions(request.extensions())?;
         let idempotency = RequestIdempotency::from_request(&request, &self.pepper)?;
         let change = ChangeRequest { context: AuditContext::from_call(&call), idempotency };
         // Checked before the password is hashed, which is expensive.
@@ -72,7 +72,7 @@ impl UserService for UserApi {
         &self,
         request: Request<GetUserRequest>,
     ) -> Result<Response<GetUserResponse>, Status> {
-        let call = Call::of(request.extensions())?;
+        let call = Call::from_extensions(request.extensions())?;
         let user_id = visible_user_id(&call, request.into_inner().user_id)?;
         let user = Some(self.required_user(&user_id).await?);
         Ok(Response::new(GetUserResponse { user }))
@@ -83,17 +83,17 @@ impl UserService for UserApi {
         request: Request<ListUsersRequest>,
     ) -> Result<Response<ListUsersResponse>, Status> {
         let request = request.into_inner();
-        let size = pagination::size(request.page_size)?;
-        let after = pagination::after(&request.page_token)?;
+        let size = pagination::page_size(request.page_size)?;
+        let after = pagination::parse_page_token(&request.page_token)?;
         let email = request.email.trim().to_lowercase();
         let users = self.store.users_page(&email, &after, size + 1).await?;
-        let (mut users, has_more) = pagination::cut(users, size);
+        let (mut users, has_more) = pagination::split_page(users, size);
         let payers: Vec<_> = users.iter().map(|user| format!("user:{}", user.user_id)).collect();
         for (user, usage) in users.iter_mut().zip(self.store.token_usage(&payers, now()).await?) {
             user.token_usage = Some(usage);
         }
         let create_time = |user: &User| user.create_time.as_ref().map_or(0, micros);
-        let token = |user: &User| pagination::token(create_time(user), &user.user_id);
+        let token = |user: &User| pagination::page_token(create_time(user), &user.user_id);
         let next_page_token = users.last().filter(|_| has_more).map(token).unwrap_or_default();
         Ok(Response::new(ListUsersResponse { users, next_page_token }))
     }
@@ -102,7 +102,7 @@ impl UserService for UserApi {
         &self,
         request: Request<UpdateUserRequest>,
     ) -> Result<Response<UpdateUserResponse>, Status> {
-        let call = Call::of(request.extensions())?;
+        let call = Call::from_extensions(request.extensions())?;
         let mut request = request.into_inner();
         let user_id = visible_user_id(&call, std::mem::take(&mut request.user_id))?;
         let current = std::mem::take(&mut request.current_password);
@@ -122,7 +122,7 @@ impl UserService for UserApi {
         &self,
         request: Request<DeleteUserRequest>,
     ) -> Result<Response<DeleteUserResponse>, Status> {
-        let call = Call::of(request.extensions())?;
+        let call = Call::from_extensions(request.extensions())?;
         let user_id = visible_user_id(&call, request.into_inner().user_id)?;
         let (keys, sessions) =
             self.store.delete_user(AuditContext::from_call(&call), user_id).await?;
@@ -137,7 +137,7 @@ impl UserService for UserApi {
         &self,
         request: Request<GetProfileRequest>,
     ) -> Result<Response<GetProfileResponse>, Status> {
-        let call = Call::of(request.extensions())?;
+        let call = Call::from_extensions(request.extensions())?;
         let user_id = visible_user_id(&call, request.into_inner().user_id)?;
         let profile = self.store.profile(&user_id).await?;
         let profile = Some(profile.ok_or(Error::NotFound("user"))?);
@@ -148,7 +148,7 @@ impl UserService for UserApi {
         &self,
         request: Request<UpdateProfileRequest>,
     ) -> Result<Response<UpdateProfileResponse>, Status> {
-        let call = Call::of(request.extensions())?;
+        let call = Call::from_extensions(request.extensions())?;
         let request = request.into_inner();
         let user_id = visible_user_id(&call, request.user_id)?;
         let (profile, mut violations) =
@@ -191,7 +191,7 @@ pub(crate) fn visible_user_id(call: &Call, user_id: String) -> Result<String, Er
     let own_user_id = own_user_id.filter(|own_user_id| !own_user_id.is_empty());
     if user_id == "me" {
         let problem = "must be a user id: this credential belongs to no user";
-        return own_user_id.ok_or_else(|| Error::from(Violations::one("user_id", problem)));
+        return own_user_id.ok_or_else(|| Error::from(Violations::single("user_id", problem)));
     }
     if call.is_admin() || own_user_id.as_ref() == Some(&user_id) {
         return Ok(user_id);

@@ -20,9 +20,9 @@ const PASSWORD_LEN: std::ops::RangeInclusive<usize> = 12..=256;
 
 pub(crate) fn name(field: &'static str, text: &str, violations: &mut Violations) {
     if text.trim().is_empty() {
-        violations.missing(field);
+        violations.add_missing(field);
     } else if text.chars().count() > MAX_NAME_LEN || text.chars().any(char::is_control) {
-        violations.wrong(field, "must be 1 to 100 characters without control characters");
+        violations.add_invalid(field, "must be 1 to 100 characters without control characters");
     }
 }
 
@@ -30,9 +30,9 @@ pub(crate) fn name(field: &'static str, text: &str, violations: &mut Violations)
 pub(crate) fn email(text: &str, violations: &mut Violations) -> String {
     let text = text.trim().to_lowercase();
     if text.is_empty() {
-        violations.missing("email");
+        violations.add_missing("email");
     } else if email_domain(&text).is_none() {
-        violations.wrong("email", "must be an address of 3 to 254 characters with one @");
+        violations.add_invalid("email", "must be an address of 3 to 254 characters with one @");
     }
     text
 }
@@ -47,7 +47,7 @@ pub(crate) fn email_domain(email: &str) -> Option<&str> {
 
 pub(crate) fn password(text: &str, violations: &mut Violations) {
     if !PASSWORD_LEN.contains(&text.chars().count()) {
-        violations.wrong("password", "must be 12 to 256 characters");
+        violations.add_invalid("password", "must be 12 to 256 characters");
     }
 }
 
@@ -57,10 +57,10 @@ pub(crate) fn scopes(scopes: &[String], violations: &mut Violations) {
         if !SCOPES.contains(&scope.as_str()) {
             let valid = SCOPES.join(", ");
             return violations
-                .wrong("scopes", format!("has an unknown scope; valid scopes are {valid}"));
+                .add_invalid("scopes", format!("has an unknown scope; valid scopes are {valid}"));
         }
         if !seen.insert(scope) {
-            return violations.wrong("scopes", "lists a scope twice");
+            return violations.add_invalid("scopes", "lists a scope twice");
         }
     }
 }
@@ -68,15 +68,16 @@ pub(crate) fn scopes(scopes: &[String], violations: &mut Violations) {
 pub(crate) fn allowed_models(models: &[String], violations: &mut Violations) {
     let is_invalid = |model: &String| model.is_empty() || model.chars().count() > MAX_NAME_LEN;
     if models.len() > MAX_ALLOWED_MODELS || models.iter().any(is_invalid) {
-        violations.wrong("allowed_models", "must hold at most 64 names of 1 to 100 characters");
+        violations
+            .add_invalid("allowed_models", "must hold at most 64 names of 1 to 100 characters");
     }
 }
 
 pub(crate) fn expire_time(time: &Timestamp, now: i64, violations: &mut Violations) {
     if micros(time) <= now {
-        violations.wrong("expire_time", "must be in the future");
+        violations.add_invalid("expire_time", "must be in the future");
     } else if time.seconds > LAST_SECOND || !(0..1_000_000_000).contains(&time.nanos) {
-        violations.wrong("expire_time", "must be a valid time before the year 10000");
+        violations.add_invalid("expire_time", "must be a valid time before the year 10000");
     }
 }
 
@@ -86,7 +87,7 @@ pub(crate) fn token_budget(budget: Option<&TokenBudget>, violations: &mut Violat
         [("token_budget.per_day", budget.per_day), ("token_budget.per_month", budget.per_month)]
     {
         if !(0..=MAX_BUDGET_TOKENS).contains(&tokens) {
-            violations.wrong(field, "must be from 0 to 1000000000000");
+            violations.add_invalid(field, "must be from 0 to 1000000000000");
         }
     }
 }
@@ -99,7 +100,7 @@ pub(crate) fn rate_limits(limits: &[RateLimit], violations: &mut Violations) {
                 && name.bytes().all(|byte| byte.is_ascii_alphanumeric())
     };
     if limits.len() > MAX_RATE_LIMITS {
-        return violations.wrong("rate_limits", "must hold at most 32 entries");
+        return violations.add_invalid("rate_limits", "must hold at most 32 entries");
     }
     let problem = limits.iter().find_map(|limit| {
         if !is_method(&limit.method) {
@@ -115,7 +116,7 @@ pub(crate) fn rate_limits(limits: &[RateLimit], violations: &mut Violations) {
         }
     });
     if let Some(problem) = problem {
-        violations.wrong("rate_limits", problem);
+        violations.add_invalid("rate_limits", problem);
     }
 }
 
@@ -127,11 +128,11 @@ pub(crate) fn update_mask(
 ) -> Vec<String> {
     let paths = mask.map(|mask| mask.paths).unwrap_or_default();
     if paths.is_empty() {
-        violations.missing("update_mask");
+        violations.add_missing("update_mask");
     }
     if paths.iter().any(|path| !updatable.contains(&path.as_str())) {
         let problem = format!("names an unknown field; valid fields are {}", updatable.join(", "));
-        violations.wrong("update_mask", problem);
+        violations.add_invalid("update_mask", problem);
     }
     paths
 }
@@ -140,7 +141,7 @@ pub(crate) fn update_mask(
 pub(crate) fn required(field: &'static str, text: String) -> Result<String, Violations> {
     let mut violations = Violations::default();
     if text.is_empty() {
-        violations.missing(field);
+        violations.add_missing(field);
     }
     violations.check()?;
     Ok(text)

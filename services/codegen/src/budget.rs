@@ -8,7 +8,7 @@
 use std::time::Duration;
 
 use hapa_core::call::Call;
-use hapa_core::rpc_error::read;
+use hapa_core::rpc_error::published_code;
 use hapa_core::service::ServiceSpec;
 use hapa_proto::auth::v1::{ReserveTokensRequest, SettleTokensRequest, Settlement};
 use hapa_transport::peer::AuthClient;
@@ -135,7 +135,7 @@ impl Budgets {
                 Ok(_) => Ok(Some(lease)),
                 Err(status) => {
                     // A rejection by auth reserves nothing. Without a reply, the reservation may exist.
-                    if read(&status).is_some() {
+                    if published_code(&status).is_some() {
                         lease.discard();
                     }
                     Err(reservation_error(status))
@@ -186,7 +186,7 @@ impl UsageReports {
 
 /// Passes on the codes of exhausted budgets; any other error means that auth is unavailable.
 fn reservation_error(status: Status) -> Error {
-    match read(&status) {
+    match published_code(&status) {
         Some((code, _)) if matches!(code.as_str(), "E4007" | "E4008") => {
             let details = status.details().to_vec().into();
             let mut passed_on = Status::with_details(status.code(), status.message(), details);

@@ -17,11 +17,11 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use futures_util::{StreamExt as _, stream};
-use hapa_core::call_stats::Report;
+use hapa_core::call_stats::CallStats;
 use hapa_core::health_check::HealthCheck;
-use hapa_core::rpc_error::{ErrorCode, Fault};
+use hapa_core::rpc_error::{ErrorCode, RpcError};
 use hapa_core::service::ServiceSpec;
-use hapa_store::redis::Away;
+use hapa_store::redis::RedisUnavailable;
 use secrecy::SecretString;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
@@ -135,7 +135,7 @@ impl Cache {
         &self,
         asked: Asked,
         mut guest: Guest,
-        begin: impl FnOnce() -> (Source<Said>, Report),
+        begin: impl FnOnce() -> (Source<Said>, CallStats),
     ) -> Result<Seat, Status> {
         let Asked { key, subject, fresh } = asked;
         let looked = self.0.store.look(key, !fresh).await;
@@ -168,7 +168,7 @@ impl Cache {
     }
 
     fn count(&self, hit: bool, guest: &Guest) {
-        guest.report().cache(hit);
+        guest.report().record_cache_lookup(hit);
         if hit {
             self.0.hits.fetch_add(1, Ordering::Relaxed);
             metrics::counter!("hapa_cache_hits_total", "cache" => NAME).increment(1);
@@ -181,11 +181,11 @@ impl Cache {
 
 /// Every reply says so; the errors service is told of those that Redis was asked for, a few a
 /// second, and not of each while it is known to be away.
-fn went_without(away: Away, guest: &mut Guest) {
+fn went_without(away: RedisUnavailable, guest: &mut Guest) {
     metrics::counter!("hapa_cache_errors_total").increment(1);
     guest.warn(format!("{}: {AWAY}", ErrorCode::CacheError));
-    if away.asked {
-        guest.report().overcame(&Fault::new(ErrorCode::CacheError, AWAY));
+    if away.was_sent {
+        guest.report().record_recovered_error(&RpcError::new(ErrorCode::CacheError, AWAY));
     }
 }
 

@@ -118,21 +118,22 @@ impl Completions {
         &self,
         request: Request<CompleteCodeRequest>,
     ) -> Result<Completion, Error> {
-        let call = Call::of(request.extensions()).map_err(|status| anyhow::anyhow!("{status}"))?;
+        let call = Call::from_extensions(request.extensions())
+            .map_err(|status| anyhow::anyhow!("{status}"))?;
         let params = CompletionParams::validate(request.into_inner())?;
         if let Some(id) = &params.request_id {
-            call.also_named(id);
+            call.set_client_request_id(id);
         }
         let named = params.model.as_deref();
         let ModelChoice { model, warning } = self.deps.models.choose(&call, TASK, named).await?;
-        call.report().model(&model);
-        call.report().task(TASK);
+        call.stats().set_model(&model);
+        call.stats().set_task(TASK);
         let mut order = self.order(&call, model, params);
         order.warnings.extend(warning);
         let mut watch = Watch::new(&call, self.deps.patience, self.deps.streams_end.clone());
         if !order.question.no_cache {
             let found = self.suggestion_cache.find(&order.place, &order.model, &order.question);
-            call.report().cache(!found.is_empty());
+            call.stats().record_cache_lookup(!found.is_empty());
             if !found.is_empty() {
                 // Cancels the older completion of the session; its own guard is dropped at once.
                 self.sessions.begin(call.actor(), order.question.session_id.clone());
@@ -200,7 +201,7 @@ impl Completions {
             body: key.body.clone().into(),
             model: order.model.clone(),
             affinity: balancer::affinity(tenant, session_id, &key.body),
-            report: call.report().clone(),
+            report: call.stats().clone(),
             answered: CancellationToken::new(),
             span: part.span().clone(),
         };
@@ -222,7 +223,7 @@ impl Completions {
         let started = Instant::now();
         let permit = self.deps.queue.acquire(tenant, WorkKind::Completion);
         let permit = unless_ended(watch, permit).await;
-        call.report().queued(started.elapsed());
+        call.stats().set_queue_time(started.elapsed());
         permit
     }
 }

@@ -16,7 +16,7 @@ use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use futures_util::FutureExt as _;
-use hapa_core::config::Wrong;
+use hapa_core::config::ConfigError;
 use hapa_proto::codegen::v1::Usage;
 use reqwest::header::{AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderValue, RETRY_AFTER};
 use reqwest::{Body, Client, RequestBuilder, Response, redirect};
@@ -112,7 +112,10 @@ impl Engine {
         if let Some(key) = &options.key {
             let value = HeaderValue::from_str(&format!("Bearer {}", key.expose_secret()));
             let mut value = value.map_err(|_| {
-                Wrong::new("AI_MODEL_API_KEY", "must not contain line ends or control characters")
+                ConfigError::new(
+                    "AI_MODEL_API_KEY",
+                    "must not contain line ends or control characters",
+                )
             })?;
             value.set_sensitive(true);
             headers.insert(AUTHORIZATION, value);

@@ -4,7 +4,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use hapa_core::rpc_error::{ErrorCode, Fault, INTERNAL};
+use hapa_core::rpc_error::{ErrorCode, INTERNAL_MESSAGE, RpcError};
 use hapa_core::violations::Violations;
 use reqwest::StatusCode;
 use tonic::Status;
@@ -60,7 +60,7 @@ pub(crate) enum Error {
     ShuttingDown,
     #[error("superseded by a newer request of the session")]
     Superseded,
-    #[error("{INTERNAL}")]
+    #[error("{INTERNAL_MESSAGE}")]
     Internal(#[from] anyhow::Error),
 }
 
@@ -83,29 +83,31 @@ impl Error {
     }
 
     /// The error with its published code. `partial`: the client has received text before.
-    pub(crate) fn into_rpc_error(self, partial: bool) -> Fault {
+    pub(crate) fn into_rpc_error(self, partial: bool) -> RpcError {
         let message = self.to_string();
         match self {
             Error::Invalid(violations) => violations.into(),
-            Error::ModelNotAllowed => Fault::new(ErrorCode::NoPermission, message),
-            Error::NoEngine(_) => Fault::new(ErrorCode::ModelUnreachable, message),
+            Error::ModelNotAllowed => RpcError::new(ErrorCode::NoPermission, message),
+            Error::NoEngine(_) => RpcError::new(ErrorCode::ModelUnreachable, message),
             Error::Engine(error) => from_engine(&error, partial, GENERATION_CONTEXT_FIELD),
             Error::Routing(error) => from_dispatch(&error, partial, GENERATION_CONTEXT_FIELD),
             Error::SharedRouting(error) => from_dispatch(&error, partial, COMPLETION_CONTEXT_FIELD),
             Error::DeadlineExceeded | Error::FirstTokenTimeout => {
-                Fault::new(ErrorCode::ModelTimeout, message)
+                RpcError::new(ErrorCode::ModelTimeout, message)
             }
-            Error::Upstream(status) => Fault::internal(status),
+            Error::Upstream(status) => RpcError::internal(status),
             Error::BudgetUnavailable(status) => {
-                Fault::new(ErrorCode::DatabaseError, message).because(status.as_ref())
+                RpcError::new(ErrorCode::DatabaseError, message).with_cause(status.as_ref())
             }
             Error::QueueFull | Error::ValidatorsBusy => {
-                Fault::new(ErrorCode::Overloaded, message).retry_after(OVERLOAD_RETRY_DELAY)
+                RpcError::new(ErrorCode::Overloaded, message).retry_after(OVERLOAD_RETRY_DELAY)
             }
-            Error::Superseded | Error::SlowReader => Fault::new(ErrorCode::StreamGivenUp, message),
-            Error::KeyEnded => Fault::new(ErrorCode::KeyEnded, message),
-            Error::Stalled => Fault::new(ErrorCode::CutShort, message),
-            Error::ShuttingDown => Fault::new(ErrorCode::ShuttingDown, message),
+            Error::Superseded | Error::SlowReader => {
+                RpcError::new(ErrorCode::StreamGivenUp, message)
+            }
+            Error::KeyEnded => RpcError::new(ErrorCode::KeyEnded, message),
+            Error::Stalled => RpcError::new(ErrorCode::CutShort, message),
+            Error::ShuttingDown => RpcError::new(ErrorCode::ShuttingDown, message),
             Error::Internal(cause) => (&cause).into(),
         }
     }
@@ -121,59 +123,59 @@ impl From<Error> for Status {
 }
 
 /// `longest_field` is the field that holds most of the prompt.
-fn from_dispatch(error: &DispatchError, partial: bool, longest_field: &'static str) -> Fault {
+fn from_dispatch(error: &DispatchError, partial: bool, longest_field: &'static str) -> RpcError {
     match error {
-        DispatchError::NoModel => Fault::new(ErrorCode::ModelUnreachable, error.to_string()),
+        DispatchError::NoModel => RpcError::new(ErrorCode::ModelUnreachable, error.to_string()),
         DispatchError::CircuitOpen(wait) => {
-            Fault::new(ErrorCode::CircuitOpen, error.to_string()).retry_after(*wait)
+            RpcError::new(ErrorCode::CircuitOpen, error.to_string()).retry_after(*wait)
         }
         DispatchError::Engine(error) => from_engine(error, partial, longest_field),
     }
 }
 
-fn from_engine(error: &EngineError, partial: bool, longest_field: &'static str) -> Fault {
+fn from_engine(error: &EngineError, partial: bool, longest_field: &'static str) -> RpcError {
     if partial {
         let message = "the response was cut short; the text received is incomplete";
-        return Fault::new(ErrorCode::CutShort, message).because(error);
+        return RpcError::new(ErrorCode::CutShort, message).with_cause(error);
     }
     match error {
         EngineError::Refused { .. } => from_refusal(error, longest_field),
         EngineError::Timeout => {
-            Fault::new(ErrorCode::ModelTimeout, "the AI model did not answer in time; try again")
+            RpcError::new(ErrorCode::ModelTimeout, "the AI model did not answer in time; try again")
         }
         error => {
             let message = "the AI model is unreachable or its stream failed; try again";
-            Fault::new(ErrorCode::ModelUnreachable, message).because(error)
+            RpcError::new(ErrorCode::ModelUnreachable, message).with_cause(error)
         }
     }
 }
 
-fn from_refusal(error: &EngineError, longest_field: &'static str) -> Fault {
+fn from_refusal(error: &EngineError, longest_field: &'static str) -> RpcError {
     let EngineError::Refused { status, refusal, retry_after } = error else {
-        return Fault::internal(error);
+        return RpcError::internal(error);
     };
     match *status {
         StatusCode::NOT_FOUND => {
             let message =
                 "the engine does not serve this model; ListModels returns the models it serves";
-            Fault::new(ErrorCode::NotFound, message)
+            RpcError::new(ErrorCode::NotFound, message)
         }
         StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE => {
-            Fault::new(ErrorCode::Overloaded, "the AI model is overloaded; try again shortly")
+            RpcError::new(ErrorCode::Overloaded, "the AI model is overloaded; try again shortly")
                 .retry_after(retry_after.unwrap_or(OVERLOAD_RETRY_DELAY))
         }
         StatusCode::BAD_REQUEST if *refusal == RefusalReason::ContextTooLong => {
             let message = "the request and its context are too long for the model";
-            Fault::new(ErrorCode::InvalidInput, message)
+            RpcError::new(ErrorCode::InvalidInput, message)
                 .field(longest_field, "is too long together with the other fields and max_tokens")
         }
         StatusCode::BAD_REQUEST => {
-            Fault::new(ErrorCode::InvalidInput, "the engine rejected the request's parameters")
+            RpcError::new(ErrorCode::InvalidInput, "the engine rejected the request's parameters")
         }
         // Includes 401: the engine rejects our own key.
         _ => {
             let message = "the AI model failed or rejected this server; try again";
-            Fault::new(ErrorCode::ModelUnreachable, message).because(error)
+            RpcError::new(ErrorCode::ModelUnreachable, message).with_cause(error)
         }
     }
 }

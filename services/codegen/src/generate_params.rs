@@ -58,7 +58,7 @@ impl GenerateParams {
         violations.extend(user_profile::violations(&profile));
         let tasks: Vec<_> = VOCABULARY.task.keys().map(String::as_str).collect();
         if !request.task.is_empty() {
-            violations.check_word("task", &request.task, &tasks);
+            violations.check_one_of("task", &request.task, &tasks);
         }
         violations.check()?;
         let inferred = || task::infer(&request.user_question, &request.code_context).to_owned();
@@ -132,7 +132,7 @@ fn with_defaults(profile: UserProfile) -> UserProfile {
 
 fn check_texts(request: &GenerateCodeRequest, violations: &mut Violations) {
     if request.user_question.trim().is_empty() {
-        violations.missing("user_question");
+        violations.add_missing("user_question");
     }
     let limits = [
         ("user_question", &request.user_question, MAX_QUESTION_LEN),
@@ -152,8 +152,10 @@ pub(crate) fn check_lengths(
     for (field, text, limit) in limits {
         let length = text.chars().count();
         if length > *limit {
-            violations
-                .wrong(*field, format!("must have at most {limit} characters; it has {length}"));
+            violations.add_invalid(
+                *field,
+                format!("must have at most {limit} characters; it has {length}"),
+            );
         }
     }
 }
@@ -161,17 +163,17 @@ pub(crate) fn check_lengths(
 /// Checks the language and the file path.
 pub(crate) fn check_location(language: &str, file_path: &str, violations: &mut Violations) {
     if file_path.contains(char::is_control) {
-        violations.wrong("file_path", "must not contain control characters");
+        violations.add_invalid("file_path", "must not contain control characters");
     }
     let is_allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"+#.-_".contains(&byte);
     if language.len() > MAX_LANGUAGE_LEN || !language.bytes().all(is_allowed) {
-        violations.wrong("language", "must be 1 to 40 letters, digits and + # . - _");
+        violations.add_invalid("language", "must be 1 to 40 letters, digits and + # . - _");
     }
 }
 
 pub(crate) fn check_request_id(request_id: &str, violations: &mut Violations) {
     if !request_id.is_empty() && !is_request_id(request_id) {
-        violations.wrong("request_id", "must be 1 to 128 letters, digits and - _ .");
+        violations.add_invalid("request_id", "must be 1 to 128 letters, digits and - _ .");
     }
 }
 
@@ -182,13 +184,13 @@ pub(crate) fn check_sampling(
     violations: &mut Violations,
 ) {
     if temperature.is_some_and(|number| !(0.0..=2.0).contains(&number)) {
-        violations.wrong("temperature", "must be from 0 to 2");
+        violations.add_invalid("temperature", "must be from 0 to 2");
     }
     if top_p.is_some_and(|number| !(number > 0.0 && number <= 1.0)) {
-        violations.wrong("top_p", "must be above 0 and at most 1");
+        violations.add_invalid("top_p", "must be above 0 and at most 1");
     }
     if max_tokens.is_some_and(|number| !(1..=MAX_TOKENS_LIMIT).contains(&number)) {
-        violations.wrong("max_tokens", format!("must be from 1 to {MAX_TOKENS_LIMIT}"));
+        violations.add_invalid("max_tokens", format!("must be from 1 to {MAX_TOKENS_LIMIT}"));
     }
 }
 

@@ -8,13 +8,13 @@ use std::collections::VecDeque;
 use std::pin::Pin;
 
 use hapa_core::call::Call;
-use hapa_core::call_stats::Report;
-use hapa_core::rpc_error::{ErrorCode, Fault};
+use hapa_core::call_stats::CallStats;
+use hapa_core::rpc_error::{ErrorCode, RpcError};
 use hapa_proto::codegen::v1::Usage;
 use hapa_proto::codegen::v1::stream_generate_code_response::{
     Delta, Event, Failed, Finished, Kind, Started,
 };
-use hapa_telemetry::trace::Part;
+use hapa_telemetry::trace::SpanHandle;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tonic::Status;
@@ -56,9 +56,9 @@ pub(crate) struct Generation {
     order: Order,
     watch: Watch,
     /// Where it says once what it used.
-    report: Option<Report>,
+    report: Option<CallStats>,
     /// Its span, and since when an engine is waited for.
-    part: Part,
+    part: SpanHandle,
     asked: Instant,
     /// About as many tokens as the prompt has, until the engine says.
     prompt_tokens: u32,
@@ -82,13 +82,13 @@ impl Generation {
         let (pool, answered) = (pool.clone(), CancellationToken::new());
         let prompt_tokens = prompt_tokens(&order.body);
         let part = span::start(Operation::Chat, &order.model, order.sampling);
-        let request = order.request(call.report(), &answered, part.span());
+        let request = order.request(call.stats(), &answered, part.span());
         let mut generation = Generation {
             source: Source::Opening(Box::pin(async move { pool.start_stream(request).await })),
             answered,
             order,
             watch: Watch::of_engine(call, patience, streams_end),
-            report: Some(call.report().clone()),
+            report: Some(call.stats().clone()),
             part,
             asked: Instant::now(),
             prompt_tokens,
@@ -251,7 +251,7 @@ impl Generation {
             span::record_first_token(&self.part);
         }
         if let Some(report) = &self.report {
-            report.heard(self.watch.last_heard());
+            report.upstream_chunk_at(self.watch.last_heard());
         }
         let text = std::mem::take(&mut self.batch.text);
         let text = self.char_filter.strip(&text);
@@ -270,8 +270,8 @@ impl Generation {
             None if !self.answered.is_cancelled() => (0, 0),
             None => (self.prompt_tokens, self.batch.text_events),
         };
-        report.tokens(prompt, tokens);
-        report.engine(self.asked.elapsed());
+        report.set_tokens(prompt, tokens);
+        report.set_engine_time(self.asked.elapsed());
         self.watch.count_times(tokens);
         span::set_usage(&self.part, prompt, tokens);
         // Dropped here: what follows is on no engine's time.
@@ -296,7 +296,7 @@ impl Generation {
         self.end_text();
         self.count();
         let partial = self.watch.has_text();
-        let fault: Fault = error.into_rpc_error(partial);
+        let fault: RpcError = error.into_rpc_error(partial);
         span::record_error(&self.part, &fault);
         let usage = self.batch.usage.take();
         self.tell(usage.as_ref());
@@ -322,7 +322,7 @@ impl Drop for Generation {
 }
 
 /// The last event of an answer that failed.
-pub(crate) fn failed(fault: &Fault, partial: bool) -> Event {
+pub(crate) fn failed(fault: &RpcError, partial: bool) -> Event {
     Event::Failed(Failed {
         error_code: fault.code().to_string(),
         message: fault.message().to_owned(),

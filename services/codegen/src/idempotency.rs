@@ -14,9 +14,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use hapa_core::call::Call;
-use hapa_core::call_stats::Report;
+use hapa_core::call_stats::CallStats;
 use hapa_core::idempotency::IdempotentRequest;
-use hapa_core::rpc_error::{ErrorCode, Fault};
+use hapa_core::rpc_error::{ErrorCode, RpcError};
 use hapa_core::service::{ServiceSpec, Shutdown};
 use hapa_proto::codegen::v1::{CompleteCodeResponse, GenerateCodeResponse};
 use prost::Message;
@@ -45,7 +45,7 @@ const UNCOORDINATED_WARNING: &str =
 pub(crate) trait RepeatableReply: Message + Default {
     fn add_warning(&mut self, warning: String);
     /// Records the model and the task in the usage event of the call.
-    fn record_model(&self, report: &Report);
+    fn record_model(&self, report: &CallStats);
 }
 
 impl RepeatableReply for GenerateCodeResponse {
@@ -53,9 +53,9 @@ impl RepeatableReply for GenerateCodeResponse {
         self.warnings.push(warning);
     }
 
-    fn record_model(&self, report: &Report) {
-        report.model(&self.model);
-        report.task(&self.task);
+    fn record_model(&self, report: &CallStats) {
+        report.set_model(&self.model);
+        report.set_task(&self.task);
     }
 }
 
@@ -64,9 +64,9 @@ impl RepeatableReply for CompleteCodeResponse {
         self.warnings.push(warning);
     }
 
-    fn record_model(&self, report: &Report) {
-        report.model(&self.model);
-        report.task(crate::completion::TASK);
+    fn record_model(&self, report: &CallStats) {
+        report.set_model(&self.model);
+        report.set_task(crate::completion::TASK);
     }
 }
 
@@ -115,10 +115,10 @@ impl Idempotency {
         F: Future<Output = Result<R, Status>> + Send + Unpin,
     {
         // No additional secret: reading a record in Redis is useless without guessing the key.
-        let Some(repeatable) = IdempotentRequest::of(&request, b"")? else {
+        let Some(repeatable) = IdempotentRequest::from_request(&request, b"")? else {
             return run(request).await.map(Response::new);
         };
-        let call = Call::of(request.extensions())?;
+        let call = Call::from_extensions(request.extensions())?;
         let arrived = Instant::now();
         let _lock = self.unless_ended(&call, self.locks.lock(repeatable.record_id())).await?;
         if let Some(record) = self.memory.get(repeatable.record_id()) {
@@ -135,8 +135,10 @@ impl Idempotency {
                     }
                     ClaimOutcome::Claimed(claim) => (Some(claim), false),
                     ClaimOutcome::Unavailable(claim) => {
-                        call.report()
-                            .overcame(&Fault::new(ErrorCode::CacheError, UNCOORDINATED_WARNING));
+                        call.stats().record_recovered_error(&RpcError::new(
+                            ErrorCode::CacheError,
+                            UNCOORDINATED_WARNING,
+                        ));
                         (Some(claim), true)
                     }
                 }
@@ -183,10 +185,10 @@ fn replay<R: RepeatableReply>(
     call: &Call,
     arrived: Instant,
 ) -> Result<Response<R>, Status> {
-    let reply = repeatable.replay::<R>(record).map_err(Fault::from)?;
-    reply.get_ref().record_model(call.report());
+    let reply = repeatable.replay::<R>(record).map_err(RpcError::from)?;
+    reply.get_ref().record_model(call.stats());
     // The wait for the first request counts as queueing.
-    call.report().queued(arrived.elapsed());
+    call.stats().set_queue_time(arrived.elapsed());
     Ok(reply)
 }
 

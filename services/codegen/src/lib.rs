@@ -31,7 +31,7 @@ use std::time::Duration;
 
 use clap::ArgAction;
 use hapa_core::access::{Access, Rpc};
-use hapa_core::config::{CommonConfig, Wrong, seconds};
+use hapa_core::config::{CommonConfig, ConfigError, seconds};
 use hapa_core::health_check::HealthCheck;
 use hapa_core::principal_cache::PrincipalCacheHandle;
 use hapa_core::service::{ServiceSpec, Shutdown};
@@ -136,8 +136,8 @@ const RPCS: &[Rpc] = &[
     .limited(120, 60),
     Rpc::new("/hapa.codegen.v1.CodegenService/ValidateCode", Access::Scope("codegen:generate"))
         .limited(100, 3_600),
-    Rpc::new("/hapa.codegen.v1.CodegenService/ListModels", Access::Caller),
-    Rpc::new("/hapa.codegen.v1.CodegenService/GetCodeHealth", Access::Caller),
+    Rpc::new("/hapa.codegen.v1.CodegenService/ListModels", Access::Authenticated),
+    Rpc::new("/hapa.codegen.v1.CodegenService/GetCodeHealth", Access::Authenticated),
 ];
 
 /// Requests the list of models of each engine: its length, or the error. Each request has a timeout.
@@ -173,9 +173,9 @@ pub fn service(config: &Config, dependencies: Dependencies) -> anyhow::Result<Se
     let Dependencies { common, auth, shutdown, principals } = dependencies;
     let mut spec = ServiceSpec::default();
     let specialists = Specialists::new(&config.task_models, config.fallback_model.as_deref())
-        .map_err(|error| Wrong::new("TASK_MODELS", error))?;
+        .map_err(|error| ConfigError::new("TASK_MODELS", error))?;
     let sources = EngineSource::parse_list(&config.ai_model_endpoint)
-        .map_err(|error| Wrong::new("AI_MODEL_ENDPOINT", error))?;
+        .map_err(|error| ConfigError::new("AI_MODEL_ENDPOINT", error))?;
     let timeouts = PoolTimeouts {
         attempt: config.first_token_timeout_seconds / 3,
         stall: config.engine_stall_seconds,

@@ -43,7 +43,7 @@ impl ModelCatalog {
             }
             let is_configured = self.configured.as_deref() == Some(named);
             if !is_configured && snapshot.model(named).is_none() {
-                call.report().unlisted();
+                call.stats().unknown_model();
             }
             return Ok(ModelChoice { model: named.to_owned(), warning: None });
         }

@@ -1,6 +1,6 @@
 //! What a generation is told about itself, and what of that goes to the engine.
 
-use hapa_core::call_stats::Report;
+use hapa_core::call_stats::CallStats;
 use tokio_util::sync::CancellationToken;
 use tracing::Span;
 
@@ -30,7 +30,7 @@ impl Order {
     /// What is asked of an engine; takes the body. `answered` fires when one has answered.
     pub(crate) fn request(
         &mut self,
-        report: &Report,
+        report: &CallStats,
         answered: &CancellationToken,
         span: &Span,
     ) -> EngineRequest {

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use futures_util::stream::{Stream, StreamExt as _, iter, unfold};
 use hapa_core::call::Call;
-use hapa_core::call_stats::Report;
+use hapa_core::call_stats::CallStats;
 use hapa_proto::codegen::v1::codegen_service_server::CodegenService;
 use hapa_proto::codegen::v1::stream_generate_code_response::{Event, Kind};
 use hapa_proto::codegen::v1::{
@@ -96,11 +96,11 @@ impl CodegenService for Codegen {
         &self,
         request: Request<ValidateCodeRequest>,
     ) -> Result<Response<ValidateCodeResponse>, Status> {
-        let call = Call::of(request.extensions())?;
+        let call = Call::from_extensions(request.extensions())?;
         let request = request.into_inner();
         let language = validate::validate_request(&request).map_err(Error::from)?;
         if !request.request_id.is_empty() {
-            call.also_named(&request.request_id);
+            call.set_client_request_id(&request.request_id);
         }
         Ok(Response::new(self.validation_pool.validate(request, language).await?))
     }
@@ -126,7 +126,7 @@ impl Codegen {
         &self,
         request: Request<GenerateCodeRequest>,
     ) -> Result<GenerateCodeResponse, Status> {
-        let arrived = Call::of(request.extensions())?.arrived;
+        let arrived = Call::from_extensions(request.extensions())?.arrived;
         let mut seat = self.start_generation(request).await?;
         let mut builder = ReplyBuilder::default();
         while let Some(event) = seat.next().await {
@@ -140,14 +140,14 @@ impl Codegen {
         &self,
         request: Request<GenerateCodeRequest>,
     ) -> Result<Seat, Status> {
-        let call = Call::of(request.extensions())?;
+        let call = Call::from_extensions(request.extensions())?;
         let principal = call.principal.as_deref();
         let request = request.into_inner();
         let fresh = request.no_cache;
         let stored = principal.and_then(|caller| caller.profile.as_ref());
         let params = GenerateParams::validate(request, stored)?;
         if let Some(id) = &params.request_id {
-            call.also_named(id);
+            call.set_client_request_id(id);
         }
         let named = params.model.as_deref();
         let ModelChoice { model, warning } = self.models.choose(&call, &params.task, named).await?;
@@ -184,15 +184,16 @@ impl Codegen {
         call: &Call,
         mut order: Order,
         estimate: Estimate,
-    ) -> (Source<Said>, Report) {
-        let (call, patience, streams_end) = (call.apart(), self.patience, self.streams_end.clone());
+    ) -> (Source<Said>, CallStats) {
+        let (call, patience, streams_end) =
+            (call.detached(), self.patience, self.streams_end.clone());
         let (pool, queue, budgets) = (self.pool.clone(), self.queue.clone(), self.budgets.clone());
-        let report = call.report().clone();
+        let report = call.stats().clone();
         let begin = async move {
             let tenant = call.principal.as_ref().map_or("", |caller| &caller.owner);
             let started = Instant::now();
             let permit = queue.acquire(tenant, WorkKind::Generation).await;
-            call.report().queued(started.elapsed());
+            call.stats().set_queue_time(started.elapsed());
             order.turn = Some(permit?);
             order.lease = budgets.reserve(&call, estimate).await?;
             Generation::begin(&pool, order, &call, patience, streams_end).await

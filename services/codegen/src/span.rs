@@ -1,17 +1,17 @@
 //! The span of a response, with OpenTelemetry's attribute names for generative AI. It contains names and
 //! counts, never a prompt, a response or an engine's own text.
 
-use hapa_core::rpc_error::Fault;
-use hapa_telemetry::trace::Part;
+use hapa_core::rpc_error::RpcError;
+use hapa_telemetry::trace::SpanHandle;
 
 use crate::engine::Operation;
 use crate::task::Sampling;
 
 /// Starts a span below the span of the current call. It covers all attempts, from the first request to
 /// an engine to the end of the response.
-pub(crate) fn start(operation: Operation, model: &str, sampling: Sampling) -> Part {
+pub(crate) fn start(operation: Operation, model: &str, sampling: Sampling) -> SpanHandle {
     let name = operation.otel_name();
-    let span = Part::ask(|| format!("{name} {model}"));
+    let span = SpanHandle::client(|| format!("{name} {model}"));
     span.set("gen_ai.operation.name", name);
     // The protocol of the engines, independent of their vendor.
     span.set("gen_ai.provider.name", "openai");
@@ -23,26 +23,26 @@ pub(crate) fn start(operation: Operation, model: &str, sampling: Sampling) -> Pa
 }
 
 /// `model` must be the requested model or one that the engine lists.
-pub(crate) fn set_response_model(span: &Part, model: String) {
+pub(crate) fn set_response_model(span: &SpanHandle, model: String) {
     span.set("gen_ai.response.model", model);
 }
 
-pub(crate) fn record_first_token(span: &Part) {
+pub(crate) fn record_first_token(span: &SpanHandle) {
     span.event("gen_ai.first_token");
 }
 
 /// One finish reason for each choice.
-pub(crate) fn set_finish_reasons(span: &Part, reasons: &[&str]) {
+pub(crate) fn set_finish_reasons(span: &SpanHandle, reasons: &[&str]) {
     span.set_list("gen_ai.response.finish_reasons", reasons);
 }
 
-pub(crate) fn set_usage(span: &Part, prompt_tokens: u32, response_tokens: u32) {
+pub(crate) fn set_usage(span: &SpanHandle, prompt_tokens: u32, response_tokens: u32) {
     span.set("gen_ai.usage.input_tokens", i64::from(prompt_tokens));
     span.set("gen_ai.usage.output_tokens", i64::from(response_tokens));
 }
 
 /// Records the error that the client receives.
-pub(crate) fn record_error(span: &Part, error: &Fault) {
+pub(crate) fn record_error(span: &SpanHandle, error: &RpcError) {
     span.set("hapa.incident_id", error.incident_id().to_owned());
     span.fail(error.code().to_string(), error.code().entry().meaning);
 }

@@ -6,7 +6,7 @@ use std::pin::Pin;
 use std::time::Duration;
 
 use hapa_core::call::Call;
-use hapa_core::call_stats::Report;
+use hapa_core::call_stats::CallStats;
 use hapa_proto::codegen::v1::Usage;
 use tokio::time::{Instant, Sleep, sleep_until};
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
@@ -171,12 +171,12 @@ impl Watch {
     }
 
     /// Notes when the tokens came, of which there were so many, for the event that remembers the call.
-    pub(crate) fn tell_times(&self, report: &Report, tokens: u32) {
+    pub(crate) fn tell_times(&self, report: &CallStats, tokens: u32) {
         if let Some(first) = self.first_token {
-            report.time_to_first_token(first - self.arrived);
+            report.set_time_to_first_token(first - self.arrived);
         }
         if let Some(between) = self.between_tokens(tokens) {
-            report.between_tokens(between);
+            report.set_time_per_output_token(between);
         }
     }
 

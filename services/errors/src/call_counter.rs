@@ -7,7 +7,7 @@ use std::time::Duration;
 use hapa_core::timestamps::timestamp;
 use hapa_proto::analytics::v1::GetPerformanceRequest;
 use hapa_proto::analytics::v1::analytics_service_client::AnalyticsServiceClient;
-use hapa_transport::peer::Wire;
+use hapa_transport::peer::PeerChannel;
 use tokio::sync::Mutex;
 use tokio::time::{Instant, timeout};
 
@@ -24,12 +24,12 @@ type CachedCount = (Instant, Option<u32>);
 /// Counts the calls since a time through AnalyticsService.
 #[derive(Clone)]
 pub(crate) struct CallCounter {
-    analytics: Option<AnalyticsServiceClient<Wire>>,
+    analytics: Option<AnalyticsServiceClient<PeerChannel>>,
     cached: Arc<Mutex<Option<CachedCount>>>,
 }
 
 impl CallCounter {
-    pub(crate) fn new(analytics: Option<Wire>) -> Self {
+    pub(crate) fn new(analytics: Option<PeerChannel>) -> Self {
         CallCounter {
             analytics: analytics.map(AnalyticsServiceClient::new),
             cached: Arc::default(),
@@ -51,7 +51,7 @@ impl CallCounter {
     }
 }
 
-async fn fetch(mut client: AnalyticsServiceClient<Wire>, start: i64) -> Option<u32> {
+async fn fetch(mut client: AnalyticsServiceClient<PeerChannel>, start: i64) -> Option<u32> {
     let start_time = Some(timestamp(start));
     let request = GetPerformanceRequest { start_time, ..GetPerformanceRequest::default() };
     let reply = timeout(ANALYTICS_TIMEOUT, client.get_performance(request)).await.ok()?;

@@ -22,7 +22,7 @@ pub(crate) async fn get(
     let start = floor(now() - DAY, HOUR);
     let filter =
         IncidentFilter { status: String::new(), error_code: String::new(), seen_after: i64::MIN };
-    let after = pagination::after("")?;
+    let after = pagination::parse_page_token("")?;
     let (head, codes, recent, requests) = tokio::join!(
         store.head(),
         codes(store, visibility, start),

@@ -1,8 +1,8 @@
 //! The errors of this service and their mapping to published error codes.
 
-use hapa_core::rpc_error::{ErrorCode, Fault, INTERNAL, STORE_AWAY};
+use hapa_core::rpc_error::{ErrorCode, INTERNAL_MESSAGE, RpcError, STORE_UNAVAILABLE_MESSAGE};
 use hapa_core::violations::Violations;
-use hapa_store::change_feed::Over;
+use hapa_store::change_feed::FeedClosed;
 use tonic::Status;
 
 #[derive(Debug, thiserror::Error)]
@@ -15,10 +15,10 @@ pub(crate) enum Error {
     #[error("the incident's status is {0}, not the expected one; read the incident and try again")]
     StatusConflict(String),
     #[error(transparent)]
-    FeedClosed(#[from] Over),
-    #[error("{STORE_AWAY}")]
+    FeedClosed(#[from] FeedClosed),
+    #[error("{STORE_UNAVAILABLE_MESSAGE}")]
     Store(#[from] sqlx::Error),
-    #[error("{INTERNAL}")]
+    #[error("{INTERNAL_MESSAGE}")]
     Internal(#[from] anyhow::Error),
 }
 
@@ -27,8 +27,8 @@ impl From<Error> for Status {
         let message = error.to_string();
         let fault = match error {
             Error::Invalid(violations) => violations.into(),
-            Error::IncidentNotFound => Fault::new(ErrorCode::NotFound, message),
-            Error::StatusConflict(_) => Fault::new(ErrorCode::Conflict, message),
+            Error::IncidentNotFound => RpcError::new(ErrorCode::NotFound, message),
+            Error::StatusConflict(_) => RpcError::new(ErrorCode::Conflict, message),
             Error::FeedClosed(closed) => closed.into(),
             Error::Store(cause) => (&cause).into(),
             Error::Internal(cause) => (&cause).into(),

@@ -8,7 +8,7 @@ use std::sync::{Arc, LazyLock};
 
 use futures_util::future::BoxFuture;
 use hapa_core::call::is_request_id;
-use hapa_core::redaction::scrub;
+use hapa_core::redaction::redact_secrets;
 use hapa_core::rpc_error::ErrorCode;
 use hapa_core::timestamps::{now, timestamp};
 use hapa_core::violations::Violations;
@@ -92,7 +92,7 @@ impl GatewayReportService for GatewayReports {
 fn to_occurrences(refusals: Vec<Refusal>) -> Result<Vec<Occurrence>, Violations> {
     let mut violations = Violations::default();
     if !(1..=MAX_REFUSALS).contains(&refusals.len()) {
-        violations.wrong("refusals", format!("must have 1 to {MAX_REFUSALS} entries"));
+        violations.add_invalid("refusals", format!("must have 1 to {MAX_REFUSALS} entries"));
     }
     let now = now();
     let mut occurrences = Vec::with_capacity(refusals.len().min(MAX_REFUSALS));
@@ -100,12 +100,13 @@ fn to_occurrences(refusals: Vec<Refusal>) -> Result<Vec<Occurrence>, Violations>
         let code = GATEWAY_CODES.iter().find(|code| code.entry().name == refusal.error_code);
         if !is_incident_id(&refusal.incident_id) {
             let field = format!("refusals[{index}].incident_id");
-            violations.wrong(field, "must be INC-YYYYMMDD-XXXXXXXX");
+            violations.add_invalid(field, "must be INC-YYYYMMDD-XXXXXXXX");
         }
         match code {
             None => {
                 let field = format!("refusals[{index}].error_code");
-                violations.wrong(field, "must be one of the codes that the gateway refuses with");
+                violations
+                    .add_invalid(field, "must be one of the codes that the gateway refuses with");
             }
             Some(&code) => occurrences.push(to_occurrence(refusal, code, now)),
         }
@@ -139,7 +140,7 @@ fn to_occurrence(refusal: Refusal, code: ErrorCode, now: i64) -> Occurrence {
 fn sanitize_reason(text: &str) -> String {
     let is_allowed = |c: &char| c.is_ascii_alphanumeric() || "_-.:|{}()".contains(*c);
     let allowed: String = text.chars().filter(is_allowed).take(MAX_REASON_LEN).collect();
-    scrub(&allowed, MAX_REASON_LEN)
+    redact_secrets(&allowed, MAX_REASON_LEN)
 }
 
 #[cfg(test)]

@@ -2,7 +2,7 @@
 
 use hapa_core::call::Call;
 use hapa_core::pagination as pages;
-use hapa_core::pagination::After;
+use hapa_core::pagination::PageCursor;
 use hapa_core::timestamps::{micros, now, timestamp};
 use hapa_core::violations::Violations;
 use hapa_proto::errors::v1::{
@@ -30,20 +30,20 @@ pub(crate) async fn list(
 ) -> Result<ListIncidentsResponse, Error> {
     let mut violations = Violations::default();
     if !request.status.is_empty() && !STATUSES.contains(&request.status.as_str()) {
-        violations.wrong("status", format!("{STATUS_RULE}, or empty"));
+        violations.add_invalid("status", format!("{STATUS_RULE}, or empty"));
     }
     validation::validate_code_filter(&request.error_code, &mut violations);
     violations.check()?;
-    let size = pages::size(request.page_size)?;
-    let after = pages::after(&request.page_token)?;
+    let size = pages::page_size(request.page_size)?;
+    let after = pages::parse_page_token(&request.page_token)?;
     let filter = IncidentFilter {
         status: request.status,
         error_code: request.error_code,
         seen_after: request.seen_after.as_ref().map_or(i64::MIN, micros),
     };
     let groups = page(store, visibility, &filter, &after, size + 1).await?;
-    let (groups, has_more) = pages::cut(groups, size);
-    let token = |last: &ErrorGroup| pages::token(last.last_seen, &last.incident_id);
+    let (groups, has_more) = pages::split_page(groups, size);
+    let token = |last: &ErrorGroup| pages::page_token(last.last_seen, &last.incident_id);
     let next_page_token = groups.last().filter(|_| has_more).map(token).unwrap_or_default();
     let incidents = groups.into_iter().map(to_incident).collect();
     Ok(ListIncidentsResponse { incidents, next_page_token })
@@ -54,7 +54,7 @@ pub(crate) async fn page(
     store: &Store,
     visibility: &Visibility,
     filter: &IncidentFilter,
-    after: &After,
+    after: &PageCursor,
     size: i64,
 ) -> Result<Vec<ErrorGroup>, Error> {
     match visibility {
@@ -112,31 +112,32 @@ fn validate_update(request: &UpdateIncidentRequest) -> Result<(), Violations> {
     validate_id(&request.incident_id, &mut violations);
     let status = request.status.as_str();
     if status.is_empty() {
-        violations.missing("status");
+        violations.add_missing("status");
     } else if !STATUSES.contains(&status) {
-        violations.wrong("status", STATUS_RULE);
+        violations.add_invalid("status", STATUS_RULE);
     }
     let version = &request.version;
     if version.chars().count() > MAX_VERSION_LEN || version.chars().any(char::is_control) {
-        violations.wrong("version", "must be at most 50 characters without control characters");
+        violations
+            .add_invalid("version", "must be at most 50 characters without control characters");
     } else if !version.is_empty() && status != RESOLVED {
-        violations.wrong("version", "may be set with the status resolved only");
+        violations.add_invalid("version", "may be set with the status resolved only");
     }
     if request.note.chars().count() > MAX_NOTE_LEN || request.note.contains('\0') {
-        violations.wrong("note", "must be at most 1000 characters");
+        violations.add_invalid("note", "must be at most 1000 characters");
     }
     let expected = request.expected_status.as_str();
     if !expected.is_empty() && !STATUSES.contains(&expected) {
-        violations.wrong("expected_status", format!("{STATUS_RULE}, or empty"));
+        violations.add_invalid("expected_status", format!("{STATUS_RULE}, or empty"));
     }
     violations.check()
 }
 
 fn validate_id(id: &str, violations: &mut Violations) {
     if id.is_empty() {
-        violations.missing("incident_id");
+        violations.add_missing("incident_id");
     } else if id.len() > MAX_ID_LEN || id.chars().any(char::is_control) {
-        violations.wrong("incident_id", "must be like INC-20260131-0123ABCD");
+        violations.add_invalid("incident_id", "must be like INC-20260131-0123ABCD");
     }
 }
 

@@ -23,10 +23,10 @@ use hapa_core::access::{self, Access, Rpc};
 use hapa_core::service::{ServiceSpec, Shutdown};
 use hapa_proto::errors::v1::error_tracking_service_server::ErrorTrackingServiceServer;
 use hapa_proto::errors::v1::gateway_report_service_server::GatewayReportServiceServer;
-use hapa_store::change_feed::Tail;
-use hapa_store::database::{Db, Durability, Survey};
+use hapa_store::change_feed::ChangeFeed;
+use hapa_store::database::{DatabaseStatus, Db, Durability};
 use hapa_store::open::{OpenStore, StoreSpec};
-use hapa_transport::peer::Wire;
+use hapa_transport::peer::PeerChannel;
 
 use crate::call_counter::CallCounter;
 use crate::gateway_report::GatewayReports;
@@ -60,10 +60,10 @@ const RPCS: &[Rpc] = &[
         "/hapa.errors.v1.ErrorTrackingService/ReportOccurrences",
         Access::Scope("errors:write"),
     )
-    .by(access::SERVICES),
+    .allowed_roles(access::SERVICE_ROLES),
     Rpc::new("/hapa.errors.v1.ErrorTrackingService/GetDashboard", READ)
         .limited(100, 60)
-        .by(access::SERVICES),
+        .allowed_roles(access::SERVICE_ROLES),
     Rpc::new("/hapa.errors.v1.ErrorTrackingService/ListPatterns", READ),
     Rpc::new("/hapa.errors.v1.ErrorTrackingService/ListIncidents", READ),
     Rpc::new("/hapa.errors.v1.ErrorTrackingService/GetIncident", READ),
@@ -71,7 +71,7 @@ const RPCS: &[Rpc] = &[
         "/hapa.errors.v1.ErrorTrackingService/UpdateIncident",
         Access::Scope(visibility::ADMIN_SCOPE),
     ),
-    Rpc::new("/hapa.errors.v1.ErrorTrackingService/ListErrorCodes", Access::Caller),
+    Rpc::new("/hapa.errors.v1.ErrorTrackingService/ListErrorCodes", Access::Authenticated),
     Rpc::new("/hapa.errors.v1.ErrorTrackingService/WatchOccurrences", READ),
 ];
 
@@ -84,8 +84,8 @@ pub const STORE: &StoreSpec = &StoreSpec {
 };
 
 const GATEWAY_RPCS: &[Rpc] =
-    &[Rpc::new("/hapa.errors.v1.GatewayReportService/ReportRefusals", Access::Mesh)
-        .by(&[access::GATEWAY])];
+    &[Rpc::new("/hapa.errors.v1.GatewayReportService/ReportRefusals", Access::Service)
+        .allowed_roles(&[access::GATEWAY_ROLE])];
 
 /// Applies the schema migrations to the store at `url`.
 pub async fn migrate(url: &str) -> anyhow::Result<()> {
@@ -93,8 +93,8 @@ pub async fn migrate(url: &str) -> anyhow::Result<()> {
 }
 
 /// Reports the schema version of the store at `url` without changing it.
-pub async fn survey(url: &str) -> anyhow::Result<Option<Survey>> {
-    Db::survey("errors", url, store::MIGRATIONS).await
+pub async fn survey(url: &str) -> anyhow::Result<Option<DatabaseStatus>> {
+    Db::inspect("errors", url, store::MIGRATIONS).await
 }
 
 async fn open(url: &str) -> anyhow::Result<Db> {
@@ -109,7 +109,7 @@ pub struct Dependencies {
     /// The shutdown of the server.
     pub shutdown: Shutdown,
     /// The analytics service, which counts calls; `None` if it is not configured.
-    pub analytics: Option<Wire>,
+    pub analytics: Option<PeerChannel>,
     /// Receives the occurrences that the gateway reports.
     pub recorder: OccurrenceRecorder,
 }
@@ -120,7 +120,7 @@ pub fn service(config: &Config, dependencies: Dependencies) -> ServiceSpec {
         dependencies;
     let mut spec = ServiceSpec { checks, ..ServiceSpec::default() };
     let store = Store::new(db);
-    let (feed, poller) = Tail::of(store.clone(), shutdown.stop_accepting);
+    let (feed, poller) = ChangeFeed::new(store.clone(), shutdown.stop_accepting);
     spec.spawn(poller);
     spec.spawn(retention::run_purge(store.clone(), config.error_retention_days));
     let tracker = ErrorTracker {

@@ -2,7 +2,7 @@
 //! reporting identity.
 
 use hapa_core::call::Call;
-use hapa_core::redaction::scrub;
+use hapa_core::redaction::redact_secrets;
 use hapa_core::timestamps::{micros, now};
 use hapa_core::violations::Violations;
 use hapa_proto::errors::v1::Occurrence;
@@ -45,5 +45,5 @@ pub(crate) fn prepare(
 /// Removes secrets and NUL characters from a text.
 fn redact(text: &str) -> String {
     // PostgreSQL rejects NUL in TEXT values.
-    scrub(&text.replace('\0', ""), MAX_TEXT_LEN)
+    redact_secrets(&text.replace('\0', ""), MAX_TEXT_LEN)
 }

@@ -10,7 +10,7 @@ use futures_util::Stream;
 use futures_util::stream::unfold;
 use hapa_core::violations::Violations;
 use hapa_proto::errors::v1::{WatchOccurrencesRequest, WatchOccurrencesResponse};
-use hapa_store::change_feed::Tail;
+use hapa_store::change_feed::ChangeFeed;
 use tokio::time::{Instant, sleep_until};
 use tonic::Status;
 
@@ -35,7 +35,7 @@ const MAX_SKIP_COUNT: i64 = 100_000;
 #[derive(Clone)]
 pub(crate) struct OccurrenceFeed {
     pub(crate) store: Store,
-    pub(crate) tail: Tail,
+    pub(crate) tail: ChangeFeed,
 }
 
 /// The state of one WatchOccurrences stream.
@@ -88,7 +88,7 @@ impl OccurrenceFeed {
 fn parse_cursor(cursor: &str, head: i64) -> Result<i64, Violations> {
     let sequence = cursor.parse().ok().filter(|sequence| (0..=head).contains(sequence));
     let sequence = sequence.filter(|sequence: &i64| sequence.to_string() == cursor);
-    sequence.ok_or_else(|| Violations::one("cursor", "must be the cursor of an earlier message"))
+    sequence.ok_or_else(|| Violations::single("cursor", "must be the cursor of an earlier message"))
 }
 
 impl Subscriber {
@@ -113,14 +113,14 @@ impl Subscriber {
     async fn wait(&mut self, head: i64) -> Result<(), Error> {
         tokio::select! {
             () = sleep_until(self.period_end), if self.delivered_until < head => Ok(()),
-            polled = self.feed.tail.look() => Ok(polled?),
+            polled = self.feed.tail.next_poll() => Ok(polled?),
         }
     }
 
     async fn read_message(&mut self, head: i64) -> Result<WatchOccurrencesResponse, Error> {
         let mut message = WatchOccurrencesResponse::default();
         let (store, code) = (&self.feed.store, self.error_code.as_str());
-        self.feed.tail.goes_on()?;
+        self.feed.tail.check_open()?;
         if head - self.delivered_until > MAX_LAG {
             let end =
                 (head - MAX_OCCURRENCES_PER_SECOND).min(self.delivered_until + MAX_SKIP_COUNT);

@@ -33,7 +33,7 @@ fn comparison_window(period: &str, now: i64) -> Result<ComparisonWindow, Violati
         "" | "24h" => (DAY, HOUR),
         "7d" => (7 * DAY, DAY),
         "30d" => (30 * DAY, DAY),
-        _ => return Err(Violations::one("period", "must be 1h, 24h, 7d or 30d")),
+        _ => return Err(Violations::single("period", "must be 1h, 24h, 7d or 30d")),
     };
     let start = floor(now - length, bucket_width);
     Ok(ComparisonWindow { bucket_width, start, previous_start: start - length })

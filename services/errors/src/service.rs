@@ -40,7 +40,7 @@ impl ErrorTrackingService for ErrorTracker {
         &self,
         request: Request<ReportOccurrencesRequest>,
     ) -> Result<Response<ReportOccurrencesResponse>, Status> {
-        let call = Call::of(request.extensions())?;
+        let call = Call::from_extensions(request.extensions())?;
         let occurrences = request.into_inner().occurrences;
         let batch = occurrence::prepare(&call, occurrences, self.incident_tracking_enabled)?;
         let accepted = self.store.ingest(batch).await?;
@@ -51,7 +51,7 @@ impl ErrorTrackingService for ErrorTracker {
         &self,
         request: Request<GetDashboardRequest>,
     ) -> Result<Response<GetDashboardResponse>, Status> {
-        let visibility = Visibility::from_call(&Call::of(request.extensions())?);
+        let visibility = Visibility::from_call(&Call::from_extensions(request.extensions())?);
         Ok(Response::new(dashboard::get(&self.store, &visibility, &self.call_counter).await?))
     }
 
@@ -59,7 +59,7 @@ impl ErrorTrackingService for ErrorTracker {
         &self,
         request: Request<ListPatternsRequest>,
     ) -> Result<Response<ListPatternsResponse>, Status> {
-        let visibility = Visibility::from_call(&Call::of(request.extensions())?);
+        let visibility = Visibility::from_call(&Call::from_extensions(request.extensions())?);
         Ok(Response::new(pattern::list(&self.store, &visibility, &request.into_inner()).await?))
     }
 
@@ -67,7 +67,7 @@ impl ErrorTrackingService for ErrorTracker {
         &self,
         request: Request<ListIncidentsRequest>,
     ) -> Result<Response<ListIncidentsResponse>, Status> {
-        let visibility = Visibility::from_call(&Call::of(request.extensions())?);
+        let visibility = Visibility::from_call(&Call::from_extensions(request.extensions())?);
         Ok(Response::new(incident::list(&self.store, &visibility, request.into_inner()).await?))
     }
 
@@ -75,7 +75,7 @@ impl ErrorTrackingService for ErrorTracker {
         &self,
         request: Request<GetIncidentRequest>,
     ) -> Result<Response<GetIncidentResponse>, Status> {
-        let visibility = Visibility::from_call(&Call::of(request.extensions())?);
+        let visibility = Visibility::from_call(&Call::from_extensions(request.extensions())?);
         Ok(Response::new(incident::get(&self.store, &visibility, request.into_inner()).await?))
     }
 
@@ -83,7 +83,7 @@ impl ErrorTrackingService for ErrorTracker {
         &self,
         request: Request<UpdateIncidentRequest>,
     ) -> Result<Response<UpdateIncidentResponse>, Status> {
-        let call = Call::of(request.extensions())?;
+        let call = Call::from_extensions(request.extensions())?;
         Ok(Response::new(incident::update(&self.store, &call, request.into_inner()).await?))
     }
 
@@ -99,7 +99,7 @@ impl ErrorTrackingService for ErrorTracker {
         &self,
         request: Request<WatchOccurrencesRequest>,
     ) -> Result<Response<OccurrenceResponses>, Status> {
-        let visibility = Visibility::from_call(&Call::of(request.extensions())?);
+        let visibility = Visibility::from_call(&Call::from_extensions(request.extensions())?);
         let request = request.into_inner();
         Ok(Response::new(Box::pin(self.feed.clone().subscribe(visibility, request).await?)))
     }

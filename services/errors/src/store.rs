@@ -14,8 +14,8 @@ mod purge;
 
 use std::sync::Arc;
 
-use hapa_store::change_feed::Log;
-use hapa_store::database::{Db, Step};
+use hapa_store::change_feed::ChangeSource;
+use hapa_store::database::{Db, MigrationStep};
 use sqlx::any::AnyRow;
 use sqlx::{AnyConnection, Row as _};
 use tokio::sync::Notify;
@@ -27,7 +27,7 @@ pub(crate) use group_counts::{ComparisonWindow, GroupFrequency};
 pub(crate) use ingest::{NewOccurrence, OccurrenceBatch};
 pub(crate) use purge::RetentionCutoffs;
 
-pub(crate) const MIGRATIONS: &[Step] = &[
+pub(crate) const MIGRATIONS: &[MigrationStep] = &[
     (1, "occurrences", include_str!("../migrations/0001_occurrences.sql")),
     (2, "days", include_str!("../migrations/0002_days.sql")),
     (3, "met", include_str!("../migrations/0003_met.sql")),
@@ -63,7 +63,7 @@ impl Store {
     }
 }
 
-impl Log for Store {
+impl ChangeSource for Store {
     type Error = Error;
 
     async fn last(&self) -> Result<i64, Error> {

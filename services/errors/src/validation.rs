@@ -30,17 +30,17 @@ const REQUIRED: &str = "is required";
 pub(crate) fn validate_batch(occurrences: &[Occurrence], now: i64) -> Result<(), Violations> {
     let mut violations = Violations::default();
     if occurrences.is_empty() {
-        violations.missing("occurrences");
+        violations.add_missing("occurrences");
     } else if occurrences.len() > MAX_BATCH_SIZE {
-        return Err(Violations::one("occurrences", "must have at most 1000 entries"));
+        return Err(Violations::single("occurrences", "must have at most 1000 entries"));
     }
     for (index, occurrence) in occurrences.iter().enumerate() {
         let mut report = |field: &str, problem: &'static str| {
             let field = format!("occurrences[{index}].{field}");
             match problem {
                 _ if violations.count() >= MAX_VIOLATION_COUNT => {}
-                REQUIRED => violations.missing(field),
-                _ => violations.wrong(field, problem),
+                REQUIRED => violations.add_missing(field),
+                _ => violations.add_invalid(field, problem),
             }
         };
         validate_ids(occurrence, &mut report);
@@ -149,7 +149,7 @@ pub(crate) fn published_meaning(text: &str) -> &'static str {
 /// Validates the error code of a list filter; "" filters nothing.
 pub(crate) fn validate_code_filter(text: &str, violations: &mut Violations) {
     if !text.is_empty() && !is_published_code(text) {
-        violations.wrong("error_code", "must be one of the published codes or empty");
+        violations.add_invalid("error_code", "must be one of the published codes or empty");
     }
 }
 
@@ -169,7 +169,7 @@ pub(crate) fn is_incident_id(text: &str) -> bool {
 mod tests {
     use std::borrow::Cow;
 
-    use hapa_core::rpc_error::Fault;
+    use hapa_core::rpc_error::RpcError;
     use hapa_core::timestamps::now;
     use hapa_core::timestamps::timestamp;
     use proptest::prelude::*;
@@ -222,7 +222,7 @@ mod tests {
     #[test]
     fn missing_fields_alone_give_the_missing_field_code() {
         let code =
-            |occurrence| Fault::from(validate_batch(&[occurrence], now()).unwrap_err()).code();
+            |occurrence| RpcError::from(validate_batch(&[occurrence], now()).unwrap_err()).code();
         assert_eq!(code(Occurrence { time: None, ..good() }), ErrorCode::MissingField);
         let wrong = Occurrence { time: None, trace_id: "x".to_owned(), ..good() };
         assert_eq!(code(wrong), ErrorCode::InvalidInput);

@@ -9,11 +9,11 @@ mod warnings;
 
 use std::pin::pin;
 
-use hapa_core::config::Wrong;
+use hapa_core::config::ConfigError;
 use hapa_server::{Listeners, Server};
-use hapa_store::file_lock::{self, Lock, lock_folder};
+use hapa_store::file_lock::{self, FileLock, lock_data_dir};
 use hapa_store::open::Stores;
-use hapa_transport::otlp_exporter::Exporter;
+use hapa_transport::otlp_exporter::SpanExporter;
 
 /// The roles that a process runs, and their settings.
 #[derive(Clone, Debug)]
@@ -56,7 +56,7 @@ impl Roles {
     }
 
     /// Refuses settings that contradict each other; the error names the setting.
-    pub fn check(&self) -> Result<(), Wrong> {
+    pub fn check(&self) -> Result<(), ConfigError> {
         self.server.check()?;
         self.auth.as_ref().map_or(Ok(()), |auth| hapa_auth::check(auth, &self.server.common))
     }
@@ -86,8 +86,8 @@ impl Roles {
 
     /// `hapa all` is a complete mesh and locks its data directory exclusively. Single roles may share a directory:
     /// each file in it belongs to one process.
-    fn lock_kind(&self) -> file_lock::Kind {
-        if self.has_all() { file_lock::Kind::Exclusive } else { file_lock::Kind::Shared }
+    fn lock_kind(&self) -> file_lock::LockMode {
+        if self.has_all() { file_lock::LockMode::Exclusive } else { file_lock::LockMode::Shared }
     }
 }
 
@@ -111,7 +111,7 @@ impl From<AllRolesArgs> for Roles {
 pub async fn run(
     roles: Roles,
     listeners: Listeners,
-    exporter: Option<Exporter>,
+    exporter: Option<SpanExporter>,
     shutdown: impl Future<Output = ()>,
 ) -> anyhow::Result<()> {
     let mut shutdown = pin!(shutdown);
@@ -127,13 +127,13 @@ pub async fn run(
 async fn mount_roles(
     roles: Roles,
     listeners: Listeners,
-    exporter: Option<Exporter>,
-) -> anyhow::Result<(Server, Stores, Option<Lock>)> {
+    exporter: Option<SpanExporter>,
+) -> anyhow::Result<(Server, Stores, Option<FileLock>)> {
     let status = system::config_status(&roles);
     let common = roles.server.common.clone();
     // Locked before any file of the data directory is read or created.
     let name = roles.name();
-    let lock = lock_folder(&common.data_dir, &name, roles.lock_kind()).await?;
+    let lock = lock_data_dir(&common.data_dir, &name, roles.lock_kind()).await?;
     let mut stores = Stores::new(common.clone(), &name);
     let mut server = Server::new(roles.server, listeners).await?;
     if let Some(exporter) = exporter {

@@ -21,7 +21,7 @@ use hapa_proto::system::v1::{
 };
 use hapa_server::Server;
 use hapa_server::health::{ComponentStatus, Health};
-use hapa_transport::peer::Wire;
+use hapa_transport::peer::PeerChannel;
 use prost_types::Timestamp;
 use tokio::time::{sleep, timeout};
 use tonic::{Code, Request, Response, Status};
@@ -34,7 +34,7 @@ use crate::{Roles, warnings};
 const VERSION: &str = env!("CARGO_PKG_VERSION");
 
 const RPCS: &[Rpc] = &[
-    Rpc::new("/hapa.system.v1.SystemService/GetHealth", Access::Public),
+    Rpc::new("/hapa.system.v1.SystemService/GetHealth", Access::NoAuth),
     Rpc::new("/hapa.system.v1.SystemService/GetConfigStatus", Access::Scope("auth:admin")),
 ];
 
@@ -126,7 +126,7 @@ pub(crate) async fn mount(
     Ok(())
 }
 
-fn peer_check(service: &'static str, role: &str, wire: Wire) -> HealthCheck {
+fn peer_check(service: &'static str, role: &str, wire: PeerChannel) -> HealthCheck {
     let client = HealthClient::new(wire);
     let run = move || {
         let mut client = client.clone();
@@ -145,7 +145,7 @@ fn peer_check(service: &'static str, role: &str, wire: Wire) -> HealthCheck {
 
 impl LastCleanup {
     /// Queries the errors service periodically.
-    async fn poll(self, wire: Wire) {
+    async fn poll(self, wire: PeerChannel) {
         let mut client = ErrorTrackingServiceClient::new(wire);
         loop {
             let reply =

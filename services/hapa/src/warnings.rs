@@ -17,7 +17,7 @@ pub(crate) fn warnings(roles: &Roles) -> Vec<String> {
 
 fn store_rows(roles: &Roles) -> [Row; 3] {
     let common = &roles.server.common;
-    let is_sqlite = Engine::of(&common.store_url("")) == Ok(Engine::Sqlite);
+    let is_sqlite = Engine::from_url(&common.store_url("")) == Ok(Engine::Sqlite);
     let has_store = roles.auth.is_some() || roles.errors.is_some() || roles.analytics.is_some();
     let has_redis = common.redis_url().is_some();
     [

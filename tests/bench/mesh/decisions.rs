@@ -104,7 +104,7 @@ async fn timed(
 }
 
 async fn make_keys(stage: &Stage) -> anyhow::Result<Vec<String>> {
-    let mut service = KeyServiceClient::new(peer::channel(&address(stage))?);
+    let mut service = KeyServiceClient::new(peer::plain_channel(&address(stage))?);
     let mut keys = Vec::with_capacity(KEYS);
     for number in 0..KEYS {
         let mut request = Request::new(CreateKeyRequest {
@@ -122,7 +122,7 @@ async fn make_keys(stage: &Stage) -> anyhow::Result<Vec<String>> {
 /// The principal cache trusts an entry for 5 s here, because no revocation feed is connected. All measurements
 /// take less time.
 async fn remembering(stage: &Stage, keys: &[String]) -> anyhow::Result<PrincipalCache> {
-    let callers = PrincipalCache::new(AuthServiceClient::new(peer::wire(
+    let callers = PrincipalCache::new(AuthServiceClient::new(peer::token_channel(
         &address(stage),
         &stage.mesh_token,
     )?));

@@ -28,7 +28,8 @@ const NOBODY: &str = "http://127.0.0.1:1";
 pub(crate) async fn measure(rounds: usize) -> anyhow::Result<Table> {
     let folder = tempfile::tempdir()?;
     let (spool, mut tasks) = (Outbox::default(), JoinSet::new());
-    let client = peer::AnalyticsClient::new(peer::wire(NOBODY, &SecretString::from("any"))?);
+    let client =
+        peer::AnalyticsClient::new(peer::token_channel(NOBODY, &SecretString::from("any"))?);
     let receivers =
         Receivers { analytics: Some(Receiver { client, is_own_process: false }), errors: None };
     let work = spool.open(folder.path().join("spool.db"), LIMITS, receivers).await?;

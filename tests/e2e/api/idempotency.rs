@@ -7,7 +7,7 @@ mod replicas;
 
 use std::time::Duration;
 
-use hapa_core::idempotency::{HEADER, REPLAYED};
+use hapa_core::idempotency::{HEADER, REPLAYED_HEADER};
 use hapa_proto::auth::v1::audit_service_client::AuditServiceClient;
 use hapa_proto::auth::v1::create_key_request::Expiry;
 use hapa_proto::auth::v1::user_service_client::UserServiceClient;
@@ -31,7 +31,7 @@ fn keyed<T>(message: T, key: &str) -> Request<T> {
 }
 
 fn is_replayed<T>(reply: &Response<T>) -> bool {
-    reply.metadata().get(REPLAYED).is_some_and(|value| value == "true")
+    reply.metadata().get(REPLAYED_HEADER).is_some_and(|value| value == "true")
 }
 
 fn users(mesh: &TestMesh) -> UserServiceClient<TestChannel> {

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use hapa_proto::auth::v1::RateLimit;
 use hapa_proto::codegen::v1::{GetCodeHealthRequest, GetCodeHealthResponse};
-use hapa_store::rate_limit::{Decision, Limiter, Memory, Rate};
+use hapa_store::rate_limit::{Decision, Limiter, MemoryLimiter, Rate};
 use hapa_test_harness::{CodegenClient, RedisServer, TestMesh, incident, within};
 use tokio::task::JoinSet;
 use tonic::{Code, Response, Status};
@@ -364,7 +364,7 @@ async fn the_script_decides_as_the_process_does() {
     let redis = RedisServer::start().await;
     let script = include_str!("../../../services/chassis/store/src/rate_limit/window.lua");
     let script = script.replace("redis.call('TIME')", "{ ARGV[10], ARGV[11] }");
-    let (memory, start) = (Memory::default(), Instant::now());
+    let (memory, start) = (MemoryLimiter::default(), Instant::now());
     let rate = Rate::new(20, Duration::from_millis(WINDOW));
     let (mut at, mut seed, mut refused) = (0u64, 1u64, 0);
     // The last reply to the replica: the start of the window, and the calls that it granted in it.

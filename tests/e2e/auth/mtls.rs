@@ -11,7 +11,7 @@ use hapa_proto::codegen::v1::codegen_service_client::CodegenServiceClient;
 use hapa_proto::system::v1::GetHealthRequest;
 use hapa_proto::system::v1::system_service_client::SystemServiceClient;
 use hapa_test_harness::{Certificates, Gateway, MtlsCluster, TestMesh, dial, hapa, within};
-use hapa_transport::tls::Files;
+use hapa_transport::tls::TlsFiles;
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
@@ -53,11 +53,11 @@ async fn with_tls(mesh: &MtlsCluster) -> Gateway {
     mesh.gateway(&public).await
 }
 
-async fn is_refused(channel: hapa_transport::balancer::Balanced) -> Status {
+async fn is_refused(channel: hapa_transport::balancer::BalancedChannel) -> Status {
     let mut health = SystemServiceClient::new(channel);
     let asked = health.get_health(GetHealthRequest {});
     let status = within("a refusal", asked).await.expect_err("it must not be let in");
-    assert!(hapa_core::rpc_error::read(&status).is_none(), "no handler ran: {status:?}");
+    assert!(hapa_core::rpc_error::published_code(&status).is_none(), "no handler ran: {status:?}");
     status
 }
 
@@ -75,7 +75,7 @@ async fn plain_text_and_certificates_of_another_authority_are_refused() {
     }
     // Its own authority trusts the mesh. The mesh does not trust its certificate.
     let authority = mesh.certificates.authority();
-    let other_authority = Files { authority, ..other.files("codegen") };
+    let other_authority = TlsFiles { authority, ..other.files("codegen") };
     is_refused(dial(other_authority, address)).await;
     // The reverse: a server with another authority's certificate is not trusted as a mesh.
     let status = is_refused(dial(other.files("codegen"), address)).await;
@@ -267,7 +267,7 @@ async fn the_authority_itself_is_replaced_under_load_and_no_call_fails() {
         own.trade(&next, kept.path());
         let [certificate, key] =
             ["tls.crt", "tls.key"].map(|f| kept.path().join("operator").join(f));
-        let old = Files { certificate, key, authority: next.authority() };
+        let old = TlsFiles { certificate, key, authority: next.authority() };
         everywhere(&mesh, "the new certificates to be shown", &old, true).await;
         let round = rounds.get();
         within("the last with an old one to go", async {
@@ -286,7 +286,7 @@ async fn the_authority_itself_is_replaced_under_load_and_no_call_fails() {
 }
 
 /// Waits until every role, or no role, accepts a client with these certificates.
-async fn everywhere(mesh: &MtlsCluster, what: &str, shown: &Files, is_let_in: bool) {
+async fn everywhere(mesh: &MtlsCluster, what: &str, shown: &TlsFiles, is_let_in: bool) {
     for role in ["auth", "codegen", "errors", "analytics"] {
         let address = mesh.mesh(role);
         let is_in = async || {

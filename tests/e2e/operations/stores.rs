@@ -8,14 +8,14 @@ use std::task::Poll;
 
 use futures_util::future::BoxFuture;
 use hapa_proto::auth::v1::ListKeysRequest;
-use hapa_store::database::{Db, Engine, Step};
+use hapa_store::database::{Db, Engine, MigrationStep};
 use hapa_test_harness::{Postgres, Store, TestMesh, hapa, within};
 use serde_json::Value;
 use sqlx::{AnyConnection, Connection as _, Executor as _, Row as _};
 use tokio::io::{AsyncBufReadExt as _, BufReader};
 use tokio::task::{JoinSet, yield_now};
 
-const STEPS: &[Step] = &[
+const STEPS: &[MigrationStep] = &[
     (1, "pairs", "CREATE TABLE pairs (number BIGINT NOT NULL, half BIGINT NOT NULL)"),
     (2, "unique", "CREATE UNIQUE INDEX pairs_once ON pairs (number, half)"),
 ];
@@ -181,7 +181,7 @@ async fn a_transaction_that_the_store_ended_by_itself_spoils_no_later_one() {
 
 #[tokio::test]
 async fn a_failed_commit_spoils_no_later_transaction() {
-    const DEFERRED: &[Step] = &[(
+    const DEFERRED: &[MigrationStep] = &[(
         1,
         "deferred",
         "CREATE TABLE parents (id BIGINT PRIMARY KEY);
@@ -232,7 +232,7 @@ async fn a_file_of_before_services_counted_their_own_steps_is_taken_over() {
     db.transaction(write(1, false)).await.unwrap();
     db.writer.execute("ALTER TABLE migrations_test RENAME TO _sqlx_migrations").await.unwrap();
     // Another service must leave it alone.
-    let theirs: &[Step] = &[(1, "theirs", "CREATE TABLE theirs (number BIGINT)")];
+    let theirs: &[MigrationStep] = &[(1, "theirs", "CREATE TABLE theirs (number BIGINT)")];
     Db::open("other", &store.url(), theirs).await.unwrap();
     let db = Db::open("test", &store.url(), STEPS).await.unwrap();
     let mut connection = db.reader.acquire().await.unwrap();

@@ -42,8 +42,9 @@ fn setting(name: &str) -> String {
 async fn sender() {
     let (spool, mut tasks) = (Outbox::default(), JoinSet::new());
     let address = format!("http://127.0.0.1:{}", setting(PORT));
-    let client =
-        peer::AnalyticsClient::new(peer::wire(&address, &SecretString::from("any")).unwrap());
+    let client = peer::AnalyticsClient::new(
+        peer::token_channel(&address, &SecretString::from("any")).unwrap(),
+    );
     let receivers =
         Receivers { analytics: Some(Receiver { client, is_own_process: false }), errors: None };
     let bounds = OutboxLimits { max_events: 1_000_000, max_age: Duration::from_hours(1) };

@@ -9,9 +9,9 @@ use std::time::Duration;
 use hapa::{Roles, run};
 use hapa_engine_sim::Engine;
 use hapa_server::Listeners;
-use hapa_transport::balancer::Balanced;
-use hapa_transport::connect::Secure;
-use hapa_transport::tls::{Files, Tls};
+use hapa_transport::balancer::BalancedChannel;
+use hapa_transport::connect::TransportSecurity;
+use hapa_transport::tls::{Tls, TlsFiles};
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::{ClientConfig, RootCertStore, ServerConfig};
@@ -98,11 +98,11 @@ impl Certificates {
     }
 
     /// The files of a role.
-    pub fn files(&self, role: &str) -> Files {
+    pub fn files(&self, role: &str) -> TlsFiles {
         let folder = self.folder.path().join(role);
         let [certificate, key, authority] =
             ["tls.crt", "tls.key", "ca.crt"].map(|f| folder.join(f));
-        Files { certificate, key, authority }
+        TlsFiles { certificate, key, authority }
     }
 
     /// The certificate of the authority.
@@ -174,16 +174,16 @@ impl Certificates {
     }
 
     /// A channel to `address` that presents a role's certificate.
-    pub fn dial(&self, role: &str, address: SocketAddr) -> Balanced {
+    pub fn dial(&self, role: &str, address: SocketAddr) -> BalancedChannel {
         dial(self.files(role), address)
     }
 }
 
 /// A channel to `address` that presents these files, and trusts any service of the mesh.
-pub fn dial(files: Files, address: SocketAddr) -> Balanced {
+pub fn dial(files: TlsFiles, address: SocketAddr) -> BalancedChannel {
     let tls = Tls::load(files, "spiffe://hapa/").expect("certificates");
-    let secure = Secure::Mutual(tls, ROLES.map(str::to_owned).to_vec());
-    Balanced::new(&format!("https://{address}"), secure, WAIT_TIMEOUT).expect("an address")
+    let secure = TransportSecurity::MutualTls(tls, ROLES.map(str::to_owned).to_vec());
+    BalancedChannel::new(&format!("https://{address}"), secure, WAIT_TIMEOUT).expect("an address")
 }
 
 /// A mesh with certificates: each role has a port of its own in this process.
@@ -248,7 +248,7 @@ impl MtlsCluster {
     }
 
     /// A channel to one role that presents another role's certificate.
-    pub fn dial(&self, by: &str, to: &str) -> Balanced {
+    pub fn dial(&self, by: &str, to: &str) -> BalancedChannel {
         self.certificates.dial(by, self.mesh(to))
     }
 

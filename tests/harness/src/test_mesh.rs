@@ -15,7 +15,7 @@ use hapa_proto::codegen::v1::codegen_service_client::CodegenServiceClient;
 use hapa_server::{Config, Listeners};
 use hapa_store::rate_limit::LimitConfig;
 use hapa_telemetry::logging;
-use hapa_transport::otlp_exporter::{self, Exporter};
+use hapa_transport::otlp_exporter::{self, SpanExporter};
 use tempfile::TempDir;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -338,13 +338,13 @@ static SECOND_DISPATCH: LazyLock<Dispatch> = LazyLock::new(|| Dispatch::new(NoSu
 
 /// Enables spans until the guard is dropped, if a collector is configured. A test runs on one thread, so
 /// spans of other tests are not sent there.
-fn traced(config: &Config) -> (Option<Exporter>, Option<DefaultGuard>) {
+fn traced(config: &Config) -> (Option<SpanExporter>, Option<DefaultGuard>) {
     if config.trace.otel_exporter_otlp_endpoint.is_none() {
         return (None, None);
     }
     LazyLock::force(&SECOND_DISPATCH);
     let (tracer, exporter) =
-        otlp_exporter::collect(&config.trace).expect("settings of traces").unzip();
+        otlp_exporter::tracer_and_exporter(&config.trace).expect("settings of traces").unzip();
     let dispatch = logging::prepare(&config.log, tracer).expect("settings of the log");
     (exporter, Some(dispatcher::set_default(&dispatch)))
 }

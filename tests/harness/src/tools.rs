@@ -90,7 +90,7 @@ pub async fn signal(process: &Child, name: &str) {
 /// The published code and the incident id of a failed call.
 #[track_caller]
 pub fn incident(status: &Status) -> (String, String) {
-    let (code, id) = hapa_core::rpc_error::read(status)
+    let (code, id) = hapa_core::rpc_error::published_code(status)
         .unwrap_or_else(|| panic!("no published code in {status:?}"));
     assert_incident_id(&id);
     (code, id)

@@ -66,7 +66,7 @@ async fn insert_events(
     events: &[(CallEvent, usize)],
 ) -> Result<HashSet<String>, Error> {
     let mut new = HashSet::with_capacity(events.len());
-    let placeholder = Placeholder::of(connection.backend_name());
+    let placeholder = Placeholder::for_backend(connection.backend_name());
     for chunk in power_of_two_chunks(events, MAX_ROWS_PER_STATEMENT) {
         let text = SqlText::new(
             "INSERT INTO usage_events (event_id, time, service, method, error_code, grpc_status, key_id, user_id, owner, model,

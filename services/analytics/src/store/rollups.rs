@@ -89,7 +89,7 @@ pub(super) async fn upsert_rollups(
     connection: &mut AnyConnection,
     rollups: &BTreeMap<RollupKey<'_>, RollupTotals>,
 ) -> Result<(), Error> {
-    let placeholder = Placeholder::of(connection.backend_name());
+    let placeholder = Placeholder::for_backend(connection.backend_name());
     let rollups: Vec<_> = rollups.iter().map(|(key, totals)| (*key, totals)).collect();
     for chunk in power_of_two_chunks(&rollups, MAX_ROWS_PER_STATEMENT) {
         let stored = upsert_counters(connection, chunk).await?;
@@ -129,7 +129,7 @@ async fn upsert_counters(
                 requests, errors, tokens, token_requests, cacheable, cached, duration_us, sketches)
          VALUES ",
     )
-    .rows(Placeholder::of(connection.backend_name()), chunk.len(), 11, ", ''")
+    .rows(Placeholder::for_backend(connection.backend_name()), chunk.len(), 11, ", ''")
     .with(
         " ON CONFLICT (seconds, start_time, method, model) DO UPDATE
          SET requests = performance_rollups.requests + excluded.requests,

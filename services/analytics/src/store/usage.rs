@@ -142,7 +142,7 @@ pub(super) async fn upsert_usage_days(
     connection: &mut AnyConnection,
     usage: &BTreeMap<UsageKey<'_>, UsageTotals>,
 ) -> Result<(), Error> {
-    let placeholder = Placeholder::of(connection.backend_name());
+    let placeholder = Placeholder::for_backend(connection.backend_name());
     let usage: Vec<_> = usage.iter().collect();
     for chunk in power_of_two_chunks(&usage, MAX_ROWS_PER_STATEMENT) {
         let text = SqlText::new(

@@ -34,14 +34,14 @@ fn pem(label: &str, der: &[u8]) -> String {
     format!("-----BEGIN {label}-----\n{}\n-----END {label}-----\n", BASE64_STANDARD.encode(der))
 }
 
-fn key_from_pem(text: &str) -> Result<SigningKey, Wrong> {
+fn key_from_pem(text: &str) -> Result<SigningKey, ConfigError> {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("key.pem");
     std::fs::write(&file, text).unwrap();
     SigningKey::from_file("SESSION_KEY_FILE", &file)
 }
 
-fn tokens_from_pem(text: &str) -> Result<AccessTokens, Wrong> {
+fn tokens_from_pem(text: &str) -> Result<AccessTokens, ConfigError> {
     Ok(AccessTokens::new(key_from_pem(text)?, Vec::new()))
 }
 

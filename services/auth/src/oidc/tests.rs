@@ -335,7 +335,7 @@ async fn invalid_responses_of_the_provider_are_not_a_key_set() {
 fn a_rejection_is_one_fixed_sentence() {
     let status = tonic::Status::from(Error::InvalidLogin);
     assert_eq!(status.code(), tonic::Code::Unauthenticated);
-    assert_eq!(hapa_core::rpc_error::read(&status).unwrap().0, "E4003");
+    assert_eq!(hapa_core::rpc_error::published_code(&status).unwrap().0, "E4003");
     let message =
         "the login is invalid: check the email address and the password, or request a new ID token";
     assert_eq!(status.message(), message);
@@ -353,7 +353,7 @@ async fn invalid_settings_are_rejected_by_name() {
             [&base, arguments].concat()
         };
         let error = OidcVerifier::new(&config(&arguments)).err().unwrap();
-        error.downcast::<Wrong>().unwrap().name
+        error.downcast::<ConfigError>().unwrap().name
     };
     for url in [
         "login",

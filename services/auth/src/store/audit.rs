@@ -2,7 +2,7 @@
 
 use hapa_core::timestamps::timestamp;
 use hapa_proto::auth::v1::{AuditEntry, Revocation};
-use hapa_store::change_feed::Log;
+use hapa_store::change_feed::ChangeSource;
 use sha2::{Digest as _, Sha256};
 use sqlx::any::AnyRow;
 use sqlx::{AnyConnection, Row as _};
@@ -110,7 +110,7 @@ impl HashedEntry<'_> {
 }
 
 /// The audit log is the change feed that credential caches follow.
-impl Log for Store {
+impl ChangeSource for Store {
     type Error = Error;
 
     async fn last(&self) -> Result<i64, Error> {

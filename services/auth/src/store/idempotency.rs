@@ -6,7 +6,7 @@
 use std::sync::Arc;
 
 use futures_util::future::BoxFuture;
-use hapa_core::idempotency::LIFETIME;
+use hapa_core::idempotency::RECORD_TTL;
 use prost::Message;
 use sqlx::{AnyConnection, Executor, Row as _};
 use tonic::Response;
@@ -109,7 +109,7 @@ async fn insert_record(
     now: i64,
 ) -> Result<(), Error> {
     let record = idempotency.current.seal(reply).map_err(|error| Error::Rpc(Box::new(error)))?;
-    let ttl_micros = i64::try_from(LIFETIME.as_micros()).unwrap_or(i64::MAX);
+    let ttl_micros = i64::try_from(RECORD_TTL.as_micros()).unwrap_or(i64::MAX);
     let insert = sqlx::query(
         "INSERT INTO idempotency_records (record_id, reply, expire_time) VALUES ($1, $2, $3)
          ON CONFLICT (record_id) DO UPDATE SET reply = $2, expire_time = $3",

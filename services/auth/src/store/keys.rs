@@ -1,6 +1,6 @@
 //! API keys without their secrets, which are in `key_secrets`.
 
-use hapa_core::pagination::After;
+use hapa_core::pagination::PageCursor;
 use hapa_core::timestamps::{micros, timestamp};
 use hapa_proto::auth::v1::{Key, RateLimit, TokenBudget};
 use hapa_store::sql::SqlText;
@@ -156,7 +156,7 @@ impl Store {
     pub(crate) async fn keys_page(
         &self,
         filter: &KeyFilter,
-        after: &After,
+        after: &PageCursor,
         size: i64,
     ) -> Result<Vec<Key>, Error> {
         let rows = sqlx::query(SqlText::new(SELECT_KEYS).with(

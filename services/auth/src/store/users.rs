@@ -1,6 +1,6 @@
 //! Users, their profiles, and the identities linked to them.
 
-use hapa_core::pagination::After;
+use hapa_core::pagination::PageCursor;
 use hapa_core::timestamps::timestamp;
 use hapa_proto::auth::v1::{TokenBudget, User};
 use hapa_proto::codegen::v1::UserProfile;
@@ -164,7 +164,7 @@ impl Store {
     pub(crate) async fn users_page(
         &self,
         email: &str,
-        after: &After,
+        after: &PageCursor,
         size: i64,
     ) -> Result<Vec<User>, Error> {
         let rows = sqlx::query(

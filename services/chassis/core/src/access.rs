@@ -24,19 +24,19 @@ pub const DEFAULT_SCOPES: &[&str] =
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Access {
     /// None: health and reflection, whose streams have no deadline.
-    Public,
+    NoAuth,
     /// None, because the RPC issues credentials. Failures count against the client's network.
-    Open,
+    Login,
     /// Any valid credential. The handler returns only what belongs to the caller.
-    Caller,
+    Authenticated,
     /// A session, for data of its own user; or a credential with this scope, for all data.
-    Own(&'static str),
+    SelfOrScope(&'static str),
     /// A credential with this scope.
     Scope(&'static str),
     /// A credential with one of these scopes. The handler limits the result to what that scope permits.
     AnyScope(&'static [&'static str]),
     /// The mesh token, or a certificate with one of the RPC's roles.
-    Mesh,
+    Service,
 }
 
 /// Calls, and the window in seconds, unless the key has a limit of its own.
@@ -53,22 +53,22 @@ pub struct Rpc {
     pub limit: Option<DefaultLimit>,
     /// Roles that may call this RPC with a client certificate. `None`: all service roles if the RPC is
     /// service-only, otherwise none. An operator's certificate may call every RPC that is not service-only.
-    pub by: Option<&'static [&'static str]>,
+    pub allowed_roles: Option<&'static [&'static str]>,
 }
 
 /// The roles of services.
-pub const SERVICES: &[&str] = &["auth", "codegen", "errors", "analytics"];
+pub const SERVICE_ROLES: &[&str] = &["auth", "codegen", "errors", "analytics"];
 
 /// The role of operators' certificates.
-pub const OPERATOR: &str = "operator";
+pub const OPERATOR_ROLE: &str = "operator";
 
 /// The role of the gateway.
-pub const GATEWAY: &str = "gateway";
+pub const GATEWAY_ROLE: &str = "gateway";
 
 impl Rpc {
     /// A rule with the default limit.
     pub const fn new(path: &'static str, access: Access) -> Self {
-        Rpc { path, access, limit: None, by: None }
+        Rpc { path, access, limit: None, allowed_roles: None }
     }
 
     /// The same rule with its own limit.
@@ -79,7 +79,7 @@ impl Rpc {
 
     /// Whether the RPC can be called without a credential.
     pub fn needs_no_credential(&self) -> bool {
-        matches!(self.access, Access::Public | Access::Open)
+        matches!(self.access, Access::NoAuth | Access::Login)
     }
 
     /// Whether the RPC is an event stream, which lasts until its client disconnects.
@@ -89,15 +89,16 @@ impl Rpc {
 
     /// The same rule with these roles for client certificates.
     #[must_use]
-    pub const fn by(self, roles: &'static [&'static str]) -> Self {
-        Rpc { by: Some(roles), ..self }
+    pub const fn allowed_roles(self, roles: &'static [&'static str]) -> Self {
+        Rpc { allowed_roles: Some(roles), ..self }
     }
 
     /// Whether a certificate with this role may call the RPC.
-    pub fn takes(&self, role: &str) -> bool {
-        let for_services = self.access == Access::Mesh;
-        let default_roles = if for_services { SERVICES } else { &[] };
-        !for_services && role == OPERATOR || self.by.unwrap_or(default_roles).contains(&role)
+    pub fn allows(&self, role: &str) -> bool {
+        let for_services = self.access == Access::Service;
+        let default_roles = if for_services { SERVICE_ROLES } else { &[] };
+        !for_services && role == OPERATOR_ROLE
+            || self.allowed_roles.unwrap_or(default_roles).contains(&role)
     }
 
     /// The last segment of the path.
@@ -107,18 +108,18 @@ impl Rpc {
 }
 
 /// The access rules of health and reflection, which every server has.
-pub const BUILT_IN: &[Rpc] = &[
-    Rpc::new("/grpc.health.v1.Health/Check", Access::Public),
-    Rpc::new("/grpc.health.v1.Health/Watch", Access::Public),
-    Rpc::new("/grpc.reflection.v1.ServerReflection/ServerReflectionInfo", Access::Public),
-    Rpc::new("/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo", Access::Public),
+pub const BUILT_IN_RPCS: &[Rpc] = &[
+    Rpc::new("/grpc.health.v1.Health/Check", Access::NoAuth),
+    Rpc::new("/grpc.health.v1.Health/Watch", Access::NoAuth),
+    Rpc::new("/grpc.reflection.v1.ServerReflection/ServerReflectionInfo", Access::NoAuth),
+    Rpc::new("/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo", Access::NoAuth),
 ];
 
 /// The access rules of a server, by path.
 #[derive(Clone, Debug, Default)]
-pub struct Table(HashMap<&'static str, &'static Rpc>);
+pub struct AccessTable(HashMap<&'static str, &'static Rpc>);
 
-impl Table {
+impl AccessTable {
     /// Adds the rules of a service.
     pub fn add(&mut self, rows: &'static [Rpc]) {
         self.0.extend(rows.iter().map(|row| (row.path, row)));

@@ -10,14 +10,14 @@ use tonic::{Extensions, Status};
 use uuid::Uuid;
 
 use crate::access::Rpc;
-use crate::call_stats::{Caller, Report};
-use crate::rpc_error::Fault;
+use crate::call_stats::{CallStats, Caller};
+use crate::rpc_error::RpcError;
 
 /// Maximum length of a client's request id, in characters.
 const MAX_REQUEST_ID_LEN: usize = 128;
 
 /// The span field for the request id in the body of a request.
-pub const BODY_ID: &str = "body_request_id";
+pub const BODY_REQUEST_ID_FIELD: &str = "body_request_id";
 
 /// The context of one call.
 #[derive(Clone, Debug)]
@@ -39,14 +39,16 @@ pub struct Call {
     /// Fires when the caller's credential expires or is revoked; `None` for a call without a credential.
     pub ended: Option<CancellationToken>,
     /// Statistics of the call, shared by its clones.
-    report: Report,
+    stats: CallStats,
 }
 
 impl Call {
     /// The context in the extensions of a request. Fails with E5004 if there is none.
-    pub fn of(extensions: &Extensions) -> Result<Call, Status> {
+    pub fn from_extensions(extensions: &Extensions) -> Result<Call, Status> {
         let call = extensions.get::<Call>().cloned();
-        call.ok_or_else(|| Fault::internal("a handler ran without the server's middleware").into())
+        call.ok_or_else(|| {
+            RpcError::internal("a handler ran without the server's middleware").into()
+        })
     }
 
     /// Whether the caller has all permissions.
@@ -81,18 +83,18 @@ impl Call {
     /// A copy for work that several calls may share: it has no deadline, is independent of the credential's end, and
     /// has its own statistics.
     #[must_use]
-    pub fn apart(&self) -> Call {
-        Call { deadline: None, ended: None, report: Report::default(), ..self.clone() }
+    pub fn detached(&self) -> Call {
+        Call { deadline: None, ended: None, stats: CallStats::default(), ..self.clone() }
     }
 
     /// The statistics of the call, from which the server builds the usage event.
-    pub fn report(&self) -> &Report {
-        &self.report
+    pub fn stats(&self) -> &CallStats {
+        &self.stats
     }
 
     /// Adds the request id of a request's body to every log line of the call.
-    pub fn also_named(&self, request_id: &str) {
-        tracing::Span::current().record(BODY_ID, request_id);
+    pub fn set_client_request_id(&self, request_id: &str) {
+        tracing::Span::current().record(BODY_REQUEST_ID_FIELD, request_id);
     }
 
     /// The context of a call that has just arrived. An invalid request id is replaced by a new one.
@@ -107,20 +109,20 @@ impl Call {
             principal: None,
             is_mesh: false,
             ended: None,
-            report: Report::default(),
+            stats: CallStats::default(),
         }
     }
 
     /// Stores the caller's identity in the shared statistics, so that all clones have access to it.
-    pub fn admitted(&self) {
+    pub fn record_caller(&self) {
         let principal = self.principal.clone();
-        self.report.set_caller(Caller { principal, is_mesh: self.is_mesh });
+        self.stats.set_caller(Caller { principal, is_mesh: self.is_mesh });
     }
 
     /// A copy with the identity that admission has stored since this clone was made.
     #[must_use]
-    pub fn told(&self) -> Call {
-        let Caller { principal, is_mesh } = self.report.caller();
+    pub fn with_recorded_caller(&self) -> Call {
+        let Caller { principal, is_mesh } = self.stats.caller();
         Call { principal, is_mesh, ..self.clone() }
     }
 }

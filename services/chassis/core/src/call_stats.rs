@@ -7,14 +7,14 @@ use std::time::Duration;
 use hapa_proto::auth::v1::Principal;
 use tokio::time::Instant;
 
-use crate::rpc_error::Fault;
+use crate::rpc_error::RpcError;
 
 /// Maximum number of recovered errors that one call records.
 const MAX_RECOVERED_ERRORS: usize = 8;
 
 /// A failure as it is published.
 #[derive(Clone, Debug)]
-pub struct Failure {
+pub struct PublishedFailure {
     /// The error code, such as "E5003".
     pub error_code: String,
     /// The incident id, such as `INC-20260101-0123ABCD`.
@@ -25,10 +25,10 @@ pub struct Failure {
     pub causes: Vec<String>,
 }
 
-impl Failure {
+impl PublishedFailure {
     /// The published parts of an error.
-    pub fn of(fault: &Fault) -> Failure {
-        Failure {
+    pub fn of(fault: &RpcError) -> PublishedFailure {
+        PublishedFailure {
             error_code: fault.code().to_string(),
             incident_id: fault.incident_id().to_owned(),
             message: fault.message().to_owned(),
@@ -39,12 +39,12 @@ impl Failure {
 
 /// The statistics of one call. Clones share them.
 #[derive(Clone, Debug, Default)]
-pub struct Report(Arc<Inner>);
+pub struct CallStats(Arc<Inner>);
 
 #[derive(Debug, Default)]
 struct Inner {
     caller: OnceLock<Caller>,
-    work: Mutex<Work>,
+    work: Mutex<CallStatsSnapshot>,
 }
 
 /// The caller's identity, as admission determined it.
@@ -58,11 +58,11 @@ pub struct Caller {
 
 /// What the call used and how long its parts took.
 #[derive(Clone, Debug, Default)]
-pub struct Work {
+pub struct CallStatsSnapshot {
     /// Name of the model.
     pub model: String,
     /// Whether the model is absent from the engines' list.
-    pub unlisted: bool,
+    pub is_unknown_model: bool,
     /// Kind of work, such as "generate".
     pub task: String,
     /// Tokens of the prompt.
@@ -84,12 +84,12 @@ pub struct Work {
     /// Arrival of an engine's chunk that the caller has not received yet.
     upstream_chunk_at: Option<Instant>,
     /// Errors that the call recovered from.
-    pub overcome: Vec<Failure>,
+    pub recovered_errors: Vec<PublishedFailure>,
 }
 
 /// The parts of a call's duration.
 #[derive(Clone, Copy, Debug)]
-pub struct Times {
+pub struct CallTimings {
     /// Time in the queue for an engine slot.
     pub queued: Duration,
     /// From the engine request to the end of its answer, retries included.
@@ -98,106 +98,106 @@ pub struct Times {
     pub first_token: Option<Duration>,
 }
 
-impl Report {
+impl CallStats {
     /// Sets the name of the model.
-    pub fn model(&self, name: &str) {
+    pub fn set_model(&self, name: &str) {
         self.note(|work| name.clone_into(&mut work.model));
     }
 
     /// Marks the model as absent from the engines' list. The usage event of a failed call then omits it, so that
     /// clients cannot create unbounded label values.
-    pub fn unlisted(&self) {
-        self.note(|work| work.unlisted = true);
+    pub fn unknown_model(&self) {
+        self.note(|work| work.is_unknown_model = true);
     }
 
     /// Sets the kind of work.
-    pub fn task(&self, name: &str) {
+    pub fn set_task(&self, name: &str) {
         self.note(|work| name.clone_into(&mut work.task));
     }
 
     /// Sets the token counts of the prompt and of the answer, as far as they are known.
-    pub fn tokens(&self, prompt: u32, completion: u32) {
+    pub fn set_tokens(&self, prompt: u32, completion: u32) {
         self.note(|work| (work.prompt_tokens, work.completion_tokens) = (prompt, completion));
     }
 
     /// Sets the time from the call's arrival to the first token.
-    pub fn time_to_first_token(&self, span: Duration) {
+    pub fn set_time_to_first_token(&self, span: Duration) {
         self.note(|work| work.first_token = Some(span));
     }
 
     /// Sets the mean time between two tokens.
-    pub fn between_tokens(&self, span: Duration) {
+    pub fn set_time_per_output_token(&self, span: Duration) {
         self.note(|work| work.between_tokens = Some(span));
     }
 
     /// Sets the time in the queue for an engine slot.
-    pub fn queued(&self, span: Duration) {
+    pub fn set_queue_time(&self, span: Duration) {
         self.note(|work| work.queued = span);
     }
 
     /// Sets the time from the engine request to the end of its answer, retries included.
-    pub fn engine(&self, span: Duration) {
+    pub fn set_engine_time(&self, span: Duration) {
         self.note(|work| work.engine = span);
     }
 
     /// Records when an engine's chunk arrived that is being written to the caller.
-    pub fn heard(&self, at: Instant) {
+    pub fn upstream_chunk_at(&self, at: Instant) {
         self.note(|work| work.upstream_chunk_at = Some(at));
     }
 
     /// Moves the arrival time of the latest chunk from detached statistics to these.
-    pub fn hear_from(&self, detached: &Report) {
-        if let Some(at) = detached.take_heard() {
-            self.heard(at);
+    pub fn take_chunk_time_from(&self, detached: &CallStats) {
+        if let Some(at) = detached.take_upstream_chunk_at() {
+            self.upstream_chunk_at(at);
         }
     }
 
     /// Removes and returns the arrival time of the latest chunk.
-    pub fn take_heard(&self) -> Option<Instant> {
+    pub fn take_upstream_chunk_at(&self) -> Option<Instant> {
         self.lock().upstream_chunk_at.take()
     }
 
     /// Records a cache lookup.
-    pub fn cache(&self, is_hit: bool) {
+    pub fn record_cache_lookup(&self, is_hit: bool) {
         self.note(|work| (work.cacheable, work.cached) = (true, is_hit));
     }
 
     /// Records an error that the call recovered from, so that the caller does not receive it. At most 8 are kept.
-    pub fn overcame(&self, fault: &Fault) {
+    pub fn record_recovered_error(&self, fault: &RpcError) {
         self.note(|work| {
-            if work.overcome.len() < MAX_RECOVERED_ERRORS {
-                work.overcome.push(Failure::of(fault));
+            if work.recovered_errors.len() < MAX_RECOVERED_ERRORS {
+                work.recovered_errors.push(PublishedFailure::of(fault));
             }
         });
     }
 
     /// Takes over times, token counts and recovered errors of detached statistics. Returns the token counts of the
     /// prompt and of the answer.
-    pub fn take_over(&self, detached: &Report) -> (u32, u32) {
-        let (used, times, overcome) = {
+    pub fn absorb(&self, detached: &CallStats) -> (u32, u32) {
+        let (used, times, recovered_errors) = {
             let mut work = detached.lock();
             let used = (work.prompt_tokens, work.completion_tokens);
-            (used, (work.queued, work.engine), std::mem::take(&mut work.overcome))
+            (used, (work.queued, work.engine), std::mem::take(&mut work.recovered_errors))
         };
         self.note(|work| {
             (work.queued, work.engine) = times;
             (work.prompt_tokens, work.completion_tokens) = used;
-            work.overcome.extend(overcome);
-            work.overcome.truncate(MAX_RECOVERED_ERRORS);
+            work.recovered_errors.extend(recovered_errors);
+            work.recovered_errors.truncate(MAX_RECOVERED_ERRORS);
         });
         used
     }
 
     /// A copy of what has been recorded so far.
-    pub fn work(&self) -> Work {
+    pub fn snapshot(&self) -> CallStatsSnapshot {
         self.lock().clone()
     }
 
     /// The parts of the call's duration that have been recorded so far.
-    pub fn times(&self) -> Times {
+    pub fn timings(&self) -> CallTimings {
         let work = self.lock();
-        let Work { queued, engine, first_token, .. } = &*work;
-        Times { queued: *queued, engine: *engine, first_token: *first_token }
+        let CallStatsSnapshot { queued, engine, first_token, .. } = &*work;
+        CallTimings { queued: *queued, engine: *engine, first_token: *first_token }
     }
 
     /// Sets the caller's identity, once.
@@ -211,11 +211,11 @@ impl Report {
         self.0.caller.get().cloned().unwrap_or_default()
     }
 
-    fn note(&self, change: impl FnOnce(&mut Work)) {
+    fn note(&self, change: impl FnOnce(&mut CallStatsSnapshot)) {
         change(&mut self.lock());
     }
 
-    fn lock(&self) -> MutexGuard<'_, Work> {
+    fn lock(&self) -> MutexGuard<'_, CallStatsSnapshot> {
         self.0.work.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

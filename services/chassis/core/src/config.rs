@@ -22,17 +22,17 @@ pub enum Environment {
 /// A setting with an invalid value.
 #[derive(Debug, thiserror::Error)]
 #[error("{name}: {problem}")]
-pub struct Wrong {
+pub struct ConfigError {
     /// Name of the environment variable.
     pub name: &'static str,
     /// The problem and its remedy.
     pub problem: String,
 }
 
-impl Wrong {
+impl ConfigError {
     /// An error about the setting `name`.
     pub fn new(name: &'static str, problem: impl Into<String>) -> Self {
-        Wrong { name, problem: problem.into() }
+        ConfigError { name, problem: problem.into() }
     }
 }
 

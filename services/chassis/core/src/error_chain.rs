@@ -13,8 +13,8 @@ use sqlx::error::ErrorKind;
 use tonic::Status;
 use tonic::metadata::{MetadataMap, MetadataValue};
 
-use crate::redaction::scrub;
-use crate::rpc_error::{code_name, read};
+use crate::redaction::redact_secrets;
+use crate::rpc_error::{code_name, published_code};
 
 /// Maximum number of causes of one error.
 pub(crate) const MAX_CAUSES: usize = 20;
@@ -25,7 +25,7 @@ pub const CAUSES: &str = "hapa-causes-bin";
 
 /// The cause without secrets, truncated to the maximum length.
 pub(crate) fn redact_cause(cause: &str) -> String {
-    scrub(cause, MAX_CAUSE_LEN)
+    redact_secrets(cause, MAX_CAUSE_LEN)
 }
 
 /// Adds causes to the metadata of a status.
@@ -117,7 +117,7 @@ fn database_error_class(error: &sqlx::Error) -> String {
 /// The status of another service. The log of that service has the message under the same incident id.
 fn peer_error_class(status: &Status) -> String {
     let grpc = code_name(status.code());
-    match read(status).filter(|(code, incident)| is_plain(code) && is_plain(incident)) {
+    match published_code(status).filter(|(code, incident)| is_plain(code) && is_plain(incident)) {
         Some((code, incident)) => format!("a service returned {grpc} ({code}, {incident})"),
         None => format!("a service returned {grpc}"),
     }
@@ -133,7 +133,7 @@ mod tests {
 
     use super::*;
     use crate::rpc_error::ErrorCode;
-    use crate::rpc_error::Fault;
+    use crate::rpc_error::RpcError;
 
     #[derive(Debug, thiserror::Error)]
     #[error("an own sentence")]
@@ -184,7 +184,7 @@ mod tests {
         assert_eq!(describe(&sqlx::Error::Io(io)), [failed]);
         let peer = Status::unavailable("can't connect to 10.0.0.7:50051");
         assert_eq!(describe(&peer), ["a service returned UNAVAILABLE"]);
-        let fault = Fault::new(ErrorCode::DatabaseError, "kim@x can't be read");
+        let fault = RpcError::new(ErrorCode::DatabaseError, "kim@x can't be read");
         let expected = format!("a service returned UNAVAILABLE (E5003, {})", fault.incident_id());
         assert_eq!(describe(&Status::from(fault)), [expected]);
         let json = serde_json::from_str::<u32>("\"what was asked\"").unwrap_err();
@@ -212,8 +212,8 @@ mod tests {
 
     #[test]
     fn causes_travel_with_a_status_redacted_and_bounded_and_are_taken_once() {
-        let fault = Fault::internal("Bearer abc").because(&Own(sqlx::Error::PoolTimedOut));
-        let (mut status, other) = (Status::from(fault), Status::from(Fault::internal("other")));
+        let fault = RpcError::internal("Bearer abc").with_cause(&Own(sqlx::Error::PoolTimedOut));
+        let (mut status, other) = (Status::from(fault), Status::from(RpcError::internal("other")));
         let expected = [
             "Bearer [removed]",
             "an own sentence",
@@ -228,7 +228,8 @@ mod tests {
         assert!(take(status.metadata_mut()).is_empty());
         assert!(!status.metadata().contains_key(CAUSES));
         assert_eq!(take(other.clone().metadata_mut()), ["other"]);
-        let many = (0..20).fold(Fault::internal("x".repeat(600)), |fault, _| fault.because(&other));
+        let many =
+            (0..20).fold(RpcError::internal("x".repeat(600)), |fault, _| fault.with_cause(&other));
         let causes = take(Status::from(many).metadata_mut());
         assert_eq!(causes.len(), MAX_CAUSES);
         assert!(causes[0].chars().count() <= MAX_CAUSE_LEN, "{}", causes[0]);

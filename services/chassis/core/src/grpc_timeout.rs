@@ -4,11 +4,11 @@ use std::time::Duration;
 
 use http::HeaderMap;
 
-use crate::rpc_error::{ErrorCode, Fault};
+use crate::rpc_error::{ErrorCode, RpcError};
 
 /// Parses the header: at most 8 digits and a unit
 /// (<https://github.com/grpc/grpc/blob/master/doc/PROTOCOL-HTTP2.md>). `None` if there is no such header.
-pub fn grpc_timeout(headers: &HeaderMap) -> Result<Option<Duration>, Fault> {
+pub fn grpc_timeout(headers: &HeaderMap) -> Result<Option<Duration>, RpcError> {
     let Some(value) = headers.get("grpc-timeout") else {
         return Ok(None);
     };
@@ -25,7 +25,7 @@ pub fn grpc_timeout(headers: &HeaderMap) -> Result<Option<Duration>, Fault> {
             _ => return None,
         })
     });
-    let problem = || Fault::new(ErrorCode::InvalidInput, "the grpc-timeout header is invalid");
+    let problem = || RpcError::new(ErrorCode::InvalidInput, "the grpc-timeout header is invalid");
     parsed.map(Some).ok_or_else(problem)
 }
 
@@ -33,7 +33,7 @@ pub fn grpc_timeout(headers: &HeaderMap) -> Result<Option<Duration>, Fault> {
 mod tests {
     use super::*;
 
-    fn parse(text: &str) -> Result<Option<Duration>, Fault> {
+    fn parse(text: &str) -> Result<Option<Duration>, RpcError> {
         let headers = [("grpc-timeout".parse().unwrap(), text.parse().unwrap())];
         grpc_timeout(&HeaderMap::from_iter(headers))
     }

@@ -10,7 +10,7 @@ use futures_util::future::BoxFuture;
 use tokio::time::timeout;
 
 /// Maximum duration of a check.
-pub const TIMEOUT: Duration = Duration::from_secs(2);
+pub const CHECK_TIMEOUT: Duration = Duration::from_secs(2);
 
 type Run = Box<dyn Fn() -> BoxFuture<'static, Result<(), String>> + Send + Sync>;
 
@@ -62,10 +62,10 @@ impl HealthCheck {
     /// Runs the check for at most 2 s.
     pub async fn run(&self) -> Result<(), String> {
         let run = AssertUnwindSafe(async { (self.run)().await }).catch_unwind();
-        match timeout(TIMEOUT, run).await {
+        match timeout(CHECK_TIMEOUT, run).await {
             Ok(Ok(outcome)) => outcome,
             Ok(Err(_)) => Err("the check panicked".to_owned()),
-            Err(_) => Err(format!("no answer within {} s", TIMEOUT.as_secs())),
+            Err(_) => Err(format!("no answer within {} s", CHECK_TIMEOUT.as_secs())),
         }
     }
 }

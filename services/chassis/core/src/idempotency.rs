@@ -14,15 +14,15 @@ use tonic::metadata::{MetadataMap, MetadataValue};
 use tonic::{Request, Response, Status};
 
 use crate::call::Call;
-use crate::rpc_error::{ErrorCode, Fault};
+use crate::rpc_error::{ErrorCode, RpcError};
 use crate::violations::Violations;
 
 /// Name of the request header and metadata entry.
 pub const HEADER: &str = "idempotency-key";
 /// Name of the response header that marks a repeated reply; its value is `true`.
-pub const REPLAYED: &str = "idempotent-replayed";
+pub const REPLAYED_HEADER: &str = "idempotent-replayed";
 /// How long a reply is stored, from the end of the first call.
-pub const LIFETIME: Duration = Duration::from_hours(24);
+pub const RECORD_TTL: Duration = Duration::from_hours(24);
 
 const MAX_KEY_LEN: usize = 128;
 const HASH_LEN: usize = 32;
@@ -42,11 +42,11 @@ pub enum Error {
     Unreadable,
 }
 
-impl From<Error> for Fault {
-    fn from(error: Error) -> Fault {
+impl From<Error> for RpcError {
+    fn from(error: Error) -> RpcError {
         match error {
-            Error::OtherBody => Fault::new(ErrorCode::Conflict, error.to_string()),
-            Error::Unreadable => Fault::internal(error),
+            Error::OtherBody => RpcError::new(ErrorCode::Conflict, error.to_string()),
+            Error::Unreadable => RpcError::internal(error),
         }
     }
 }
@@ -63,9 +63,12 @@ pub struct IdempotentRequest {
 impl IdempotentRequest {
     /// Reads the idempotency key of a request. `None` if the request has none; E4001 if the key is
     /// not 1 to 128 visible ASCII characters.
-    pub fn of<M: Message>(request: &Request<M>, secret: &[u8]) -> Result<Option<Self>, Status> {
+    pub fn from_request<M: Message>(
+        request: &Request<M>,
+        secret: &[u8],
+    ) -> Result<Option<Self>, Status> {
         let Some(key) = read_key(request.metadata())? else { return Ok(None) };
-        let call = Call::of(request.extensions())?;
+        let call = Call::from_extensions(request.extensions())?;
         let method = call.rpc.map_or("", |rpc| rpc.path);
         let body_hash = Sha256::digest(request.get_ref().encode_to_vec()).into();
         Ok(Some(Self::new(secret, caller_name(&call), method, key, body_hash)?))
@@ -77,9 +80,9 @@ impl IdempotentRequest {
         method: &'static str,
         key: &str,
         body_hash: [u8; HASH_LEN],
-    ) -> Result<Self, Fault> {
+    ) -> Result<Self, RpcError> {
         let derived = derive(secret, [caller.as_str(), method, key]);
-        let (record_id, encryption_key) = derived.map_err(|_| Fault::internal("HKDF failed"))?;
+        let (record_id, encryption_key) = derived.map_err(|_| RpcError::internal("HKDF failed"))?;
         Ok(IdempotentRequest { record_id, caller, method, encryption_key, body_hash })
     }
 
@@ -94,14 +97,14 @@ impl IdempotentRequest {
     }
 
     /// The encrypted record of a reply.
-    pub fn seal(&self, reply: &impl Message) -> Result<Vec<u8>, Fault> {
+    pub fn seal(&self, reply: &impl Message) -> Result<Vec<u8>, RpcError> {
         let nonce: [u8; NONCE_LEN] = rand::random();
         let mut body = self.body_hash.to_vec();
         body.extend_from_slice(&reply.encode_to_vec());
         let aad = Aad::from(self.record_id.as_bytes());
         self.encryption_key
             .seal_in_place_append_tag(Nonce::assume_unique_for_key(nonce), aad, &mut body)
-            .map_err(|_| Fault::internal("an idempotency record can't be encrypted"))?;
+            .map_err(|_| RpcError::internal("an idempotency record can't be encrypted"))?;
         Ok([&nonce[..], &body].concat())
     }
 
@@ -116,7 +119,7 @@ impl IdempotentRequest {
         metrics::counter!("hapa_idempotent_requests_total", "rpc" => self.method, "outcome" => outcome)
             .increment(1);
         let mut response = Response::new(reply?);
-        response.metadata_mut().insert(REPLAYED, MetadataValue::from_static("true"));
+        response.metadata_mut().insert(REPLAYED_HEADER, MetadataValue::from_static("true"));
         Ok(response)
     }
 
@@ -149,9 +152,9 @@ fn read_key(metadata: &MetadataMap) -> Result<Option<&str>, Violations> {
     let key = value.to_str().ok().filter(is_visible);
     let key = key.filter(|key| (1..=MAX_KEY_LEN).contains(&key.len()));
     match key {
-        Some(_) if values.next().is_some() => Err(Violations::one(HEADER, "must be sent once")),
+        Some(_) if values.next().is_some() => Err(Violations::single(HEADER, "must be sent once")),
         Some(key) => Ok(Some(key)),
-        None => Err(Violations::one(HEADER, "must be 1 to 128 visible ASCII characters")),
+        None => Err(Violations::single(HEADER, "must be 1 to 128 visible ASCII characters")),
     }
 }
 
@@ -234,7 +237,7 @@ mod tests {
         let first = request("key:a", "/m", "k", "body");
         let record = first.seal(&message("secret reply")).unwrap();
         let again = request("key:a", "/m", "k", "body").replay::<GetKeyRequest>(&record).unwrap();
-        assert_eq!(again.metadata().get(REPLAYED).unwrap(), "true");
+        assert_eq!(again.metadata().get(REPLAYED_HEADER).unwrap(), "true");
         assert_eq!(again.into_inner(), message("secret reply"));
         let other = request("key:a", "/m", "k", "other").replay::<GetKeyRequest>(&record);
         assert!(matches!(other, Err(Error::OtherBody)), "{other:?}");

@@ -46,7 +46,7 @@ static PUBLIC_ID: LazyLock<RegexSet> = LazyLock::new(|| {
 });
 
 /// The text without its secrets, truncated to `max_chars` characters.
-pub fn scrub(text: &str, max_chars: usize) -> String {
+pub fn redact_secrets(text: &str, max_chars: usize) -> String {
     let text = match text.floor_char_boundary(MAX_INPUT_BYTES) {
         end if end < text.len() => without_partial_run(&text[..end]),
         _ => text,
@@ -105,7 +105,7 @@ mod tests {
     use super::*;
 
     fn clean(text: &str) -> String {
-        scrub(text, 2_000)
+        redact_secrets(text, 2_000)
     }
 
     #[test]
@@ -131,8 +131,8 @@ mod tests {
         ] {
             assert_eq!(clean(kept), kept);
         }
-        assert_eq!(scrub("one two three", 9), "one two ");
-        assert_eq!(scrub("가나다라", 2), "가나");
+        assert_eq!(redact_secrets("one two three", 9), "one two ");
+        assert_eq!(redact_secrets("가나다라", 2), "가나");
     }
 
     /// Secrets in their usual formats.
@@ -150,9 +150,9 @@ mod tests {
     proptest! {
         #[test]
         fn no_input_causes_a_panic_and_redaction_is_idempotent(text in any::<String>(), most in 0_usize..300) {
-            let once = scrub(&text, most);
+            let once = redact_secrets(&text, most);
             prop_assert!(once.chars().count() <= most);
-            prop_assert_eq!(scrub(&once, most), once);
+            prop_assert_eq!(redact_secrets(&once, most), once);
         }
 
         #[test]
@@ -164,8 +164,8 @@ mod tests {
             ], 0..12),
             most in 0_usize..400,
         ) {
-            let once = scrub(&parts.concat(), most);
-            prop_assert_eq!(scrub(&once, most), once);
+            let once = redact_secrets(&parts.concat(), most);
+            prop_assert_eq!(redact_secrets(&once, most), once);
         }
 
         #[test]

@@ -14,13 +14,13 @@ use crate::error_chain;
 pub use crate::error_chain::describe;
 
 /// `ErrorInfo.domain` of every error.
-pub const DOMAIN: &str = "hapa";
+pub const ERROR_DOMAIN: &str = "hapa";
 
 /// Message of an internal error.
-pub const INTERNAL: &str = "an internal error; report the incident id";
+pub const INTERNAL_MESSAGE: &str = "an internal error; report the incident id";
 
 /// Message of a database error.
-pub const STORE_AWAY: &str = "the database is not available; try again";
+pub const STORE_UNAVAILABLE_MESSAGE: &str = "the database is not available; try again";
 
 /// The header that contains the incident id of the gateway's own errors.
 const INCIDENT_ID_HEADER: &str = "x-hapa-incident-id";
@@ -118,7 +118,7 @@ impl fmt::Display for ErrorCode {
 
 /// The error of a call, before its conversion to a gRPC status: a code, a message for the caller, and the details.
 #[derive(Debug)]
-pub struct Fault {
+pub struct RpcError {
     code: ErrorCode,
     message: String,
     incident_id: String,
@@ -128,10 +128,10 @@ pub struct Fault {
     causes: Vec<String>,
 }
 
-impl Fault {
+impl RpcError {
     /// An error with a message that a caller may read, and with a new incident id.
     pub fn new(code: ErrorCode, message: impl Into<String>) -> Self {
-        Fault {
+        RpcError {
             code,
             message: message.into(),
             incident_id: incident_id(),
@@ -145,7 +145,7 @@ impl Fault {
     /// An internal error. It is logged here with its cause, which must contain no foreign text. The caller receives a
     /// fixed sentence.
     pub fn internal(cause: impl fmt::Display) -> Self {
-        let mut fault = Fault::new(ErrorCode::Internal, INTERNAL);
+        let mut fault = RpcError::new(ErrorCode::Internal, INTERNAL_MESSAGE);
         let cause = cause.to_string();
         fault.log(&cause);
         fault.add_causes(&[cause]);
@@ -156,7 +156,7 @@ impl Fault {
     /// errors of libraries and peers only the class and the code are kept, because their text may quote what a caller
     /// sent.
     #[must_use]
-    pub fn because(mut self, cause: &(dyn Error + 'static)) -> Self {
+    pub fn with_cause(mut self, cause: &(dyn Error + 'static)) -> Self {
         let causes = error_chain::describe(cause);
         self.log(&causes.join(": "));
         self.add_causes(&causes);
@@ -215,24 +215,24 @@ impl Fault {
     }
 }
 
-impl From<&sqlx::Error> for Fault {
-    fn from(cause: &sqlx::Error) -> Fault {
-        Fault::new(ErrorCode::DatabaseError, STORE_AWAY).because(cause)
+impl From<&sqlx::Error> for RpcError {
+    fn from(cause: &sqlx::Error) -> RpcError {
+        RpcError::new(ErrorCode::DatabaseError, STORE_UNAVAILABLE_MESSAGE).with_cause(cause)
     }
 }
 
-impl From<&anyhow::Error> for Fault {
-    fn from(cause: &anyhow::Error) -> Fault {
-        Fault::new(ErrorCode::Internal, INTERNAL).because(cause.as_ref())
+impl From<&anyhow::Error> for RpcError {
+    fn from(cause: &anyhow::Error) -> RpcError {
+        RpcError::new(ErrorCode::Internal, INTERNAL_MESSAGE).with_cause(cause.as_ref())
     }
 }
 
-impl From<Fault> for Status {
-    fn from(fault: Fault) -> Status {
+impl From<RpcError> for Status {
+    fn from(fault: RpcError) -> Status {
         let entry = fault.code.entry();
         let mut details = ErrorDetails::with_error_info(
             entry.reason,
-            DOMAIN,
+            ERROR_DOMAIN,
             [("error_code", entry.name), ("incident_id", &fault.incident_id)]
                 .map(|(name, value)| (name.to_owned(), value.to_owned())),
         );
@@ -282,8 +282,8 @@ pub fn code_name(code: Code) -> &'static str {
 
 /// The published code and the incident id of a status; `None` if the status does not come from the mesh. An
 /// overloaded gateway sends its incident id only in a header.
-pub fn read(status: &Status) -> Option<(String, String)> {
-    let mut info = status.get_details_error_info().filter(|info| info.domain == DOMAIN)?;
+pub fn published_code(status: &Status) -> Option<(String, String)> {
+    let mut info = status.get_details_error_info().filter(|info| info.domain == ERROR_DOMAIN)?;
     let incident_id = info.metadata.remove("incident_id").or_else(|| {
         let header = status.metadata().get(INCIDENT_ID_HEADER)?;
         Some(header.to_str().ok()?.to_owned())
@@ -293,13 +293,13 @@ pub fn read(status: &Status) -> Option<(String, String)> {
 
 /// Converts the status of a library to one with a published code, message and details. The library's message is
 /// dropped, because it may quote what the caller sent.
-pub fn publish(status: Status, is_request_aborted: bool) -> Status {
-    if read(&status).is_some() {
+pub fn to_published_status(status: Status, is_request_aborted: bool) -> Status {
+    if published_code(&status).is_some() {
         return status;
     }
     if is_request_aborted && status.code() != Code::DeadlineExceeded {
         let message = "the client aborted its request";
-        return Fault::new(ErrorCode::StreamGivenUp, message).into();
+        return RpcError::new(ErrorCode::StreamGivenUp, message).into();
     }
     let (code, message) = match status.code() {
         Code::Internal if is_unreadable_request(&status) => (
@@ -326,10 +326,10 @@ pub fn publish(status: Status, is_request_aborted: bool) -> Status {
         Code::DeadlineExceeded => (ErrorCode::ModelTimeout, "there was no answer in time"),
         Code::Unavailable => (ErrorCode::Overloaded, "the service is not available; try again"),
         Code::Ok | Code::Unknown | Code::Internal | Code::DataLoss => {
-            return Fault::new(ErrorCode::Internal, INTERNAL).because(&status).into();
+            return RpcError::new(ErrorCode::Internal, INTERNAL_MESSAGE).with_cause(&status).into();
         }
     };
-    Fault::new(code, message).into()
+    RpcError::new(code, message).into()
 }
 
 fn is_unreadable_request(status: &Status) -> bool {
@@ -344,7 +344,7 @@ pub fn incident_id() -> String {
 }
 
 /// The messages of an error and its sources, outermost first, separated by colons.
-pub fn chain(error: &(dyn Error + 'static)) -> String {
+pub fn error_chain_text(error: &(dyn Error + 'static)) -> String {
     let links = std::iter::successors(Some(error), |error| (*error).source());
     links.map(ToString::to_string).collect::<Vec<_>>().join(": ")
 }
@@ -362,13 +362,13 @@ mod tests {
 
     #[test]
     fn a_status_carries_code_incident_and_details() {
-        let fault = Fault::new(ErrorCode::RateLimited, "slow down")
+        let fault = RpcError::new(ErrorCode::RateLimited, "slow down")
             .retry_after(Duration::from_millis(1500))
             .quota("key_1");
         let id = fault.incident_id().to_owned();
         let status = Status::from(fault);
         assert_eq!(status.code(), Code::ResourceExhausted);
-        assert_eq!(read(&status), Some(("E4004".to_owned(), id.clone())));
+        assert_eq!(published_code(&status), Some(("E4004".to_owned(), id.clone())));
         assert_eq!(status.metadata().get("retry-after").unwrap(), "2");
         let details = status.get_error_details();
         assert_eq!(details.retry_info().unwrap().retry_delay, Some(Duration::from_millis(1500)));
@@ -378,12 +378,12 @@ mod tests {
 
     #[test]
     fn a_status_of_a_library_gets_a_published_code() {
-        let code = |status| read(&publish(status, false)).unwrap().0;
+        let code = |status| published_code(&to_published_status(status, false)).unwrap().0;
         assert_eq!(code(Status::unimplemented("")), "E4012");
         assert_eq!(code(Status::out_of_range("decoded message length too large")), "E4006");
         assert_eq!(code(Status::internal("failed to decode Protobuf message: x")), "E4001");
         assert_eq!(code(Status::internal("else")), "E5004");
-        let ours = Status::from(Fault::new(ErrorCode::Conflict, "taken"));
+        let ours = Status::from(RpcError::new(ErrorCode::Conflict, "taken"));
         assert_eq!(code(ours), "E4009");
     }
 
@@ -396,19 +396,21 @@ mod tests {
             "Unexpected EOF decoding stream.",
             "Error decompressing: invalid gzip header",
         ] {
-            let status = publish(Status::internal(message), false);
-            assert_eq!(read(&status).unwrap().0, "E4001", "{message}");
+            let status = to_published_status(Status::internal(message), false);
+            assert_eq!(published_code(&status).unwrap().0, "E4001", "{message}");
         }
-        let aborted = publish(Status::internal("h2 protocol error: stream reset"), true);
-        assert_eq!(read(&aborted).unwrap().0, "E4011");
-        let bug = publish(Status::unknown("else"), false);
-        assert_eq!(read(&bug).unwrap().0, "E5004");
+        let aborted =
+            to_published_status(Status::internal("h2 protocol error: stream reset"), true);
+        assert_eq!(published_code(&aborted).unwrap().0, "E4011");
+        let bug = to_published_status(Status::unknown("else"), false);
+        assert_eq!(published_code(&bug).unwrap().0, "E5004");
     }
 
     #[test]
     fn messages_of_libraries_are_not_published() {
         for code in 1..=16 {
-            let status = publish(Status::new(Code::from(code), "quotes hunter2"), code % 2 == 0);
+            let status =
+                to_published_status(Status::new(Code::from(code), "quotes hunter2"), code % 2 == 0);
             assert!(!status.message().contains("hunter2"), "{code}");
             assert!(!String::from_utf8_lossy(status.details()).contains("hunter2"), "{code}");
         }

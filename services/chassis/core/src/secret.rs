@@ -10,7 +10,7 @@ use std::path::Path;
 use anyhow::Context as _;
 use secrecy::{ExposeSecret as _, SecretString};
 
-use crate::config::Wrong;
+use crate::config::ConfigError;
 
 /// Name of the file in DATA_DIR that contains a generated mesh token.
 pub const MESH_TOKEN_FILE: &str = "mesh-token";
@@ -51,14 +51,14 @@ pub enum Strength {
 }
 
 /// Validates a configured secret. An empty secret counts as not configured; a weak one is an error.
-pub fn set<'a>(
+pub fn validate_configured<'a>(
     name: &'static str,
     secret: Option<&'a SecretString>,
     strength: Strength,
-) -> Result<Option<&'a SecretString>, Wrong> {
+) -> Result<Option<&'a SecretString>, ConfigError> {
     let secret = secret.filter(|secret| !secret.expose_secret().is_empty());
     let problem = secret.and_then(|secret| weakness(secret.expose_secret(), strength));
-    problem.map_or(Ok(secret), |problem| Err(Wrong::new(name, problem)))
+    problem.map_or(Ok(secret), |problem| Err(ConfigError::new(name, problem)))
 }
 
 fn weakness(secret: &str, strength: Strength) -> Option<String> {
@@ -88,7 +88,7 @@ fn repeats(characters: &[char]) -> bool {
 }
 
 /// The configured secret, else the one in `file`, else a new one that is written to `file`.
-pub fn set_or_kept(set: Option<&SecretString>, file: &Path) -> anyhow::Result<SecretString> {
+pub fn load_or_generate(set: Option<&SecretString>, file: &Path) -> anyhow::Result<SecretString> {
     if let Some(secret) = set.filter(|secret| !secret.expose_secret().is_empty()) {
         return Ok(secret.clone());
     }
@@ -99,7 +99,7 @@ pub fn set_or_kept(set: Option<&SecretString>, file: &Path) -> anyhow::Result<Se
 }
 
 /// The configured secret, else the one in `file`, if there is any.
-pub fn set_or_found(
+pub fn load_if_exists(
     set: Option<&SecretString>,
     file: &Path,
 ) -> anyhow::Result<Option<SecretString>> {
@@ -172,8 +172,8 @@ mod tests {
     #[test]
     fn an_empty_secret_counts_as_not_configured() {
         let empty = SecretString::from("");
-        assert!(set("X", Some(&empty), Strength::HardToGuess).unwrap().is_none());
-        assert!(set("X", None, Strength::HardToGuess).unwrap().is_none());
+        assert!(validate_configured("X", Some(&empty), Strength::HardToGuess).unwrap().is_none());
+        assert!(validate_configured("X", None, Strength::HardToGuess).unwrap().is_none());
     }
 
     proptest! {

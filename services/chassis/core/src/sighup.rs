@@ -3,7 +3,7 @@
 use tokio::signal::unix::{SignalKind, signal};
 
 /// Calls `reload` at each SIGHUP, until the future is dropped.
-pub async fn at_each_hangup(mut reload: impl FnMut()) {
+pub async fn on_sighup(mut reload: impl FnMut()) {
     match signal(SignalKind::hangup()) {
         Ok(mut hangups) => {
             while hangups.recv().await.is_some() {

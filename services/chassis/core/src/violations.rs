@@ -5,7 +5,7 @@ use std::fmt;
 
 use tonic::Status;
 
-use crate::rpc_error::{ErrorCode, Fault};
+use crate::rpc_error::{ErrorCode, RpcError};
 
 /// The invalid fields of a request, and their problems.
 #[derive(Clone, Debug, Default)]
@@ -21,34 +21,34 @@ struct Violation {
 impl Extend<(&'static str, String)> for Violations {
     fn extend<I: IntoIterator<Item = (&'static str, String)>>(&mut self, problems: I) {
         for (field, problem) in problems {
-            self.wrong(field, problem);
+            self.add_invalid(field, problem);
         }
     }
 }
 
 impl Violations {
     /// Violations of one invalid field.
-    pub fn one(field: &'static str, problem: impl Into<String>) -> Self {
+    pub fn single(field: &'static str, problem: impl Into<String>) -> Self {
         let mut violations = Violations::default();
-        violations.wrong(field, problem);
+        violations.add_invalid(field, problem);
         violations
     }
 
     /// Adds an invalid field.
-    pub fn wrong(&mut self, field: impl Into<Cow<'static, str>>, problem: impl Into<String>) {
+    pub fn add_invalid(&mut self, field: impl Into<Cow<'static, str>>, problem: impl Into<String>) {
         let (field, problem) = (field.into(), problem.into());
         self.0.push(Violation { field, problem, is_missing: false });
     }
 
     /// Adds the field if `word` is not one of `words`.
-    pub fn check_word(&mut self, field: &'static str, word: &str, words: &[&str]) {
+    pub fn check_one_of(&mut self, field: &'static str, word: &str, words: &[&str]) {
         if !words.contains(&word) {
-            self.wrong(field, format!("is unknown; known are {}", words.join(", ")));
+            self.add_invalid(field, format!("is unknown; known are {}", words.join(", ")));
         }
     }
 
     /// Adds a required field that the request lacks.
-    pub fn missing(&mut self, field: impl Into<Cow<'static, str>>) {
+    pub fn add_missing(&mut self, field: impl Into<Cow<'static, str>>) {
         let (field, problem) = (field.into(), "is required".to_owned());
         self.0.push(Violation { field, problem, is_missing: true });
     }
@@ -81,11 +81,11 @@ impl fmt::Display for Violations {
 
 impl std::error::Error for Violations {}
 
-impl From<Violations> for Fault {
-    fn from(violations: Violations) -> Fault {
+impl From<Violations> for RpcError {
+    fn from(violations: Violations) -> RpcError {
         let is_missing = violations.0.iter().all(|violation| violation.is_missing);
         let code = if is_missing { ErrorCode::MissingField } else { ErrorCode::InvalidInput };
-        let fault = Fault::new(code, violations.to_string());
+        let fault = RpcError::new(code, violations.to_string());
         violations
             .0
             .into_iter()
@@ -95,6 +95,6 @@ impl From<Violations> for Fault {
 
 impl From<Violations> for Status {
     fn from(violations: Violations) -> Status {
-        Fault::from(violations).into()
+        RpcError::from(violations).into()
     }
 }

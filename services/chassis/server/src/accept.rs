@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use axum::Router;
 use futures_util::FutureExt as _;
-use hapa_transport::tls::{Tls, speaks_h2};
+use hapa_transport::tls::{Tls, negotiated_h2};
 use http::Request;
 use hyper::body::Incoming;
 use hyper::rt::Executor;
@@ -236,11 +236,11 @@ async fn tls_handshake(
     let acceptor = TlsAcceptor::from(tls.server());
     let stream = acceptor.accept(stream).await.map_err(|error| error.to_string())?;
     let session = stream.get_ref().1;
-    if !speaks_h2(session.alpn_protocol()) {
+    if !negotiated_h2(session.alpn_protocol()) {
         return Err("it did not offer HTTP/2".to_owned());
     }
     let certificate = session.peer_certificates().and_then(<[CertificateDer<'_>]>::first);
-    let roles = certificate.map(|certificate| tls.proven(certificate)).unwrap_or_default();
+    let roles = certificate.map(|certificate| tls.peer_roles(certificate)).unwrap_or_default();
     let io = read_preface(stream).await.ok_or("it did not start with the HTTP/2 preface")?;
     Ok((io, CertificateRoles(roles.into())))
 }

@@ -5,7 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use clap::{ArgAction, Args};
-use hapa_core::config::{CommonConfig, Environment, Wrong, bytes, seconds, seconds_or_none};
+use hapa_core::config::{CommonConfig, ConfigError, Environment, bytes, seconds, seconds_or_none};
 use hapa_core::secret;
 use hapa_store::database::Engine;
 use hapa_store::rate_limit::LimitConfig;
@@ -131,22 +131,29 @@ impl Config {
     }
 
     /// Checks settings that depend on each other.
-    pub fn check(&self) -> Result<(), Wrong> {
+    pub fn check(&self) -> Result<(), ConfigError> {
         let strength = self.common.secret_strength();
-        let token = secret::set("MESH_TOKEN", self.mesh_token.as_ref(), strength)?;
+        let token = secret::validate_configured("MESH_TOKEN", self.mesh_token.as_ref(), strength)?;
         let certificates = self.tls.files()?.is_some();
         if !certificates && token.is_none() && self.common.environment == Environment::Production {
-            return Err(Wrong::new("MESH_TOKEN", "must be set when ENVIRONMENT is production"));
+            return Err(ConfigError::new(
+                "MESH_TOKEN",
+                "must be set when ENVIRONMENT is production",
+            ));
         }
-        secret::set("MESH_TOKEN_PREVIOUS", self.mesh_token_previous.as_ref(), strength)?;
+        secret::validate_configured(
+            "MESH_TOKEN_PREVIOUS",
+            self.mesh_token_previous.as_ref(),
+            strength,
+        )?;
         let addresses = [
             ("AUTH_ADDRESS", &self.auth_address),
             ("ERRORS_ADDRESS", &self.errors_address),
             ("ANALYTICS_ADDRESS", &self.analytics_address),
         ];
         tls::check_schemes(&self.tls, &addresses)?;
-        let store = Engine::of(&self.common.store_url(""));
-        store.map_err(|problem| Wrong::new("DATABASE_URL", problem))?;
+        let store = Engine::from_url(&self.common.store_url(""));
+        store.map_err(|problem| ConfigError::new("DATABASE_URL", problem))?;
         self.common.redis_url().map_or(Ok(()), check_redis_url)
     }
 

@@ -285,15 +285,16 @@ mod tests {
         let watch = checks.watch(draining.clone());
         let scenario = async {
             is_healthy.store(false, Ordering::Relaxed);
-            tokio::time::sleep(CHECK_INTERVAL + health_check::TIMEOUT).await;
+            tokio::time::sleep(CHECK_INTERVAL + health_check::CHECK_TIMEOUT).await;
             assert!(!serves(&service, STORE).await && serves(&service, FREE).await);
             assert!(serves(&service, "").await, "one of two services can work");
             assert_eq!(health.components()[0].outcome, Err("secret words".to_owned()));
             assert!(
-                health.components()[0].checked.elapsed() <= CHECK_INTERVAL + health_check::TIMEOUT
+                health.components()[0].checked.elapsed()
+                    <= CHECK_INTERVAL + health_check::CHECK_TIMEOUT
             );
             is_healthy.store(true, Ordering::Relaxed);
-            tokio::time::sleep(CHECK_INTERVAL + health_check::TIMEOUT).await;
+            tokio::time::sleep(CHECK_INTERVAL + health_check::CHECK_TIMEOUT).await;
             assert!(serves(&service, STORE).await);
             draining.cancel();
         };
@@ -322,7 +323,7 @@ mod tests {
         checks.add(HealthCheck::new("panics", "?", || async { panic!("on purpose") }));
         let started = Instant::now();
         checks.run().await;
-        assert_eq!(started.elapsed(), health_check::TIMEOUT);
+        assert_eq!(started.elapsed(), health_check::CHECK_TIMEOUT);
         let outcomes: Vec<_> =
             checks.health().components().into_iter().map(|component| component.outcome).collect();
         let words = ["no answer within 2 s", "the check panicked"];

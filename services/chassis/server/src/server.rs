@@ -8,15 +8,17 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use anyhow::Context as _;
-use hapa_core::access::{BUILT_IN, Table};
-use hapa_core::config::Wrong;
+use hapa_core::access::{AccessTable, BUILT_IN_RPCS};
+use hapa_core::config::ConfigError;
 use hapa_core::health_check::HealthCheck;
 use hapa_core::secret;
 use hapa_core::service::{ServiceSpec, Shutdown};
 use hapa_store::rate_limit::Limiter;
 use hapa_telemetry::{recorder, scheduler_lag};
-use hapa_transport::otlp_exporter::Exporter;
-use hapa_transport::peer::{self, AnalyticsClient, AuthClient, ErrorsClient, Proof, Wire};
+use hapa_transport::otlp_exporter::SpanExporter;
+use hapa_transport::peer::{
+    self, AnalyticsClient, AuthClient, ErrorsClient, PeerChannel, ServiceAuth,
+};
 use hapa_transport::tls::Tls;
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
@@ -55,9 +57,10 @@ pub struct Listeners {
 
 impl Listeners {
     /// Binds both sockets. The error names the setting of the one that can't be bound.
-    pub async fn bind(config: &Config) -> Result<Self, Wrong> {
+    pub async fn bind(config: &Config) -> Result<Self, ConfigError> {
         let bind = async |name, address: SocketAddr| {
-            let failed = |error| Wrong::new(name, format!("can't listen on {address}: {error}"));
+            let failed =
+                |error| ConfigError::new(name, format!("can't listen on {address}: {error}"));
             TcpListener::bind(address).await.map_err(failed)
         };
         let mesh = bind("PORT", config.address()).await?;
@@ -70,9 +73,9 @@ impl Listeners {
 pub struct Server {
     config: Config,
     listeners: Listeners,
-    proof: Proof,
+    proof: ServiceAuth,
     routes: RoutesBuilder,
-    table: Table,
+    table: AccessTable,
     checks: HealthChecks,
     service_names: Vec<&'static str>,
     tasks: TaskTracker,
@@ -82,7 +85,7 @@ pub struct Server {
     force_close: CancellationToken,
     outbox: Outbox,
     principal_cache: Arc<OnceLock<PrincipalCache>>,
-    exporter: Option<Exporter>,
+    exporter: Option<SpanExporter>,
 }
 
 impl Server {
@@ -97,7 +100,7 @@ impl Server {
             listeners,
             proof,
             routes: RoutesBuilder::default(),
-            table: Table::default(),
+            table: AccessTable::default(),
             checks: HealthChecks::new(reporter).await,
             service_names: Vec::new(),
             tasks: TaskTracker::new(),
@@ -108,7 +111,7 @@ impl Server {
             principal_cache: Arc::default(),
             exporter: None,
         };
-        server.table.add(BUILT_IN);
+        server.table.add(BUILT_IN_RPCS);
         server.routes.add_service(health_service);
         if server.config.reflects() {
             server.add_reflection()?;
@@ -122,7 +125,7 @@ impl Server {
     }
 
     /// Sets the exporter that sends the spans of the process to a collector.
-    pub fn set_exporter(&mut self, exporter: Exporter) {
+    pub fn set_exporter(&mut self, exporter: SpanExporter) {
         self.exporter = Some(exporter);
     }
 
@@ -136,7 +139,7 @@ impl Server {
         let address = self.config.auth_address.as_deref();
         let channel = self.peer_channel("AUTH_ADDRESS", address, "hapa.auth.v1.AuthService")?;
         let problem = "must be set: this role needs the auth service";
-        Ok(AuthClient::new(channel.ok_or_else(|| Wrong::new("AUTH_ADDRESS", problem))?))
+        Ok(AuthClient::new(channel.ok_or_else(|| ConfigError::new("AUTH_ADDRESS", problem))?))
     }
 
     /// A separate channel to a service, authenticated as a service. It goes to `address`, which `setting` names, or to
@@ -146,7 +149,7 @@ impl Server {
         setting: &'static str,
         address: Option<&str>,
         service: &str,
-    ) -> anyhow::Result<Option<Wire>> {
+    ) -> anyhow::Result<Option<PeerChannel>> {
         Ok(self.open_channel(setting, address, service)?.map(|(channel, _)| channel))
     }
 
@@ -156,16 +159,17 @@ impl Server {
         setting: &'static str,
         address: Option<&str>,
         service: &str,
-    ) -> anyhow::Result<Option<(Wire, bool)>> {
+    ) -> anyhow::Result<Option<(PeerChannel, bool)>> {
         let Some((address, is_own)) = self.locate(address, service)? else { return Ok(None) };
         // Verified by its roles, because the certificate does not contain its own address.
         let roles = match &self.proof {
-            Proof::Certificates(tls) if is_own => tls.roles(),
+            ServiceAuth::Certificates(tls) if is_own => tls.roles(),
             _ => service.split('.').nth(1).into_iter().collect(),
         };
-        let (channel, balanced) = peer::proving(&address, &self.proof, &roles).context(setting)?;
+        let (channel, balanced) =
+            peer::authenticated_channel(&address, &self.proof, &roles).context(setting)?;
         if !is_own {
-            self.spawn(balanced.follow());
+            self.spawn(balanced.refresh_addresses());
         }
         Ok(Some((channel, is_own)))
     }
@@ -202,7 +206,7 @@ impl Server {
                 format!(
                     "{}://{}",
                     self.scheme(),
-                    peer::dialable(self.listeners.mesh.local_addr()?)
+                    peer::loopback_if_unspecified(self.listeners.mesh.local_addr()?)
                 ),
                 true,
             )),
@@ -211,7 +215,7 @@ impl Server {
     }
 
     fn scheme(&self) -> &'static str {
-        if let Proof::Certificates(_) = self.proof { "https" } else { "http" }
+        if let ServiceAuth::Certificates(_) = self.proof { "https" } else { "http" }
     }
 
     /// Adds the gRPC services, access rules and checks of a service, and starts its tasks.
@@ -259,7 +263,7 @@ impl Server {
         let limiter = Arc::clone(&shared.admission.limiter);
         self.check_redis(&limiter);
         self.watch_certificates();
-        self.spawn(scheduler_lag::watch());
+        self.spawn(scheduler_lag::measure());
         // Before the first call, so that the first health report has results.
         self.checks.run().await;
         let router = stack(self.routes.routes().into_axum_router().with_state(()), &shared);
@@ -426,16 +430,16 @@ impl Server {
 }
 
 /// How services authenticate: by certificates if they are set, else by the mesh token, which is generated if missing.
-fn service_auth(config: &Config) -> anyhow::Result<Proof> {
-    if let Some(tls) = Tls::of(&config.tls)? {
-        return Ok(Proof::Certificates(tls));
+fn service_auth(config: &Config) -> anyhow::Result<ServiceAuth> {
+    if let Some(tls) = Tls::from_config(&config.tls)? {
+        return Ok(ServiceAuth::Certificates(tls));
     }
     let file = config.common.data_dir.join(secret::MESH_TOKEN_FILE);
-    let token = secret::set_or_kept(config.mesh_token.as_ref(), &file)?;
+    let token = secret::load_or_generate(config.mesh_token.as_ref(), &file)?;
     let strength = config.common.secret_strength();
     let previous = config.mesh_token_previous.as_ref();
-    let previous = secret::set("MESH_TOKEN_PREVIOUS", previous, strength)?;
-    Ok(Proof::Token(token, previous.cloned()))
+    let previous = secret::validate_configured("MESH_TOKEN_PREVIOUS", previous, strength)?;
+    Ok(ServiceAuth::Token(token, previous.cloned()))
 }
 
 /// The limits of connections, from the settings and the file descriptors of the process.

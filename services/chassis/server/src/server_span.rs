@@ -3,8 +3,8 @@
 //! Streams that live as long as a service, and calls between services that no user's call caused, are not traced.
 
 use hapa_core::access::{Access, Rpc};
-use hapa_core::call::{BODY_ID, Call};
-use hapa_telemetry::trace::{Part, Presented, name};
+use hapa_core::call::{BODY_REQUEST_ID_FIELD, Call};
+use hapa_telemetry::trace::{HeaderExtractor, SpanHandle, span_name};
 use http::HeaderMap;
 use opentelemetry::Context;
 use opentelemetry::propagation::TextMapPropagator as _;
@@ -25,7 +25,7 @@ macro_rules! call_span {
             request_id = %$call.request_id,
             trace_id = Empty,
             incident_id = Empty,
-            { BODY_ID } = Empty
+            { BODY_REQUEST_ID_FIELD } = Empty
         )
     };
 }
@@ -35,7 +35,7 @@ pub(crate) struct ServerSpan {
     /// The span of its log lines.
     pub(crate) span: Span,
     /// The same span, as a part of the caller's trace; inert if the call is not traced.
-    pub(crate) part: Part,
+    pub(crate) part: SpanHandle,
     /// The id of the trace, also if only the caller traces; "" without one.
     pub(crate) trace_id: String,
 }
@@ -48,13 +48,13 @@ pub(crate) fn start_server_span(
 ) -> ServerSpan {
     let (span, part) = match trace_parent(headers, call.rpc) {
         Some(parent) => {
-            let span = call_span!(call, path, otel.name = name(path), otel.kind = "server");
+            let span = call_span!(call, path, otel.name = span_name(path), otel.kind = "server");
             // It fails if no exporter is configured.
             let is_traced = span.set_parent(parent).is_ok();
-            let part = if is_traced { Part(span.clone()) } else { Part::default() };
+            let part = if is_traced { SpanHandle(span.clone()) } else { SpanHandle::default() };
             (span, part)
         }
-        None => (call_span!(call, path), Part::default()),
+        None => (call_span!(call, path), SpanHandle::default()),
     };
     if part.is_some() {
         part.set_rpc(path);
@@ -72,10 +72,10 @@ pub(crate) fn start_server_span(
 
 /// The parent of the call's span; `None` if the call is not traced.
 fn trace_parent(headers: &HeaderMap, rpc: Option<&'static Rpc>) -> Option<Context> {
-    let rpc = rpc.filter(|rpc| rpc.access != Access::Public && !rpc.is_watch())?;
-    let parent =
-        TraceContextPropagator::new().extract_with_context(&Context::new(), &Presented(headers));
-    let is_untraced = rpc.access == Access::Mesh && !parent.span().span_context().is_valid();
+    let rpc = rpc.filter(|rpc| rpc.access != Access::NoAuth && !rpc.is_watch())?;
+    let parent = TraceContextPropagator::new()
+        .extract_with_context(&Context::new(), &HeaderExtractor(headers));
+    let is_untraced = rpc.access == Access::Service && !parent.span().span_context().is_valid();
     (!is_untraced).then_some(parent)
 }
 

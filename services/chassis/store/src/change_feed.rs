@@ -7,7 +7,7 @@
 use std::fmt::Display;
 use std::time::Duration;
 
-use hapa_core::rpc_error::{ErrorCode, Fault};
+use hapa_core::rpc_error::{ErrorCode, RpcError};
 use tokio::sync::watch;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
@@ -18,7 +18,7 @@ const POLL_INTERVAL: Duration = Duration::from_millis(200);
 const STALE_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// An append-only table with rising sequence numbers.
-pub trait Log: Send + Sync + 'static {
+pub trait ChangeSource: Send + Sync + 'static {
     /// The error of a poll.
     type Error: Display + Send;
 
@@ -31,30 +31,30 @@ pub trait Log: Send + Sync + 'static {
 
 /// A subscription to the latest sequence number of a table.
 #[derive(Clone, Debug)]
-pub struct Tail {
+pub struct ChangeFeed {
     latest: watch::Receiver<i64>,
     shutdown: CancellationToken,
 }
 
 /// Why a feed has ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum Over {
+pub enum FeedClosed {
     /// The server shuts down.
     #[error("this replica shuts down; reconnect and resume from the last event")]
-    Closing,
+    ShuttingDown,
     /// No poll has succeeded for too long.
     #[error("the database is not available; reconnect and resume from the last event")]
-    Blind,
+    Stale,
 }
 
-impl Tail {
+impl ChangeFeed {
     /// A feed, and the task that polls the table until it is dropped.
-    pub fn of(
-        source: impl Log,
+    pub fn new(
+        source: impl ChangeSource,
         shutdown: CancellationToken,
-    ) -> (Tail, impl Future<Output = ()> + Send + 'static) {
+    ) -> (ChangeFeed, impl Future<Output = ()> + Send + 'static) {
         let (publisher, latest) = watch::channel(0);
-        (Tail { latest, shutdown }, poll(source, publisher))
+        (ChangeFeed { latest, shutdown }, poll(source, publisher))
     }
 
     /// The latest sequence number, as of the last poll.
@@ -63,24 +63,24 @@ impl Tail {
     }
 
     /// Fails if the server shuts down.
-    pub fn goes_on(&self) -> Result<(), Over> {
-        if self.shutdown.is_cancelled() { Err(Over::Closing) } else { Ok(()) }
+    pub fn check_open(&self) -> Result<(), FeedClosed> {
+        if self.shutdown.is_cancelled() { Err(FeedClosed::ShuttingDown) } else { Ok(()) }
     }
 
     /// Waits for the next successful poll, with or without changes. Cancel-safe.
-    pub async fn look(&mut self) -> Result<(), Over> {
+    pub async fn next_poll(&mut self) -> Result<(), FeedClosed> {
         tokio::select! {
-            () = self.shutdown.cancelled() => Err(Over::Closing),
+            () = self.shutdown.cancelled() => Err(FeedClosed::ShuttingDown),
             polled = timeout(STALE_TIMEOUT, self.latest.changed()) => match polled {
                 Ok(Ok(())) => Ok(()),
-                Ok(Err(_)) => Err(Over::Closing),
-                Err(_) => Err(Over::Blind),
+                Ok(Err(_)) => Err(FeedClosed::ShuttingDown),
+                Err(_) => Err(FeedClosed::Stale),
             },
         }
     }
 }
 
-async fn poll(source: impl Log, publisher: watch::Sender<i64>) {
+async fn poll(source: impl ChangeSource, publisher: watch::Sender<i64>) {
     loop {
         match source.last().await {
             // Published without changes too, so that subscribers know of the successful poll.
@@ -91,13 +91,13 @@ async fn poll(source: impl Log, publisher: watch::Sender<i64>) {
     }
 }
 
-impl From<Over> for Fault {
-    fn from(closed: Over) -> Fault {
+impl From<FeedClosed> for RpcError {
+    fn from(closed: FeedClosed) -> RpcError {
         let code = match closed {
-            Over::Closing => ErrorCode::ShuttingDown,
-            Over::Blind => ErrorCode::DatabaseError,
+            FeedClosed::ShuttingDown => ErrorCode::ShuttingDown,
+            FeedClosed::Stale => ErrorCode::DatabaseError,
         };
-        Fault::new(code, closed.to_string())
+        RpcError::new(code, closed.to_string())
     }
 }
 
@@ -108,7 +108,7 @@ mod tests {
     /// A table that cannot be read.
     struct UnreadableTable;
 
-    impl Log for UnreadableTable {
+    impl ChangeSource for UnreadableTable {
         type Error = &'static str;
 
         async fn last(&self) -> Result<i64, &'static str> {
@@ -123,16 +123,16 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_subscriber_receives_an_error_if_polls_fail_and_on_shutdown() {
         let shutdown = CancellationToken::new();
-        let (mut feed, polling) = Tail::of(UnreadableTable, shutdown.clone());
+        let (mut feed, polling) = ChangeFeed::new(UnreadableTable, shutdown.clone());
         let polling = async {
             polling.await;
             unreachable!("polling does not end")
         };
         let subscriber = async {
-            assert_eq!(feed.look().await, Err(Over::Blind));
+            assert_eq!(feed.next_poll().await, Err(FeedClosed::Stale));
             shutdown.cancel();
-            assert_eq!(feed.look().await, Err(Over::Closing));
-            assert_eq!(feed.goes_on(), Err(Over::Closing));
+            assert_eq!(feed.next_poll().await, Err(FeedClosed::ShuttingDown));
+            assert_eq!(feed.check_open(), Err(FeedClosed::ShuttingDown));
         };
         tokio::select! {
             () = polling => {}

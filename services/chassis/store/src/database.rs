@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use futures_util::future::BoxFuture;
-use hapa_core::config::Wrong;
+use hapa_core::config::ConfigError;
 use sqlx::any::{AnyConnectOptions, AnyPoolOptions, install_default_drivers};
 use sqlx::error::DatabaseError;
 use sqlx::migrate::{MigrateError, Migration, MigrationType, Migrator};
@@ -61,7 +61,7 @@ const READ_ONLY_SQLSTATE: &str = "25006";
 const NO_TIMEOUTS: &str = "SET statement_timeout = 0; SET lock_timeout = 0";
 
 /// A migration: number, name and SQL.
-pub type Step = (i64, &'static str, &'static str);
+pub type MigrationStep = (i64, &'static str, &'static str);
 
 /// A database engine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -84,7 +84,7 @@ pub enum Durability {
 impl Engine {
     /// The engine of a database URL, or the problem of the URL. The problem contains no part of the URL, which may
     /// contain a password.
-    pub fn of(url: &str) -> Result<Engine, &'static str> {
+    pub fn from_url(url: &str) -> Result<Engine, &'static str> {
         match url.split_once("://") {
             Some(("sqlite", _)) => Ok(Engine::Sqlite),
             Some(("postgres" | "postgresql", _)) => {
@@ -102,7 +102,7 @@ impl Engine {
 
 /// The state of a database.
 #[derive(Clone, Copy, Debug)]
-pub struct Survey {
+pub struct DatabaseStatus {
     /// Duration of a trivial query.
     pub latency: Duration,
     /// Number of pending migrations.
@@ -159,7 +159,11 @@ impl PoolRenewal {
 impl Db {
     /// Opens the database at `url` and migrates it. Creates a SQLite file if there is none; waits for a PostgreSQL that
     /// is starting. Migrations are numbered per service, so that services may share a database.
-    pub async fn open(service: &'static str, url: &str, steps: &[Step]) -> anyhow::Result<Db> {
+    pub async fn open(
+        service: &'static str,
+        url: &str,
+        steps: &[MigrationStep],
+    ) -> anyhow::Result<Db> {
         Db::open_with(service, url, steps, Durability::PowerCut).await
     }
 
@@ -167,11 +171,12 @@ impl Db {
     pub async fn open_with(
         service: &'static str,
         url: &str,
-        steps: &[Step],
+        steps: &[MigrationStep],
         durability: Durability,
     ) -> anyhow::Result<Db> {
         install_default_drivers();
-        let engine = Engine::of(url).map_err(|problem| Wrong::new("DATABASE_URL", problem))?;
+        let engine =
+            Engine::from_url(url).map_err(|problem| ConfigError::new("DATABASE_URL", problem))?;
         let options: AnyConnectOptions = read_url(url)?;
         if engine == Engine::Sqlite {
             create_directory(url)?;
@@ -256,13 +261,14 @@ impl Db {
     }
 
     /// Inspects the database at `url` without changes; `None` if it is a file that does not exist.
-    pub async fn survey(
+    pub async fn inspect(
         service: &'static str,
         url: &str,
-        steps: &[Step],
-    ) -> anyhow::Result<Option<Survey>> {
+        steps: &[MigrationStep],
+    ) -> anyhow::Result<Option<DatabaseStatus>> {
         install_default_drivers();
-        let engine = Engine::of(url).map_err(|problem| Wrong::new("DATABASE_URL", problem))?;
+        let engine =
+            Engine::from_url(url).map_err(|problem| ConfigError::new("DATABASE_URL", problem))?;
         let file = url.trim_start_matches("sqlite://").split('?').next().unwrap_or_default();
         if engine == Engine::Sqlite && !Path::new(file).exists() {
             return Ok(None);
@@ -286,7 +292,7 @@ impl Db {
                     Some(connection.fetch_one(NOW).await?.try_get(0)?)
                 }
             };
-            Ok::<_, Error>(Survey { latency, pending, clock })
+            Ok::<_, Error>(DatabaseStatus { latency, pending, clock })
         };
         let survey = timeout(CONNECT_TIMEOUT, inspect).await.context("no reply in time")?;
         survey.map(Some).context("the database can't be read")
@@ -323,8 +329,8 @@ impl Db {
     }
 }
 
-fn read_url(url: &str) -> Result<AnyConnectOptions, Wrong> {
-    url.parse().map_err(|_| Wrong::new("DATABASE_URL", "is not a valid URL"))
+fn read_url(url: &str) -> Result<AnyConnectOptions, ConfigError> {
+    url.parse().map_err(|_| ConfigError::new("DATABASE_URL", "is not a valid URL"))
 }
 
 fn create_directory(url: &str) -> anyhow::Result<()> {
@@ -498,8 +504,8 @@ async fn adopt_old_migrations_table(
     Ok(())
 }
 
-fn migrator(service: &str, steps: &[Step]) -> Migrator {
-    let migration = |&(version, name, sql): &Step| {
+fn migrator(service: &str, steps: &[MigrationStep]) -> Migrator {
+    let migration = |&(version, name, sql): &MigrationStep| {
         let (name, sql) = (Cow::Borrowed(name), sql.into_sql_str());
         Migration::new(version, name, MigrationType::Simple, sql, false)
     };

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::Context as _;
-use hapa_core::config::Wrong;
+use hapa_core::config::ConfigError;
 use tokio::time::{Instant, sleep};
 
 /// Maximum wait for a process that ends and still holds the lock.
@@ -23,13 +23,13 @@ const MAX_HOLDERS_LEN: u64 = 4_096;
 
 /// A held lock. Dropping it releases the lock.
 #[derive(Debug)]
-pub struct Lock {
+pub struct FileLock {
     _file: File,
 }
 
 /// Whether other processes may hold a lock at the same time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
+pub enum LockMode {
     /// No other process may.
     Exclusive,
     /// Other processes may hold the lock in this mode too.
@@ -39,19 +39,23 @@ pub enum Kind {
 /// Locks DATA_DIR for the process `name`: exclusively for `hapa all`, shared for roles.
 ///
 /// In shared mode a read-only directory is not locked (`None`), because a role may not need it.
-pub async fn lock_folder(folder: &Path, name: &str, kind: Kind) -> anyhow::Result<Option<Lock>> {
+pub async fn lock_data_dir(
+    folder: &Path,
+    name: &str,
+    kind: LockMode,
+) -> anyhow::Result<Option<FileLock>> {
     let path = folder.join(DIRECTORY_LOCK_FILE);
     match lock(&path, name, kind, &folder.display().to_string()).await {
-        Err(error) if kind == Kind::Shared && is_read_only(&error) => Ok(None),
+        Err(error) if kind == LockMode::Shared && is_read_only(&error) => Ok(None),
         locked => locked.map(Some),
     }
 }
 
 /// Locks a file exclusively, with a separate lock file.
-pub(crate) async fn lock_file(path: &Path, name: &str) -> anyhow::Result<Lock> {
+pub(crate) async fn lock_file(path: &Path, name: &str) -> anyhow::Result<FileLock> {
     let mut lock_path = path.as_os_str().to_owned();
     lock_path.push(".lock");
-    lock(Path::new(&lock_path), name, Kind::Exclusive, &path.display().to_string()).await
+    lock(Path::new(&lock_path), name, LockMode::Exclusive, &path.display().to_string()).await
 }
 
 /// The processes that use DATA_DIR, for an operator; `None` if there are none.
@@ -65,12 +69,12 @@ pub fn holders_of(folder: &Path) -> Option<String> {
 
 /// Locks `path` for the process `name`, and waits up to 5 s for a process that ends. The error names the holders of
 /// `what`.
-pub async fn lock(path: &Path, name: &str, kind: Kind, what: &str) -> anyhow::Result<Lock> {
+pub async fn lock(path: &Path, name: &str, kind: LockMode, what: &str) -> anyhow::Result<FileLock> {
     let mut file = open(path)?;
     let begin = Instant::now();
     loop {
         match try_lock(&mut file, name, kind) {
-            Ok(()) => return Ok(Lock { _file: file }),
+            Ok(()) => return Ok(FileLock { _file: file }),
             Err(TryLockError::WouldBlock) if begin.elapsed() < HANDOVER_TIMEOUT => {
                 sleep(RETRY_INTERVAL).await;
             }
@@ -79,7 +83,7 @@ pub async fn lock(path: &Path, name: &str, kind: Kind, what: &str) -> anyhow::Re
                     "{what} is in use by {}: stop that process, or choose another DATA_DIR",
                     holders(&file)
                 );
-                return Err(Wrong::new("DATA_DIR", problem).into());
+                return Err(ConfigError::new("DATA_DIR", problem).into());
             }
             Err(TryLockError::Error(error)) => {
                 return Err(error).with_context(|| format!("locking {}", path.display()));
@@ -97,14 +101,14 @@ fn open(path: &Path) -> anyhow::Result<File> {
     file.with_context(|| format!("opening {}", path.display()))
 }
 
-fn try_lock(file: &mut File, name: &str, kind: Kind) -> Result<(), TryLockError> {
+fn try_lock(file: &mut File, name: &str, kind: LockMode) -> Result<(), TryLockError> {
     // An exclusive lock, even a temporary one, means that the file contains only names of ended processes.
     match file.try_lock() {
         Ok(()) => file.set_len(0).map_err(TryLockError::Error)?,
-        Err(TryLockError::WouldBlock) if kind == Kind::Shared => {}
+        Err(TryLockError::WouldBlock) if kind == LockMode::Shared => {}
         Err(error) => return Err(error),
     }
-    if kind == Kind::Shared {
+    if kind == LockMode::Shared {
         file.try_lock_shared()?;
     }
     // On a full disk the name is missing, but the lock is held.
@@ -148,8 +152,8 @@ fn is_read_only(error: &anyhow::Error) -> bool {
 mod tests {
     use super::*;
 
-    async fn locked(folder: &Path, name: &str, kind: Kind) -> Result<Option<Lock>, String> {
-        lock_folder(folder, name, kind).await.map_err(|error| error.to_string())
+    async fn locked(folder: &Path, name: &str, kind: LockMode) -> Result<Option<FileLock>, String> {
+        lock_data_dir(folder, name, kind).await.map_err(|error| error.to_string())
     }
 
     #[tokio::test(start_paused = true)]
@@ -157,10 +161,10 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let folder = folder.path();
         assert_eq!(holders_of(folder), None);
-        let all = locked(folder, "hapa all", Kind::Exclusive).await.unwrap();
+        let all = locked(folder, "hapa all", LockMode::Exclusive).await.unwrap();
         let own = std::process::id();
         let exclusive_holder = format!("hapa all (process {own})");
-        for kind in [Kind::Exclusive, Kind::Shared] {
+        for kind in [LockMode::Exclusive, LockMode::Shared] {
             let refused = locked(folder, "hapa auth", kind).await.unwrap_err();
             assert!(
                 refused.starts_with("DATA_DIR: ") && refused.contains(&exclusive_holder),
@@ -171,13 +175,13 @@ mod tests {
         assert_eq!(holders_of(folder), Some(exclusive_holder));
         drop(all);
         assert_eq!(holders_of(folder), None, "the remaining file is not a lock");
-        let auth = locked(folder, "hapa auth", Kind::Shared).await.unwrap();
-        let errors = locked(folder, "hapa errors", Kind::Shared).await.unwrap();
-        let refused = locked(folder, "hapa all", Kind::Exclusive).await.unwrap_err();
+        let auth = locked(folder, "hapa auth", LockMode::Shared).await.unwrap();
+        let errors = locked(folder, "hapa errors", LockMode::Shared).await.unwrap();
+        let refused = locked(folder, "hapa all", LockMode::Exclusive).await.unwrap_err();
         let shared_holders = format!("hapa auth (process {own}), hapa errors (process {own})");
         assert!(refused.contains(&shared_holders), "{refused}");
         drop((auth, errors));
-        drop(locked(folder, "hapa all", Kind::Exclusive).await.unwrap());
+        drop(locked(folder, "hapa all", LockMode::Exclusive).await.unwrap());
     }
 
     #[tokio::test(start_paused = true)]

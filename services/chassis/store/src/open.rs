@@ -9,15 +9,15 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
 
-pub use self::damage::{damage, is_of_the_file};
+pub use self::damage::{damage, is_file_damage};
 use hapa_core::config::CommonConfig;
 use hapa_core::error_chain::describe;
 use hapa_core::health_check::HealthCheck;
 
 use self::damage::{set_aside, set_aside_of};
 use self::quick_check::quick_check;
-use crate::database::{Db, Durability, Engine, Step};
-use crate::file_lock::{Lock, lock_file};
+use crate::database::{Db, Durability, Engine, MigrationStep};
+use crate::file_lock::{FileLock, lock_file};
 
 /// The store of a service.
 #[derive(Clone, Copy, Debug)]
@@ -25,7 +25,7 @@ pub struct StoreSpec {
     /// Name of the service and of its file.
     pub service: &'static str,
     /// The migrations.
-    pub steps: &'static [Step],
+    pub steps: &'static [MigrationStep],
     /// Durability of a SQLite file.
     pub durability: Durability,
     /// Whether a damaged file in DATA_DIR may be renamed, so that the process starts with a new one.
@@ -38,7 +38,7 @@ pub struct Stores {
     config: CommonConfig,
     /// Name of this process in lock files.
     process_name: String,
-    locks: HashMap<PathBuf, Lock>,
+    locks: HashMap<PathBuf, FileLock>,
 }
 
 /// An open store and its health checks.
@@ -161,7 +161,7 @@ struct DamagedFile {
 }
 
 fn is_damaged(error: &anyhow::Error) -> bool {
-    error.is::<DamagedFile>() || is_of_the_file(error)
+    error.is::<DamagedFile>() || is_file_damage(error)
 }
 
 async fn try_open(spec: &StoreSpec, url: &str, file: &Path) -> anyhow::Result<Db> {
@@ -201,7 +201,7 @@ pub fn set_aside_at(url: &str) -> Vec<PathBuf> {
 
 /// The file of an embedded store; `None` for a server and for an in-memory database.
 fn sqlite_file(url: &str) -> Option<&str> {
-    if Engine::of(url) != Ok(Engine::Sqlite) {
+    if Engine::from_url(url) != Ok(Engine::Sqlite) {
         return None;
     }
     let file = url.trim_start_matches("sqlite://");

@@ -21,7 +21,7 @@ use hapa_core::config::seconds;
 use hapa_proto::auth::v1::Principal;
 use secrecy::SecretString;
 
-pub use self::memory::Memory;
+pub use self::memory::MemoryLimiter;
 pub use self::redis::Redis;
 use hapa_core::access::Rpc;
 
@@ -97,7 +97,7 @@ pub enum Limiter {
     /// No limits: RATE_LIMIT_ENABLED=false.
     Off,
     /// In this process.
-    Memory(Memory),
+    Memory(MemoryLimiter),
     /// In a Redis that replicas share, and in this process while Redis is unavailable.
     Redis(Redis),
 }
@@ -116,7 +116,7 @@ impl Limiter {
     ) -> anyhow::Result<Self> {
         Ok(match redis_url {
             _ if !config.rate_limit_enabled => Limiter::Off,
-            None => Limiter::Memory(Memory::default()),
+            None => Limiter::Memory(MemoryLimiter::default()),
             Some(url) => Limiter::Redis(Redis::new(url, config, roles)?),
         })
     }

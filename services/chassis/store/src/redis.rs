@@ -17,7 +17,7 @@ use fred::types::config::{
 use hapa_core::circuit_breaker::{
     BreakerState, CallPermit, CircuitBreaker, CircuitBreakerConfig, Outcome, Transition,
 };
-use hapa_core::config::Wrong;
+use hapa_core::config::ConfigError;
 use secrecy::{ExposeSecret as _, SecretString};
 use tokio::time::{Instant, sleep, timeout};
 
@@ -42,23 +42,23 @@ const BREAKER: CircuitBreakerConfig = CircuitBreakerConfig {
 };
 
 /// Validates a Redis URL: one server, with or without TLS. Clusters and sentinels are not supported.
-pub fn check_redis_url(url: &SecretString) -> Result<(), Wrong> {
+pub fn check_redis_url(url: &SecretString) -> Result<(), ConfigError> {
     let url = url.expose_secret();
     if url.starts_with("redis://") || url.starts_with("rediss://") {
         return Ok(());
     }
-    Err(Wrong::new("REDIS_URL", "must begin with redis:// or rediss://"))
+    Err(ConfigError::new("REDIS_URL", "must begin with redis:// or rediss://"))
 }
 
 /// Options of a Redis client.
 #[derive(Clone, Copy, Debug)]
-pub struct Manner {
+pub struct RedisOptions {
     /// Timeout of a reply. A script takes well under a millisecond.
-    pub patience: Duration,
+    pub reply_timeout: Duration,
     /// Maximum number of scripts that wait for a connection or its socket. Further scripts fail at once.
-    pub most_queued: usize,
+    pub max_queued: usize,
     /// What happens while Redis is unavailable, for the log.
-    pub meanwhile: &'static str,
+    pub fallback: &'static str,
 }
 
 /// A client with its own connection.
@@ -66,7 +66,7 @@ pub struct Redis {
     client: Client,
     connection: Mutex<ConnectHandle>,
     breaker: Mutex<CircuitBreaker>,
-    options: Manner,
+    options: RedisOptions,
     /// Number of replies, which shows whether the connection is alive.
     reply_count: AtomicU64,
 }
@@ -84,9 +84,9 @@ impl Script {
 
 /// Redis has not replied.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Away {
+pub struct RedisUnavailable {
     /// Whether the script was sent. False if the circuit is open.
-    pub asked: bool,
+    pub was_sent: bool,
 }
 
 /// A reply to [`Redis::run_until_silent`].
@@ -106,27 +106,27 @@ pub(crate) struct NoReply {
 
 impl Redis {
     /// A client that connects in the background until it is dropped. Requires a runtime.
-    pub fn new(url: &SecretString, options: Manner) -> Result<Self, Wrong> {
-        Redis::with_command_timeout(url, options, options.patience)
+    pub fn new(url: &SecretString, options: RedisOptions) -> Result<Self, ConfigError> {
+        Redis::with_command_timeout(url, options, options.reply_timeout)
     }
 
     /// A client for [`Redis::run_until_silent`], whose commands may take longer than the reply timeout.
     pub(crate) fn tolerating_slow_replies(
         url: &SecretString,
-        options: Manner,
-    ) -> Result<Self, Wrong> {
-        Redis::with_command_timeout(url, options, options.patience * MAX_TIMEOUT_FACTOR)
+        options: RedisOptions,
+    ) -> Result<Self, ConfigError> {
+        Redis::with_command_timeout(url, options, options.reply_timeout * MAX_TIMEOUT_FACTOR)
     }
 
     fn with_command_timeout(
         url: &SecretString,
-        options: Manner,
+        options: RedisOptions,
         command_timeout: Duration,
-    ) -> Result<Self, Wrong> {
+    ) -> Result<Self, ConfigError> {
         check_redis_url(url)?;
         // Its errors contain at most parts of the address, never the password.
         let config = Config::from_url_centralized(url.expose_secret());
-        let config = config.map_err(|error| Wrong::new("REDIS_URL", error.to_string()))?;
+        let config = config.map_err(|error| ConfigError::new("REDIS_URL", error.to_string()))?;
         let client = Client::new(
             // Without `fail_fast` the client retries the first connection like any other.
             Config { fail_fast: false, ..config },
@@ -148,14 +148,14 @@ impl Redis {
     }
 
     /// Runs a script within the reply timeout. Fails at once if the circuit is open.
-    pub async fn ask<R: FromValue>(
+    pub async fn run<R: FromValue>(
         &self,
         script: &Script,
         keys: Vec<String>,
         arguments: Vec<Value>,
-    ) -> Result<R, Away> {
+    ) -> Result<R, RedisUnavailable> {
         let Ok(permit) = self.breaker().acquire(Instant::now()) else {
-            return Err(Away { asked: false });
+            return Err(RedisUnavailable { was_sent: false });
         };
         match self.run_within_timeout(script, keys, arguments).await {
             Ok(reply) => {
@@ -164,13 +164,13 @@ impl Redis {
             }
             Err(error) => {
                 self.record(permit, Outcome::Failure, Some(&error));
-                Err(Away { asked: true })
+                Err(RedisUnavailable { was_sent: true })
             }
         }
     }
 
     fn record(&self, permit: CallPermit, outcome: Outcome, error: Option<&Error>) {
-        let fallback = self.options.meanwhile;
+        let fallback = self.options.fallback;
         let transition = self.breaker().record(permit, outcome, Instant::now());
         match transition {
             Transition::Opened => {
@@ -202,7 +202,7 @@ impl Redis {
         keys: Vec<String>,
         arguments: Vec<Value>,
     ) -> Result<TimedReply<R>, NoReply> {
-        let step = self.options.patience / SILENCE_STEP_COUNT;
+        let step = self.options.reply_timeout / SILENCE_STEP_COUNT;
         let (mut last_count, mut silent_steps) = (self.reply_count.load(Ordering::Relaxed), 0);
         let mut cause = "there is no connection".to_owned();
         let mut attempt = None;
@@ -261,7 +261,8 @@ impl Redis {
             return Err(Error::new(ErrorKind::IO, "there is no connection"));
         }
         // fred limits each command; this limits both commands together.
-        let reply = timeout(self.options.patience, self.evaluate(script, keys, arguments)).await;
+        let reply =
+            timeout(self.options.reply_timeout, self.evaluate(script, keys, arguments)).await;
         let timed_out = |_| Err(Error::new(ErrorKind::Timeout, "no reply in time"));
         reply.unwrap_or_else(timed_out)?.convert()
     }
@@ -314,18 +315,19 @@ fn describe(error: &Error) -> String {
     if is_word { format!("{kind} {word}") } else { kind }
 }
 
-fn connection_config(options: Manner) -> ConnectionConfig {
+fn connection_config(options: RedisOptions) -> ConnectionConfig {
     ConnectionConfig {
         connection_timeout: Duration::from_secs(1),
         internal_command_timeout: Duration::from_secs(1),
         // A second attempt would run the script twice.
         max_command_attempts: 1,
-        max_command_buffer_len: options.most_queued,
+        max_command_buffer_len: options.max_queued,
         // Each write restarts this timeout, so with the usual reply timeout it is shorter than the open period of the
         // circuit breaker.
         unresponsive: UnresponsiveConfig {
             max_timeout: Some(
-                (options.patience * 6).min(UNRESPONSIVE_TIMEOUT.max(options.patience * 2)),
+                (options.reply_timeout * 6)
+                    .min(UNRESPONSIVE_TIMEOUT.max(options.reply_timeout * 2)),
             ),
             interval: Duration::from_millis(100),
         },
@@ -345,10 +347,10 @@ fn reconnect_policy() -> ReconnectPolicy {
 mod tests {
     use super::*;
 
-    const OPTIONS: Manner = Manner {
-        patience: Duration::from_millis(50),
-        most_queued: 8,
-        meanwhile: "the test has no Redis",
+    const OPTIONS: RedisOptions = RedisOptions {
+        reply_timeout: Duration::from_millis(50),
+        max_queued: 8,
+        fallback: "the test has no Redis",
     };
 
     #[tokio::test]
@@ -372,8 +374,8 @@ mod tests {
         let script = Script::new("return 1");
         let mut attempts = Vec::new();
         for _ in 0..4 {
-            let reply = redis.ask::<i64>(&script, Vec::new(), Vec::new()).await;
-            attempts.push(reply.unwrap_err().asked);
+            let reply = redis.run::<i64>(&script, Vec::new(), Vec::new()).await;
+            attempts.push(reply.unwrap_err().was_sent);
         }
         assert_eq!(attempts, [true, true, true, false]);
         assert!(!redis.is_up());

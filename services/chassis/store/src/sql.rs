@@ -24,7 +24,7 @@ pub enum Placeholder {
 
 impl Placeholder {
     /// The fastest syntax of a backend. `name` is sqlx's name of the backend.
-    pub fn of(name: &str) -> Self {
+    pub fn for_backend(name: &str) -> Self {
         if name == "SQLite" { Placeholder::Anonymous } else { Placeholder::Numbered }
     }
 }
@@ -101,8 +101,8 @@ mod tests {
         let text = SqlText::new("KEEP ").list(["a", "b"]).with(" WHERE c IN (");
         assert_eq!(text.places(3, 2).with(")").0, "KEEP a, b WHERE c IN ($3, $4)");
         let rows = |placeholder| SqlText::new("VALUES ").rows(placeholder, 2, 2, ", 0").0;
-        assert_eq!(rows(Placeholder::of("PostgreSQL")), "VALUES ($1, $2, 0), ($3, $4, 0)");
-        assert_eq!(rows(Placeholder::of("SQLite")), "VALUES (?, ?, 0), (?, ?, 0)");
+        assert_eq!(rows(Placeholder::for_backend("PostgreSQL")), "VALUES ($1, $2, 0), ($3, $4, 0)");
+        assert_eq!(rows(Placeholder::for_backend("SQLite")), "VALUES (?, ?, 0), (?, ?, 0)");
         assert_eq!(SqlText::new("x").list([]).places(1, 0).0, "x");
     }
 }

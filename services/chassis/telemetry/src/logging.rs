@@ -8,7 +8,7 @@ use std::io::IsTerminal as _;
 
 use fields::{JsonFormat, TextFormat};
 use file::LogFile;
-use hapa_core::config::Wrong;
+use hapa_core::config::ConfigError;
 use opentelemetry_sdk::trace::SdkTracer;
 use tracing::Dispatch;
 use tracing_subscriber::filter::FilterExt as _;
@@ -25,7 +25,7 @@ pub(crate) use writer::LogWriter;
 
 /// Starts logging to LOG_FILE or standard error, including panics. `tracer` receives the spans. A second call in one
 /// process keeps the settings of the first.
-pub fn start(log: &LogConfig, tracer: Option<SdkTracer>) -> Result<Log, Wrong> {
+pub fn start(log: &LogConfig, tracer: Option<SdkTracer>) -> Result<Log, ConfigError> {
     let (dispatch, log) = build(log, tracer)?;
     // Fails only if logging has been started before.
     let _ = dispatch.try_init();
@@ -34,11 +34,11 @@ pub fn start(log: &LogConfig, tracer: Option<SdkTracer>) -> Result<Log, Wrong> {
 }
 
 /// The dispatcher that [`start`] would install. Panics are not logged.
-pub fn prepare(log: &LogConfig, tracer: Option<SdkTracer>) -> Result<Dispatch, Wrong> {
+pub fn prepare(log: &LogConfig, tracer: Option<SdkTracer>) -> Result<Dispatch, ConfigError> {
     build(log, tracer).map(|(dispatch, _)| dispatch)
 }
 
-fn build(log: &LogConfig, tracer: Option<SdkTracer>) -> Result<(Dispatch, Log), Wrong> {
+fn build(log: &LogConfig, tracer: Option<SdkTracer>) -> Result<(Dispatch, Log), ConfigError> {
     let level = level_filter(log)?;
     let output = open(log)?;
     let lines = line_layer(log, &output);
@@ -52,18 +52,18 @@ fn build(log: &LogConfig, tracer: Option<SdkTracer>) -> Result<(Dispatch, Log), 
     Ok((subscriber.into(), output))
 }
 
-fn open(log: &LogConfig) -> Result<Log, Wrong> {
+fn open(log: &LogConfig) -> Result<Log, ConfigError> {
     let path = log.log_file.as_deref().filter(|path| !path.as_os_str().is_empty());
     let Some(path) = path else {
         let writer = LogWriter::start(std::io::stderr());
-        let writer = writer.map_err(|error| Wrong::new("LOG_FILE", error.to_string()))?;
+        let writer = writer.map_err(|error| ConfigError::new("LOG_FILE", error.to_string()))?;
         let is_terminal = std::io::stderr().is_terminal();
         let destination = if is_terminal { Destination::Terminal } else { Destination::Stderr };
         return Ok(Log { writer, destination });
     };
     let file = LogFile::open(path, log.log_max_size, log.log_file_rotation);
     let writer = file.and_then(LogWriter::start).map_err(|error| {
-        Wrong::new("LOG_FILE", format!("{} can't be written to: {error}", path.display()))
+        ConfigError::new("LOG_FILE", format!("{} can't be written to: {error}", path.display()))
     })?;
     Ok(Log { writer, destination: Destination::File })
 }
@@ -81,12 +81,12 @@ fn line_layer(log: &LogConfig, output: &Log) -> Box<dyn Layer<Registry> + Send +
     }
 }
 
-fn level_filter(log: &LogConfig) -> Result<EnvFilter, Wrong> {
+fn level_filter(log: &LogConfig) -> Result<EnvFilter, ConfigError> {
     // Libraries log warnings only. LOG_LEVEL comes last, so it can override these levels.
     let directives = format!(
         "fred=error,h2=warn,hyper=warn,reqwest=warn,sqlx=warn,tower=warn,{}",
         log.log_level
     );
     let filter = EnvFilter::builder().parse(directives);
-    filter.map_err(|error| Wrong::new("LOG_LEVEL", error.to_string()))
+    filter.map_err(|error| ConfigError::new("LOG_LEVEL", error.to_string()))
 }

@@ -6,7 +6,7 @@ use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder};
 
 /// The type of a metric.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub enum Kind {
+pub enum MetricKind {
     /// A value that only rises.
     Counter,
     /// A value that rises and falls.
@@ -17,11 +17,11 @@ pub enum Kind {
 
 /// The description of a metric.
 #[derive(Clone, Copy, Debug)]
-pub struct Known {
+pub struct MetricSpec {
     /// The name at /metrics.
     pub name: &'static str,
     /// The type.
-    pub kind: Kind,
+    pub kind: MetricKind,
     /// The unit of its values; `None` for a state.
     pub unit: Option<Unit>,
     /// Names of the labels, whose values come from short lists.
@@ -48,17 +48,17 @@ const TOKEN_COUNT_BUCKETS: &[f64] =
 
 const fn metric(
     name: &'static str,
-    kind: Kind,
+    kind: MetricKind,
     unit: Option<Unit>,
     labels: &'static [&'static str],
     help: &'static str,
-) -> Known {
-    Known { name, kind, unit, labels, help, aliases: &[] }
+) -> MetricSpec {
+    MetricSpec { name, kind, unit, labels, help, aliases: &[] }
 }
 
-impl Known {
-    const fn renamed_from(self, aliases: &'static [&'static str]) -> Known {
-        Known { aliases, ..self }
+impl MetricSpec {
+    const fn renamed_from(self, aliases: &'static [&'static str]) -> MetricSpec {
+        MetricSpec { aliases, ..self }
     }
 }
 
@@ -67,115 +67,115 @@ const SECONDS: Option<Unit> = Some(Unit::Seconds);
 
 /// All metrics, sorted by name.
 #[rustfmt::skip]
-pub const KNOWN: &[Known] = &[
-    metric("gen_ai_client_token_usage", Kind::Histogram(TOKEN_COUNT_BUCKETS), COUNT, &["gen_ai_token_type", "gen_ai_operation_name"],
+pub const METRICS: &[MetricSpec] = &[
+    metric("gen_ai_client_token_usage", MetricKind::Histogram(TOKEN_COUNT_BUCKETS), COUNT, &["gen_ai_token_type", "gen_ai_operation_name"],
         "Tokens of a prompt (input) and of its answer (output), as reported by the engine"),
-    metric("gen_ai_server_time_per_output_token_seconds", Kind::Histogram(TOKEN_INTERVAL_BUCKETS), SECONDS, &[],
+    metric("gen_ai_server_time_per_output_token_seconds", MetricKind::Histogram(TOKEN_INTERVAL_BUCKETS), SECONDS, &[],
         "Mean time between two tokens of an answer, after the first"),
-    metric("gen_ai_server_time_to_first_token_seconds", Kind::Histogram(DURATION_BUCKETS), SECONDS, &[],
+    metric("gen_ai_server_time_to_first_token_seconds", MetricKind::Histogram(DURATION_BUCKETS), SECONDS, &[],
         "Time from the arrival of a generation to its first token"),
-    metric("hapa_ai_tokens_used_total", Kind::Counter, COUNT, &["type"],
+    metric("hapa_ai_tokens_used_total", MetricKind::Counter, COUNT, &["type"],
         "Tokens as reported by the engine"),
-    metric("hapa_cache_errors_total", Kind::Counter, COUNT, &[],
+    metric("hapa_cache_errors_total", MetricKind::Counter, COUNT, &[],
         "Failed reads and writes of the shared cache"),
-    metric("hapa_cache_hits_total", Kind::Counter, COUNT, &["cache"],
+    metric("hapa_cache_hits_total", MetricKind::Counter, COUNT, &["cache"],
         "Cache hits, by cache: code_generation, completion, user_profiles"),
-    metric("hapa_cache_misses_total", Kind::Counter, COUNT, &["cache"],
+    metric("hapa_cache_misses_total", MetricKind::Counter, COUNT, &["cache"],
         "Cache misses, by cache"),
-    metric("hapa_certificate_expiry_seconds", Kind::Gauge, SECONDS, &[],
+    metric("hapa_certificate_expiry_seconds", MetricKind::Gauge, SECONDS, &[],
         "Time until this process's certificate expires"),
-    metric("hapa_completions_superseded_total", Kind::Counter, COUNT, &[],
+    metric("hapa_completions_superseded_total", MetricKind::Counter, COUNT, &[],
         "Completions that ended because of a newer request of their session"),
-    metric("hapa_connections_refused_total", Kind::Counter, COUNT, &[],
+    metric("hapa_connections_refused_total", MetricKind::Counter, COUNT, &[],
         "Connections closed at once because their address has the maximum number of connections"),
-    metric("hapa_engine_attempts_total", Kind::Counter, COUNT, &["engine", "outcome"],
+    metric("hapa_engine_attempts_total", MetricKind::Counter, COUNT, &["engine", "outcome"],
         "Requests to engines until the first token, by outcome"),
-    metric("hapa_engine_breaker_state", Kind::Gauge, None, &["engine"],
+    metric("hapa_engine_breaker_state", MetricKind::Gauge, None, &["engine"],
         "State of the circuit breaker: 0 closed, 1 half-open (one trial call), 2 open (no calls)"),
-    metric("hapa_engine_requests_in_flight", Kind::Gauge, COUNT, &["engine"],
+    metric("hapa_engine_requests_in_flight", MetricKind::Gauge, COUNT, &["engine"],
         "Requests in progress at an engine"),
-    metric("hapa_engine_retries_total", Kind::Counter, COUNT, &["outcome"],
+    metric("hapa_engine_retries_total", MetricKind::Counter, COUNT, &["outcome"],
         "Attempts that failed before the first token, by outcome of the retry"),
-    metric("hapa_engine_up", Kind::Gauge, None, &["engine"],
+    metric("hapa_engine_up", MetricKind::Gauge, None, &["engine"],
         "1 while an engine answers and makes progress, otherwise 0"),
-    metric("hapa_errors_total", Kind::Counter, COUNT, &["rpc", "error_code"],
+    metric("hapa_errors_total", MetricKind::Counter, COUNT, &["rpc", "error_code"],
         "Failed calls, by RPC and published code"),
-    metric("hapa_generations_active", Kind::Gauge, COUNT, &[],
+    metric("hapa_generations_active", MetricKind::Gauge, COUNT, &[],
         "Generations with an engine slot"),
-    metric("hapa_generations_refused_total", Kind::Counter, COUNT, &["why"],
+    metric("hapa_generations_refused_total", MetricKind::Counter, COUNT, &["why"],
         "Generations rejected without an engine slot: the queue was full, or the wait too long"),
-    metric("hapa_generations_waiting", Kind::Gauge, COUNT, &[],
+    metric("hapa_generations_waiting", MetricKind::Gauge, COUNT, &[],
         "Generations that wait for an engine slot"),
-    metric("hapa_handshakes_refused_total", Kind::Counter, COUNT, &[],
+    metric("hapa_handshakes_refused_total", MetricKind::Counter, COUNT, &[],
         "Connections without a valid certificate"),
-    metric("hapa_idempotent_requests_total", Kind::Counter, COUNT, &["rpc", "outcome"],
+    metric("hapa_idempotent_requests_total", MetricKind::Counter, COUNT, &["rpc", "outcome"],
         "Requests with an idempotency key that was used before, by outcome: replayed, conflict, unreadable"),
-    metric("hapa_inter_token_added_seconds", Kind::Histogram(OVERHEAD_BUCKETS), SECONDS, &["rpc"],
+    metric("hapa_inter_token_added_seconds", MetricKind::Histogram(OVERHEAD_BUCKETS), SECONDS, &["rpc"],
         "Per call, the maximum delay added between receiving a token from the engine and writing it to the client connection"),
-    metric("hapa_ledger_gap_tokens", Kind::Gauge, COUNT, &[],
+    metric("hapa_ledger_gap_tokens", MetricKind::Gauge, COUNT, &[],
         "Tokens that were used, or reported by an engine, and are not booked: briefly while in transit, permanently if lost or in excess"),
-    metric("hapa_ledger_tokens_total", Kind::Counter, COUNT, &["outcome"],
+    metric("hapa_ledger_tokens_total", MetricKind::Counter, COUNT, &["outcome"],
         "Tokens of generations: booked by auth, lost because auth was unavailable for too long, or reported by an engine in excess of the reservation"),
-    metric("hapa_limiter_fallbacks_total", Kind::Counter, COUNT, &[],
+    metric("hapa_limiter_fallbacks_total", MetricKind::Counter, COUNT, &[],
         "Rate limit decisions of this process alone because Redis did not answer"),
-    metric("hapa_log_lines_dropped_total", Kind::Counter, COUNT, &[],
+    metric("hapa_log_lines_dropped_total", MetricKind::Counter, COUNT, &[],
         "Dropped log lines: the queue was full, or the write failed"),
-    metric("hapa_outbox_age_seconds", Kind::Gauge, SECONDS, &[],
+    metric("hapa_outbox_age_seconds", MetricKind::Gauge, SECONDS, &[],
         "Age of the oldest event in the outbox")
         .renamed_from(&["hapa_spool_age_seconds"]),
-    metric("hapa_outbox_depth", Kind::Gauge, COUNT, &["kind"],
+    metric("hapa_outbox_depth", MetricKind::Gauge, COUNT, &["kind"],
         "Events in the outbox, by kind")
         .renamed_from(&["hapa_spool_depth"]),
-    metric("hapa_outbox_dropped_total", Kind::Counter, COUNT, &["kind", "reason"],
+    metric("hapa_outbox_dropped_total", MetricKind::Counter, COUNT, &["kind", "reason"],
         "Events dropped from the outbox before delivery, by kind and reason")
         .renamed_from(&["hapa_spool_dropped_total"]),
-    metric("hapa_outbox_relayed_total", Kind::Counter, COUNT, &["kind"],
+    metric("hapa_outbox_relayed_total", MetricKind::Counter, COUNT, &["kind"],
         "Delivered events, by kind")
         .renamed_from(&["hapa_spool_shipped_total"]),
-    metric("hapa_overhead_seconds", Kind::Histogram(OVERHEAD_BUCKETS), SECONDS, &["rpc"],
+    metric("hapa_overhead_seconds", MetricKind::Histogram(OVERHEAD_BUCKETS), SECONDS, &["rpc"],
         "Duration of a call without its wait for an engine slot and without the engine's time"),
-    metric("hapa_redis_up", Kind::Gauge, None, &[],
+    metric("hapa_redis_up", MetricKind::Gauge, None, &[],
         "1 while Redis answers, otherwise 0"),
-    metric("hapa_request_duration_seconds", Kind::Histogram(DURATION_BUCKETS), SECONDS, &["rpc"],
+    metric("hapa_request_duration_seconds", MetricKind::Histogram(DURATION_BUCKETS), SECONDS, &["rpc"],
         "Time from the arrival of a call to its last byte"),
-    metric("hapa_requests_in_flight", Kind::Gauge, COUNT, &["rpc"],
+    metric("hapa_requests_in_flight", MetricKind::Gauge, COUNT, &["rpc"],
         "Calls in progress"),
-    metric("hapa_requests_total", Kind::Counter, COUNT, &["rpc", "code"],
+    metric("hapa_requests_total", MetricKind::Counter, COUNT, &["rpc", "code"],
         "Completed calls, by RPC and gRPC code"),
-    metric("hapa_revocation_link_up", Kind::Gauge, None, &[],
+    metric("hapa_revocation_link_up", MetricKind::Gauge, None, &[],
         "1 while this process receives revocations of keys and sessions from auth, otherwise 0"),
-    metric("hapa_runtime_lag_seconds", Kind::Histogram(OVERHEAD_BUCKETS), SECONDS, &[],
+    metric("hapa_runtime_lag_seconds", MetricKind::Histogram(OVERHEAD_BUCKETS), SECONDS, &[],
         "Delay of a timer that fires once per second: a sign of a lack of processor time"),
-    metric("hapa_spans_dropped_total", Kind::Counter, COUNT, &["reason"],
+    metric("hapa_spans_dropped_total", MetricKind::Counter, COUNT, &["reason"],
         "Dropped spans: the queue was full, or the collector rejected them"),
-    metric("hapa_token_settlements_dropped_total", Kind::Counter, COUNT, &[],
+    metric("hapa_token_settlements_dropped_total", MetricKind::Counter, COUNT, &[],
         "Generations whose tokens were not booked"),
 ];
 
 /// Sets the buckets of every histogram.
 pub(crate) fn buckets(builder: PrometheusBuilder) -> Result<PrometheusBuilder, BuildError> {
-    KNOWN.iter().try_fold(builder, |builder, metric| match metric.kind {
-        Kind::Histogram(buckets) => {
+    METRICS.iter().try_fold(builder, |builder, metric| match metric.kind {
+        MetricKind::Histogram(buckets) => {
             builder.set_buckets_for_metric(Matcher::Full(metric.name.to_owned()), buckets)
         }
-        Kind::Counter | Kind::Gauge => Ok(builder),
+        MetricKind::Counter | MetricKind::Gauge => Ok(builder),
     })
 }
 
 /// Describes all metrics to the recorder, which serves the help texts.
 pub(crate) fn describe() {
-    for Known { name, kind, unit, labels, help, .. } in KNOWN {
+    for MetricSpec { name, kind, unit, labels, help, .. } in METRICS {
         let unit = unit.unwrap_or(Unit::Count);
         match kind {
-            Kind::Counter => {
+            MetricKind::Counter => {
                 metrics::describe_counter!(*name, unit, *help);
                 // Registered at start-up, so that the first increment is visible as a change.
                 if labels.is_empty() {
                     metrics::counter!(*name).increment(0);
                 }
             }
-            Kind::Gauge => metrics::describe_gauge!(*name, unit, *help),
-            Kind::Histogram(_) => metrics::describe_histogram!(*name, unit, *help),
+            MetricKind::Gauge => metrics::describe_gauge!(*name, unit, *help),
+            MetricKind::Histogram(_) => metrics::describe_histogram!(*name, unit, *help),
         }
     }
 }
@@ -183,7 +183,7 @@ pub(crate) fn describe() {
 /// Appends the metrics with aliases under their old names to a page in the text format of Prometheus.
 pub(crate) fn with_aliases(page: &str) -> String {
     let mut extended = page.to_owned();
-    for metric in KNOWN {
+    for metric in METRICS {
         for alias in metric.aliases {
             for line in page.lines().filter_map(|line| renamed_line(line, metric.name, alias)) {
                 extended.push_str(&line);

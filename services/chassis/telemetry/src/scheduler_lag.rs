@@ -7,7 +7,7 @@ use tokio::time::{Instant, sleep_until};
 const MEASURE_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Measures once per second how late a timer fires.
-pub async fn watch() {
+pub async fn measure() {
     loop {
         let due = Instant::now() + MEASURE_INTERVAL;
         sleep_until(due).await;

@@ -27,7 +27,7 @@ const KIND_FIELD: &str = "otel.kind";
 /// An open span of a trace; disabled without a collector. Dropping it ends the span, even if other handles of the
 /// `tracing` span exist.
 #[derive(Debug)]
-pub struct Part(pub Span);
+pub struct SpanHandle(pub Span);
 
 /// The layer that passes spans to the tracer. It ignores events and the spans of libraries.
 pub(crate) fn layer<S>(tracer: SdkTracer) -> impl Layer<S> + Send + Sync
@@ -64,32 +64,32 @@ pub(crate) fn log_filter() -> FilterFn<impl Fn(&Metadata<'_>) -> bool> {
 }
 
 /// The trace context of a span; `None` if the span is not part of a trace.
-pub fn place(span: &Span) -> Option<Context> {
+pub fn trace_context(span: &Span) -> Option<Context> {
     let context = span.context();
     context.span().span_context().is_valid().then_some(context)
 }
 
-impl Default for Part {
+impl Default for SpanHandle {
     fn default() -> Self {
-        Part(Span::none())
+        SpanHandle(Span::none())
     }
 }
 
-impl Part {
+impl SpanHandle {
     /// Starts a client span for a request to another service, on behalf of the current call. Disabled outside a call.
     #[must_use]
-    pub fn ask(name: impl FnOnce() -> String) -> Part {
-        Part::ask_under(&Span::current(), name)
+    pub fn client(name: impl FnOnce() -> String) -> SpanHandle {
+        SpanHandle::client_under(&Span::current(), name)
     }
 
     /// Starts a client span under a span that need not be the current one.
     #[must_use]
-    pub fn ask_under(parent: &Span, name: impl FnOnce() -> String) -> Part {
-        if place(parent).is_none() {
-            return Part::default();
+    pub fn client_under(parent: &Span, name: impl FnOnce() -> String) -> SpanHandle {
+        if trace_context(parent).is_none() {
+            return SpanHandle::default();
         }
         let name = name();
-        Part(tracing::info_span!(
+        SpanHandle(tracing::info_span!(
             target: TRACE_ONLY_TARGET,
             parent: parent,
             "ask",
@@ -110,7 +110,8 @@ impl Part {
 
     /// The trace id; "" if the span is disabled.
     pub fn id(&self) -> String {
-        let id = place(&self.0).map(|place| place.span().span_context().trace_id().to_string());
+        let id =
+            trace_context(&self.0).map(|place| place.span().span_context().trace_id().to_string());
         id.unwrap_or_default()
     }
 
@@ -121,7 +122,7 @@ impl Part {
 
     /// Sets the attributes of the RPC at `path`.
     pub fn set_rpc(&self, path: &str) {
-        let (service, method) = name(path).split_once('/').unwrap_or((path, ""));
+        let (service, method) = span_name(path).split_once('/').unwrap_or((path, ""));
         self.set("rpc.system", "grpc");
         self.set("rpc.service", service.to_owned());
         self.set("rpc.method", method.to_owned());
@@ -162,29 +163,29 @@ impl Part {
     }
 
     /// Writes the trace context to the headers of a request, so that the peer continues the trace.
-    pub fn carry(&self, headers: &mut HeaderMap) {
-        if let Some(place) = place(&self.0) {
+    pub fn inject(&self, headers: &mut HeaderMap) {
+        if let Some(place) = trace_context(&self.0) {
             TraceContextPropagator::new().inject_context(&place, &mut HeaderInjector(headers));
         }
     }
 }
 
-impl Drop for Part {
+impl Drop for SpanHandle {
     fn drop(&mut self) {
         // `tracing` closes a span with its last handle, which may be much later.
-        if let Some(place) = place(&self.0) {
+        if let Some(place) = trace_context(&self.0) {
             place.span().end();
         }
     }
 }
 
 /// The span name of an RPC path, such as `hapa.codegen.v1.CodegenService/GenerateCode`.
-pub fn name(path: &str) -> &str {
+pub fn span_name(path: &str) -> &str {
     path.trim_start_matches('/')
 }
 
 /// Whether a status marks a server span as failed, by the semantic conventions. Errors of the client do not.
-pub fn is_servers_failure(code: Code) -> bool {
+pub fn is_server_error(code: Code) -> bool {
     matches!(
         code,
         Code::Unknown
@@ -198,9 +199,9 @@ pub fn is_servers_failure(code: Code) -> bool {
 
 /// Extracts the trace context from the headers of a request.
 #[derive(Debug)]
-pub struct Presented<'h>(pub &'h HeaderMap);
+pub struct HeaderExtractor<'h>(pub &'h HeaderMap);
 
-impl Extractor for Presented<'_> {
+impl Extractor for HeaderExtractor<'_> {
     fn get(&self, key: &str) -> Option<&str> {
         self.0.get(key).and_then(|value| value.to_str().ok())
     }

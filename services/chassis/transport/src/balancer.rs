@@ -29,7 +29,7 @@ use tonic::Status;
 use tonic::body::Body;
 use tower::Service;
 
-use crate::connect::{Connector, Secure};
+use crate::connect::{Connector, TransportSecurity};
 
 /// Interval of name resolution, and the time for which a failed replica cools down.
 const REFRESH_INTERVAL: Duration = Duration::from_secs(3);
@@ -46,7 +46,7 @@ type Resolve = Box<dyn Fn() -> Resolution + Send + Sync>;
 
 /// A channel over all replicas of a service. Clones share the connections.
 #[derive(Clone)]
-pub struct Balanced(Arc<Inner>);
+pub struct BalancedChannel(Arc<Inner>);
 
 struct Inner {
     scheme: Scheme,
@@ -66,20 +66,20 @@ struct Replica {
     in_flight: AtomicUsize,
 }
 
-impl std::fmt::Debug for Balanced {
+impl std::fmt::Debug for BalancedChannel {
     fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         formatter.debug_tuple("Balanced").field(&self.0.authority).finish()
     }
 }
 
-impl Balanced {
+impl BalancedChannel {
     /// A channel to an address such as `http://auth:50051`, or to several, separated by commas. It connects on first
     /// use, and waits up to `connect_timeout` for each replica.
     pub fn new(
         address: &str,
-        secure: Secure,
+        secure: TransportSecurity,
         connect_timeout: Duration,
-    ) -> anyhow::Result<Balanced> {
+    ) -> anyhow::Result<BalancedChannel> {
         let hosts: Vec<_> = address.split(',').map(parse_address).collect::<Result<_, _>>()?;
         let names: Arc<[_]> = hosts.iter().map(|host| (host.name.clone(), host.port)).collect();
         let mut hosts = hosts.into_iter();
@@ -93,11 +93,11 @@ impl Balanced {
         };
         let is_tls = host.scheme == Scheme::HTTPS;
         let connector = Connector::new(&host.name, is_tls, secure, connect_timeout)?;
-        Ok(Balanced::from_parts(host, connector, Box::new(resolve)))
+        Ok(BalancedChannel::from_parts(host, connector, Box::new(resolve)))
     }
 
-    fn from_parts(host: HostAddress, connector: Connector, resolve: Resolve) -> Balanced {
-        Balanced(Arc::new(Inner {
+    fn from_parts(host: HostAddress, connector: Connector, resolve: Resolve) -> BalancedChannel {
+        BalancedChannel(Arc::new(Inner {
             scheme: host.scheme,
             authority: host.authority,
             connector,
@@ -108,12 +108,12 @@ impl Balanced {
     }
 
     /// The host name and port, of the first address if there are several.
-    pub fn place(&self) -> &str {
+    pub fn authority(&self) -> &str {
         self.0.authority.as_str()
     }
 
     /// Resolves the names again and again; a background task of the server.
-    pub async fn follow(self) {
+    pub async fn refresh_addresses(self) {
         loop {
             sleep(REFRESH_INTERVAL).await;
             if let Err(error) = self.0.refresh().await {
@@ -174,7 +174,7 @@ impl Balanced {
     }
 }
 
-impl Service<Request<Body>> for Balanced {
+impl Service<Request<Body>> for BalancedChannel {
     type Response = Response<Body>;
     type Error = Status;
     type Future = Pin<Box<dyn Future<Output = Result<Response<Body>, Status>> + Send>>;

@@ -21,20 +21,20 @@ use tokio_rustls::TlsConnector;
 use tokio_util::io::InspectReader;
 use tonic::body::Body;
 
-use crate::tls::{Tls, speaks_h2};
+use crate::tls::{Tls, negotiated_h2};
 
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(20);
 const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The transport security of a connection.
 #[derive(Clone, Debug)]
-pub enum Secure {
+pub enum TransportSecurity {
     /// Plaintext.
-    No,
+    Plaintext,
     /// Mutual TLS with this process's certificate. The peer's certificate must have the host name or one of these roles.
-    Mutual(Tls, Vec<String>),
+    MutualTls(Tls, Vec<String>),
     /// TLS without a client certificate. The peer's certificate must have the host name.
-    Believing(Arc<ClientConfig>),
+    ServerTls(Arc<ClientConfig>),
 }
 
 /// Connects to the addresses of one host name.
@@ -42,7 +42,7 @@ pub(crate) struct Connector {
     timeout: Duration,
     /// The host name that the peer's certificate must have; `None` for plaintext.
     server_name: Option<ServerName<'static>>,
-    secure: Secure,
+    secure: TransportSecurity,
 }
 
 impl Connector {
@@ -50,10 +50,10 @@ impl Connector {
     pub(crate) fn new(
         host: &str,
         is_tls: bool,
-        secure: Secure,
+        secure: TransportSecurity,
         timeout: Duration,
     ) -> anyhow::Result<Connector> {
-        if is_tls == matches!(secure, Secure::No) {
+        if is_tls == matches!(secure, TransportSecurity::Plaintext) {
             anyhow::bail!(
                 "an address must begin with https:// if certificates are configured, otherwise with http://"
             );
@@ -75,15 +75,15 @@ impl Connector {
         stream.set_nodelay(true)?;
         // Read for each connection, because the certificate files may have been replaced.
         let config = match &self.secure {
-            Secure::No => None,
-            Secure::Mutual(tls, roles) => Some(Arc::new(tls.client(roles)?)),
-            Secure::Believing(config) => Some(Arc::clone(config)),
+            TransportSecurity::Plaintext => None,
+            TransportSecurity::MutualTls(tls, roles) => Some(Arc::new(tls.client(roles)?)),
+            TransportSecurity::ServerTls(config) => Some(Arc::clone(config)),
         };
         let (Some(config), Some(name)) = (config, &self.server_name) else {
             return http2_handshake(stream).await;
         };
         let stream = TlsConnector::from(config).connect(name.clone(), stream).await?;
-        let is_h2 = speaks_h2(stream.get_ref().1.alpn_protocol());
+        let is_h2 = negotiated_h2(stream.get_ref().1.alpn_protocol());
         anyhow::ensure!(is_h2, "the peer supports TLS, but not HTTP/2");
         http2_handshake(stream).await
     }

@@ -8,7 +8,7 @@ use std::fmt::{self, Debug, Formatter};
 use std::sync::Arc;
 use std::time::Duration;
 
-use hapa_core::config::Wrong;
+use hapa_core::config::ConfigError;
 use hapa_core::rpc_error::code_name;
 use hapa_telemetry::config::TraceConfig;
 use opentelemetry::trace::TracerProvider as _;
@@ -28,9 +28,9 @@ use tokio_util::sync::CancellationToken;
 use tonic::Request;
 use tonic::metadata::{Ascii, MetadataKey, MetadataMap, MetadataValue};
 
-use crate::balancer::Balanced;
-use crate::connect::Secure;
-use crate::tls::believing;
+use crate::balancer::BalancedChannel;
+use crate::connect::TransportSecurity;
+use crate::tls::trust_roots;
 
 /// Maximum number of queued spans: those of a few hundred calls.
 const QUEUE_CAPACITY: usize = 4_096;
@@ -46,9 +46,9 @@ const SHUTDOWN_TIMEOUT: Duration = Duration::from_millis(800);
 const DROPPED: &str = "hapa_spans_dropped_total";
 
 /// Exports spans to the collector; a background task of the server.
-pub struct Exporter {
+pub struct SpanExporter {
     queue: mpsc::Receiver<SpanData>,
-    client: TraceServiceClient<Balanced>,
+    client: TraceServiceClient<BalancedChannel>,
     headers: MetadataMap,
     service_name: Option<String>,
     /// Dropping the provider would end all tracers.
@@ -56,7 +56,9 @@ pub struct Exporter {
 }
 
 /// The tracer and the exporter by the settings; `None` without a collector.
-pub fn collect(config: &TraceConfig) -> Result<Option<(SdkTracer, Exporter)>, Wrong> {
+pub fn tracer_and_exporter(
+    config: &TraceConfig,
+) -> Result<Option<(SdkTracer, SpanExporter)>, ConfigError> {
     let endpoint = config.otel_exporter_otlp_endpoint.as_deref();
     let Some(endpoint) = endpoint.filter(|endpoint| !endpoint.is_empty()) else {
         return Ok(None);
@@ -71,16 +73,16 @@ pub fn collect(config: &TraceConfig) -> Result<Option<(SdkTracer, Exporter)>, Wr
         .build();
     let tracer = provider.tracer("hapa");
     let service_name = config.otel_service_name.clone().filter(|name| !name.is_empty());
-    Ok(Some((tracer, Exporter { queue, client, headers, service_name, provider })))
+    Ok(Some((tracer, SpanExporter { queue, client, headers, service_name, provider })))
 }
 
-impl Debug for Exporter {
+impl Debug for SpanExporter {
     fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
         f.debug_struct("Exporter").finish_non_exhaustive()
     }
 }
 
-impl Exporter {
+impl SpanExporter {
     /// Exports spans until `end` fires, and then the remaining ones for up to 800 ms. Without a configured service name
     /// the name is derived from the roles.
     pub async fn run(mut self, roles: Vec<&'static str>, end: CancellationToken) {
@@ -193,28 +195,29 @@ fn service_name(roles: &[&str]) -> String {
     }
 }
 
-fn channel(address: &str, config: &TraceConfig) -> Result<Balanced, Wrong> {
-    let invalid = |name| move |error: anyhow::Error| Wrong::new(name, format!("{error:#}"));
+fn channel(address: &str, config: &TraceConfig) -> Result<BalancedChannel, ConfigError> {
+    let invalid = |name| move |error: anyhow::Error| ConfigError::new(name, format!("{error:#}"));
     let authority = config.otel_exporter_otlp_certificate.as_ref();
     let secure = if address.starts_with("https:") {
         let authority = authority.filter(|file| !file.as_os_str().is_empty());
-        let config = believing(authority).map_err(invalid("OTEL_EXPORTER_OTLP_CERTIFICATE"))?;
-        Secure::Believing(Arc::new(config))
+        let config = trust_roots(authority).map_err(invalid("OTEL_EXPORTER_OTLP_CERTIFICATE"))?;
+        TransportSecurity::ServerTls(Arc::new(config))
     } else {
-        Secure::No
+        TransportSecurity::Plaintext
     };
-    let channel = Balanced::new(address, secure, CONNECT_TIMEOUT);
+    let channel = BalancedChannel::new(address, secure, CONNECT_TIMEOUT);
     channel.map_err(invalid("OTEL_EXPORTER_OTLP_ENDPOINT"))
 }
 
 /// Parses `name=value,name=value` with percent-encoded values:
 /// <https://opentelemetry.io/docs/specs/otel/protocol/exporter/>
-fn headers(set: Option<&SecretString>) -> Result<MetadataMap, Wrong> {
+fn headers(set: Option<&SecretString>) -> Result<MetadataMap, ConfigError> {
     let mut headers = MetadataMap::new();
     let text = set.map(SecretString::expose_secret).unwrap_or_default();
     for pair in text.split(',').filter(|pair| !pair.trim().is_empty()) {
         // The text is a secret, so the problem does not quote it.
-        let problem = || Wrong::new("OTEL_EXPORTER_OTLP_HEADERS", "must be name=value,name=value");
+        let problem =
+            || ConfigError::new("OTEL_EXPORTER_OTLP_HEADERS", "must be name=value,name=value");
         let (name, value) = pair.split_once('=').ok_or_else(problem)?;
         let name = MetadataKey::<Ascii>::from_bytes(name.trim().to_lowercase().as_bytes());
         let mut value: MetadataValue<Ascii> = percent_decode(value.trim())
@@ -271,7 +274,7 @@ mod tests {
             otel_service_name: None,
             otel_traces_sampler_arg: 1.0,
         };
-        let (tracer, exporter) = collect(&config).unwrap().unwrap();
+        let (tracer, exporter) = tracer_and_exporter(&config).unwrap().unwrap();
         for _ in 0..QUEUE_CAPACITY + 10 {
             drop(tracer.start("one"));
         }

@@ -4,7 +4,7 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use hapa_core::config::Wrong;
+use hapa_core::config::ConfigError;
 use hapa_proto::analytics::v1::analytics_service_client::AnalyticsServiceClient;
 use hapa_proto::auth::v1::auth_service_client::AuthServiceClient;
 use hapa_proto::errors::v1::error_tracking_service_client::ErrorTrackingServiceClient;
@@ -16,8 +16,8 @@ use tonic::service::Interceptor;
 use tonic::service::interceptor::InterceptedService;
 use tonic::{Request, Status};
 
-use crate::balancer::Balanced;
-use crate::connect::Secure;
+use crate::balancer::BalancedChannel;
+use crate::connect::TransportSecurity;
 use crate::tls::Tls;
 use crate::tracing_channel::TracingChannel;
 
@@ -37,11 +37,11 @@ pub fn gateway_token(mesh_token: &SecretString) -> SecretString {
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// A channel that authenticates this process as a service.
-pub type Wire = InterceptedService<TracingChannel<Balanced>, MeshToken>;
+pub type PeerChannel = InterceptedService<TracingChannel<BalancedChannel>, MeshToken>;
 
 /// How services authenticate to each other.
 #[derive(Clone, Debug)]
-pub enum Proof {
+pub enum ServiceAuth {
     /// The mesh token, and during its replacement a second one that is accepted but never sent.
     Token(SecretString, Option<SecretString>),
     /// Certificates. Tokens are neither sent nor accepted.
@@ -49,18 +49,18 @@ pub enum Proof {
 }
 
 /// A client of the auth service.
-pub type AuthClient = AuthServiceClient<Wire>;
+pub type AuthClient = AuthServiceClient<PeerChannel>;
 /// A client of the analytics service.
-pub type AnalyticsClient = AnalyticsServiceClient<Wire>;
+pub type AnalyticsClient = AnalyticsServiceClient<PeerChannel>;
 /// A client of the errors service.
-pub type ErrorsClient = ErrorTrackingServiceClient<Wire>;
+pub type ErrorsClient = ErrorTrackingServiceClient<PeerChannel>;
 
-impl Proof {
+impl ServiceAuth {
     /// The certificates, if services authenticate with them.
     pub fn tls(&self) -> Option<Tls> {
         match self {
-            Proof::Token(..) => None,
-            Proof::Certificates(tls) => Some(tls.clone()),
+            ServiceAuth::Token(..) => None,
+            ServiceAuth::Certificates(tls) => Some(tls.clone()),
         }
     }
 }
@@ -79,40 +79,45 @@ impl Interceptor for MeshToken {
 }
 
 /// A channel to `address` that sends the mesh token.
-pub fn wire(address: &str, token: &SecretString) -> anyhow::Result<Wire> {
-    proving(address, &Proof::Token(token.clone(), None), &[]).map(|(channel, _)| channel)
+pub fn token_channel(address: &str, token: &SecretString) -> anyhow::Result<PeerChannel> {
+    authenticated_channel(address, &ServiceAuth::Token(token.clone(), None), &[])
+        .map(|(channel, _)| channel)
 }
 
 /// An authenticated channel to a peer with one of these roles at `address`, and its balancer, whose background task
 /// follows the addresses.
-pub fn proving(address: &str, proof: &Proof, roles: &[&str]) -> anyhow::Result<(Wire, Balanced)> {
+pub fn authenticated_channel(
+    address: &str,
+    proof: &ServiceAuth,
+    roles: &[&str],
+) -> anyhow::Result<(PeerChannel, BalancedChannel)> {
     let (secure, token) = match proof {
-        Proof::Token(token, _) => (Secure::No, Some(token)),
-        Proof::Certificates(tls) => {
+        ServiceAuth::Token(token, _) => (TransportSecurity::Plaintext, Some(token)),
+        ServiceAuth::Certificates(tls) => {
             let roles = roles.iter().map(|&role| role.to_owned()).collect();
-            (Secure::Mutual(tls.clone(), roles), None)
+            (TransportSecurity::MutualTls(tls.clone(), roles), None)
         }
     };
     let parse = |token: &SecretString| {
         let token: Result<MetadataValue<Ascii>, _> = token.expose_secret().parse();
         let problem = "must be ASCII text without leading and trailing spaces";
-        let mut token = token.map_err(|_| Wrong::new("MESH_TOKEN", problem))?;
+        let mut token = token.map_err(|_| ConfigError::new("MESH_TOKEN", problem))?;
         token.set_sensitive(true);
-        Ok::<_, Wrong>(token)
+        Ok::<_, ConfigError>(token)
     };
     let token = MeshToken(token.map(parse).transpose()?);
-    let balanced = Balanced::new(address, secure, CONNECT_TIMEOUT)?;
-    let traced = TracingChannel::new(balanced.clone(), balanced.place());
+    let balanced = BalancedChannel::new(address, secure, CONNECT_TIMEOUT)?;
+    let traced = TracingChannel::new(balanced.clone(), balanced.authority());
     Ok((InterceptedService::new(traced, token), balanced))
 }
 
 /// A plaintext channel without authentication to `address`, such as `http://auth:50051`.
-pub fn channel(address: &str) -> anyhow::Result<Balanced> {
-    Balanced::new(address, Secure::No, CONNECT_TIMEOUT)
+pub fn plain_channel(address: &str) -> anyhow::Result<BalancedChannel> {
+    BalancedChannel::new(address, TransportSecurity::Plaintext, CONNECT_TIMEOUT)
 }
 
 /// The address at which a process can connect to its own listener: loopback for an unspecified address.
-pub fn dialable(mut address: SocketAddr) -> SocketAddr {
+pub fn loopback_if_unspecified(mut address: SocketAddr) -> SocketAddr {
     if address.ip().is_unspecified() {
         address.set_ip(if address.is_ipv4() {
             [127, 0, 0, 1].into()

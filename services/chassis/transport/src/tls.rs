@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use clap::Args;
-use hapa_core::config::Wrong;
+use hapa_core::config::ConfigError;
 use hapa_core::health_check::HealthCheck;
 use rustls::client::WebPkiServerVerifier;
 use rustls::crypto::CryptoProvider;
@@ -37,7 +37,7 @@ const H2: &[u8] = b"h2";
 const RELOAD_INTERVAL: Duration = Duration::from_secs(2);
 
 /// Default prefix of URI names that contain a role.
-pub const PREFIX: &str = "spiffe://hapa/";
+pub const DEFAULT_SPIFFE_PREFIX: &str = "spiffe://hapa/";
 
 /// Settings of certificates.
 #[derive(Args, Clone, Debug, Default)]
@@ -56,13 +56,13 @@ pub struct TlsConfig {
     pub tls_ca_file: Option<PathBuf>,
     /// Prefix of URI names in certificates whose last segment is a role, such as spiffe://hapa/ns/hapa/sa/. Other URI
     /// names are ignored.
-    #[arg(long, env = "TLS_SPIFFE_PREFIX", default_value = PREFIX)]
+    #[arg(long, env = "TLS_SPIFFE_PREFIX", default_value = DEFAULT_SPIFFE_PREFIX)]
     pub tls_spiffe_prefix: String,
 }
 
 /// The certificate files.
 #[derive(Clone, Debug)]
-pub struct Files {
+pub struct TlsFiles {
     /// The certificate and its chain.
     pub certificate: PathBuf,
     /// The private key.
@@ -73,12 +73,12 @@ pub struct Files {
 
 impl TlsConfig {
     /// All three files, or none. Fails if only some are set.
-    pub fn files(&self) -> Result<Option<Files>, Wrong> {
+    pub fn files(&self) -> Result<Option<TlsFiles>, ConfigError> {
         let set = [&self.tls_cert_file, &self.tls_key_file, &self.tls_ca_file];
         match set.map(Clone::clone) {
             [None, None, None] => Ok(None),
             [Some(certificate), Some(key), Some(authority)] => {
-                Ok(Some(Files { certificate, key, authority }))
+                Ok(Some(TlsFiles { certificate, key, authority }))
             }
             [certificate, key, _] => {
                 let names = ["TLS_CERT_FILE", "TLS_KEY_FILE", "TLS_CA_FILE"];
@@ -86,7 +86,7 @@ impl TlsConfig {
                 let name = names.into_iter().zip(missing).find(|(_, missing)| *missing);
                 let problem =
                     "is missing: set all of TLS_CERT_FILE, TLS_KEY_FILE and TLS_CA_FILE, or none";
-                Err(Wrong::new(name.map_or("TLS_CA_FILE", |(name, _)| name), problem))
+                Err(ConfigError::new(name.map_or("TLS_CA_FILE", |(name, _)| name), problem))
             }
         }
     }
@@ -97,7 +97,7 @@ impl TlsConfig {
 pub fn check_schemes(
     config: &TlsConfig,
     addresses: &[(&'static str, &Option<String>)],
-) -> Result<(), Wrong> {
+) -> Result<(), ConfigError> {
     let (scheme, state) = match config.files()? {
         Some(_) => ("https://", "is set"),
         None => ("http://", "is not set"),
@@ -107,7 +107,7 @@ pub fn check_schemes(
     for (name, address) in addresses {
         if !fits(address.as_deref().unwrap_or_default()) {
             let problem = format!("must begin with {scheme}, because TLS_CERT_FILE {state}");
-            return Err(Wrong::new(name, problem));
+            return Err(ConfigError::new(name, problem));
         }
     }
     Ok(())
@@ -118,7 +118,7 @@ pub fn check_schemes(
 pub struct Tls(Arc<Inner>);
 
 struct Inner {
-    files: Files,
+    files: TlsFiles,
     prefix: String,
     state: Mutex<TlsState>,
 }
@@ -148,16 +148,17 @@ impl fmt::Debug for Tls {
 
 impl Tls {
     /// Reads the files.
-    pub fn load(files: Files, prefix: &str) -> anyhow::Result<Tls> {
+    pub fn load(files: TlsFiles, prefix: &str) -> anyhow::Result<Tls> {
         let loaded = Arc::new(LoadedFiles::read(&files, prefix)?);
         let state = Mutex::new(TlsState { loaded, problem: None });
         Ok(Tls(Arc::new(Inner { files, prefix: prefix.to_owned(), state })))
     }
 
     /// The certificates in the settings; `None` if none are configured.
-    pub fn of(config: &TlsConfig) -> anyhow::Result<Option<Tls>> {
+    pub fn from_config(config: &TlsConfig) -> anyhow::Result<Option<Tls>> {
         let Some(files) = config.files()? else { return Ok(None) };
-        let invalid = |error: anyhow::Error| Wrong::new("TLS_CERT_FILE", format!("{error:#}"));
+        let invalid =
+            |error: anyhow::Error| ConfigError::new("TLS_CERT_FILE", format!("{error:#}"));
         Ok(Some(Tls::load(files, &config.tls_spiffe_prefix).map_err(invalid)?))
     }
 
@@ -172,7 +173,7 @@ impl Tls {
     }
 
     /// The roles in a peer's certificate.
-    pub fn proven(&self, certificate: &CertificateDer<'_>) -> Vec<&'static str> {
+    pub fn peer_roles(&self, certificate: &CertificateDer<'_>) -> Vec<&'static str> {
         names::roles(certificate, &self.0.prefix)
     }
 
@@ -257,7 +258,7 @@ impl Tls {
 }
 
 impl LoadedFiles {
-    fn read(files: &Files, prefix: &str) -> anyhow::Result<LoadedFiles> {
+    fn read(files: &TlsFiles, prefix: &str) -> anyhow::Result<LoadedFiles> {
         let read = |path: &PathBuf| {
             std::fs::read(path).with_context(|| format!("reading {}", path.display()))
         };
@@ -270,7 +271,7 @@ impl LoadedFiles {
             .collect::<Result<_, _>>()
             .with_context(|| invalid(&files.certificate))?;
         let own = chain.first().with_context(|| invalid(&files.certificate))?;
-        let (roles, validity) = (names::roles(own, prefix), Validity::of(own));
+        let (roles, validity) = (names::roles(own, prefix), Validity::parse(own));
         let validity = validity.with_context(|| invalid(&files.certificate))?;
         let key = PrivateKeyDer::from_pem_slice(key).with_context(|| invalid(&files.key))?;
         let authorities = authorities(authority).with_context(|| invalid(&files.authority))?;
@@ -291,7 +292,7 @@ impl LoadedFiles {
 
 /// The TLS configuration of a connection without a client certificate. It trusts the authorities in a file, or without
 /// one those of the system.
-pub fn believing(authority: Option<&PathBuf>) -> anyhow::Result<ClientConfig> {
+pub fn trust_roots(authority: Option<&PathBuf>) -> anyhow::Result<ClientConfig> {
     let roots = if let Some(file) = authority {
         let text = std::fs::read(file).with_context(|| format!("reading {}", file.display()))?;
         authorities(&text).with_context(|| format!("{} contains no certificate", file.display()))?
@@ -314,7 +315,7 @@ fn with_h2(mut config: ClientConfig) -> ClientConfig {
 }
 
 /// Whether the peer has negotiated HTTP/2.
-pub fn speaks_h2(protocol: Option<&[u8]>) -> bool {
+pub fn negotiated_h2(protocol: Option<&[u8]>) -> bool {
     protocol == Some(H2)
 }
 

@@ -7,7 +7,7 @@ use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
 use hapa_core::rpc_error::code_name;
-use hapa_telemetry::trace::{Part, name};
+use hapa_telemetry::trace::{SpanHandle, span_name};
 use http::{HeaderMap, Request, Response};
 use http_body::{Body as HttpBody, Frame, SizeHint};
 use pin_project_lite::pin_project;
@@ -43,12 +43,12 @@ where
     }
 
     fn call(&mut self, mut request: Request<Body>) -> TracedResponse<S::Future> {
-        let span = Part::ask(|| name(request.uri().path()).to_owned());
+        let span = SpanHandle::client(|| span_name(request.uri().path()).to_owned());
         if span.is_some() {
             span.set_rpc(request.uri().path());
             span.set_server(&self.peer);
         }
-        span.carry(request.headers_mut());
+        span.inject(request.headers_mut());
         TracedResponse { response: self.inner.call(request), span: Some(span) }
     }
 }
@@ -59,7 +59,7 @@ pin_project! {
     pub struct TracedResponse<F> {
         #[pin]
         response: F,
-        span: Option<Part>,
+        span: Option<SpanHandle>,
     }
 }
 
@@ -69,7 +69,7 @@ impl<F: Future<Output = Result<Response<Body>, E>>, E> Future for TracedResponse
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<F::Output> {
         let this = self.project();
         let result = ready!(this.response.poll(cx));
-        let span = this.span.take().filter(Part::is_some);
+        let span = this.span.take().filter(SpanHandle::is_some);
         let Some(span) = span else { return Poll::Ready(result) };
         Poll::Ready(match result {
             Ok(response) if response.headers().contains_key("grpc-status") => {
@@ -90,7 +90,7 @@ impl<F: Future<Output = Result<Response<Body>, E>>, E> Future for TracedResponse
 /// A response body that ends the span at its trailers.
 struct TracedBody {
     body: Body,
-    span: Option<Part>,
+    span: Option<SpanHandle>,
 }
 
 impl HttpBody for TracedBody {
@@ -120,7 +120,7 @@ impl HttpBody for TracedBody {
     }
 }
 
-fn record_status(span: &Part, headers: &HeaderMap) {
+fn record_status(span: &SpanHandle, headers: &HeaderMap) {
     let code = headers.get("grpc-status").map(|value| Code::from_bytes(value.as_bytes()));
     let code = code.unwrap_or(Code::Unknown);
     span.set("rpc.grpc.status_code", i64::from(code as i32));

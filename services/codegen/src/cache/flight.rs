@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, MutexGuard};
 use std::task::{Context, Poll, ready};
 
-use hapa_core::call_stats::Report;
+use hapa_core::call_stats::CallStats;
 use hapa_proto::codegen::v1::stream_generate_code_response::Event;
 use tonic::Status;
 
@@ -32,7 +32,7 @@ pub(super) type Flights = List<Name, Flight>;
 pub(super) struct Flight {
     shared: Shared<State>,
     /// What the generation notes about itself.
-    own: Report,
+    own: CallStats,
     /// Where others find it, taken back when it ends.
     _listing: Option<Listing<Name, Flight>>,
 }
@@ -71,7 +71,7 @@ struct State {
 struct Seated {
     /// Up to where it has read.
     read: Position,
-    report: Report,
+    report: CallStats,
     /// It has not yet read how the answer ended.
     waits: bool,
     given_up: bool,
@@ -91,7 +91,7 @@ pub(super) enum Read {
 
 impl Place {
     /// Beside others in a flight, where it is not too late.
-    pub(super) fn beside(flight: &Arc<Flight>, report: &Report) -> Option<Place> {
+    pub(super) fn beside(flight: &Arc<Flight>, report: &CallStats) -> Option<Place> {
         let mut state = flight.shared.state();
         let id = state.can_be_joined().then(|| state.seat(report))?;
         Some(Place { flight: Arc::clone(flight), id, joined: true })
@@ -101,8 +101,8 @@ impl Place {
 impl Flight {
     /// A new one, and the seat of who begins it, whose call pays.
     pub(super) fn begin(
-        (source, own): (Source<Said>, Report),
-        report: &Report,
+        (source, own): (Source<Said>, CallStats),
+        report: &CallStats,
         keeper: Option<Keeper>,
         listing: Option<Listing<Name, Flight>>,
     ) -> (Arc<Flight>, Place) {
@@ -149,8 +149,8 @@ impl Flight {
     }
 
     /// Tells a seat's call when the engine said what it read, unless another's was told.
-    pub(super) fn tell_heard(&self, report: &Report) {
-        report.hear_from(&self.own);
+    pub(super) fn tell_heard(&self, report: &CallStats) {
+        report.take_chunk_time_from(&self.own);
     }
 
     /// The end was read: the tokens, where this seat's call is the one that they are counted for.
@@ -176,7 +176,7 @@ impl Flight {
         let heir = heir.filter(|_| is_payer).map(|(id, other)| (*id, other.report.clone()));
         if let Some((id, report)) = heir {
             // From here on a model is asked for its sake.
-            report.cache(false);
+            report.record_cache_lookup(false);
             state.payer = Some(id);
             return None;
         }
@@ -192,14 +192,14 @@ impl Flight {
         is_payer.then(|| self.pay(&seat.report))
     }
 
-    fn pay(&self, report: &Report) -> u32 {
-        report.take_over(&self.own).1
+    fn pay(&self, report: &CallStats) -> u32 {
+        report.absorb(&self.own).1
     }
 }
 
 impl State {
     /// From which all of the answer is read.
-    fn seat(&mut self, report: &Report) -> u64 {
+    fn seat(&mut self, report: &CallStats) -> u64 {
         let (id, report) = (self.next_id, report.clone());
         self.next_id += 1;
         self.seats.insert(id, Seated { read: (0, 0), report, waits: true, given_up: false });
@@ -338,7 +338,7 @@ mod tests {
     /// Of these events, with so many seats.
     fn flight(events: Vec<Event>, seats: u64) -> Arc<Flight> {
         let source = stream::iter(events.into_iter().map(Ok));
-        let report = Report::default();
+        let report = CallStats::default();
         let (flight, _) = Flight::begin((Box::pin(source), report.clone()), &report, None, None);
         for _ in 1..seats {
             flight.state().seat(&report);

@@ -10,8 +10,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
-use hapa_core::config::Wrong;
-use hapa_store::redis::{Away, Manner, Redis, Script, Value};
+use hapa_core::config::ConfigError;
+use hapa_store::redis::{Redis, RedisOptions, RedisUnavailable, Script, Value};
 use secrecy::SecretString;
 
 use super::entry::Entry;
@@ -48,9 +48,10 @@ impl Shared {
         patience: Duration,
         capacity: u32,
         ttl: Duration,
-    ) -> Result<Self, Wrong> {
+    ) -> Result<Self, ConfigError> {
         let meanwhile = "this replica asks the model for every answer";
-        let manner = Manner { patience, most_queued: MOST_QUEUED, meanwhile };
+        let manner =
+            RedisOptions { reply_timeout: patience, max_queued: MOST_QUEUED, fallback: meanwhile };
         Ok(Shared {
             redis: Redis::new(url, manner)?,
             look: Script::new(include_str!("look.lua")),
@@ -66,7 +67,7 @@ impl Shared {
     pub(super) async fn look(&self, key: Key, reads: bool) -> Looked {
         let arguments = vec![Era::new().0.as_ref().into(), i64::from(reads).into()];
         let keys = vec![ERA.to_owned(), name(key)];
-        match self.redis.ask::<(String, Bytes)>(&self.look, keys, arguments).await {
+        match self.redis.run::<(String, Bytes)>(&self.look, keys, arguments).await {
             Ok((era, bytes)) => {
                 let era = Some(Era(era.into()));
                 // One that can't be read is of another version: it is as good as none.
@@ -76,7 +77,12 @@ impl Shared {
         }
     }
 
-    pub(super) async fn keep(&self, key: Key, era: &Era, entry: &Entry) -> Result<(), Away> {
+    pub(super) async fn keep(
+        &self,
+        key: Key,
+        era: &Era,
+        entry: &Entry,
+    ) -> Result<(), RedisUnavailable> {
         let keys = vec![ERA.to_owned(), INDEX.to_owned(), name(key)];
         let ttl = i64::try_from(self.ttl.as_millis()).unwrap_or(i64::MAX).max(1);
         let arguments: Vec<Value> = vec![
@@ -85,19 +91,19 @@ impl Shared {
             ttl.into(),
             i64::from(self.capacity).into(),
         ];
-        let evicted: u64 = self.redis.ask(&self.keep, keys, arguments).await?;
+        let evicted: u64 = self.redis.run(&self.keep, keys, arguments).await?;
         self.evictions.fetch_add(evicted, Ordering::Relaxed);
         Ok(())
     }
 
     /// Once the first step is done nothing from before is found; the others give the memory back.
-    pub(super) async fn clear(&self) -> Result<u64, Away> {
+    pub(super) async fn clear(&self) -> Result<u64, RedisUnavailable> {
         let (mut removed, mut era) = (0, Era::new().0);
         let steps = i64::from(self.capacity) / AT_ONCE + 2;
         for _ in 0..steps {
             let keys = vec![ERA.to_owned(), INDEX.to_owned()];
             let arguments = vec![era.as_ref().into(), AT_ONCE.into()];
-            let (some, left): (u64, u64) = self.redis.ask(&self.clear, keys, arguments).await?;
+            let (some, left): (u64, u64) = self.redis.run(&self.clear, keys, arguments).await?;
             removed += some;
             if left == 0 {
                 break;
@@ -108,7 +114,7 @@ impl Shared {
     }
 
     pub(super) async fn held(&self) -> Held {
-        let entries = self.redis.ask(&self.count, vec![INDEX.to_owned()], Vec::new()).await.ok();
+        let entries = self.redis.run(&self.count, vec![INDEX.to_owned()], Vec::new()).await.ok();
         Held { entries, bytes: None, evictions: self.evictions.load(Ordering::Relaxed) }
     }
 

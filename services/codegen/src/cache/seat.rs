@@ -7,8 +7,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use hapa_core::call::Call;
-use hapa_core::call_stats::Report;
-use hapa_core::rpc_error::Fault;
+use hapa_core::call_stats::CallStats;
+use hapa_core::rpc_error::RpcError;
 use hapa_proto::codegen::v1::stream_generate_code_response::{
     Event, Failed, Finished, Heartbeat, Started,
 };
@@ -23,7 +23,7 @@ use crate::watch::Watch;
 /// Who asks, and how the answer names itself to this one.
 pub(crate) struct Guest {
     watch: Watch,
-    report: Report,
+    report: CallStats,
     request_id: Arc<str>,
     model: String,
     task: String,
@@ -37,11 +37,11 @@ impl Guest {
         (model, task): (String, String),
         heartbeat: Duration,
     ) -> Self {
-        call.report().model(&model);
-        call.report().task(&task);
+        call.stats().set_model(&model);
+        call.stats().set_task(&task);
         Guest {
             watch: Watch::of_caller(call, heartbeat),
-            report: call.report().clone(),
+            report: call.stats().clone(),
             request_id,
             model,
             task,
@@ -49,7 +49,7 @@ impl Guest {
         }
     }
 
-    pub(super) fn report(&self) -> &Report {
+    pub(super) fn report(&self) -> &CallStats {
         &self.report
     }
 
@@ -105,7 +105,7 @@ impl Seat {
                 return Err(status);
             }
             if seat.place.is_none() {
-                return Err(Fault::internal("a generation ended before it began").into());
+                return Err(RpcError::internal("a generation ended before it began").into());
             }
             if !seat.wait().await? {
                 seat.guest.watch.check()?;
@@ -236,7 +236,7 @@ impl Seat {
         self.leave();
         self.ended = true;
         let partial = self.guest.watch.has_text();
-        let fault: Fault = error.into_rpc_error(partial);
+        let fault: RpcError = error.into_rpc_error(partial);
         self.events.push_back(failed(&fault, partial));
         self.failure = Some(fault.into());
     }

@@ -4,7 +4,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use hapa_core::principal_cache::PrincipalCacheHandle;
-use hapa_core::rpc_error::{ErrorCode, Fault};
+use hapa_core::rpc_error::{ErrorCode, RpcError};
 use hapa_core::violations::Violations;
 use hapa_proto::codegen::v1::cache_service_server::CacheService;
 use hapa_proto::codegen::v1::clear_cache_response::Cleared;
@@ -53,22 +53,22 @@ impl CacheService for Caches {
 fn check(cache_type: &str, confirm: bool) -> Result<(), Violations> {
     let mut found = Violations::default();
     match cache_type {
-        "" => found.missing("cache_type"),
+        "" => found.add_missing("cache_type"),
         NAME | PROFILES | ALL => {}
-        _ => found.wrong("cache_type", "must be code_generation, user_profiles or all"),
+        _ => found.add_invalid("cache_type", "must be code_generation, user_profiles or all"),
     }
     if !confirm {
-        found.wrong("confirm", "must be true: what is cleared has to be made anew");
+        found.add_invalid("confirm", "must be true: what is cleared has to be made anew");
     }
     found.check()
 }
 
 impl Caches {
-    async fn clear_answers(&self) -> Result<Cleared, Fault> {
+    async fn clear_answers(&self) -> Result<Cleared, RpcError> {
         let store = &self.cache.0.store;
         let entries = store.clear().await.map_err(|_| {
             let words = "the cache in Redis could not be cleared, as it does not answer; try again";
-            Fault::new(ErrorCode::DatabaseError, words)
+            RpcError::new(ErrorCode::DatabaseError, words)
         })?;
         tracing::info!(entries, "the cache of answers was cleared");
         let scope = if matches!(**store, Store::Redis(_)) { "mesh" } else { "replica" };

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use hapa_store::redis::Away;
+use hapa_store::redis::RedisUnavailable;
 use uuid::Uuid;
 
 use super::entry::Entry;
@@ -27,7 +27,7 @@ pub(super) struct Looked {
     /// None where a fresh answer can't be kept.
     pub(super) era: Option<Era>,
     /// Nothing could be looked up.
-    pub(super) failed: Option<Away>,
+    pub(super) failed: Option<RedisUnavailable>,
 }
 
 /// How full it is.
@@ -69,7 +69,7 @@ impl Store {
         }
     }
 
-    pub(super) async fn clear(&self) -> Result<u64, Away> {
+    pub(super) async fn clear(&self) -> Result<u64, RedisUnavailable> {
         match self {
             Store::Off => Ok(0),
             Store::Memory(memory) => Ok(memory.clear()),

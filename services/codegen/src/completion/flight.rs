@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use futures_util::stream::unfold;
 use hapa_core::rpc_error::ErrorCode;
-use hapa_telemetry::trace::Part;
+use hapa_telemetry::trace::SpanHandle;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
@@ -73,7 +73,7 @@ pub(crate) struct Cost {
     /// Fired when an engine has answered: from then on the prompt was read.
     pub(crate) answered: CancellationToken,
     /// Its span, in the trace of who began it.
-    pub(crate) part: Part,
+    pub(crate) part: SpanHandle,
 }
 
 /// One who asked for it.

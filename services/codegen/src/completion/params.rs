@@ -62,10 +62,11 @@ impl CompletionParams {
         check_sampling(request.temperature, request.top_p, request.max_tokens, &mut violations);
         let max_suggestions = request.max_suggestions.unwrap_or(DEFAULT_SUGGESTIONS);
         if !(1..=MAX_SUGGESTIONS).contains(&max_suggestions) {
-            violations.wrong("max_suggestions", format!("must be from 1 to {MAX_SUGGESTIONS}"));
+            violations
+                .add_invalid("max_suggestions", format!("must be from 1 to {MAX_SUGGESTIONS}"));
         }
         let kind = or_default(request.completion_type, CompletionKind::Inline.as_str());
-        violations.check_word(
+        violations.check_one_of(
             "completion_type",
             &kind,
             &CompletionKind::ALL.map(CompletionKind::as_str),
@@ -140,7 +141,7 @@ impl CompletionParams {
 
 fn check_texts(request: &CompleteCodeRequest, violations: &mut Violations) {
     if request.prefix.trim().is_empty() {
-        violations.missing("prefix");
+        violations.add_missing("prefix");
     }
     let limits = [
         ("prefix", &request.prefix, MAX_PREFIX_LEN),

@@ -5,8 +5,8 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 
 use hapa_core::call::Call;
-use hapa_core::call_stats::Report;
-use hapa_core::rpc_error::Fault;
+use hapa_core::call_stats::CallStats;
+use hapa_core::rpc_error::RpcError;
 use hapa_proto::codegen::v1::stream_complete_code_response::{
     Delta, Event, Failed, Finished, Heartbeat, Started,
 };
@@ -47,7 +47,7 @@ pub(crate) struct Completion {
     order: Order,
     watch: Watch,
     /// Where it says once what it used.
-    report: Option<Report>,
+    report: Option<CallStats>,
     boarded: Instant,
     /// How much of each suggestion was sent, in bytes.
     sent: Vec<usize>,
@@ -99,7 +99,7 @@ impl Completion {
             sent: vec![0; order.question.options.max_suggestions],
             order,
             watch,
-            report: Some(call.report().clone()),
+            report: Some(call.stats().clone()),
             boarded: Instant::now(),
             events: VecDeque::new(),
             failure: None,
@@ -179,7 +179,7 @@ impl Completion {
         let (deltas, end, spoke) =
             ride.look(|state| (grown(state, sent), ended(state, question), state.take_heard()));
         if let Some((report, at)) = self.report.as_ref().zip(spoke) {
-            report.heard(at);
+            report.upstream_chunk_at(at);
         }
         let heard = self.watch.heard();
         if !deltas.is_empty() {
@@ -215,7 +215,7 @@ impl Completion {
     fn fail(&mut self, error: Error) {
         self.tell();
         let partial = self.watch.has_text();
-        let fault: Fault = error.into_rpc_error(partial);
+        let fault: RpcError = error.into_rpc_error(partial);
         let failed = Failed {
             error_code: fault.code().to_string(),
             message: fault.message().to_owned(),
@@ -234,8 +234,8 @@ impl Completion {
         let Some(report) = self.report.take() else { return };
         let (Seat::Riding(ride) | Seat::Closing(ride)) = &self.seat else { return };
         let (prompt, tokens) = ride.look(State::untold);
-        report.tokens(prompt, tokens);
-        report.engine(self.boarded.elapsed());
+        report.set_tokens(prompt, tokens);
+        report.set_engine_time(self.boarded.elapsed());
         let each = u32::try_from(self.sent.len()).unwrap_or(1).max(1);
         self.watch.tell_times(&report, tokens / each);
         self.watch.count_times(tokens / each);

@@ -6,8 +6,8 @@ use std::sync::Arc;
 
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
-use hapa_core::redaction::scrub;
-use hapa_core::rpc_error::chain;
+use hapa_core::redaction::redact_secrets;
+use hapa_core::rpc_error::error_chain_text;
 use reqwest::Url;
 use secrecy::{ExposeSecret as _, SecretString};
 
@@ -74,7 +74,7 @@ impl UntrustedTextLog {
     /// Logs the causes of a connection error, and converts it.
     pub(super) fn connection_error(&self, error: &reqwest::Error) -> EngineError {
         if self.0.is_some() {
-            self.log("a connection to an engine failed", chain(error).as_bytes());
+            self.log("a connection to an engine failed", error_chain_text(error).as_bytes());
         }
         error.into()
     }
@@ -85,7 +85,7 @@ fn redact(text: &str, secrets: &[SecretString]) -> String {
     for secret in secrets {
         text = text.replace(secret.expose_secret(), REMOVED);
     }
-    scrub(&text, MAX_LOGGED_LEN)
+    redact_secrets(&text, MAX_LOGGED_LEN)
 }
 
 #[cfg(test)]

@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use hapa_core::idempotency::{IdempotentRequest, LIFETIME};
+use hapa_core::idempotency::{IdempotentRequest, RECORD_TTL};
 use tokio::time::Instant;
 
 use super::{MAX_BYTES, MAX_RECORDS, MAX_RECORDS_PER_CALLER};
@@ -56,7 +56,7 @@ impl ReplyRecords {
         let own = self.by_caller.entry(Arc::clone(&caller)).or_default();
         own.insert(number);
         let oldest_own = own.first().copied().filter(|_| own.len() > MAX_RECORDS_PER_CALLER);
-        let expires = Instant::now() + LIFETIME;
+        let expires = Instant::now() + RECORD_TTL;
         self.by_id.insert(record_id, StoredReply { sealed, caller, number, expires });
         if let Some(number) = oldest_own {
             self.remove_number(number);
@@ -152,9 +152,9 @@ mod tests {
     async fn a_reply_expires_after_a_day() {
         let mut records = ReplyRecords::default();
         insert(&mut records, 1, "a", 10);
-        tokio::time::advance(LIFETIME / 2).await;
+        tokio::time::advance(RECORD_TTL / 2).await;
         insert(&mut records, 2, "a", 10);
-        tokio::time::advance((LIFETIME / 2).saturating_sub(Duration::from_secs(1))).await;
+        tokio::time::advance((RECORD_TTL / 2).saturating_sub(Duration::from_secs(1))).await;
         records.remove_expired(Instant::now());
         assert!(has(&records, 1));
         tokio::time::advance(Duration::from_secs(1)).await;

@@ -5,9 +5,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use hapa_core::config::Wrong;
-use hapa_core::idempotency::{IdempotentRequest, LIFETIME};
-use hapa_store::redis::{Away, Manner, Redis, Script, Value};
+use hapa_core::config::ConfigError;
+use hapa_core::idempotency::{IdempotentRequest, RECORD_TTL};
+use hapa_store::redis::{Redis, RedisOptions, RedisUnavailable, Script, Value};
 use rand::RngExt as _;
 use secrecy::SecretString;
 use tokio::sync::mpsc;
@@ -72,9 +72,13 @@ impl RedisStore {
     pub(super) fn new(
         url: &SecretString,
         patience: Duration,
-    ) -> Result<(Self, LeaseWriter), Wrong> {
+    ) -> Result<(Self, LeaseWriter), ConfigError> {
         let meanwhile = "idempotency keys are checked by this replica only";
-        let manner = Manner { patience, most_queued: QUEUE_CAPACITY, meanwhile };
+        let manner = RedisOptions {
+            reply_timeout: patience,
+            max_queued: QUEUE_CAPACITY,
+            fallback: meanwhile,
+        };
         let redis = Arc::new(Redis::new(url, manner)?);
         let (write, waiting) = mpsc::channel(QUEUE_CAPACITY);
         let writer = LeaseWriter {
@@ -94,7 +98,7 @@ impl RedisStore {
         loop {
             let names = vec![record_name(request.record_id()), claim_name(request.record_id())];
             let arguments = vec![claim.token().into(), millis(LEASE_TTL)];
-            let reply = self.redis.ask::<(String, Bytes)>(&self.claim, names, arguments).await;
+            let reply = self.redis.run::<(String, Bytes)>(&self.claim, names, arguments).await;
             let Ok((state, record)) = reply else {
                 metrics::counter!("hapa_cache_errors_total").increment(1);
                 return ClaimOutcome::Unavailable(claim);
@@ -126,15 +130,15 @@ impl LeaseWriter {
         }
     }
 
-    async fn write(&self, write: LeaseWrite) -> Result<(), Away> {
+    async fn write(&self, write: LeaseWrite) -> Result<(), RedisUnavailable> {
         match write {
             LeaseWrite::Renew { record_id, token } => {
                 let arguments = vec![(&*token).into(), millis(LEASE_TTL)];
-                self.redis.ask(&self.renew, vec![claim_name(&record_id)], arguments).await
+                self.redis.run(&self.renew, vec![claim_name(&record_id)], arguments).await
             }
             LeaseWrite::Release { record_id, token } => {
                 let arguments = vec![(&*token).into()];
-                self.redis.ask(&self.release, vec![claim_name(&record_id)], arguments).await
+                self.redis.run(&self.release, vec![claim_name(&record_id)], arguments).await
             }
             LeaseWrite::StoreReply { record_id, token, caller, record } => {
                 let of_caller = format!("hapa:{{idempotency}}:of:{caller}");
@@ -146,12 +150,12 @@ impl LeaseWriter {
                 let arguments = vec![
                     (&*token).into(),
                     Bytes::copy_from_slice(&record).into(),
-                    millis(LIFETIME),
+                    millis(RECORD_TTL),
                     count(MAX_RECORDS),
                     count(MAX_BYTES),
                     count(MAX_RECORDS_PER_CALLER),
                 ];
-                self.redis.ask(&self.store_reply, names, arguments).await
+                self.redis.run(&self.store_reply, names, arguments).await
             }
         }
     }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use hapa_core::call_stats::Report;
+use hapa_core::call_stats::CallStats;
 use reqwest::StatusCode;
 use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
@@ -30,7 +30,7 @@ pub(crate) struct EngineRequest {
     /// Requests with the same value prefer the same endpoint.
     pub(crate) affinity: Option<u64>,
     /// Receives the failures that a retry recovered from.
-    pub(crate) report: Report,
+    pub(crate) report: CallStats,
     /// Cancelled when an engine has answered: from then on the prompt counts as read.
     pub(crate) answered: CancellationToken,
     /// Parent of the span of each attempt.
@@ -276,11 +276,12 @@ fn no_endpoint_error(none: &NoEndpoint) -> DispatchError {
 }
 
 /// Records failures that no caller saw, because a retry succeeded.
-fn record_recovered(report: &Report, failed: Vec<EngineError>) {
+fn record_recovered(report: &CallStats, failed: Vec<EngineError>) {
     count_retries("recovered", failed.len());
     for error in failed {
-        report
-            .overcame(&crate::error::Error::from(DispatchError::from(error)).into_rpc_error(false));
+        report.record_recovered_error(
+            &crate::error::Error::from(DispatchError::from(error)).into_rpc_error(false),
+        );
     }
 }
 

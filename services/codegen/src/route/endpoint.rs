@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use hapa_telemetry::trace::Part;
+use hapa_telemetry::trace::SpanHandle;
 use metrics::Gauge;
 use reqwest::header::HeaderMap;
 use tokio::time::Instant;
@@ -220,7 +220,7 @@ impl Endpoint {
             endpoint: Arc::clone(self),
             permit: Some(permit),
             deadline,
-            span: Part::default(),
+            span: SpanHandle::default(),
         })
     }
 
@@ -251,17 +251,17 @@ pub(crate) struct Attempt {
     permit: Option<BreakerPermit>,
     pub(super) deadline: Instant,
     /// Set by `start_span`.
-    span: Part,
+    span: SpanHandle,
 }
 
 impl Attempt {
     /// Starts the span of the request. Returns the headers that propagate the trace.
     pub(super) fn start_span(&mut self, parent: &Span, operation: Operation) -> HeaderMap {
-        self.span = Part::ask_under(parent, || format!("POST {}", operation.path()));
+        self.span = SpanHandle::client_under(parent, || format!("POST {}", operation.path()));
         self.span.set("http.request.method", "POST");
         self.span.set_server(&self.endpoint.name);
         let mut headers = HeaderMap::new();
-        self.span.carry(&mut headers);
+        self.span.inject(&mut headers);
         headers
     }
 

@@ -30,7 +30,7 @@ fn request() -> EngineRequest {
         body: bytes::Bytes::new(),
         model: "m".to_owned(),
         affinity: None,
-        report: hapa_core::call_stats::Report::default(),
+        report: hapa_core::call_stats::CallStats::default(),
         answered: CancellationToken::new(),
         span: tracing::Span::none(),
     }

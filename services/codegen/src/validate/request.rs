@@ -63,7 +63,7 @@ impl ValidationPool {
 pub(crate) fn validate_request(request: &ValidateCodeRequest) -> Result<Language, Violations> {
     let mut violations = Violations::default();
     if request.code.trim().is_empty() {
-        violations.missing("code");
+        violations.add_missing("code");
     }
     let bounded = [
         ("code", &request.code, MAX_CODE_LEN),
@@ -73,21 +73,22 @@ pub(crate) fn validate_request(request: &ValidateCodeRequest) -> Result<Language
     for (field, text, max) in bounded {
         let length = text.chars().count();
         if length > max {
-            violations.wrong(field, format!("must be at most {max} characters, not {length}"));
+            violations
+                .add_invalid(field, format!("must be at most {max} characters, not {length}"));
         }
     }
     if request.file_name.contains(char::is_control) {
-        violations.wrong("file_name", "must not contain control characters");
+        violations.add_invalid("file_name", "must not contain control characters");
     }
     if !request.request_id.is_empty() && !is_request_id(&request.request_id) {
-        violations.wrong("request_id", "must be 1 to 128 letters, digits and - _ .");
+        violations.add_invalid("request_id", "must be 1 to 128 letters, digits and - _ .");
     }
     let name = if request.language.is_empty() { "python" } else { &request.language };
     let language = match Language::from_name(name) {
         Some(Language::TypeScript) if is_tsx(&request.file_name) => Language::Tsx,
         Some(language) => language,
         None => {
-            violations.wrong(
+            violations.add_invalid(
                 "language",
                 "must be one of python, javascript, typescript, java, cpp, csharp",
             );

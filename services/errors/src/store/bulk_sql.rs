@@ -26,7 +26,7 @@ pub(super) async fn execute_rows(
     columns: usize,
     values: &[SqlValue<'_>],
 ) -> Result<Vec<AnyRow>, Error> {
-    let placeholder = Placeholder::of(connection.backend_name());
+    let placeholder = Placeholder::for_backend(connection.backend_name());
     let mut results = Vec::new();
     for chunk in values.chunks(MAX_PARAMETERS / columns * columns) {
         let sql = SqlText::new(prefix).with(" ");

@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
-use hapa_core::pagination::After;
+use hapa_core::pagination::PageCursor;
 use hapa_core::rpc_error::incident_id;
 use sqlx::any::AnyRow;
 use sqlx::{AnyConnection, Row as _};
@@ -271,7 +271,7 @@ impl Store {
     pub(crate) async fn incidents_page(
         &self,
         filter: &IncidentFilter,
-        after: &After,
+        after: &PageCursor,
         size: i64,
     ) -> Result<Vec<ErrorGroup>, Error> {
         let rows = sqlx::query(

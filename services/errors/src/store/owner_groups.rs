@@ -2,7 +2,7 @@
 //! depend on the occurrences of other owners, except for the status of an incident that both owners
 //! met.
 
-use hapa_core::pagination::After;
+use hapa_core::pagination::PageCursor;
 use hapa_core::timestamps::HOUR;
 use sqlx::Row as _;
 use sqlx::any::AnyRow;
@@ -65,7 +65,7 @@ impl Store {
         &self,
         owner: &str,
         filter: &IncidentFilter,
-        after: &After,
+        after: &PageCursor,
         size: i64,
     ) -> Result<Vec<ErrorGroup>, Error> {
         let rows = sqlx::query(concat!(

@@ -6,8 +6,8 @@ use std::process::ExitCode;
 use anstyle::{AnsiColor, Style};
 use clap::Command;
 use clap::error::{ContextKind, ContextValue};
-use hapa_core::config::Wrong;
-use hapa_core::rpc_error::{ErrorCode, read};
+use hapa_core::config::ConfigError;
+use hapa_core::rpc_error::{ErrorCode, published_code};
 use tonic::{Code, Status};
 
 /// EX_CONFIG of sysexits.h.
@@ -27,7 +27,7 @@ pub enum CliError {
 impl<E: Into<anyhow::Error>> From<E> for CliError {
     fn from(error: E) -> CliError {
         let error = error.into();
-        match error.downcast::<Wrong>() {
+        match error.downcast::<ConfigError>() {
             Ok(wrong) => CliError::InvalidSetting(wrong.to_string()),
             Err(error) => match error.downcast::<Status>() {
                 Ok(status) => CliError::Rpc(Box::new(status)),
@@ -96,7 +96,7 @@ impl CliError {
 /// The published code, the message, the advice for the code and the incident id.
 fn describe(status: &Status) -> String {
     let message = status.message();
-    let Some((code, incident)) = read(status) else {
+    let Some((code, incident)) = published_code(status) else {
         let advice = match status.code() {
             Code::Unavailable | Code::Unknown => {
                 "; check that the mesh runs: `make run` or `hapa all` starts it"

@@ -6,11 +6,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
-use hapa_core::access::SERVICES;
-use hapa_transport::balancer::Balanced;
-use hapa_transport::connect::Secure;
+use hapa_core::access::SERVICE_ROLES;
+use hapa_transport::balancer::BalancedChannel;
+use hapa_transport::connect::TransportSecurity;
 use hapa_transport::peer::MESH_TOKEN;
-use hapa_transport::tls::{Files, PREFIX, Tls, believing};
+use hapa_transport::tls::{DEFAULT_SPIFFE_PREFIX, Tls, TlsFiles, trust_roots};
 use secrecy::{ExposeSecret as _, SecretString};
 use tonic::metadata::{Ascii, MetadataValue};
 use tonic::service::Interceptor;
@@ -53,7 +53,7 @@ pub(super) struct ServerAddress {
     key_file: Option<PathBuf>,
     /// Prefix of the URI names in service certificates. With a client certificate, a server is accepted under
     /// any address if its URI name is this prefix and a role of the mesh.
-    #[arg(long, env = "TLS_SPIFFE_PREFIX", default_value = PREFIX)]
+    #[arg(long, env = "TLS_SPIFFE_PREFIX", default_value = DEFAULT_SPIFFE_PREFIX)]
     tls_spiffe_prefix: String,
 }
 
@@ -75,7 +75,7 @@ pub(super) struct ConnectionArgs {
 }
 
 /// A channel that adds its credential to every call.
-pub(super) type Connection = InterceptedService<Balanced, CallCredential>;
+pub(super) type Connection = InterceptedService<BalancedChannel, CallCredential>;
 
 /// One metadata entry for every call, or none.
 #[derive(Clone)]
@@ -128,7 +128,7 @@ impl ServerAddress {
     }
 
     async fn connect(&self, credential: CallCredential) -> Result<Connection, CliError> {
-        let channel = Balanced::new(&self.address, self.security()?, CONNECT_TIMEOUT)?;
+        let channel = BalancedChannel::new(&self.address, self.security()?, CONNECT_TIMEOUT)?;
         let context = || {
             format!("no mesh answers at {}; start one with `make run` or `hapa all`", self.address)
         };
@@ -140,18 +140,20 @@ impl ServerAddress {
         Ok(InterceptedService::new(channel, credential))
     }
 
-    fn security(&self) -> anyhow::Result<Secure> {
+    fn security(&self) -> anyhow::Result<TransportSecurity> {
         if !self.address.starts_with("https://") {
-            return Ok(Secure::No);
+            return Ok(TransportSecurity::Plaintext);
         }
         match (&self.cert_file, &self.key_file, &self.ca_file) {
             (Some(certificate), Some(key), Some(authority)) => {
                 let (certificate, key) = (certificate.clone(), key.clone());
-                let files = Files { certificate, key, authority: authority.clone() };
-                let roles = SERVICES.iter().map(|&role| role.to_owned()).collect();
-                Ok(Secure::Mutual(Tls::load(files, &self.tls_spiffe_prefix)?, roles))
+                let files = TlsFiles { certificate, key, authority: authority.clone() };
+                let roles = SERVICE_ROLES.iter().map(|&role| role.to_owned()).collect();
+                Ok(TransportSecurity::MutualTls(Tls::load(files, &self.tls_spiffe_prefix)?, roles))
             }
-            (_, _, authority) => Ok(Secure::Believing(Arc::new(believing(authority.as_ref())?))),
+            (_, _, authority) => {
+                Ok(TransportSecurity::ServerTls(Arc::new(trust_roots(authority.as_ref())?)))
+            }
         }
     }
 }

@@ -7,7 +7,7 @@ use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
-use hapa_core::config::Wrong;
+use hapa_core::config::ConfigError;
 use hapa_core::secret::{self, MESH_TOKEN_FILE, Strength};
 use hapa_proto::FILE_DESCRIPTOR_SET;
 use hapa_transport::peer::gateway_token;
@@ -145,7 +145,7 @@ fn render(args: &GatewayArgs, descriptors: &Path) -> Result<String, CliError> {
     let origins: Vec<_> = args.cors_origins.iter().filter(|origin| !origin.is_empty()).collect();
     if let Some(wrong) = origins.iter().find(|origin| !is_origin(origin)) {
         let problem = format!("{wrong:?} is not an origin like https://editor.example.com");
-        return Err(Wrong::new("CORS_ORIGINS", problem).into());
+        return Err(ConfigError::new("CORS_ORIGINS", problem).into());
     }
     let matchers: Vec<_> =
         origins.iter().map(|origin| format!("{{exact: \"{origin}\"}}")).collect();
@@ -204,14 +204,14 @@ fn report_token(args: &GatewayArgs) -> Result<SecretString, CliError> {
     if args.tls.files()?.is_some() {
         return Ok(TOKEN_BY_CERTIFICATE.into());
     }
-    let mesh_token = secret::set_or_found(
-        secret::set("MESH_TOKEN", args.mesh_token.as_ref(), Strength::Long)?,
+    let mesh_token = secret::load_if_exists(
+        secret::validate_configured("MESH_TOKEN", args.mesh_token.as_ref(), Strength::Long)?,
         &args.data_dir.join(MESH_TOKEN_FILE),
     )?;
     Ok(mesh_token.map_or_else(|| TOKEN_NO_REPORTS.into(), |token| gateway_token(&token)))
 }
 
-fn check_schemes(args: &GatewayArgs) -> Result<(), Wrong> {
+fn check_schemes(args: &GatewayArgs) -> Result<(), ConfigError> {
     let addresses = [
         ("CODEGEN_ADDRESS", &args.codegen_address),
         ("AUTH_ADDRESS", &args.auth_address),
@@ -222,7 +222,7 @@ fn check_schemes(args: &GatewayArgs) -> Result<(), Wrong> {
 }
 
 /// The optional sections of the template, and whether the settings require them.
-fn sections(args: &GatewayArgs) -> Result<[(&'static str, bool); 7], Wrong> {
+fn sections(args: &GatewayArgs) -> Result<[(&'static str, bool); 7], ConfigError> {
     let traces = args.otel_exporter_otlp_endpoint.as_deref().unwrap_or_default();
     Ok([
         ("METRICS", args.gateway_metrics_port.is_some_and(|port| port != 0)),
@@ -258,7 +258,7 @@ fn ca_file(setting: Option<&Path>) -> String {
 }
 
 /// The endpoints of an Envoy cluster; each host name may resolve to several replicas.
-fn endpoints(setting: &'static str, addresses: &str, port: u16) -> Result<String, Wrong> {
+fn endpoints(setting: &'static str, addresses: &str, port: u16) -> Result<String, ConfigError> {
     let hosts: Vec<_> = match addresses {
         "" => vec![("127.0.0.1".to_owned(), port)],
         urls => urls.split(',').map(|url| host_and_port(setting, url)).collect::<Result<_, _>>()?,
@@ -270,11 +270,11 @@ fn endpoints(setting: &'static str, addresses: &str, port: u16) -> Result<String
     Ok(format!("[{}]", hosts.into_iter().map(endpoint).collect::<Vec<_>>().join(", ")))
 }
 
-fn host_and_port(setting: &'static str, address: &str) -> Result<(String, u16), Wrong> {
+fn host_and_port(setting: &'static str, address: &str) -> Result<(String, u16), ConfigError> {
     let uri: Option<Uri> = address.parse().ok();
     let host = uri.as_ref().and_then(|uri| Some((uri.host()?.to_owned(), uri.port_u16()?)));
     host.ok_or_else(|| {
-        Wrong::new(setting, format!("{address:?} is not a URL such as http://host:port"))
+        ConfigError::new(setting, format!("{address:?} is not a URL such as http://host:port"))
     })
 }
 

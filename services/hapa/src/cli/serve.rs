@@ -76,7 +76,7 @@ impl From<AnalyticsArgs> for Roles {
 /// process drains.
 pub(super) async fn serve(roles: Roles) -> Result<(), CliError> {
     roles.check()?;
-    let (tracer, exporter) = otlp_exporter::collect(&roles.server.trace)?.unzip();
+    let (tracer, exporter) = otlp_exporter::tracer_and_exporter(&roles.server.trace)?.unzip();
     let log = logging::start(&roles.server.log, tracer)?;
     for warning in warnings(&roles.settings) {
         tracing::warn!("{warning}");

@@ -1,6 +1,6 @@
 //! Idempotency keys through JSON and browser pages at the gateway, and on the command line.
 
-use hapa_core::idempotency::{HEADER, REPLAYED};
+use hapa_core::idempotency::{HEADER, REPLAYED_HEADER};
 use hapa_test_harness::{TestMesh, hapa, within};
 use serde_json::{Value, json};
 
@@ -19,11 +19,11 @@ async fn the_gateway_passes_the_header_on_and_lets_pages_send_it() {
     };
     let question = json!({"user_question": "q"});
     let first = ask("/api/v1/generate-code", question.clone()).await;
-    assert_eq!((first.status().as_u16(), first.headers().get(REPLAYED)), (200, None));
+    assert_eq!((first.status().as_u16(), first.headers().get(REPLAYED_HEADER)), (200, None));
     let again = ask("/api/v1/generate-code", question).await;
-    assert_eq!(again.headers().get(REPLAYED).unwrap(), "true");
+    assert_eq!(again.headers().get(REPLAYED_HEADER).unwrap(), "true");
     let exposed = again.headers().get("access-control-expose-headers").unwrap().to_str().unwrap();
-    assert!(exposed.split(", ").any(|name| name == REPLAYED), "{exposed}");
+    assert!(exposed.split(", ").any(|name| name == REPLAYED_HEADER), "{exposed}");
     assert_eq!(body(first).await, body(again).await);
     assert_eq!(mesh.engine.counts().started, 1);
     let other = ask("/api/v1/generate-code", json!({"user_question": "r"})).await;

@@ -6,9 +6,9 @@ use hapa_engine_sim::Script;
 use hapa_proto::codegen::v1::codegen_service_client::CodegenServiceClient;
 use hapa_proto::codegen::v1::stream_generate_code_response::Event;
 use hapa_test_harness::{Gateway, MtlsCluster, within};
-use hapa_transport::balancer::Balanced;
-use hapa_transport::connect::Secure;
-use hapa_transport::tls::believing;
+use hapa_transport::balancer::BalancedChannel;
+use hapa_transport::connect::TransportSecurity;
+use hapa_transport::tls::trust_roots;
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject as _;
 
@@ -27,10 +27,11 @@ fn file(mesh: &MtlsCluster) -> CertificateDer<'static> {
     CertificateDer::from_pem_file(mesh.certificates.files("gateway").certificate).unwrap()
 }
 
-fn client(gateway: &Gateway, mesh: &MtlsCluster) -> CodegenServiceClient<Balanced> {
-    let trust = believing(Some(&mesh.certificates.authority())).unwrap();
-    let secure = Secure::Believing(Arc::new(trust));
-    let channel = Balanced::new(&gateway.url, secure, std::time::Duration::from_secs(30)).unwrap();
+fn client(gateway: &Gateway, mesh: &MtlsCluster) -> CodegenServiceClient<BalancedChannel> {
+    let trust = trust_roots(Some(&mesh.certificates.authority())).unwrap();
+    let secure = TransportSecurity::ServerTls(Arc::new(trust));
+    let channel =
+        BalancedChannel::new(&gateway.url, secure, std::time::Duration::from_secs(30)).unwrap();
     CodegenServiceClient::new(channel)
 }
 

@@ -17,7 +17,7 @@ use std::time::Duration;
 use futures_util::{StreamExt as _, stream};
 use hapa_core::key_format::KeyDigest;
 use hapa_core::principal_cache::PrincipalCacheStats;
-use hapa_core::rpc_error::{ErrorCode, Fault, read};
+use hapa_core::rpc_error::{ErrorCode, RpcError, published_code};
 use hapa_proto::auth::v1::{Principal, WatchRevocationsRequest};
 use hapa_transport::peer::AuthClient;
 use moka::future::Cache;
@@ -90,7 +90,7 @@ impl PrincipalCache {
 
     /// The cached refusal of a credential, so that a repeated wrong credential costs neither a lookup nor a second
     /// failed attempt.
-    pub(crate) async fn cached_refusal(&self, credential: &Credential) -> Option<Fault> {
+    pub(crate) async fn cached_refusal(&self, credential: &Credential) -> Option<RpcError> {
         match self.entries.get(&credential.digest()).await {
             Some(CacheEntry::Refused(code, asked)) if asked.elapsed() < UNVERIFIED_TTL => {
                 Some(refusal(code))
@@ -104,7 +104,7 @@ impl PrincipalCache {
     ///
     /// Concurrent lookups of one credential share one request to auth, so no caller's own deadline bounds it. If the
     /// call that sends the request is dropped, the next one in line sends it again.
-    pub async fn find(&self, credential: &Credential) -> Result<Arc<CachedPrincipal>, Fault> {
+    pub async fn find(&self, credential: &Credential) -> Result<Arc<CachedPrincipal>, RpcError> {
         let digest = credential.digest();
         // A change can overtake an answer; the next answer includes it.
         for _ in 0..MAX_ATTEMPTS {
@@ -124,7 +124,7 @@ impl PrincipalCache {
             let answer = self.entries.try_get_with(digest, self.authenticate(credential)).await;
             let entry = answer.map_err(|status| {
                 let message = "credentials can't be checked at the moment; try again";
-                Fault::new(ErrorCode::DatabaseError, message).because(&*status)
+                RpcError::new(ErrorCode::DatabaseError, message).with_cause(&*status)
             })?;
             match entry {
                 CacheEntry::Principal(principal) if self.revocations.is_valid(&principal) => {
@@ -138,7 +138,7 @@ impl PrincipalCache {
             }
         }
         let message = "this credential is being changed; try again";
-        Err(Fault::new(ErrorCode::DatabaseError, message))
+        Err(RpcError::new(ErrorCode::DatabaseError, message))
     }
 
     async fn authenticate(&self, credential: &Credential) -> Result<CacheEntry, Status> {
@@ -160,13 +160,15 @@ impl PrincipalCache {
                     CachedPrincipal::new(credential.clone(), principal, generation, asked);
                 Ok(CacheEntry::Principal(self.revocations.insert(principal)))
             }
-            Err(status) if status.code() == Code::Unauthenticated => match read(&status) {
-                Some((code, _)) if code == "E4007" => {
-                    Ok(CacheEntry::Refused(ErrorCode::KeyEnded, asked))
+            Err(status) if status.code() == Code::Unauthenticated => {
+                match published_code(&status) {
+                    Some((code, _)) if code == "E4007" => {
+                        Ok(CacheEntry::Refused(ErrorCode::KeyEnded, asked))
+                    }
+                    // It concerns the mesh token of this process, not the caller's credential.
+                    _ => Err(status),
                 }
-                // It concerns the mesh token of this process, not the caller's credential.
-                _ => Err(status),
-            },
+            }
             Err(status) if status.code() == Code::NotFound => {
                 Ok(CacheEntry::Refused(ErrorCode::BadKey, asked))
             }
@@ -273,7 +275,7 @@ fn has_fewer_rights(older: &Principal, newer: &Principal) -> bool {
             && (older_models.is_empty() || lacks(older_models, newer_models)))
 }
 
-fn refusal(code: ErrorCode) -> Fault {
+fn refusal(code: ErrorCode) -> RpcError {
     match code {
         ErrorCode::BadKey => unknown_credential(),
         _ => credential_ended(),
@@ -281,12 +283,12 @@ fn refusal(code: ErrorCode) -> Fault {
 }
 
 /// The error for a credential that does not exist.
-pub(crate) fn unknown_credential() -> Fault {
-    Fault::new(ErrorCode::BadKey, "this API key or token is not known; check it for typos")
+pub(crate) fn unknown_credential() -> RpcError {
+    RpcError::new(ErrorCode::BadKey, "this API key or token is not known; check it for typos")
 }
 
 /// The error for a credential that has expired or was revoked.
-pub(crate) fn credential_ended() -> Fault {
+pub(crate) fn credential_ended() -> RpcError {
     let message = "this API key or session has expired or was revoked; ask for a new one";
-    Fault::new(ErrorCode::KeyEnded, message)
+    RpcError::new(ErrorCode::KeyEnded, message)
 }

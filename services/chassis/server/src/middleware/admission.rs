@@ -8,14 +8,14 @@ use std::sync::Arc;
 use axum::extract::{Request, State};
 use axum::middleware::Next;
 use axum::response::Response;
-use hapa_core::access::{Access, GATEWAY, Rpc};
+use hapa_core::access::{Access, GATEWAY_ROLE, Rpc};
 use hapa_core::call::Call;
-use hapa_core::rpc_error::{ErrorCode, Fault, read};
+use hapa_core::rpc_error::{ErrorCode, RpcError, published_code};
 use hapa_store::rate_limit::failed_attempts::{
-    Attempts, PasswordAttempts, WRONG_PASSWORD_PAUSE, network,
+    FailedAttempts, PasswordAttempts, WRONG_PASSWORD_PAUSE, network,
 };
 use hapa_store::rate_limit::{Decision, LimitConfig, Limiter, rate};
-use hapa_transport::peer::{MESH_TOKEN, Proof, gateway_token};
+use hapa_transport::peer::{MESH_TOKEN, ServiceAuth, gateway_token};
 use http::header::CONTENT_TYPE;
 use http::{HeaderMap, HeaderValue};
 use secrecy::{ExposeSecret as _, SecretString};
@@ -34,11 +34,11 @@ use crate::middleware::shared::SharedState;
 
 /// Identifies callers and decides whether they may call.
 pub(crate) struct Admission {
-    proof: Proof,
+    proof: ServiceAuth,
     principals: PrincipalCache,
     pub(crate) limiter: Arc<Limiter>,
     limits: LimitConfig,
-    attempts: Attempts,
+    attempts: FailedAttempts,
 }
 
 /// Refuses a call without permission, and runs any other until its credential ends.
@@ -48,17 +48,17 @@ pub(crate) async fn admit(
     next: Next,
 ) -> Response {
     let Some(mut call) = request.extensions().get::<Call>().cloned() else {
-        return refuse(Fault::internal("admission ran without a call"));
+        return refuse(RpcError::internal("admission ran without a call"));
     };
     let Some(rpc) = call.rpc else {
         let message =
             "there is no such method; check its name, and that client and mesh are of one version";
-        return refuse(Fault::new(ErrorCode::Unsupported, message));
+        return refuse(RpcError::new(ErrorCode::Unsupported, message));
     };
     let content_type = request.headers().get(CONTENT_TYPE).map(HeaderValue::as_bytes);
     if !content_type.is_some_and(|value| value.starts_with(b"application/grpc")) {
         let message = "this port accepts gRPC only; send JSON to the gateway";
-        return refuse(Fault::new(ErrorCode::Unsupported, message));
+        return refuse(RpcError::new(ErrorCode::Unsupported, message));
     }
     let identity = PresentedIdentity::of(&request);
     let Admitted { decision, active_call } =
@@ -72,7 +72,7 @@ pub(crate) async fn admit(
         return response;
     }
     request.extensions_mut().insert(call.clone());
-    let mut response = if rpc.access == Access::Open {
+    let mut response = if rpc.access == Access::Login {
         shared.admission.run_login(&call, request, next).await
     } else {
         next.run(request).await
@@ -112,12 +112,12 @@ struct Admitted {
 
 impl Admission {
     pub(crate) fn new(
-        proof: Proof,
+        proof: ServiceAuth,
         principals: PrincipalCache,
         limiter: Arc<Limiter>,
         limits: &LimitConfig,
     ) -> Self {
-        let attempts = Attempts::new(Arc::clone(&limiter), limits.auth_failure_limit);
+        let attempts = FailedAttempts::new(Arc::clone(&limiter), limits.auth_failure_limit);
         Admission { proof, principals, limiter, limits: limits.clone(), attempts }
     }
 
@@ -127,18 +127,18 @@ impl Admission {
         rpc: &'static Rpc,
         call: &mut Call,
         identity: &PresentedIdentity<'_>,
-    ) -> Result<Admitted, Fault> {
-        if rpc.access == Access::Public {
+    ) -> Result<Admitted, RpcError> {
+        if rpc.access == Access::NoAuth {
             return Ok(Admitted::default());
         }
         if self.is_service(rpc, identity) {
             call.is_mesh = true;
-            call.admitted();
+            call.record_caller();
             return Ok(Admitted::default());
         }
         match rpc.access {
-            Access::Mesh => return Err(self.not_a_service(rpc)),
-            Access::Open => return Ok(Admitted::default()),
+            Access::Service => return Err(self.not_a_service(rpc)),
+            Access::Login => return Ok(Admitted::default()),
             _ => {}
         }
         let caller = self.authenticate(call, identity.headers).await?;
@@ -146,7 +146,7 @@ impl Admission {
         call.principal = Some(Arc::clone(&active_call.principal));
         call.ended = Some(active_call.ended.clone());
         // Before any refusal, because refused calls are recorded with their caller too.
-        call.admitted();
+        call.record_caller();
         check_access(rpc, &active_call)?;
         let rate = rate(&active_call.principal, rpc, &self.limits);
         let decision = self.limiter.decide(&active_call.subject, rpc.path, rate).await;
@@ -160,41 +160,41 @@ impl Admission {
     fn is_service(&self, rpc: &Rpc, identity: &PresentedIdentity<'_>) -> bool {
         let headers = identity.headers;
         match &self.proof {
-            Proof::Token(token, previous) => {
+            ServiceAuth::Token(token, previous) => {
                 let presented = headers.get(MESH_TOKEN).map(HeaderValue::as_bytes);
                 let is = |presented: &[u8], token: &SecretString| {
                     bool::from(presented.ct_eq(token.expose_secret().as_bytes()))
                 };
-                let is_gateways = rpc.access == Access::Mesh && rpc.takes(GATEWAY);
+                let is_gateways = rpc.access == Access::Service && rpc.allows(GATEWAY_ROLE);
                 presented.is_some_and(|presented| {
                     std::iter::once(token).chain(previous).any(|token| {
                         is(presented, token) || is_gateways && is(presented, &gateway_token(token))
                     })
                 })
             }
-            Proof::Certificates(_) => {
+            ServiceAuth::Certificates(_) => {
                 let has_credential = ["x-api-key", "authorization"]
                     .iter()
                     .any(|name| headers.get_all(*name).iter().any(is_set));
                 let is_allowed = identity.certificate.is_some_and(|CertificateRoles(roles)| {
-                    roles.iter().any(|role| rpc.takes(role))
+                    roles.iter().any(|role| rpc.allows(role))
                 });
-                is_allowed && (rpc.access == Access::Mesh || !has_credential)
+                is_allowed && (rpc.access == Access::Service || !has_credential)
             }
         }
     }
 
-    fn not_a_service(&self, rpc: &Rpc) -> Fault {
+    fn not_a_service(&self, rpc: &Rpc) -> RpcError {
         match self.proof {
-            Proof::Token(..) => {
+            ServiceAuth::Token(..) => {
                 let message =
                     "only services of the mesh may call this; send its token as x-mesh-token";
-                Fault::new(ErrorCode::BadKey, message)
+                RpcError::new(ErrorCode::BadKey, message)
             }
-            Proof::Certificates(_) => {
+            ServiceAuth::Certificates(_) => {
                 let message =
                     format!("this certificate has no role that may call {}", rpc.method());
-                Fault::new(ErrorCode::NoPermission, message)
+                RpcError::new(ErrorCode::NoPermission, message)
             }
         }
     }
@@ -205,7 +205,7 @@ impl Admission {
         &self,
         call: &Call,
         headers: &HeaderMap,
-    ) -> Result<Arc<CachedPrincipal>, Fault> {
+    ) -> Result<Arc<CachedPrincipal>, RpcError> {
         let network = network(call.address);
         let Some(credential) = credential(headers)? else {
             return Err(self.record_auth_failure(&network, unknown_credential(), true).await);
@@ -230,7 +230,7 @@ impl Admission {
 
     /// Counts a failed attempt and returns its error. Only an unknown credential is an attempt: not one that was
     /// valid once, and not one that can't be checked.
-    async fn record_auth_failure(&self, network: &str, fault: Fault, counts: bool) -> Fault {
+    async fn record_auth_failure(&self, network: &str, fault: RpcError, counts: bool) -> RpcError {
         if fault.code() != ErrorCode::BadKey {
             return fault;
         }
@@ -270,7 +270,7 @@ impl Admission {
     }
 }
 
-fn check_access(rpc: &Rpc, caller: &CachedPrincipal) -> Result<(), Fault> {
+fn check_access(rpc: &Rpc, caller: &CachedPrincipal) -> Result<(), RpcError> {
     let has = |scope: &str| caller.principal.scopes.iter().any(|own| own == scope);
     let message = match rpc.access {
         Access::Scope(scope) if !has(scope) => {
@@ -280,17 +280,17 @@ fn check_access(rpc: &Rpc, caller: &CachedPrincipal) -> Result<(), Fault> {
             let (scopes, method) = (scopes.join(" or "), rpc.method());
             format!("this credential lacks the scope {scopes}, which {method} needs")
         }
-        Access::Own(scope) if caller.principal.session_id.is_empty() && !has(scope) => {
+        Access::SelfOrScope(scope) if caller.principal.session_id.is_empty() && !has(scope) => {
             format!("{} needs a session, or a key with {scope}", rpc.method())
         }
         _ => return Ok(()),
     };
-    Err(Fault::new(ErrorCode::NoPermission, message))
+    Err(RpcError::new(ErrorCode::NoPermission, message))
 }
 
 /// The credential in the headers; `None` if its text can't be one. An empty header, which a client with an unset
 /// variable sends, counts as missing.
-fn credential(headers: &HeaderMap) -> Result<Option<Credential>, Fault> {
+fn credential(headers: &HeaderMap) -> Result<Option<Credential>, RpcError> {
     if let Some(key) = headers.get_all("x-api-key").iter().find(|value| is_set(value)) {
         return Ok(key.to_str().ok().and_then(|key| Credential::parse(key.trim(), false)));
     }
@@ -300,7 +300,7 @@ fn credential(headers: &HeaderMap) -> Result<Option<Credential>, Fault> {
         (scheme.eq_ignore_ascii_case("bearer") && !token.is_empty()).then_some(token)
     });
     let message = "a credential is needed: an API key as x-api-key, or a key or an access token as authorization: Bearer";
-    let token = tokens.next().ok_or_else(|| Fault::new(ErrorCode::BadKey, message))?;
+    let token = tokens.next().ok_or_else(|| RpcError::new(ErrorCode::BadKey, message))?;
     Ok(Credential::parse(token, true))
 }
 
@@ -311,14 +311,14 @@ fn is_set(value: &HeaderValue) -> bool {
 /// Whether a login failed because of an unknown credential, and not because one has ended.
 fn is_bad_credential(response: &Response) -> bool {
     let status = Status::from_header_map(response.headers());
-    let code = status.as_ref().and_then(read).map(|(code, _)| code);
+    let code = status.as_ref().and_then(published_code).map(|(code, _)| code);
     code.is_some_and(|code| code == ErrorCode::BadKey.entry().name)
 }
 
-fn rate_limited(rpc: &Rpc, call: &Call, decision: Decision) -> Fault {
+fn rate_limited(rpc: &Rpc, call: &Call, decision: Decision) -> RpcError {
     let (method, limit) = (rpc.method(), decision.limit);
     let message = format!("{method} may be called {limit} times in its window");
-    Fault::new(ErrorCode::RateLimited, message)
+    RpcError::new(ErrorCode::RateLimited, message)
         .retry_after(decision.retry_after.unwrap_or_default())
         .quota(format!("{}/{method}", call.actor()))
 }

@@ -5,7 +5,7 @@ use std::task::{Context, Poll};
 
 use axum::body::Body;
 use bytes::Bytes;
-use hapa_core::rpc_error::Fault;
+use hapa_core::rpc_error::RpcError;
 use http_body::{Body as HttpBody, Frame, SizeHint};
 use tonic::Status;
 
@@ -79,11 +79,11 @@ impl<P: Send + Unpin + 'static> BodyWrapper for PermitBody<P> {}
 /// waits for the same event can send its own status.
 pub(crate) struct RevocableBody<F> {
     revoked: Pin<Box<F>>,
-    fault: fn() -> Fault,
+    fault: fn() -> RpcError,
 }
 
 impl<F: Future<Output = ()>> RevocableBody<F> {
-    pub(crate) fn new(revoked: F, fault: fn() -> Fault) -> RevocableBody<F> {
+    pub(crate) fn new(revoked: F, fault: fn() -> RpcError) -> RevocableBody<F> {
         RevocableBody { revoked: Box::pin(revoked), fault }
     }
 }

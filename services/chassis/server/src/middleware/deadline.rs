@@ -12,7 +12,7 @@ use axum::response::Response;
 use hapa_core::access::Access;
 use hapa_core::call::Call;
 use hapa_core::grpc_timeout::grpc_timeout;
-use hapa_core::rpc_error::{ErrorCode, Fault};
+use hapa_core::rpc_error::{ErrorCode, RpcError};
 use tokio::time::{sleep_until, timeout_at};
 
 use crate::middleware::body::{RevocableBody, wrap};
@@ -34,7 +34,7 @@ pub(crate) async fn enforce_deadline(
     };
     // Streams of services and probes have no maximum duration.
     let max_timeout = match call.rpc.map(|rpc| rpc.access) {
-        Some(Access::Public | Access::Mesh) => None,
+        Some(Access::NoAuth | Access::Service) => None,
         _ => Some(shared.request_timeout),
     };
     let Some(timeout) = client_timeout.into_iter().chain(max_timeout).min() else {
@@ -49,8 +49,8 @@ pub(crate) async fn enforce_deadline(
     }
 }
 
-fn deadline_exceeded() -> Fault {
-    Fault::new(
+fn deadline_exceeded() -> RpcError {
+    RpcError::new(
         ErrorCode::ModelTimeout,
         "the call's deadline has passed; allow more time or ask for less",
     )

@@ -11,7 +11,7 @@ use axum::middleware::Next;
 use axum::response::Response;
 use hapa_core::access::Access;
 use hapa_core::call::Call;
-use hapa_core::rpc_error::{ErrorCode, Fault};
+use hapa_core::rpc_error::{ErrorCode, RpcError};
 use tokio::sync::OwnedSemaphorePermit;
 
 use crate::middleware::body::{PermitBody, wrap};
@@ -29,7 +29,7 @@ pub(crate) async fn shed_load(
     let rpc = call.and_then(|call| call.rpc.map(|rpc| (rpc, call.address)));
     let permit = match rpc {
         // Calls between services must work while users make too many calls.
-        Some((rpc, _)) if rpc.access == Access::Mesh => return next.run(request).await,
+        Some((rpc, _)) if rpc.access == Access::Service => return next.run(request).await,
         Some((rpc, address)) if rpc.needs_no_credential() => {
             shared.public_calls.enter(rpc, address).map(CallPermit::Public)
         }
@@ -38,7 +38,7 @@ pub(crate) async fn shed_load(
     match permit {
         Some(permit) => next.run(request).await.map(|body| wrap(body, PermitBody::new(permit))),
         None => refuse(
-            Fault::new(ErrorCode::Overloaded, "too many calls in progress; try again shortly")
+            RpcError::new(ErrorCode::Overloaded, "too many calls in progress; try again shortly")
                 .retry_after(Duration::from_secs(1)),
         ),
     }

@@ -15,7 +15,7 @@ use axum::middleware::Next;
 use axum::response::Response;
 use hapa_core::access::Access;
 use hapa_core::call::Call;
-use hapa_core::rpc_error::{ErrorCode, Fault};
+use hapa_core::rpc_error::{ErrorCode, RpcError};
 use http_body::{Body as _, Frame};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Sleep, sleep};
@@ -43,8 +43,8 @@ pub(crate) async fn limit_messages(
 ) -> Response {
     let access = request.extensions().get::<Call>().and_then(|call| call.rpc).map(|rpc| rpc.access);
     let (max_len, memory) = match access {
-        Some(Access::Mesh) => (MAX_SERVICE_MESSAGE_LEN, None),
-        Some(Access::Public | Access::Open) | None => {
+        Some(Access::Service) => (MAX_SERVICE_MESSAGE_LEN, None),
+        Some(Access::NoAuth | Access::Login) | None => {
             (MAX_PUBLIC_MESSAGE_LEN, Some(Arc::clone(&shared.request_memory)))
         }
         Some(_) => (MAX_MESSAGE_LEN, Some(Arc::clone(&shared.request_memory))),
@@ -70,14 +70,14 @@ impl BoundedBody {
         BoundedBody { messages, max_len, memory, reserved: None, timer: None }
     }
 
-    fn check(&mut self, mut data: &[u8]) -> Result<(), Fault> {
+    fn check(&mut self, mut data: &[u8]) -> Result<(), RpcError> {
         while let Some(len) = self.messages.next(&mut data) {
             // The previous message is complete, and its handler has it.
             self.reserved = None;
             if len > self.max_len {
                 let message =
                     format!("a message of this method has at most {} bytes", self.max_len);
-                return Err(Fault::new(ErrorCode::TooLarge, message));
+                return Err(RpcError::new(ErrorCode::TooLarge, message));
             }
             if len > data.len() {
                 self.reserved = self.reserve(len)?;
@@ -86,13 +86,13 @@ impl BoundedBody {
         Ok(())
     }
 
-    fn reserve(&self, len: usize) -> Result<Option<OwnedSemaphorePermit>, Fault> {
+    fn reserve(&self, len: usize) -> Result<Option<OwnedSemaphorePermit>, RpcError> {
         let Some(memory) = &self.memory else { return Ok(None) };
         let permits = u32::try_from(len).unwrap_or(u32::MAX);
         let reserved = Arc::clone(memory).try_acquire_many_owned(permits);
         reserved.map(Some).map_err(|_| {
             let message = "too many requests are arriving at once; try again shortly";
-            Fault::new(ErrorCode::Overloaded, message).retry_after(Duration::from_secs(1))
+            RpcError::new(ErrorCode::Overloaded, message).retry_after(Duration::from_secs(1))
         })
     }
 
@@ -105,7 +105,7 @@ impl BoundedBody {
         self.timer.get_or_insert_with(|| Box::pin(sleep(MESSAGE_TIMEOUT))).as_mut().poll(cx)
     }
 
-    fn fail(&mut self, body: &mut Body, fault: Fault) -> PolledFrame {
+    fn fail(&mut self, body: &mut Body, fault: RpcError) -> PolledFrame {
         *body = Body::empty();
         self.reserved = None;
         Poll::Ready(Some(Err(axum::Error::new(Status::from(fault)))))
@@ -122,7 +122,7 @@ impl BodyWrapper for BoundedBody {
                         "the request was not complete within {} s; send it at once",
                         MESSAGE_TIMEOUT.as_secs()
                     );
-                    self.fail(body, Fault::new(ErrorCode::ModelTimeout, message))
+                    self.fail(body, RpcError::new(ErrorCode::ModelTimeout, message))
                 }
             };
         };
@@ -191,7 +191,7 @@ mod tests {
     use proptest::prelude::*;
 
     use bytes::Bytes;
-    use hapa_core::rpc_error::read;
+    use hapa_core::rpc_error::published_code;
 
     use super::*;
     use crate::middleware::body::WrappedBody;
@@ -214,7 +214,7 @@ mod tests {
     async fn failure(pieces: Vec<Vec<u8>>, memory: &Arc<Semaphore>) -> Option<String> {
         let body = bounded(body(pieces), Some(Arc::clone(memory)));
         let error = body.collect().await.err()?;
-        Some(read(&Status::from_error(Box::new(error))).unwrap().0)
+        Some(published_code(&Status::from_error(Box::new(error))).unwrap().0)
     }
 
     #[tokio::test]
@@ -242,7 +242,7 @@ mod tests {
         assert_eq!(memory.available_permits(), 500);
         let mut second = arriving(600);
         let refused = second.frame().await.unwrap().unwrap_err();
-        assert_eq!(read(&Status::from_error(Box::new(refused))).unwrap().0, "E5005");
+        assert_eq!(published_code(&Status::from_error(Box::new(refused))).unwrap().0, "E5005");
         drop(first);
         assert_eq!(memory.available_permits(), 1_500);
         assert!(arriving(600).frame().await.unwrap().is_ok());
@@ -256,7 +256,7 @@ mod tests {
             let body = Body::from_stream(futures_util::StreamExt::chain(first, rest));
             let started = tokio::time::Instant::now();
             let error = bounded(body, None).collect().await.unwrap_err();
-            assert_eq!(read(&Status::from_error(Box::new(error))).unwrap().0, "E5001");
+            assert_eq!(published_code(&Status::from_error(Box::new(error))).unwrap().0, "E5001");
             assert_eq!(started.elapsed().as_secs(), MESSAGE_TIMEOUT.as_secs());
         }
     }

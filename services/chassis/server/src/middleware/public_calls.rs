@@ -53,7 +53,7 @@ impl PublicCalls {
     /// A permit for one call; `None` if its pool, or the share of its network, is exhausted.
     pub(crate) fn enter(&self, rpc: &Rpc, address: IpAddr) -> Option<PublicPermit> {
         let pool = match rpc.access {
-            Access::Open => &self.logins,
+            Access::Login => &self.logins,
             _ if SHORT_RPCS.contains(&rpc.path) => &self.short,
             _ => &self.streams,
         };
@@ -67,9 +67,9 @@ impl PublicCalls {
 mod tests {
     use super::*;
 
-    static WATCH: Rpc = Rpc::new("/grpc.health.v1.Health/Watch", Access::Public);
-    static CHECK: Rpc = Rpc::new("/grpc.health.v1.Health/Check", Access::Public);
-    static LOGIN: Rpc = Rpc::new("/hapa.auth.v1.SessionService/CreateSession", Access::Open);
+    static WATCH: Rpc = Rpc::new("/grpc.health.v1.Health/Watch", Access::NoAuth);
+    static CHECK: Rpc = Rpc::new("/grpc.health.v1.Health/Check", Access::NoAuth);
+    static LOGIN: Rpc = Rpc::new("/hapa.auth.v1.SessionService/CreateSession", Access::Login);
 
     #[test]
     fn long_streams_block_neither_probes_nor_logins_nor_other_networks() {

@@ -19,11 +19,11 @@ use bytes::Bytes;
 use futures_util::FutureExt as _;
 use hapa_core::access::{Access, Rpc};
 use hapa_core::call::Call;
-use hapa_core::call_stats::Failure;
+use hapa_core::call_stats::PublishedFailure;
 use hapa_core::error_chain;
-use hapa_core::rpc_error::{ErrorCode, Fault, code_name, publish, read};
+use hapa_core::rpc_error::{ErrorCode, RpcError, code_name, published_code, to_published_status};
 use hapa_telemetry::panics;
-use hapa_telemetry::trace::{Part, is_servers_failure};
+use hapa_telemetry::trace::{SpanHandle, is_server_error};
 use http::{HeaderMap, HeaderValue};
 use http_body::{Body as _, Frame};
 use tonic::{Code, Status};
@@ -72,8 +72,8 @@ pub(crate) async fn record_call(
     response.map(|body| wrap(body, RecordedBody { recorder, last: None }))
 }
 
-fn panic_fault(panic: &(dyn Any + Send)) -> Fault {
-    Fault::internal(panics::describe(panic))
+fn panic_fault(panic: &(dyn Any + Send)) -> RpcError {
+    RpcError::internal(panics::describe(panic))
 }
 
 /// Records one call once, when it ends or when it is dropped.
@@ -83,7 +83,7 @@ struct CallRecorder {
     span: Span,
     trace_id: String,
     /// The same span, as a part of the trace.
-    part: Part,
+    part: SpanHandle,
     outbox: Outbox,
     request_aborted: RequestAborted,
     reader: ReaderState,
@@ -121,7 +121,7 @@ impl CallRecorder {
             return self.close(Code::Ok, None, true);
         }
         let request_aborted = self.request_aborted.is_set();
-        let status = self.span.in_scope(|| publish(status, request_aborted));
+        let status = self.span.in_scope(|| to_published_status(status, request_aborted));
         let (code, failure) = write_failure(status, headers);
         self.close(code, failure.as_ref(), true)
     }
@@ -130,7 +130,7 @@ impl CallRecorder {
     fn close(
         &mut self,
         code: Code,
-        failure: Option<&Failure>,
+        failure: Option<&PublishedFailure>,
         needs_ack: bool,
     ) -> Option<DurabilityAck> {
         if std::mem::replace(&mut self.is_ended, true) {
@@ -143,23 +143,23 @@ impl CallRecorder {
         self.record_outcome(code, failure, elapsed);
         self.record_latencies(elapsed);
         self.end_span(code, failure);
-        let (call, trace_id) = (&self.call.told(), self.trace_id.as_str());
+        let (call, trace_id) = (&self.call.with_recorded_caller(), self.trace_id.as_str());
         let completed = CompletedCall { call, path, trace_id, code, failure, elapsed };
         self.outbox.append_call(&completed, needs_ack)
     }
 
     /// Measures how long an engine's chunk waited until this frame.
     fn record_frame(&mut self) {
-        if let Some(chunk_at) = self.call.report().take_heard() {
+        if let Some(chunk_at) = self.call.stats().take_upstream_chunk_at() {
             self.max_chunk_delay = self.max_chunk_delay.max(Some(chunk_at.elapsed()));
         }
     }
 
     /// Records the mesh's own part of the duration, and logs a slow call with its phases.
     fn record_latencies(&self, elapsed: Duration) {
-        let has_latency = |rpc: &&Rpc| rpc.access != Access::Public && !rpc.is_watch();
+        let has_latency = |rpc: &&Rpc| rpc.access != Access::NoAuth && !rpc.is_watch();
         let Some(rpc) = self.call.rpc.filter(has_latency) else { return };
-        let times = self.call.report().times();
+        let times = self.call.stats().timings();
         let overhead = elapsed.saturating_sub(times.queued + times.engine);
         metrics::histogram!("hapa_overhead_seconds", "rpc" => rpc.path).record(overhead);
         if let Some(delay) = self.max_chunk_delay {
@@ -179,20 +179,20 @@ impl CallRecorder {
         );
     }
 
-    fn end_span(&mut self, code: Code, failure: Option<&Failure>) {
+    fn end_span(&mut self, code: Code, failure: Option<&PublishedFailure>) {
         // Taken, so that the span ends with the call and not with its body.
         let part = std::mem::take(&mut self.part);
         part.set("rpc.grpc.status_code", i64::from(code as i32));
         let Some(failure) = failure else { return };
         part.set("hapa.incident_id", failure.incident_id.clone());
-        if is_servers_failure(code) {
+        if is_server_error(code) {
             part.fail(failure.error_code.clone(), "the call failed");
         } else {
             part.set("error.type", failure.error_code.clone());
         }
     }
 
-    fn record_outcome(&self, code: Code, failure: Option<&Failure>, elapsed: Duration) {
+    fn record_outcome(&self, code: Code, failure: Option<&PublishedFailure>, elapsed: Duration) {
         let path = self.path;
         let code = code_name(code);
         metrics::gauge!("hapa_requests_in_flight", "rpc" => path).decrement(1.0);
@@ -200,7 +200,7 @@ impl CallRecorder {
         metrics::histogram!("hapa_request_duration_seconds", "rpc" => path).record(elapsed);
         let duration_ms = millis(elapsed);
         let _entered = self.span.enter();
-        let Some(Failure { error_code, incident_id, .. }) = failure else {
+        let Some(PublishedFailure { error_code, incident_id, .. }) = failure else {
             if path.starts_with("/grpc.") {
                 tracing::debug!(code, duration_ms, "call ended");
             } else {
@@ -215,11 +215,11 @@ impl CallRecorder {
 }
 
 /// Writes a failed status into headers or trailers, without its causes, which stay in the process.
-fn write_failure(mut status: Status, headers: &mut HeaderMap) -> (Code, Option<Failure>) {
+fn write_failure(mut status: Status, headers: &mut HeaderMap) -> (Code, Option<PublishedFailure>) {
     let causes = error_chain::take(status.metadata_mut());
     headers.remove(error_chain::CAUSES);
     write_status(&status, headers);
-    let failure = read(&status).map(|(error_code, incident_id)| Failure {
+    let failure = published_code(&status).map(|(error_code, incident_id)| PublishedFailure {
         error_code,
         incident_id,
         message: status.message().to_owned(),
@@ -240,8 +240,8 @@ impl Drop for CallRecorder {
             } else {
                 "the client cancelled the call"
             };
-            let fault = Fault::new(ErrorCode::StreamGivenUp, message);
-            self.close(Code::Cancelled, Some(&Failure::of(&fault)), false);
+            let fault = RpcError::new(ErrorCode::StreamGivenUp, message);
+            self.close(Code::Cancelled, Some(&PublishedFailure::of(&fault)), false);
         }
     }
 }
@@ -309,7 +309,7 @@ mod tests {
     #[test]
     fn the_causes_of_a_failure_reach_its_events_and_never_the_client() {
         for is_stream in [false, true] {
-            let fault = Fault::internal("the cause");
+            let fault = RpcError::internal("the cause");
             let incident_id = fault.incident_id().to_owned();
             let mut headers = if is_stream {
                 trailers(&Status::from(fault)).into_trailers().unwrap()

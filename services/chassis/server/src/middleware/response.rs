@@ -3,13 +3,13 @@
 use axum::body::Body;
 use axum::response::Response;
 use bytes::Bytes;
-use hapa_core::rpc_error::Fault;
+use hapa_core::rpc_error::RpcError;
 use http::HeaderMap;
 use http_body::Frame;
 use tonic::Status;
 
 /// A failure as a response without a body.
-pub(crate) fn refuse(fault: Fault) -> Response {
+pub(crate) fn refuse(fault: RpcError) -> Response {
     Status::from(fault).into_http::<Body>()
 }
 

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use hapa_core::access::Table;
+use hapa_core::access::AccessTable;
 use ipnet::IpNet;
 use tokio::sync::Semaphore;
 
@@ -13,7 +13,7 @@ use crate::outbox::Outbox;
 
 /// The state of the layers of one server.
 pub(crate) struct SharedState {
-    pub(crate) table: Table,
+    pub(crate) table: AccessTable,
     /// The maximum duration of a call, whatever its client allows.
     pub(crate) request_timeout: Duration,
     /// Networks of proxies with a trusted `x-forwarded-for` header.

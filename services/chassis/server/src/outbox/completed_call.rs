@@ -5,8 +5,8 @@ use std::time::{Duration, SystemTime};
 
 use hapa_core::access::Access;
 use hapa_core::call::Call;
-use hapa_core::call_stats::Failure;
-use hapa_core::redaction::scrub;
+use hapa_core::call_stats::PublishedFailure;
+use hapa_core::redaction::redact_secrets;
 use hapa_core::rpc_error::code_name;
 use hapa_proto::analytics::v1::UsageEvent;
 use hapa_proto::errors::v1::Occurrence;
@@ -33,7 +33,7 @@ pub(crate) struct CompletedCall<'c> {
     pub(crate) path: &'static str,
     pub(crate) trace_id: &'c str,
     pub(crate) code: Code,
-    pub(crate) failure: Option<&'c Failure>,
+    pub(crate) failure: Option<&'c PublishedFailure>,
     pub(crate) elapsed: Duration,
 }
 
@@ -48,7 +48,7 @@ impl CompletedCall<'_> {
 
     fn is_user_call(&self) -> bool {
         !self.delivers_events()
-            && !matches!(self.access(), None | Some(Access::Public | Access::Mesh))
+            && !matches!(self.access(), None | Some(Access::NoAuth | Access::Service))
     }
 
     /// Whether failures of the call are reported. A service that shuts down cancels its streams to other services,
@@ -56,12 +56,12 @@ impl CompletedCall<'_> {
     /// auth.
     fn reports_failures(&self) -> bool {
         let is_service_shutdown =
-            self.access() == Some(Access::Mesh) && self.code == Code::Cancelled;
+            self.access() == Some(Access::Service) && self.code == Code::Cancelled;
         let is_unknown_credential =
             self.call.is_mesh && self.path == AUTHENTICATE && self.code == Code::Unauthenticated;
         !is_service_shutdown
             && !is_unknown_credential
-            && self.access() != Some(Access::Public)
+            && self.access() != Some(Access::NoAuth)
             && !self.delivers_events()
     }
 
@@ -70,7 +70,7 @@ impl CompletedCall<'_> {
         if !self.is_user_call() {
             return None;
         }
-        let work = self.call.report().work();
+        let work = self.call.stats().snapshot();
         let caller = self.call.principal.as_deref();
         Some(UsageEvent {
             event_id: Uuid::now_v7().to_string(),
@@ -81,7 +81,11 @@ impl CompletedCall<'_> {
             key_id: caller.map(|caller| caller.key_id.clone()).unwrap_or_default(),
             user_id: caller.map(|caller| caller.user_id.clone()).unwrap_or_default(),
             owner: caller.map(|caller| caller.owner.clone()).unwrap_or_default(),
-            model: if self.failure.is_some() && work.unlisted { String::new() } else { work.model },
+            model: if self.failure.is_some() && work.is_unknown_model {
+                String::new()
+            } else {
+                work.model
+            },
             task: work.task,
             prompt_tokens: work.prompt_tokens,
             completion_tokens: work.completion_tokens,
@@ -99,12 +103,12 @@ impl CompletedCall<'_> {
         if !self.reports_failures() {
             return Vec::new();
         }
-        let recovered = self.call.report().work().overcome;
+        let recovered = self.call.stats().snapshot().recovered_errors;
         let recovered = recovered.iter().map(|failure| self.occurrence(failure, true));
         recovered.chain(self.failure.map(|failure| self.occurrence(failure, false))).collect()
     }
 
-    fn occurrence(&self, failure: &Failure, recovered: bool) -> Occurrence {
+    fn occurrence(&self, failure: &PublishedFailure, recovered: bool) -> Occurrence {
         let caller = self.call.principal.as_deref();
         Occurrence {
             event_id: Uuid::now_v7().to_string(),
@@ -112,7 +116,7 @@ impl CompletedCall<'_> {
             time: Some(Timestamp::from(SystemTime::now())),
             error_code: failure.error_code.clone(),
             method: self.path.to_owned(),
-            message: scrub(&failure.message, MAX_MESSAGE_LEN),
+            message: redact_secrets(&failure.message, MAX_MESSAGE_LEN),
             causes: failure.causes.clone(),
             service: service(self.path).to_owned(),
             version: env!("CARGO_PKG_VERSION").to_owned(),

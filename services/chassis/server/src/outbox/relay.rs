@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use hapa_core::rpc_error::{ErrorCode, read};
+use hapa_core::rpc_error::{ErrorCode, published_code};
 use hapa_proto::analytics::v1::RecordEventsRequest;
 use hapa_proto::errors::v1::ReportOccurrencesRequest;
 use hapa_transport::peer::{AnalyticsClient, ErrorsClient};
@@ -257,7 +257,7 @@ fn decode<M: Message + Default>(events: &[StoredEvent]) -> Result<Vec<M>, Status
 fn is_refusal(status: &Status) -> bool {
     let too_large = ErrorCode::TooLarge.entry().name;
     status.code() == Code::InvalidArgument
-        || read(status).is_some_and(|(code, _)| code == too_large)
+        || published_code(status).is_some_and(|(code, _)| code == too_large)
 }
 
 /// The ids of a batch. Its events must be sorted by priority and id.

@@ -8,8 +8,8 @@ use std::path::Path;
 use std::time::Duration;
 
 use anyhow::Context as _;
-use hapa_store::file_lock::{self, Lock};
-use hapa_store::open::{damage, is_of_the_file};
+use hapa_store::file_lock::{self, FileLock};
+use hapa_store::open::{damage, is_file_damage};
 use hapa_store::sql::{Placeholder, SqlText};
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqliteSynchronous};
 use sqlx::{
@@ -40,7 +40,7 @@ pub(super) struct OutboxStore {
     /// Stored events by priority.
     pub(super) depth: [u64; 3],
     /// Excludes other processes.
-    lock: Option<Lock>,
+    lock: Option<FileLock>,
 }
 
 /// The connection that reads.
@@ -242,14 +242,14 @@ impl OutboxReader {
 }
 
 /// Locks the file. SQLite lets two processes share a file, but the numbering of rows does not.
-async fn lock_file(path: &Path) -> anyhow::Result<Lock> {
+async fn lock_file(path: &Path) -> anyhow::Result<FileLock> {
     let (lock_path, name) = (path.with_extension("lock"), path.display().to_string());
-    file_lock::lock(&lock_path, "hapa", file_lock::Kind::Exclusive, &name).await
+    file_lock::lock(&lock_path, "hapa", file_lock::LockMode::Exclusive, &name).await
 }
 
 /// Whether an error is caused by damage of the file.
 fn is_damaged(path: &Path, error: &anyhow::Error) -> bool {
-    is_of_the_file(error) || (path.exists() && matches!(damage(path), Ok(Some(_))))
+    is_file_damage(error) || (path.exists() && matches!(damage(path), Ok(Some(_))))
 }
 
 fn to_i64(number: u64) -> i64 {

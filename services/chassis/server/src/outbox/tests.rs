@@ -90,8 +90,8 @@ impl FakeAnalytics {
 
 fn receivers(address: SocketAddr) -> Receivers {
     let (address, token) = (format!("http://{address}"), SecretString::from("a token"));
-    let analytics = peer::AnalyticsClient::new(peer::wire(&address, &token).unwrap());
-    let errors = peer::ErrorsClient::new(peer::wire(&address, &token).unwrap());
+    let analytics = peer::AnalyticsClient::new(peer::token_channel(&address, &token).unwrap());
+    let errors = peer::ErrorsClient::new(peer::token_channel(&address, &token).unwrap());
     Receivers {
         analytics: Some(Receiver { client: analytics, is_own_process: false }),
         errors: Some(Receiver { client: errors, is_own_process: false }),

@@ -7,7 +7,7 @@ use hapa_core::access::{Access, Rpc};
 use hapa_core::call::Call;
 use hapa_telemetry::config::{LogConfig, TraceConfig};
 use hapa_telemetry::logging::prepare;
-use hapa_transport::otlp_exporter::{Exporter, collect};
+use hapa_transport::otlp_exporter::{SpanExporter, tracer_and_exporter};
 use http::HeaderName;
 use opentelemetry::trace::{SpanKind, Status};
 use tracing::Instrument as _;
@@ -17,10 +17,10 @@ use super::*;
 
 const PARENT: &str = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
 
-static CALL: Rpc = Rpc::new("/hapa.a.v1.AService/Do", Access::Caller);
-static MESH: Rpc = Rpc::new("/hapa.a.v1.AService/Tell", Access::Mesh);
-static OPEN: Rpc = Rpc::new("/hapa.a.v1.AService/Look", Access::Public);
-static WATCH: Rpc = Rpc::new("/hapa.a.v1.AService/WatchThings", Access::Caller);
+static CALL: Rpc = Rpc::new("/hapa.a.v1.AService/Do", Access::Authenticated);
+static MESH: Rpc = Rpc::new("/hapa.a.v1.AService/Tell", Access::Service);
+static OPEN: Rpc = Rpc::new("/hapa.a.v1.AService/Look", Access::NoAuth);
+static WATCH: Rpc = Rpc::new("/hapa.a.v1.AService/WatchThings", Access::Authenticated);
 
 fn log(level: &str) -> LogConfig {
     let command = LogConfig::augment_args(clap::Command::new("log"));
@@ -39,14 +39,14 @@ fn trace_config(collector: Option<&str>, ratio: f64) -> TraceConfig {
 }
 
 /// Makes spans on this thread, independently of the log level.
-fn start_tracing(ratio: f64) -> (Exporter, DefaultGuard) {
+fn start_tracing(ratio: f64) -> (SpanExporter, DefaultGuard) {
     let config = trace_config(Some("http://127.0.0.1:9"), ratio);
-    let (tracer, exporter) = collect(&config).unwrap().unzip();
+    let (tracer, exporter) = tracer_and_exporter(&config).unwrap().unzip();
     let dispatch = prepare(&log("off"), tracer).unwrap();
     (exporter.unwrap(), set_default(&dispatch))
 }
 
-fn start_span(headers: &HeaderMap, rpc: Option<&'static Rpc>) -> (Span, Part, String) {
+fn start_span(headers: &HeaderMap, rpc: Option<&'static Rpc>) -> (Span, SpanHandle, String) {
     let call = Call::new(Some("a-request"), rpc, IpAddr::from([127, 0, 0, 1]));
     let path = rpc.map_or("unknown", |rpc| rpc.path);
     let ServerSpan { span, part, trace_id } = start_server_span(headers, &call, path);
@@ -60,9 +60,9 @@ fn traced_headers() -> HeaderMap {
     )
 }
 
-fn injected_headers(part: &Part) -> HeaderMap {
+fn injected_headers(part: &SpanHandle) -> HeaderMap {
     let mut headers = HeaderMap::new();
-    part.carry(&mut headers);
+    part.inject(&mut headers);
     headers
 }
 
@@ -71,14 +71,14 @@ async fn a_trace_continues_across_services() {
     let (mut exporter, _guard) = start_tracing(0.0);
     let (span, part, id) = start_span(&traced_headers(), Some(&CALL));
     assert_eq!(id, "4bf92f3577b34da6a3ce929d0e0e4736");
-    let asked = async { Part::ask(|| "x".to_owned()) }.instrument(span.clone()).await;
+    let asked = async { SpanHandle::client(|| "x".to_owned()) }.instrument(span.clone()).await;
     let headers = injected_headers(&asked);
     let parts: Vec<_> = headers["traceparent"].to_str().unwrap().split('-').collect();
     // The sampling decision of the caller stands.
     assert_eq!((parts[1], parts[3]), ("4bf92f3577b34da6a3ce929d0e0e4736", "01"));
     assert_ne!(parts[2], "00f067aa0ba902b7");
     assert_eq!(headers["tracestate"], "a=b");
-    assert!(!Part::ask(|| unreachable!()).is_some(), "a client span needs a server span");
+    assert!(!SpanHandle::client(|| unreachable!()).is_some(), "a client span needs a server span");
     let asked_id = parts[2].to_owned();
 
     drop((asked, part));
@@ -111,7 +111,7 @@ async fn calls_without_a_user_have_no_span() {
         let (span, part, id) = start_span(&HeaderMap::new(), rpc);
         assert!(!part.is_some() && id.is_empty());
         let _entered = span.enter();
-        assert!(!Part::ask(|| unreachable!()).is_some());
+        assert!(!SpanHandle::client(|| unreachable!()).is_some());
     }
     assert!(start_span(&traced_headers(), Some(&MESH)).1.is_some());
 }
@@ -132,7 +132,7 @@ async fn a_log_line_is_not_an_event_of_a_span() {
 #[tokio::test]
 async fn a_library_that_checks_the_log_level_does_not_lose_the_span() {
     let config = trace_config(Some("http://127.0.0.1:9"), 1.0);
-    let (tracer, exporter) = collect(&config).unwrap().unzip();
+    let (tracer, exporter) = tracer_and_exporter(&config).unwrap().unzip();
     let dispatch = prepare(&log("debug"), tracer).unwrap();
     let _guard = set_default(&dispatch);
     assert!(
@@ -147,7 +147,7 @@ async fn a_library_that_checks_the_log_level_does_not_lose_the_span() {
 
 #[tokio::test]
 async fn without_a_collector_only_log_lines_have_spans() {
-    let (tracer, exporter) = collect(&trace_config(None, 1.0)).unwrap().unzip();
+    let (tracer, exporter) = tracer_and_exporter(&trace_config(None, 1.0)).unwrap().unzip();
     let dispatch = prepare(&log("trace"), tracer).unwrap();
     assert!(exporter.is_none());
     let _guard = set_default(&dispatch);
@@ -157,7 +157,7 @@ async fn without_a_collector_only_log_lines_have_spans() {
     assert!(!span.is_disabled());
     assert!(part.span().is_disabled() && injected_headers(&part).is_empty());
     let _entered = span.enter();
-    let asked = Part::ask(|| unreachable!("the name is not even computed"));
+    let asked = SpanHandle::client(|| unreachable!("the name is not even computed"));
     assert!(asked.span().is_disabled() && injected_headers(&asked).is_empty());
 }
 

@@ -96,7 +96,7 @@ fn expected_len(header: &[u8; HEADER_LEN]) -> u64 {
 
 /// Whether SQLite reports a damaged file (CORRUPT, NOTADB), as opposed to a full disk, another process or a failed
 /// migration. <https://www.sqlite.org/rescode.html>
-pub fn is_of_the_file(error: &anyhow::Error) -> bool {
+pub fn is_file_damage(error: &anyhow::Error) -> bool {
     error.chain().any(|cause| {
         let Some(Error::Database(error)) = cause.downcast_ref::<Error>() else { return false };
         let code = error.code().and_then(|code| code.parse::<u32>().ok());

@@ -9,7 +9,7 @@ use std::net::{IpAddr, Ipv6Addr};
 use std::sync::Arc;
 use std::time::Duration;
 
-use hapa_core::rpc_error::{ErrorCode, Fault};
+use hapa_core::rpc_error::{ErrorCode, RpcError};
 use sha2::{Digest as _, Sha256};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::timeout;
@@ -35,7 +35,7 @@ pub const WRONG_PASSWORD_PAUSE: Duration = Duration::from_secs(1);
 
 /// Counts failed attempts, in this process or in a shared Redis.
 #[derive(Clone, Debug)]
-pub struct Attempts {
+pub struct FailedAttempts {
     limiter: Arc<Limiter>,
     by_network: Rate,
     lookups: Lanes,
@@ -51,16 +51,16 @@ pub struct OverLimit {
 
 impl OverLimit {
     /// The error for an invalid credential from such a network.
-    pub fn refusal(self, network: &str) -> Fault {
+    pub fn refusal(self, network: &str) -> RpcError {
         let message = "too many failed attempts to authenticate from this address; wait, or send a valid credential";
-        Fault::new(ErrorCode::RateLimited, message).retry_after(self.retry_after).quota(network)
+        RpcError::new(ErrorCode::RateLimited, message).retry_after(self.retry_after).quota(network)
     }
 }
 
-impl Attempts {
+impl FailedAttempts {
     /// Admits `limit` failed attempts per network and minute; 0: no limit.
     pub fn new(limiter: Arc<Limiter>, limit: u32) -> Self {
-        Attempts {
+        FailedAttempts {
             limiter,
             by_network: Rate::new(limit, WINDOW),
             lookups: Lanes::new(MAX_LOOKUPS_PER_LANE),
@@ -81,12 +81,12 @@ impl Attempts {
     }
 
     /// A permit to look up a credential of a network over its limit.
-    pub async fn lookup_lane(&self, network: &str) -> Result<OwnedSemaphorePermit, Fault> {
+    pub async fn lookup_lane(&self, network: &str) -> Result<OwnedSemaphorePermit, RpcError> {
         self.lookups.enter(network).await
     }
 
     /// A permit to check a password of a network over its limit.
-    pub async fn login_lane(&self, network: &str) -> Result<OwnedSemaphorePermit, Fault> {
+    pub async fn login_lane(&self, network: &str) -> Result<OwnedSemaphorePermit, RpcError> {
         self.logins.enter(network).await
     }
 }
@@ -95,7 +95,7 @@ impl Attempts {
 /// extensions of each request to an RPC that issues credentials.
 #[derive(Clone, Debug)]
 pub struct PasswordAttempts {
-    attempts: Attempts,
+    attempts: FailedAttempts,
     network: Arc<str>,
 }
 
@@ -111,19 +111,19 @@ pub struct PasswordAttempt {
 
 impl PasswordAttempts {
     /// For a call from this network.
-    pub fn new(attempts: Attempts, network: Arc<str>) -> Self {
+    pub fn new(attempts: FailedAttempts, network: Arc<str>) -> Self {
         PasswordAttempts { attempts, network }
     }
 
     /// The counter in the extensions of a request. Fails with E5004 if there is none.
-    pub fn of(extensions: &Extensions) -> Result<PasswordAttempts, Status> {
+    pub fn from_extensions(extensions: &Extensions) -> Result<PasswordAttempts, Status> {
         let found = extensions.get::<PasswordAttempts>().cloned();
-        found.ok_or_else(|| Fault::internal("a login ran without the server's admission").into())
+        found.ok_or_else(|| RpcError::internal("a login ran without the server's admission").into())
     }
 
     /// Begins an attempt, before the password is hashed. Fails with E4004 after 10 wrong passwords for the account from
     /// this network within a minute.
-    pub async fn begin(&self, email: &str) -> Result<PasswordAttempt, Fault> {
+    pub async fn begin(&self, email: &str) -> Result<PasswordAttempt, RpcError> {
         // A digest, so that neither Redis nor error messages contain e-mail addresses.
         let account = Sha256::digest(email.trim().to_lowercase());
         let subject = format!("login:{}:{}", hex::encode(&account[..12]), self.network);
@@ -134,7 +134,7 @@ impl PasswordAttempts {
         let decision = limiter.peek(&subject, ACCOUNT_METHOD, rate).await;
         if let Some(wait) = decision.and_then(|decision| decision.retry_after) {
             let message = "too many wrong passwords for this account from this address; wait";
-            return Err(Fault::new(ErrorCode::RateLimited, message).retry_after(wait));
+            return Err(RpcError::new(ErrorCode::RateLimited, message).retry_after(wait));
         }
         Ok(PasswordAttempt { limiter, subject, rate, _lane: lane })
     }
@@ -156,14 +156,14 @@ impl Lanes {
         Lanes((0..LANE_COUNT).map(|_| Arc::new(Semaphore::new(max_concurrent))).collect())
     }
 
-    async fn enter(&self, name: &str) -> Result<OwnedSemaphorePermit, Fault> {
+    async fn enter(&self, name: &str) -> Result<OwnedSemaphorePermit, RpcError> {
         let hash = crc32fast::hash(name.as_bytes()) as usize;
         let permit = Arc::clone(&self.0[hash % self.0.len()]).acquire_owned();
         if let Ok(Ok(permit)) = timeout(LANE_TIMEOUT, permit).await {
             return Ok(permit);
         }
         let message = "too many concurrent attempts to authenticate; try again shortly";
-        Err(Fault::new(ErrorCode::Overloaded, message).retry_after(Duration::from_secs(1)))
+        Err(RpcError::new(ErrorCode::Overloaded, message).retry_after(Duration::from_secs(1)))
     }
 }
 
@@ -184,10 +184,10 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::rate_limit::Memory;
+    use crate::rate_limit::MemoryLimiter;
 
-    fn attempts(limit: u32) -> Attempts {
-        Attempts::new(Arc::new(Limiter::Memory(Memory::default())), limit)
+    fn attempts(limit: u32) -> FailedAttempts {
+        FailedAttempts::new(Arc::new(Limiter::Memory(MemoryLimiter::default())), limit)
     }
 
     fn network_of(text: &str) -> String {

@@ -7,9 +7,9 @@ use super::{Decision, Rate};
 
 /// Sliding windows of this process, one per active subject and method.
 #[derive(Debug, Default)]
-pub struct Memory(Shards<Window>);
+pub struct MemoryLimiter(Shards<Window>);
 
-impl Memory {
+impl MemoryLimiter {
     /// Counts one call at the time `now`.
     pub fn decide(
         &self,
@@ -146,7 +146,7 @@ mod tests {
 
     #[test]
     fn keys_and_methods_are_counted_separately() {
-        let (memory, now) = (Memory::default(), Instant::now());
+        let (memory, now) = (MemoryLimiter::default(), Instant::now());
         assert_eq!(memory.decide("a", "/x", rate(1), now).retry_after, None);
         assert_eq!(memory.decide("a", "/y", rate(1), now).retry_after, None);
         assert_eq!(memory.decide("b", "/x", rate(1), now).retry_after, None);
@@ -155,7 +155,7 @@ mod tests {
 
     #[test]
     fn a_peek_returns_the_remaining_calls_and_counts_none() {
-        let (memory, now) = (Memory::default(), Instant::now());
+        let (memory, now) = (MemoryLimiter::default(), Instant::now());
         for _ in 0..3 {
             assert_eq!(memory.peek("a", "/x", rate(2), now).remaining, 2);
         }

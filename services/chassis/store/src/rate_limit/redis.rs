@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use futures_util::{StreamExt as _, stream};
-use hapa_core::config::Wrong;
+use hapa_core::config::ConfigError;
 use secrecy::SecretString;
 use tokio::sync::{Notify, Semaphore, oneshot, watch};
 use tokio::time::{sleep, timeout};
@@ -24,7 +24,7 @@ use super::replicas::{ReplicaGroup, Replicas};
 use super::shards::Shards;
 use super::{Decision, Rate};
 use crate::rate_limit::LimitConfig;
-use crate::redis::{self, Manner, Script, Value};
+use crate::redis::{self, RedisOptions, Script, Value};
 
 /// Maximum number of scripts that wait for a connection or its socket. More than [`MAX_CONCURRENT_SCRIPTS`].
 const MAX_QUEUED_SCRIPTS: usize = 8192;
@@ -104,11 +104,11 @@ impl Redis {
         url: &SecretString,
         config: &LimitConfig,
         roles: &[&str],
-    ) -> Result<Self, Wrong> {
-        let options = Manner {
-            patience: config.redis_timeout_seconds,
-            most_queued: MAX_QUEUED_SCRIPTS,
-            meanwhile: "this replica grants its share of each limit",
+    ) -> Result<Self, ConfigError> {
+        let options = RedisOptions {
+            reply_timeout: config.redis_timeout_seconds,
+            max_queued: MAX_QUEUED_SCRIPTS,
+            fallback: "this replica grants its share of each limit",
         };
         let shutdown = CancellationToken::new();
         let inner = Arc::new(Inner {

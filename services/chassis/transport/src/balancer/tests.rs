@@ -49,22 +49,23 @@ impl Server {
     }
 }
 
-fn balanced(names: &Names) -> Balanced {
+fn balanced(names: &Names) -> BalancedChannel {
     balanced_within(names, Duration::from_secs(5))
 }
 
-fn balanced_within(names: &Names, connect_timeout: Duration) -> Balanced {
+fn balanced_within(names: &Names, connect_timeout: Duration) -> BalancedChannel {
     let host = parse_address("http://replicas:1").unwrap();
-    let connector = Connector::new("replicas", false, Secure::No, connect_timeout).unwrap();
+    let connector =
+        Connector::new("replicas", false, TransportSecurity::Plaintext, connect_timeout).unwrap();
     let names = Arc::clone(names);
     let resolve = move || {
         let addresses = names.lock().unwrap().clone();
         Box::pin(async move { Ok(addresses) }) as Resolution
     };
-    Balanced::from_parts(host, connector, Box::new(resolve))
+    BalancedChannel::from_parts(host, connector, Box::new(resolve))
 }
 
-async fn call(balanced: &Balanced) -> Result<(), Status> {
+async fn call(balanced: &BalancedChannel) -> Result<(), Status> {
     let request = Request::builder().uri("/a.B/C").body(Body::empty()).unwrap();
     balanced.clone().send(request).await.map(drop)
 }
@@ -224,8 +225,17 @@ fn the_scheme_of_an_address_must_match_its_certificates() {
         "http://a:1,https://a:2",
         "http://a:1,",
     ] {
-        assert!(Balanced::new(invalid, Secure::No, REFRESH_INTERVAL).is_err(), "{invalid}");
+        assert!(
+            BalancedChannel::new(invalid, TransportSecurity::Plaintext, REFRESH_INTERVAL).is_err(),
+            "{invalid}"
+        );
     }
-    assert!(Balanced::new("https://auth:1", Secure::No, REFRESH_INTERVAL).is_err());
-    assert!(Balanced::new("http://[::1]:1", Secure::No, REFRESH_INTERVAL).is_ok());
+    assert!(
+        BalancedChannel::new("https://auth:1", TransportSecurity::Plaintext, REFRESH_INTERVAL)
+            .is_err()
+    );
+    assert!(
+        BalancedChannel::new("http://[::1]:1", TransportSecurity::Plaintext, REFRESH_INTERVAL)
+            .is_ok()
+    );
 }

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use hapa_core::access::OPERATOR;
+use hapa_core::access::OPERATOR_ROLE;
 use rustls::pki_types::CertificateDer;
 use time::PrimitiveDateTime;
 use time::format_description::BorrowedFormatItem;
@@ -10,7 +10,7 @@ use time::macros::format_description;
 use webpki::EndEntityCert;
 
 /// All roles of peers.
-const ROLES: &[&str] = &["auth", "codegen", "errors", "analytics", "gateway", OPERATOR];
+const ROLES: &[&str] = &["auth", "codegen", "errors", "analytics", "gateway", OPERATOR_ROLE];
 
 /// DER tags: a sequence, the version field, and the two types of times.
 const SEQUENCE_TAG: u8 = 0x30;
@@ -41,7 +41,7 @@ pub struct Validity {
 
 impl Validity {
     /// The validity period of a certificate; `None` if it can't be parsed.
-    pub(super) fn of(certificate: &CertificateDer<'_>) -> Option<Validity> {
+    pub(super) fn parse(certificate: &CertificateDer<'_>) -> Option<Validity> {
         let (_, certificate, _) = element(certificate)?;
         let (_, mut rest, _) = element(certificate)?;
         if rest.first() == Some(&VERSION_TAG) {

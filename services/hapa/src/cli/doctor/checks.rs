@@ -14,11 +14,11 @@ use hapa_proto::errors::v1::error_tracking_service_client::ErrorTrackingServiceC
 use hapa_proto::errors::v1::gateway_report_service_client::GatewayReportServiceClient;
 use hapa_proto::errors::v1::{GetDashboardRequest, ReportRefusalsRequest};
 use hapa_server::outbox;
-use hapa_store::database::Survey;
-use hapa_store::redis::{Manner, Redis, Script};
-use hapa_transport::balancer::Balanced;
-use hapa_transport::connect::Secure;
-use hapa_transport::tls::{Tls, believing};
+use hapa_store::database::DatabaseStatus;
+use hapa_store::redis::{Redis, RedisOptions, Script};
+use hapa_transport::balancer::BalancedChannel;
+use hapa_transport::connect::TransportSecurity;
+use hapa_transport::tls::{Tls, trust_roots};
 use prost_types::Timestamp;
 use tokio::time::{Instant, sleep, timeout};
 use tonic::Status;
@@ -58,7 +58,7 @@ pub(super) async fn stores(roles: &Roles) -> Vec<Finding> {
     named.into_iter().flat_map(|(service, survey)| store(service, survey)).collect()
 }
 
-fn store(service: &str, survey: anyhow::Result<Option<Survey>>) -> Vec<Finding> {
+fn store(service: &str, survey: anyhow::Result<Option<DatabaseStatus>>) -> Vec<Finding> {
     let what = format!("store of {service}");
     let survey = match survey {
         Err(error) => {
@@ -102,8 +102,11 @@ pub(super) async fn redis(roles: &Roles) -> Finding {
         return Finding::absent("Redis", "not set: each replica limits and caches on its own");
     };
     let advice = "check that it runs, REDIS_URL, and the network";
-    let manner =
-        Manner { patience: CHECK_TIMEOUT, most_queued: 8, meanwhile: "nothing waits for it" };
+    let manner = RedisOptions {
+        reply_timeout: CHECK_TIMEOUT,
+        max_queued: 8,
+        fallback: "nothing waits for it",
+    };
     let redis = match Redis::new(url, manner) {
         Ok(redis) => redis,
         Err(wrong) => return Finding::wrong("Redis", wrong.to_string(), advice),
@@ -120,7 +123,7 @@ pub(super) async fn redis(roles: &Roles) -> Finding {
         "local t = redis.call('TIME') return tonumber(t[1]) * 1000 + math.floor(tonumber(t[2]) / 1000)",
     );
     let start = Instant::now();
-    let Ok(clock) = redis.ask::<i64>(&script, Vec::new(), Vec::new()).await else {
+    let Ok(clock) = redis.run::<i64>(&script, Vec::new(), Vec::new()).await else {
         let advice = "allow EVALSHA and SCRIPT LOAD for this Redis user";
         return Finding::wrong("Redis", "refuses scripts", advice);
     };
@@ -153,7 +156,7 @@ pub(super) async fn engines(roles: &Roles) -> Vec<Finding> {
 
 pub(super) fn certificates(roles: &Roles) -> Finding {
     let advice = "check their issuer (cert-manager: `kubectl describe certificate`)";
-    match Tls::of(&roles.server.tls) {
+    match Tls::from_config(&roles.server.tls) {
         Ok(None) => {
             Finding::absent("certificates", "not set: services authenticate with MESH_TOKEN")
         }
@@ -182,11 +185,11 @@ pub(super) async fn gateway(address: Option<&str>, authority: Option<&PathBuf>) 
         return vec![Finding::absent("gateway", "not checked: set GATEWAY_ADDRESS")];
     };
     let secure = if address.starts_with("https://") {
-        believing(authority).map(|config| Secure::Believing(config.into()))
+        trust_roots(authority).map(|config| TransportSecurity::ServerTls(config.into()))
     } else {
-        Ok(Secure::No)
+        Ok(TransportSecurity::Plaintext)
     };
-    let channel = secure.and_then(|secure| Balanced::new(address, secure, CHECK_TIMEOUT));
+    let channel = secure.and_then(|secure| BalancedChannel::new(address, secure, CHECK_TIMEOUT));
     let advice = "check that Envoy runs and listens at GATEWAY_ADDRESS";
     let channel = match channel {
         Ok(channel) => channel,
@@ -221,7 +224,7 @@ pub(super) async fn gateway(address: Option<&str>, authority: Option<&PathBuf>) 
 fn own_refusal(reply: Option<&Status>) -> Finding {
     let what = "gateway refusals";
     let advice = "write its configuration with `hapa gateway` of this release";
-    match reply.and_then(rpc_error::read) {
+    match reply.and_then(rpc_error::published_code) {
         Some((code, _)) if code == "E4012" => {
             Finding::ok(what, "have a code and an incident id; RPCs of the mesh are not exposed")
         }
@@ -240,7 +243,9 @@ fn route(role: &str, reply: Option<Status>) -> Finding {
     match reply {
         None => Finding::ok(what, "works"),
         // The service itself answers: it requires a credential.
-        Some(status) if rpc_error::read(&status).is_some_and(|(code, _)| code == "E4003") => {
+        Some(status)
+            if rpc_error::published_code(&status).is_some_and(|(code, _)| code == "E4003") =>
+        {
             Finding::ok(what, "works")
         }
         Some(status) => {

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use hapa_core::rpc_error::{DOMAIN, ErrorCode};
+use hapa_core::rpc_error::{ERROR_DOMAIN, ErrorCode};
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetail, ErrorInfo, RetryInfo, StatusExt as _};
 
@@ -16,7 +16,7 @@ pub(super) fn status_details() -> String {
     let entry = ErrorCode::Overloaded.entry();
     let metadata = [("error_code".to_owned(), entry.name.to_owned())];
     let details: [ErrorDetail; 2] = [
-        ErrorInfo::new(entry.reason, DOMAIN, metadata).into(),
+        ErrorInfo::new(entry.reason, ERROR_DOMAIN, metadata).into(),
         RetryInfo::new(Some(RETRY_DELAY)).into(),
     ];
     let code = entry.grpc.unwrap_or(Code::Unavailable);

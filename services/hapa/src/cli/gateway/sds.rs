@@ -3,7 +3,7 @@
 
 use std::path::Path;
 
-use hapa_core::config::Wrong;
+use hapa_core::config::ConfigError;
 use serde_json::{Value, json};
 
 use super::GatewayArgs;
@@ -15,7 +15,7 @@ pub(super) struct SdsFile {
 }
 
 /// The resource files for the certificates in the settings.
-pub(super) fn sds_files(args: &GatewayArgs) -> Result<Vec<SdsFile>, Wrong> {
+pub(super) fn sds_files(args: &GatewayArgs) -> Result<Vec<SdsFile>, ConfigError> {
     let mut files = Vec::new();
     if let (Some(certificate), Some(key)) =
         (&args.gateway_tls_cert_file, &args.gateway_tls_key_file)
