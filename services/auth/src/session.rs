@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use hapa_core::call::Call;
+use hapa_core::password_attempts::PasswordAttempts;
 use hapa_core::timestamps::{DAY, now};
 use hapa_core::violations::Violations;
 use hapa_proto::auth::v1::create_session_request::{Password, Proof};
@@ -14,7 +15,6 @@ use hapa_proto::auth::v1::{
     Session, User,
 };
 use hapa_proto::codegen::v1::UserProfile;
-use hapa_store::rate_limit::failed_attempts::PasswordAttempts;
 use secrecy::{ExposeSecret as _, SecretString};
 use tokio::time::sleep;
 use tonic::{Request, Response, Status};

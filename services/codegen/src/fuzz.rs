@@ -62,7 +62,7 @@ pub fn code(bytes: &[u8]) {
     let Some((language, rest)) = bytes.split_first() else { return };
     let words = ["py", "js", "ts", "tsx", "java", "cpp", "cs"];
     let word = words[usize::from(*language) % words.len()];
-    let (Some(language), Ok(code)) = (Language::named(word), std::str::from_utf8(rest)) else {
+    let (Some(language), Ok(code)) = (Language::from_name(word), std::str::from_utf8(rest)) else {
         return;
     };
     let lines = code.lines().count().max(1);

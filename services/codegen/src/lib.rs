@@ -107,6 +107,15 @@ pub struct Config {
 }
 
 impl Config {
+    fn patience(&self) -> Patience {
+        Patience {
+            first_token: self.first_token_timeout_seconds,
+            between_tokens: self.token_gap_timeout_seconds,
+            whole: self.vllm_timeout_seconds,
+            heartbeat: self.heartbeat_seconds,
+        }
+    }
+
     fn engine_options(&self) -> EngineOptions {
         EngineOptions::new(self.ai_model_api_key.as_ref(), self.log_engine_errors)
     }
@@ -182,12 +191,7 @@ pub fn service(config: &Config, dependencies: Dependencies) -> anyhow::Result<Se
     };
     let pool = EnginePool::new(sources, config.engine_options(), timeouts)?;
     pool.spawn_background_tasks(&mut spec);
-    let patience = Patience {
-        first_token: config.first_token_timeout_seconds,
-        between_tokens: config.token_gap_timeout_seconds,
-        whole: config.vllm_timeout_seconds,
-        heartbeat: config.heartbeat_seconds,
-    };
+    let patience = config.patience();
     let models =
         Arc::new(ModelCatalog::new(pool.clone(), config.ai_model_name.clone(), specialists));
     spec.check(engine_check(Arc::clone(&models)));

@@ -55,9 +55,10 @@ static RPC_PATHS: LazyLock<HashSet<String>> = LazyLock::new(|| {
 /// The future of an accepted occurrence ends when the outbox has written it or given up waiting; a rejected occurrence
 /// has none.
 #[derive(Clone)]
-pub struct OccurrenceRecorder(
-    pub Arc<dyn Fn(&Occurrence) -> Option<BoxFuture<'static, ()>> + Send + Sync>,
-);
+pub struct OccurrenceRecorder(pub Arc<RecordOccurrence>);
+
+/// Appends one occurrence to the outbox.
+pub type RecordOccurrence = dyn Fn(&Occurrence) -> Option<BoxFuture<'static, ()>> + Send + Sync;
 
 impl fmt::Debug for OccurrenceRecorder {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -17,7 +17,7 @@ mod validation;
 mod version;
 mod visibility;
 
-pub use crate::gateway_report::OccurrenceRecorder;
+pub use crate::gateway_report::{OccurrenceRecorder, RecordOccurrence};
 use clap::ArgAction;
 use hapa_core::access::{self, Access, Rpc};
 use hapa_core::service::{ServiceSpec, Shutdown};

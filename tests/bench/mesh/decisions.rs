@@ -10,7 +10,7 @@ use hapa_proto::auth::v1::CreateKeyRequest;
 use hapa_proto::auth::v1::auth_service_client::AuthServiceClient;
 use hapa_proto::auth::v1::key_service_client::KeyServiceClient;
 use hapa_server::auth::principal_cache::{Credential, PrincipalCache};
-use hapa_store::rate_limit::{LimitConfig, Limiter, Rate};
+use hapa_server::rate_limit::{LimitConfig, Limiter, Rate};
 use hapa_transport::peer::{self, MESH_TOKEN};
 use secrecy::{ExposeSecret as _, SecretString};
 use tonic::Request;

@@ -7,7 +7,7 @@ use anyhow::{Context as _, ensure};
 use fred::clients::Client;
 use fred::interfaces::ClientLike as _;
 use fred::types::config::{Config, ConnectionConfig, TcpConfig};
-use hapa_store::rate_limit::Limiter;
+use hapa_server::rate_limit::Limiter;
 use hapa_test_harness::RedisServer;
 use secrecy::SecretString;
 use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader};

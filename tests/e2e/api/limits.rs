@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use hapa_proto::auth::v1::RateLimit;
 use hapa_proto::codegen::v1::{GetCodeHealthRequest, GetCodeHealthResponse};
-use hapa_store::rate_limit::{Decision, Limiter, MemoryLimiter, Rate};
+use hapa_server::rate_limit::{Decision, Limiter, MemoryLimiter, Rate};
 use hapa_test_harness::{CodegenClient, RedisServer, TestMesh, incident, within};
 use tokio::task::JoinSet;
 use tonic::{Code, Response, Status};
@@ -272,7 +272,7 @@ async fn request(
     (replica, sequence, wanted, at): (&str, u64, u64, u64),
     report: ReplicaState,
 ) -> Vec<u64> {
-    let script = include_str!("../../../services/chassis/store/src/rate_limit/window.lua");
+    let script = include_str!("../../../services/chassis/server/src/rate_limit/window.lua");
     let script = script.replace("redis.call('TIME')", "{ ARGV[10], ARGV[11] }");
     let mut words: Vec<String> =
         ["EVAL", &script, "2", "w", "r", "10", "60000"].map(str::to_owned).into();
@@ -362,7 +362,7 @@ async fn a_redis_without_the_script_receives_it_again() {
 async fn the_script_decides_as_the_process_does() {
     const WINDOW: u64 = 59_999;
     let redis = RedisServer::start().await;
-    let script = include_str!("../../../services/chassis/store/src/rate_limit/window.lua");
+    let script = include_str!("../../../services/chassis/server/src/rate_limit/window.lua");
     let script = script.replace("redis.call('TIME')", "{ ARGV[10], ARGV[11] }");
     let (memory, start) = (MemoryLimiter::default(), Instant::now());
     let rate = Rate::new(20, Duration::from_millis(WINDOW));

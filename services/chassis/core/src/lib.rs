@@ -12,6 +12,7 @@ pub mod health_check;
 pub mod idempotency;
 pub mod key_format;
 pub mod pagination;
+pub mod password_attempts;
 pub mod principal_cache;
 pub mod redaction;
 pub mod rpc_error;

@@ -8,7 +8,6 @@ use clap::{ArgAction, Args};
 use hapa_core::config::{CommonConfig, ConfigError, Environment, bytes, seconds, seconds_or_none};
 use hapa_core::secret;
 use hapa_store::database::Engine;
-use hapa_store::rate_limit::LimitConfig;
 use hapa_store::redis::check_redis_url;
 use hapa_telemetry::config::{LogConfig, TraceConfig};
 use hapa_transport::tls::{self, TlsConfig};
@@ -17,6 +16,7 @@ use secrecy::SecretString;
 use tokio::sync::Semaphore;
 
 use crate::outbox::OutboxConfig;
+use crate::rate_limit::LimitConfig;
 
 /// Settings of the server.
 #[derive(Args, Clone, Debug)]

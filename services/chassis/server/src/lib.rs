@@ -10,6 +10,7 @@ mod middleware;
 mod network_limit;
 pub mod outbox;
 mod probes;
+pub mod rate_limit;
 mod rewind_io;
 mod server;
 mod server_span;

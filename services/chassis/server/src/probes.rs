@@ -8,7 +8,6 @@ use std::time::Duration;
 use axum::Router;
 use axum::http::StatusCode;
 use axum::routing::get;
-use hapa_store::rate_limit::Limiter;
 use hapa_telemetry::recorder::MetricsHandle;
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -21,6 +20,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::file_descriptors::DescriptorReserve;
 use crate::health::{Health, REDIS};
+use crate::rate_limit::Limiter;
 
 /// Maximum number of concurrent connections; each serves one request.
 const MAX_CONNECTIONS: usize = 64;

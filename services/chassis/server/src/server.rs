@@ -13,7 +13,6 @@ use hapa_core::config::ConfigError;
 use hapa_core::health_check::HealthCheck;
 use hapa_core::secret;
 use hapa_core::service::{ServiceSpec, Shutdown};
-use hapa_store::rate_limit::Limiter;
 use hapa_telemetry::{recorder, scheduler_lag};
 use hapa_transport::otlp_exporter::SpanExporter;
 use hapa_transport::peer::{
@@ -30,14 +29,14 @@ use tonic::service::RoutesBuilder;
 use crate::accept::{ConnectionLimits, Drain, MaxConnectionAge, Socket, accept};
 use crate::auth::principal_cache::PrincipalCache;
 use crate::config::Config;
-use crate::file_descriptors;
 use crate::health::{Health, HealthChecks, REDIS};
 use crate::middleware::admission::Admission;
 use crate::middleware::public_calls::PublicCalls;
 use crate::middleware::shared::SharedState;
 use crate::middleware::stack;
 use crate::outbox::{Outbox, Receiver, Receivers};
-use crate::probes;
+use crate::rate_limit::Limiter;
+use crate::{file_descriptors, probes};
 
 /// Maximum time for background tasks to end.
 const TASK_SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(2);

@@ -4,6 +4,5 @@ pub mod change_feed;
 pub mod database;
 pub mod file_lock;
 pub mod open;
-pub mod rate_limit;
 pub mod redis;
 pub mod sql;

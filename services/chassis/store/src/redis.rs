@@ -91,17 +91,18 @@ pub struct RedisUnavailable {
 
 /// A reply to [`Redis::run_until_silent`].
 #[derive(Debug)]
-pub(crate) struct TimedReply<R> {
-    pub(crate) reply: R,
+pub struct TimedReply<R> {
+    /// The reply.
+    pub reply: R,
     /// Whether the reply arrived so late that another replica may have timed out.
-    pub(crate) is_nearly_timed_out: bool,
+    pub is_nearly_timed_out: bool,
 }
 
 /// No reply of any script has arrived within the reply timeout.
 #[derive(Debug)]
-pub(crate) struct NoReply {
+pub struct NoReply {
     /// The latest failure, for the log.
-    pub(crate) cause: String,
+    pub cause: String,
 }
 
 impl Redis {
@@ -111,7 +112,7 @@ impl Redis {
     }
 
     /// A client for [`Redis::run_until_silent`], whose commands may take longer than the reply timeout.
-    pub(crate) fn tolerating_slow_replies(
+    pub fn tolerating_slow_replies(
         url: &SecretString,
         options: RedisOptions,
     ) -> Result<Self, ConfigError> {
@@ -189,14 +190,14 @@ impl Redis {
     }
 
     /// Whether there is a connection.
-    pub(crate) fn is_connected(&self) -> bool {
+    pub fn is_connected(&self) -> bool {
         self.client.is_connected()
     }
 
     /// Runs an idempotent script, without the circuit breaker. It waits for a lost connection and retries failed
     /// attempts. It fails if no reply of any script has arrived within the reply timeout: while replies arrive, even
     /// late ones, Redis is alive.
-    pub(crate) async fn run_until_silent<R: FromValue>(
+    pub async fn run_until_silent<R: FromValue>(
         &self,
         script: &Script,
         keys: Vec<String>,
@@ -237,7 +238,7 @@ impl Redis {
     }
 
     /// Runs a script once, limited only by the command timeout.
-    pub(crate) async fn attempt<R: FromValue>(
+    pub async fn attempt<R: FromValue>(
         &self,
         script: &Script,
         keys: Vec<String>,

@@ -11,10 +11,6 @@ use axum::response::Response;
 use hapa_core::access::{Access, GATEWAY_ROLE, Rpc};
 use hapa_core::call::Call;
 use hapa_core::rpc_error::{ErrorCode, RpcError, published_code};
-use hapa_store::rate_limit::failed_attempts::{
-    FailedAttempts, PasswordAttempts, WRONG_PASSWORD_PAUSE, network,
-};
-use hapa_store::rate_limit::{Decision, LimitConfig, Limiter, rate};
 use hapa_transport::peer::{MESH_TOKEN, ServiceAuth, gateway_token};
 use http::header::CONTENT_TYPE;
 use http::{HeaderMap, HeaderValue};
@@ -31,6 +27,8 @@ use crate::client_address::CertificateRoles;
 use crate::middleware::body::{PermitBody, RevocableBody, wrap};
 use crate::middleware::response::refuse;
 use crate::middleware::shared::SharedState;
+use crate::rate_limit::failed_attempts::{FailedAttempts, WRONG_PASSWORD_PAUSE, network};
+use crate::rate_limit::{Decision, LimitConfig, Limiter, rate};
 
 /// Identifies callers and decides whether they may call.
 pub(crate) struct Admission {
@@ -247,7 +245,7 @@ impl Admission {
     /// password delays the next one.
     async fn run_login(&self, call: &Call, mut request: Request, next: Next) -> Response {
         let network: Arc<str> = network(call.address).into();
-        let attempts = PasswordAttempts::new(self.attempts.clone(), Arc::clone(&network));
+        let attempts = self.attempts.password_attempts(Arc::clone(&network));
         request.extensions_mut().insert(attempts);
         let Some(over) = self.attempts.over_limit(&network).await else {
             let response = next.run(request).await;

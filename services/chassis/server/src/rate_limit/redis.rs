@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 
 use futures_util::{StreamExt as _, stream};
 use hapa_core::config::ConfigError;
+use hapa_store::redis::{self, RedisOptions, Script, Value};
 use secrecy::SecretString;
 use tokio::sync::{Notify, Semaphore, oneshot, watch};
 use tokio::time::{sleep, timeout};
@@ -24,7 +25,6 @@ use super::replicas::{ReplicaGroup, Replicas};
 use super::shards::Shards;
 use super::{Decision, Rate};
 use crate::rate_limit::LimitConfig;
-use crate::redis::{self, RedisOptions, Script, Value};
 
 /// Maximum number of scripts that wait for a connection or its socket. More than [`MAX_CONCURRENT_SCRIPTS`].
 const MAX_QUEUED_SCRIPTS: usize = 8192;

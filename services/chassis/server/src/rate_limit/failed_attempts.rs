@@ -9,11 +9,12 @@ use std::net::{IpAddr, Ipv6Addr};
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::FutureExt as _;
+use hapa_core::password_attempts::{PasswordAttempt, PasswordAttempts};
 use hapa_core::rpc_error::{ErrorCode, RpcError};
 use sha2::{Digest as _, Sha256};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::timeout;
-use tonic::{Extensions, Status};
 
 use crate::rate_limit::{Limiter, Rate};
 
@@ -91,59 +92,34 @@ impl FailedAttempts {
     }
 }
 
-/// For login handlers: counts wrong passwords per account from the network of the call. The server adds it to the
-/// extensions of each request to an RPC that issues credentials.
-#[derive(Clone, Debug)]
-pub struct PasswordAttempts {
-    attempts: FailedAttempts,
-    network: Arc<str>,
-}
-
-/// One attempt with the password of an account. Attempts for the same account from the same network run one after the
-/// other, so that parallel attempts cannot exceed the limit.
-#[derive(Debug)]
-pub struct PasswordAttempt {
-    limiter: Arc<Limiter>,
-    subject: String,
-    rate: Rate,
-    _lane: OwnedSemaphorePermit,
-}
-
-impl PasswordAttempts {
-    /// For a call from this network.
-    pub fn new(attempts: FailedAttempts, network: Arc<str>) -> Self {
-        PasswordAttempts { attempts, network }
+impl FailedAttempts {
+    /// Counts wrong passwords per account from `network`, for login handlers.
+    pub fn password_attempts(&self, network: Arc<str>) -> PasswordAttempts {
+        let attempts = self.clone();
+        PasswordAttempts::new(move |email| {
+            let (attempts, network) = (attempts.clone(), Arc::clone(&network));
+            // A digest, so that neither Redis nor error messages contain e-mail addresses.
+            let account = Sha256::digest(email.trim().to_lowercase());
+            let subject = format!("login:{}:{network}", hex::encode(&account[..12]));
+            async move { attempts.begin_password(subject).await }.boxed()
+        })
     }
 
-    /// The counter in the extensions of a request. Fails with E5004 if there is none.
-    pub fn from_extensions(extensions: &Extensions) -> Result<PasswordAttempts, Status> {
-        let found = extensions.get::<PasswordAttempts>().cloned();
-        found.ok_or_else(|| RpcError::internal("a login ran without the server's admission").into())
-    }
-
-    /// Begins an attempt, before the password is hashed. Fails with E4004 after 10 wrong passwords for the account from
-    /// this network within a minute.
-    pub async fn begin(&self, email: &str) -> Result<PasswordAttempt, RpcError> {
-        // A digest, so that neither Redis nor error messages contain e-mail addresses.
-        let account = Sha256::digest(email.trim().to_lowercase());
-        let subject = format!("login:{}:{}", hex::encode(&account[..12]), self.network);
-        let lane = self.attempts.accounts.enter(&subject).await?;
-        let limiter = Arc::clone(&self.attempts.limiter);
-        let is_limited = self.attempts.by_network.is_limited();
+    async fn begin_password(self, subject: String) -> Result<PasswordAttempt, RpcError> {
+        let lane = self.accounts.enter(&subject).await?;
+        let is_limited = self.by_network.is_limited();
         let rate = Rate::new(if is_limited { MAX_WRONG_PASSWORDS } else { 0 }, WINDOW);
-        let decision = limiter.peek(&subject, ACCOUNT_METHOD, rate).await;
+        let decision = self.limiter.peek(&subject, ACCOUNT_METHOD, rate).await;
         if let Some(wait) = decision.and_then(|decision| decision.retry_after) {
             let message = "too many wrong passwords for this account from this address; wait";
             return Err(RpcError::new(ErrorCode::RateLimited, message).retry_after(wait));
         }
-        Ok(PasswordAttempt { limiter, subject, rate, _lane: lane })
-    }
-}
-
-impl PasswordAttempt {
-    /// Counts the password as wrong.
-    pub async fn record_wrong_password(self) {
-        self.limiter.decide(&self.subject, ACCOUNT_METHOD, self.rate).await;
+        let limiter = self.limiter;
+        let record_wrong = async move {
+            limiter.decide(&subject, ACCOUNT_METHOD, rate).await;
+            drop(lane);
+        };
+        Ok(PasswordAttempt::new(record_wrong.boxed()))
     }
 }
 
@@ -226,7 +202,7 @@ mod tests {
 
     #[tokio::test]
     async fn parallel_attempts_for_one_account_do_not_exceed_its_limit() {
-        let attempts = PasswordAttempts::new(attempts(60), "address:a".into());
+        let attempts = attempts(60).password_attempts("address:a".into());
         let parallel = (0..40).map(|_| {
             let attempts = attempts.clone();
             async move {
