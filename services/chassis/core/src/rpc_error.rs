@@ -25,9 +25,9 @@ pub const STORE_UNAVAILABLE_MESSAGE: &str = "the database is not available; try 
 /// The header that contains the incident id of the gateway's own errors.
 const INCIDENT_ID_HEADER: &str = "x-hapa-incident-id";
 
-/// Prefixes of tonic's INTERNAL messages for a request that is not a message of its method: not protobuf, a wrong
-/// compression flag, no message at all, shorter than its length, not compressed as its header states. An end-to-end
-/// test sends each.
+/// Prefixes of tonic's INTERNAL messages for a request that is not a message of its method. In this order: not protobuf,
+/// a wrong compression flag, no message at all, shorter than its length, not compressed as its header states. An
+/// end-to-end test sends each.
 const UNREADABLE_REQUEST_PREFIXES: [&str; 5] = [
     "failed to decode Protobuf message",
     "protocol error",

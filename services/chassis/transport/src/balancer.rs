@@ -6,7 +6,7 @@
 //! finishes its calls in progress.
 //!
 //! tonic's balanced channel does not serve. It treats an unreachable replica as ready and fails a third of all calls
-//! (330 of 1,000 with one of two replicas down), and it hangs on a name without addresses.
+//! (330 of 1,000 with one of two replicas down). It also hangs on a name without addresses.
 
 use std::collections::HashSet;
 use std::io;
@@ -46,9 +46,9 @@ type Resolve = Box<dyn Fn() -> Resolution + Send + Sync>;
 
 /// A channel over all replicas of a service. Clones share the connections.
 #[derive(Clone)]
-pub struct BalancedChannel(Arc<Inner>);
+pub struct BalancedChannel(Arc<Balancer>);
 
-struct Inner {
+struct Balancer {
     scheme: Scheme,
     authority: Authority,
     connector: Connector,
@@ -97,7 +97,7 @@ impl BalancedChannel {
     }
 
     fn from_parts(host: HostAddress, connector: Connector, resolve: Resolve) -> BalancedChannel {
-        BalancedChannel(Arc::new(Inner {
+        BalancedChannel(Arc::new(Balancer {
             scheme: host.scheme,
             authority: host.authority,
             connector,
@@ -204,7 +204,7 @@ impl Drop for InFlightGuard {
     }
 }
 
-impl Inner {
+impl Balancer {
     /// A connection to the best replica that has a connection or can be connected to.
     async fn open(
         &self,

@@ -1,8 +1,8 @@
 //! Exports ended spans to a collector with OTLP. The queue is bounded. If the collector is unavailable, spans are dropped
 //! and counted, and no call waits.
 //!
-//! The SDK's batch processor does not serve. It reports the number of dropped spans only at its end, and it blocks a
-//! thread on each batch, so that a collector that hangs would delay the end of the process.
+//! The SDK's batch processor does not serve. It reports the number of dropped spans only at its end. It also blocks a
+//! thread on each batch, so a collector that hangs would delay the end of the process.
 
 use std::fmt::{self, Debug, Formatter};
 use std::sync::Arc;

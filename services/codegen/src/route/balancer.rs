@@ -1,9 +1,9 @@
 //! The load balancer: pure functions over a snapshot, with the random numbers passed in.
 //!
 //! Power of two choices: the less loaded of two random candidates is nearly as good as the least loaded
-//! of all, and callers with the same stale loads do not all choose one engine. Two preferences come
-//! first, each only while the engine stays below the load cap: an engine whose prefix cache holds
-//! related prompts (affinity), and an engine that has the adapter in memory.
+//! of all. Callers with the same stale loads do not all choose one engine. Two preferences come first,
+//! each only while the engine stays below the load cap. The first is an engine whose prefix cache holds
+//! related prompts (affinity); the second is an engine that has the adapter in memory.
 
 /// An engine that can be chosen, with what is known of its load.
 #[derive(Clone, Copy, Debug, Default)]

@@ -27,7 +27,7 @@ use crate::client_address::CertificateRoles;
 use crate::middleware::body::{PermitBody, RevocableBody, wrap};
 use crate::middleware::response::refuse;
 use crate::middleware::shared::SharedState;
-use crate::rate_limit::failed_attempts::{FailedAttempts, WRONG_PASSWORD_PAUSE, network};
+use crate::rate_limit::failed_attempts::{FailedAttempts, WRONG_PASSWORD_DELAY, network};
 use crate::rate_limit::{Decision, LimitConfig, Limiter, rate};
 
 /// Identifies callers and decides whether they may call.
@@ -262,7 +262,7 @@ impl Admission {
         if !is_bad_credential(&response) {
             return response;
         }
-        sleep(WRONG_PASSWORD_PAUSE).await;
+        sleep(WRONG_PASSWORD_DELAY).await;
         drop(lane);
         refuse(over.refusal(&network))
     }

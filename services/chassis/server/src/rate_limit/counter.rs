@@ -1,8 +1,8 @@
 //! The state of one replica for one subject and method: the number of its own grants, and the latest reply of Redis.
 //!
 //! The number of own grants is authoritative. Each request reports it, and it replaces the number in Redis, so grants
-//! are neither lost nor counted twice. While Redis is unavailable, the replica grants at most its share of the limit,
-//! including earlier own grants, and at most its share of the remaining calls in the latest reply.
+//! are neither lost nor counted twice. While Redis is unavailable, two bounds hold: the replica's share of the limit,
+//! which includes its earlier grants, and its share of the remaining calls in the latest reply.
 //!
 //! Invariant: the shares of all replicas together never exceed the limit.
 

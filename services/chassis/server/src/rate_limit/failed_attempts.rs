@@ -18,7 +18,7 @@ use tokio::time::timeout;
 
 use crate::rate_limit::{Limiter, Rate};
 
-const WINDOW: Duration = Duration::from_mins(1);
+const WINDOW_PERIOD: Duration = Duration::from_mins(1);
 /// Method name of the limiter for attempts per network.
 const NETWORK_METHOD: &str = "Authentication";
 /// Method name of the limiter for wrong passwords per account.
@@ -32,7 +32,7 @@ const MAX_LOOKUPS_PER_LANE: usize = 16;
 /// Maximum wait for a lane.
 const LANE_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long a wrong password of a network over its limit occupies its lane: at most one guess per second.
-pub const WRONG_PASSWORD_PAUSE: Duration = Duration::from_secs(1);
+pub const WRONG_PASSWORD_DELAY: Duration = Duration::from_secs(1);
 
 /// Counts failed attempts, in this process or in a shared Redis.
 #[derive(Clone, Debug)]
@@ -63,7 +63,7 @@ impl FailedAttempts {
     pub fn new(limiter: Arc<Limiter>, limit: u32) -> Self {
         FailedAttempts {
             limiter,
-            by_network: Rate::new(limit, WINDOW),
+            by_network: Rate::new(limit, WINDOW_PERIOD),
             lookups: Lanes::new(MAX_LOOKUPS_PER_LANE),
             logins: Lanes::new(1),
             accounts: Lanes::new(1),
@@ -108,7 +108,7 @@ impl FailedAttempts {
     async fn begin_password(self, subject: String) -> Result<PasswordAttempt, RpcError> {
         let lane = self.accounts.enter(&subject).await?;
         let is_limited = self.by_network.is_limited();
-        let rate = Rate::new(if is_limited { MAX_WRONG_PASSWORDS } else { 0 }, WINDOW);
+        let rate = Rate::new(if is_limited { MAX_WRONG_PASSWORDS } else { 0 }, WINDOW_PERIOD);
         let decision = self.limiter.peek(&subject, ACCOUNT_METHOD, rate).await;
         if let Some(wait) = decision.and_then(|decision| decision.retry_after) {
             let message = "too many wrong passwords for this account from this address; wait";
