@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
-use hapa_core::rpc_error::{ErrorCode, Retry, code_name};
+use hapa_core::rpc_error::{ErrorCode, Retry, code_name, http_status};
 use hapa_policy::{read, root, sources};
 use hapa_telemetry::metrics_list::{METRICS, MetricKind, MetricSpec};
 
@@ -104,7 +104,9 @@ fn every_error_code_is_documented_as_the_code_says_it() {
         .iter()
         .map(|code| {
             let entry = code.entry();
-            let grpc = entry.grpc.map_or_else(|| "–".to_owned(), |grpc| code_name(grpc).to_owned());
+            let none = || "–".to_owned();
+            let grpc = entry.grpc.map_or_else(none, |grpc| code_name(grpc).to_owned());
+            let http = entry.grpc.map_or_else(none, |grpc| http_status(grpc).to_string());
             let retry = match entry.retry {
                 Retry::No => "no",
                 Retry::Yes => "yes",
@@ -112,7 +114,7 @@ fn every_error_code_is_documented_as_the_code_says_it() {
             };
             let (name, reason, meaning, advice) =
                 (entry.name, entry.reason, entry.meaning, entry.advice);
-            format!("| {name} | {meaning} | `{reason}` | {grpc} | {retry} | {advice} |")
+            format!("| {name} | {meaning} | `{reason}` | {grpc} | {http} | {retry} | {advice} |")
         })
         .collect();
     let page = read("docs/errors.md");

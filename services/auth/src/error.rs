@@ -83,7 +83,9 @@ impl From<Error> for Status {
             Error::InvalidLogin | Error::WrongPassword => RpcError::new(ErrorCode::BadKey, message),
             Error::OidcNotConfigured => RpcError::new(ErrorCode::Unsupported, message),
             Error::OidcUnavailable(cause) => {
-                RpcError::new(ErrorCode::DatabaseError, message).with_cause(cause.as_ref())
+                RpcError::new(ErrorCode::DependencyUnavailable, message)
+                    .dependency("identity provider")
+                    .with_cause(cause.as_ref())
             }
             Error::Overloaded => {
                 RpcError::new(ErrorCode::Overloaded, message).retry_after(Duration::from_secs(1))

@@ -102,9 +102,8 @@ impl Error {
             Error::QueueFull | Error::ValidatorsBusy => {
                 RpcError::new(ErrorCode::Overloaded, message).retry_after(OVERLOAD_RETRY_DELAY)
             }
-            Error::Superseded | Error::SlowReader => {
-                RpcError::new(ErrorCode::StreamGivenUp, message)
-            }
+            Error::Superseded => RpcError::new(ErrorCode::Superseded, message),
+            Error::SlowReader => RpcError::new(ErrorCode::SlowReader, message),
             Error::KeyEnded => RpcError::new(ErrorCode::KeyEnded, message),
             Error::Stalled => RpcError::new(ErrorCode::CutShort, message),
             Error::ShuttingDown => RpcError::new(ErrorCode::ShuttingDown, message),

@@ -129,20 +129,24 @@ const CACHE_RPCS: &[Rpc] = &[
 /// The rate limits are those documented for the predecessor's endpoints, except for completion.
 const RPCS: &[Rpc] = &[
     Rpc::new("/hapa.codegen.v1.CodegenService/GenerateCode", Access::Scope("codegen:generate"))
-        .limited(50, 60),
+        .limited(50, 60)
+        .model_call(),
     Rpc::new(
         "/hapa.codegen.v1.CodegenService/StreamGenerateCode",
         Access::Scope("codegen:generate"),
     )
-    .limited(20, 60),
+    .limited(20, 60)
+    .model_call(),
     // The predecessor allowed 50 a minute, which fast typing uses up in half a minute.
     Rpc::new("/hapa.codegen.v1.CodegenService/CompleteCode", Access::Scope("codegen:complete"))
-        .limited(120, 60),
+        .limited(120, 60)
+        .model_call(),
     Rpc::new(
         "/hapa.codegen.v1.CodegenService/StreamCompleteCode",
         Access::Scope("codegen:complete"),
     )
-    .limited(120, 60),
+    .limited(120, 60)
+    .model_call(),
     Rpc::new("/hapa.codegen.v1.CodegenService/ValidateCode", Access::Scope("codegen:generate"))
         .limited(100, 3_600),
     Rpc::new("/hapa.codegen.v1.CodegenService/ListModels", Access::Authenticated),

@@ -178,9 +178,9 @@ async fn a_newer_request_of_the_session_ends_the_older_one_and_its_work() {
         println!("superseded: aborted at the engine {:?} after the newer request", noticed - at);
         let older = within("the older one", older).await.unwrap();
         let (failed, status) = (older.failed, older.status.unwrap());
-        assert_eq!((incident(&status).0.as_str(), status.code()), ("E4011", Code::Cancelled));
+        assert_eq!((incident(&status).0.as_str(), status.code()), ("E4013", Code::Cancelled));
         assert!(status.message().contains("superseded"), "{}", status.message());
-        assert!(failed.is_none_or(|failed| failed.error_code == "E4011"));
+        assert!(failed.is_none_or(|failed| failed.error_code == "E4013"));
     }
     mesh.finish().await;
 }
@@ -257,7 +257,7 @@ async fn the_same_request_again_takes_the_older_ones_place_in_the_engines_call()
     mesh.engine.wait_for_started(1).await;
     let newer = ask();
     let status = within("the older one", older).await.unwrap().status.unwrap();
-    assert_eq!(incident(&status).0, "E4011");
+    assert_eq!(incident(&status).0, "E4013");
     mesh.engine.release();
     let newer = within("the newer one", newer).await.unwrap();
     assert_eq!(newer.finished.unwrap().suggestions[0].text, "xy");

@@ -53,7 +53,7 @@ async fn a_client_that_stops_reading_loses_the_stream_and_the_engine_stops() {
     });
     assert_eq!(end.await.code(), Code::Cancelled);
     let counted = async {
-        while mesh.metrics().await.sum("hapa_errors_total", &["error_code=\"E4011\""]) < 1.0 {}
+        while mesh.metrics().await.sum("hapa_errors_total", &["error_code=\"E4014\""]) < 1.0 {}
     };
     within("the failure to be counted", counted).await;
 }

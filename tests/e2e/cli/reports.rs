@@ -154,7 +154,7 @@ async fn errors_are_summed_up_and_their_codes_explained() {
     let ours = patterns.iter().find(|pattern| pattern["error_code"] == "E5009").unwrap();
     assert_eq!(ours["trend"], "new");
     assert!(fine(&mesh, "errors patterns").await.contains("TREND"));
-    assert_eq!(json(&mesh, "errors codes").await.len(), 22);
+    assert_eq!(json(&mesh, "errors codes").await.len(), 26);
     assert!(fine(&mesh, "errors codes").await.contains("MODEL_UNREACHABLE"));
 }
 

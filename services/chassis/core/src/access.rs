@@ -54,6 +54,8 @@ pub struct Rpc {
     /// Roles that may call this RPC with a client certificate. `None`: all service roles if the RPC is
     /// service-only, otherwise none. An operator's certificate may call every RPC that is not service-only.
     pub allowed_roles: Option<&'static [&'static str]>,
+    /// Whether the call waits for a model, so that its deadline is reported as E5001.
+    pub is_model_call: bool,
 }
 
 /// The roles of services.
@@ -68,13 +70,19 @@ pub const GATEWAY_ROLE: &str = "gateway";
 impl Rpc {
     /// A rule with the default limit.
     pub const fn new(path: &'static str, access: Access) -> Self {
-        Rpc { path, access, limit: None, allowed_roles: None }
+        Rpc { path, access, limit: None, allowed_roles: None, is_model_call: false }
     }
 
     /// The same rule with its own limit.
     #[must_use]
     pub const fn limited(self, calls: u32, window_seconds: u32) -> Self {
         Rpc { limit: Some((calls, window_seconds)), ..self }
+    }
+
+    /// The same rule for an RPC that waits for a model.
+    #[must_use]
+    pub const fn model_call(self) -> Self {
+        Rpc { is_model_call: true, ..self }
     }
 
     /// Whether the RPC can be called without a credential.

@@ -1,6 +1,7 @@
 //! The published error codes, and the error type of every RPC. Each status that leaves a service carries an
 //! `ErrorInfo` with its code and its incident id.
 
+use std::collections::HashMap;
 use std::error::Error;
 use std::fmt;
 use std::time::Duration;
@@ -96,8 +97,10 @@ error_codes! {
     BudgetUsedUp "E4008" "BUDGET_USED_UP" Some(Code::ResourceExhausted), AfterDelay, "token budget used up", "Retry after the budget's reset time, or request a larger budget.";
     Conflict "E4009" "CONFLICT" Some(Code::Aborted), No, "conflict (idempotency, version)", "Read the current state and send a new request.";
     NotFound "E4010" "NOT_FOUND" Some(Code::NotFound), No, "not found", "Check the id or the name.";
-    StreamGivenUp "E4011" "STREAM_GIVEN_UP" Some(Code::Cancelled), No, "stream cancelled (client disconnected or reads too slowly)", "Read the stream to its end, without pauses.";
+    StreamGivenUp "E4011" "STREAM_GIVEN_UP" Some(Code::Cancelled), No, "call cancelled by its client", "Read the stream to its end.";
     Unsupported "E4012" "UNSUPPORTED" Some(Code::Unimplemented), No, "unsupported method or content type", "Check the method name, and that client and mesh have the same version.";
+    Superseded "E4013" "SUPERSEDED" Some(Code::Cancelled), No, "superseded by a newer request of the session", "Use the answer to the newer request.";
+    SlowReader "E4014" "SLOW_READER" Some(Code::ResourceExhausted), No, "stream read too slowly", "Read the stream continuously.";
     ModelTimeout "E5001" "MODEL_TIMEOUT" Some(Code::DeadlineExceeded), Yes, "AI model timeout", "Try again, request a shorter answer, or allow more time.";
     CacheError "E5002" "CACHE_ERROR" None, No, "cache error (bypassed; reported as a warning, never fails a request)", "No action for callers; operators check the cache.";
     DatabaseError "E5003" "DATABASE_ERROR" Some(Code::Unavailable), Yes, "database error", "Try again; operators check the database.";
@@ -108,6 +111,8 @@ error_codes! {
     ShuttingDown "E5008" "SHUTTING_DOWN" Some(Code::Unavailable), Yes, "shutting down", "Try again at once: another replica takes the call.";
     CircuitOpen "E5009" "CIRCUIT_OPEN" Some(Code::Unavailable), AfterDelay, "circuit open", "Retry after the delay in RetryInfo.";
     SpoolFull "E5010" "SPOOL_FULL" None, No, "event outbox full (health only)", "Operators check the services that receive the events.";
+    DependencyUnavailable "E5011" "DEPENDENCY_UNAVAILABLE" Some(Code::Unavailable), Yes, "a dependency is unavailable (its name is in the error's metadata)", "Retry; operators check the dependency.";
+    DeadlineExceeded "E5012" "DEADLINE_EXCEEDED" Some(Code::DeadlineExceeded), Yes, "deadline exceeded (not the AI model's)", "Retry, or allow more time.";
 }
 
 impl fmt::Display for ErrorCode {
@@ -125,6 +130,7 @@ pub struct RpcError {
     fields: Vec<(String, String)>,
     retry_after: Option<Duration>,
     quota_subject: Option<String>,
+    dependency: Option<&'static str>,
     causes: Vec<String>,
 }
 
@@ -138,6 +144,7 @@ impl RpcError {
             fields: Vec::new(),
             retry_after: None,
             quota_subject: None,
+            dependency: None,
             causes: Vec::new(),
         }
     }
@@ -174,6 +181,13 @@ impl RpcError {
     #[must_use]
     pub fn retry_after(mut self, delay: Duration) -> Self {
         self.retry_after = Some(delay);
+        self
+    }
+
+    /// Names the dependency that is unavailable (`dependency` in the metadata of `ErrorInfo`).
+    #[must_use]
+    pub fn dependency(mut self, name: &'static str) -> Self {
+        self.dependency = Some(name);
         self
     }
 
@@ -230,12 +244,12 @@ impl From<&anyhow::Error> for RpcError {
 impl From<RpcError> for Status {
     fn from(fault: RpcError) -> Status {
         let entry = fault.code.entry();
-        let mut details = ErrorDetails::with_error_info(
-            entry.reason,
-            ERROR_DOMAIN,
-            [("error_code", entry.name), ("incident_id", &fault.incident_id)]
-                .map(|(name, value)| (name.to_owned(), value.to_owned())),
-        );
+        let metadata = [("error_code", entry.name), ("incident_id", &fault.incident_id)]
+            .into_iter()
+            .chain(fault.dependency.map(|name| ("dependency", name)))
+            .map(|(name, value)| (name.to_owned(), value.to_owned()));
+        let metadata: HashMap<_, _> = metadata.collect();
+        let mut details = ErrorDetails::with_error_info(entry.reason, ERROR_DOMAIN, metadata);
         for (name, problem) in fault.fields {
             details.add_bad_request_violation(name, problem);
         }
@@ -253,6 +267,25 @@ impl From<RpcError> for Status {
             status.metadata_mut().insert("retry-after", seconds.into());
         }
         status
+    }
+}
+
+/// The HTTP status that the gateway gives to a gRPC status, as google.rpc.Code documents it:
+/// <https://github.com/googleapis/googleapis/blob/master/google/rpc/code.proto>
+pub fn http_status(code: Code) -> u16 {
+    match code {
+        Code::Ok => 200,
+        Code::InvalidArgument | Code::FailedPrecondition | Code::OutOfRange => 400,
+        Code::Unauthenticated => 401,
+        Code::PermissionDenied => 403,
+        Code::NotFound => 404,
+        Code::Aborted | Code::AlreadyExists => 409,
+        Code::ResourceExhausted => 429,
+        Code::Cancelled => 499,
+        Code::Unknown | Code::Internal | Code::DataLoss => 500,
+        Code::Unimplemented => 501,
+        Code::Unavailable => 503,
+        Code::DeadlineExceeded => 504,
     }
 }
 
@@ -323,7 +356,7 @@ pub fn to_published_status(status: Status, is_request_aborted: bool) -> Status {
         Code::Unimplemented => {
             (ErrorCode::Unsupported, "this method, content type or compression is not supported")
         }
-        Code::DeadlineExceeded => (ErrorCode::ModelTimeout, "there was no answer in time"),
+        Code::DeadlineExceeded => (ErrorCode::DeadlineExceeded, "there was no answer in time"),
         Code::Unavailable => (ErrorCode::Overloaded, "the service is not available; try again"),
         Code::Ok | Code::Unknown | Code::Internal | Code::DataLoss => {
             return RpcError::new(ErrorCode::Internal, INTERNAL_MESSAGE).with_cause(&status).into();
@@ -354,9 +387,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn there_are_22_codes_in_order_without_repeats() {
+    fn there_are_26_codes_in_order_without_repeats() {
         let names: Vec<_> = ErrorCode::ALL.iter().map(|code| code.entry().name).collect();
-        assert_eq!(names.len(), 22);
+        assert_eq!(names.len(), 26);
         assert!(names.is_sorted_by(|a, b| a < b), "{names:?}");
     }
 

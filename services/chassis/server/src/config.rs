@@ -82,7 +82,7 @@ pub struct Config {
     /// closed at once. 0: no limit.
     #[arg(long, env = "MAX_CONNECTIONS_PER_ADDRESS", default_value_t = 512)]
     pub max_connections_per_address: u32,
-    /// How long a client may leave a response or stream unread before it is closed with E4011, in seconds.
+    /// How long a client may leave a response or stream unread before it is closed with E4014, in seconds.
     #[arg(long, env = "READER_TIMEOUT_SECONDS", default_value = "30", value_parser = seconds)]
     pub reader_timeout_seconds: Duration,
     /// Maximum age of a connection, in seconds, varied by up to a tenth, so that clients reconnect to new replicas and

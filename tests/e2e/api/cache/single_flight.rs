@@ -220,7 +220,7 @@ async fn a_stalled_reader_does_not_delay_the_others() {
             }
         }
     });
-    assert_eq!(incident(&status.await).0, "E4011");
+    assert_eq!(incident(&status.await).0, "E4014");
     assert_eq!(mesh.engine.counts().started, 1);
     mesh.finish().await;
 }

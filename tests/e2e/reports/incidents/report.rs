@@ -204,7 +204,7 @@ async fn an_incident_is_reported_and_found_over_json() {
     let shown = body(gateway.get("/api/v1/errors/dashboard", &key).await).await;
     assert_eq!((&shown["total_errors"], &shown["errors_last_24h"]), (&json!(1), &json!(0)));
     let codes = body(gateway.get("/api/v1/errors/codes", &key).await).await;
-    assert_eq!(codes["codes"].as_array().unwrap().len(), 22);
+    assert_eq!(codes["codes"].as_array().unwrap().len(), 26);
     let mut live = gateway.get("/api/v1/errors/occurrences:watch?cursor=0", &key).await;
     let first = live.chunk().await.unwrap().unwrap();
     let first = String::from_utf8_lossy(&first).into_owned();

@@ -193,7 +193,7 @@ async fn every_published_code_is_listed_for_anyone_with_a_credential() {
     let mesh = TestMesh::start_unrecorded().await;
     let mut client = ErrorTrackingServiceClient::new(mesh.channel_as(Identity::Key(&mesh.key)));
     let codes = client.list_error_codes(ListErrorCodesRequest {}).await.unwrap().into_inner().codes;
-    assert_eq!(codes.len(), 22);
+    assert_eq!(codes.len(), 26);
     let limited = codes.iter().find(|code| code.code == "E4004").unwrap();
     assert_eq!(
         (limited.reason.as_str(), limited.grpc_status.as_str(), limited.retry.as_str()),

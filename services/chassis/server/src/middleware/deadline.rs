@@ -42,16 +42,22 @@ pub(crate) async fn enforce_deadline(
     };
     let deadline = call.arrived + timeout;
     call.deadline = Some(deadline);
+    let is_model_call = call.rpc.is_some_and(|rpc| rpc.is_model_call);
+    let error = if is_model_call { model_timeout } else { deadline_exceeded };
     match timeout_at(deadline, next.run(request)).await {
-        Ok(response) => response
-            .map(|body| wrap(body, RevocableBody::new(sleep_until(deadline), deadline_exceeded))),
-        Err(_) => refuse(deadline_exceeded()),
+        Ok(response) => {
+            response.map(|body| wrap(body, RevocableBody::new(sleep_until(deadline), error)))
+        }
+        Err(_) => refuse(error()),
     }
 }
 
+const MESSAGE: &str = "the call's deadline has passed; allow more time or ask for less";
+
+fn model_timeout() -> RpcError {
+    RpcError::new(ErrorCode::ModelTimeout, MESSAGE)
+}
+
 fn deadline_exceeded() -> RpcError {
-    RpcError::new(
-        ErrorCode::ModelTimeout,
-        "the call's deadline has passed; allow more time or ask for less",
-    )
+    RpcError::new(ErrorCode::DeadlineExceeded, MESSAGE)
 }

@@ -122,7 +122,7 @@ impl BodyWrapper for BoundedBody {
                         "the request was not complete within {} s; send it at once",
                         MESSAGE_TIMEOUT.as_secs()
                     );
-                    self.fail(body, RpcError::new(ErrorCode::ModelTimeout, message))
+                    self.fail(body, RpcError::new(ErrorCode::DeadlineExceeded, message))
                 }
             };
         };
@@ -256,7 +256,7 @@ mod tests {
             let body = Body::from_stream(futures_util::StreamExt::chain(first, rest));
             let started = tokio::time::Instant::now();
             let error = bounded(body, None).collect().await.unwrap_err();
-            assert_eq!(published_code(&Status::from_error(Box::new(error))).unwrap().0, "E5001");
+            assert_eq!(published_code(&Status::from_error(Box::new(error))).unwrap().0, "E5012");
             assert_eq!(started.elapsed().as_secs(), MESSAGE_TIMEOUT.as_secs());
         }
     }

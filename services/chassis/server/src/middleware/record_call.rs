@@ -235,13 +235,14 @@ fn millis(duration: Duration) -> u64 {
 impl Drop for CallRecorder {
     fn drop(&mut self) {
         if !self.is_ended {
-            let message = if self.reader.timed_out() {
-                "the client stopped reading, so its stream was closed; read streams continuously"
+            let (code, grpc, message) = if self.reader.timed_out() {
+                let message = "the client stopped reading, so its stream was closed; read streams continuously";
+                (ErrorCode::SlowReader, Code::ResourceExhausted, message)
             } else {
-                "the client cancelled the call"
+                (ErrorCode::StreamGivenUp, Code::Cancelled, "the client cancelled the call")
             };
-            let fault = RpcError::new(ErrorCode::StreamGivenUp, message);
-            self.close(Code::Cancelled, Some(&PublishedFailure::of(&fault)), false);
+            let error = RpcError::new(code, message);
+            self.close(grpc, Some(&PublishedFailure::of(&error)), false);
         }
     }
 }
