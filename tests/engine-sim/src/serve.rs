@@ -45,13 +45,14 @@ async fn generate(
     write: &mut WriteHalf<'_>,
 ) -> bool {
     let body: Value = serde_json::from_slice(&request.body).unwrap_or(Value::Null);
-    let parsed = GenerationRequest::read(shared, &request, &body);
+    // A request takes its script before it counts as started: a test that waits for the count sets the next script then.
+    let parsed = GenerationRequest::read(shared, &request, &body)
+        .map(|parsed| (parsed, shared.next_script(&body)));
     let recorded = Recorded { at: Instant::now(), headers: request.headers, body: body.clone() };
     let mut generation = shared.ledger.begin(recorded);
     let play = async {
         match parsed {
-            Ok(request) => {
-                let script = shared.next_script(&body);
+            Ok((request, script)) => {
                 Player::new(shared, &script, write, &mut generation).answer(&request).await
             }
             Err(refusal) => {

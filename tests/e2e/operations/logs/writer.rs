@@ -180,7 +180,7 @@ async fn a_hangup_opens_the_log_anew_and_breaks_no_stream() {
         signal(&process.child, "-HUP").await;
     }
     within("the new file", async {
-        while !has_line(&file, "LOG_FILE is opened anew") {
+        while !has_line(&file, "LOG_FILE is reopened") {
             sleep(POLL_INTERVAL).await;
         }
     })
