@@ -96,10 +96,14 @@ impl Target {
             self.engine.once(script.hold(last));
             let mut client = client.clone();
             let before = self.engine.counts().started;
-            streams.push(tokio::spawn(async move {
+            let mut stream = tokio::spawn(async move {
                 stream(&mut client, question(&format!("question {number}"))).await
-            }));
-            self.engine.wait_for_started(before + 1).await;
+            });
+            tokio::select! {
+                _ = self.engine.wait_for_started(before + 1) => {}
+                read = &mut stream => panic!("{port:?}: a stream ended before it reached the engine: {read:?}"),
+            }
+            streams.push(stream);
         }
         let end = Instant::now() + ATTACK_PERIOD;
         let address = self.address(port);
