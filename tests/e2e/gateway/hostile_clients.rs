@@ -12,9 +12,11 @@ use hapa_test_harness::hostile_client::{FrameKind, HostileClient, headers, liter
 use hapa_test_harness::{
     CodegenClient, Gateway, Identity, RoleProcess, TOKEN, TestMesh, incident, within,
 };
+use tokio::task::JoinHandle;
 use tokio::time::{Instant, timeout_at};
+use tonic::Code;
 
-use crate::api::generate::{question, stream};
+use crate::api::generate::{Read, question, stream};
 
 const LIST_MODELS: &str = "/hapa.codegen.v1.CodegenService/ListModels";
 const CHECK: &str = "/grpc.health.v1.Health/Check";
@@ -79,6 +81,25 @@ impl Target {
         }
     }
 
+    /// A stream that has reached the engine. An attack that has just ended may leave the gateway overloaded for a
+    /// moment: a refusal with UNAVAILABLE is retried, as clients do.
+    async fn start(&self, port: Port, client: &CodegenClient, number: usize) -> JoinHandle<Read> {
+        let before = self.engine.counts().started;
+        loop {
+            let mut client = client.clone();
+            let mut stream = tokio::spawn(async move {
+                stream(&mut client, question(&format!("question {number}"))).await
+            });
+            let read = tokio::select! {
+                _ = self.engine.wait_for_started(before + 1) => return stream,
+                read = &mut stream => read.unwrap(),
+            };
+            let is_refused =
+                read.status.as_ref().is_some_and(|status| status.code() == Code::Unavailable);
+            assert!(is_refused, "{port:?}: a stream ended before it reached the engine: {read:?}");
+        }
+    }
+
     /// Lets strangers do something over and over while eight streams run and a good key asks, and holds
     /// what the others see, and what the processes take.
     async fn withstand<F: Future<Output = std::io::Result<()>>>(
@@ -94,16 +115,7 @@ impl Target {
             let script = Script::text(text).gap(Duration::from_millis(10));
             let last = script.token_count() - 1;
             self.engine.once(script.hold(last));
-            let mut client = client.clone();
-            let before = self.engine.counts().started;
-            let mut stream = tokio::spawn(async move {
-                stream(&mut client, question(&format!("question {number}"))).await
-            });
-            tokio::select! {
-                _ = self.engine.wait_for_started(before + 1) => {}
-                read = &mut stream => panic!("{port:?}: a stream ended before it reached the engine: {read:?}"),
-            }
-            streams.push(stream);
+            streams.push(within("a stream to start", self.start(port, &client, number)).await);
         }
         let end = Instant::now() + ATTACK_PERIOD;
         let address = self.address(port);
