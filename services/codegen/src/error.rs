@@ -9,8 +9,8 @@ use hapa_core::violations::Violations;
 use reqwest::StatusCode;
 use tonic::Status;
 
-use crate::engine::{EngineError, RefusalReason};
-use crate::route::DispatchError;
+use crate::upstream::engine::{EngineError, RefusalReason};
+use crate::upstream::pool::DispatchError;
 
 /// The field that is named if the prompt of a generation is too long.
 const GENERATION_CONTEXT_FIELD: &str = "code_context";

@@ -6,12 +6,12 @@ use std::time::Duration;
 use hapa_proto::codegen::v1::{CompleteCodeRequest, GenerateCodeRequest, ValidateCodeRequest};
 use prost::Message as _;
 
-use crate::completion;
-use crate::engine::EngineScheduling;
-use crate::engine::sse::{EventTooLong, SseParser};
-use crate::fence::FenceSplitter;
-use crate::generate_params::GenerateParams;
-use crate::unicode::{InvisibleCharFilter, strip};
+use crate::complete;
+use crate::generate::fence::FenceSplitter;
+use crate::request::generate_params::GenerateParams;
+use crate::request::unicode::{InvisibleCharFilter, strip};
+use crate::upstream::engine::EngineScheduling;
+use crate::upstream::engine::sse::{EventTooLong, SseParser};
 use crate::validate::{self, CodeInspector, Language};
 
 /// Parses an engine's stream in pieces, with the length in the first byte; then processes its text.
@@ -50,7 +50,7 @@ pub fn requests(bytes: &[u8]) {
         assert!(params.body("model", EngineScheduling::default()).is_ok());
     }
     if let Ok(request) = CompleteCodeRequest::decode(bytes) {
-        completion::fuzz(request);
+        complete::fuzz(request);
     }
     if let Ok(request) = ValidateCodeRequest::decode(bytes) {
         let _ = validate::validate_request(&request);

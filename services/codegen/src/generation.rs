@@ -19,13 +19,13 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tonic::Status;
 
-use crate::engine::{EngineError, Operation, StreamDelta};
 use crate::error::Error;
-use crate::fence::{FenceSplitter, Segment};
+use crate::generate::fence::{FenceSplitter, Segment};
 use crate::order::Order;
-use crate::route::{DispatchError, EnginePool, StartedStream};
-use crate::span;
-use crate::unicode::InvisibleCharFilter;
+use crate::request::unicode::InvisibleCharFilter;
+use crate::upstream::engine::{EngineError, Operation, StreamDelta};
+use crate::upstream::pool::{DispatchError, EnginePool, StartedStream};
+use crate::upstream::span;
 use crate::validate::CodeInspector;
 use crate::watch::{Patience, Watch, account, prompt_tokens};
 

@@ -66,7 +66,7 @@ impl RepeatableReply for CompleteCodeResponse {
 
     fn record_model(&self, report: &CallStats) {
         report.set_model(&self.model);
-        report.set_task(crate::completion::TASK);
+        report.set_task(crate::complete::TASK);
     }
 }
 

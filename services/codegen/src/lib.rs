@@ -1,28 +1,21 @@
 //! The codegen service: generates, completes and validates code with the models behind vLLM-compatible
 //! engines.
 
-mod budget;
 mod cache;
-mod completion;
-mod engine;
+mod complete;
 mod error;
-mod fair_queue;
-mod fence;
 #[cfg(feature = "fuzzing")]
 #[doc(hidden)]
 pub mod fuzz;
-mod generate_params;
+mod generate;
 mod generation;
 mod idempotency;
-mod model;
 mod order;
-mod prompt;
-pub mod route;
-mod service;
+mod request;
+mod rpc;
+mod schedule;
 mod share;
-mod span;
-mod task;
-mod unicode;
+pub mod upstream;
 mod validate;
 mod watch;
 
@@ -40,17 +33,17 @@ use hapa_proto::codegen::v1::codegen_service_server::CodegenServiceServer;
 use hapa_transport::peer::AuthClient;
 use secrecy::SecretString;
 
-use crate::budget::Budgets;
 pub use crate::cache::Config as CacheConfig;
 use crate::cache::{Cache, Caches};
-use crate::completion::{CompletionDeps, Completions};
-use crate::engine::{Engine, EngineOptions};
-use crate::fair_queue::{FairQueue, QueueConfig};
+use crate::complete::{CompletionDeps, Completions};
 use crate::idempotency::Idempotency;
-use crate::model::ModelCatalog;
-use crate::route::{EnginePool, EngineSource, PoolTimeouts};
-use crate::service::Codegen;
-use crate::task::Specialists;
+use crate::request::model::ModelCatalog;
+use crate::request::task::Specialists;
+use crate::rpc::Codegen;
+use crate::schedule::budget::Budgets;
+use crate::schedule::fair_queue::{FairQueue, QueueConfig};
+use crate::upstream::engine::{Engine, EngineOptions};
+use crate::upstream::pool::{EnginePool, EngineSource, PoolTimeouts};
 use crate::validate::ValidationPool;
 use crate::watch::Patience;
 

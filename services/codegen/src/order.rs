@@ -4,11 +4,11 @@ use hapa_core::call_stats::CallStats;
 use tokio_util::sync::CancellationToken;
 use tracing::Span;
 
-use crate::budget::Lease;
-use crate::engine::Operation;
-use crate::fair_queue::ConcurrencyPermit;
-use crate::route::EngineRequest;
-use crate::task::Sampling;
+use crate::request::task::Sampling;
+use crate::schedule::budget::Lease;
+use crate::schedule::fair_queue::ConcurrencyPermit;
+use crate::upstream::engine::Operation;
+use crate::upstream::pool::EngineRequest;
 use crate::validate::CodeInspector;
 
 /// See the module.

@@ -22,7 +22,7 @@ use std::time::Duration;
 
 use tree_sitter::Node;
 
-use crate::unicode;
+use crate::request::unicode;
 use crate::validate::deadline::Deadline;
 pub(crate) use crate::validate::grammar::Language;
 pub(crate) use crate::validate::inspector::CodeInspector;

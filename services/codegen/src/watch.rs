@@ -11,8 +11,8 @@ use hapa_proto::codegen::v1::Usage;
 use tokio::time::{Instant, Sleep, sleep_until};
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 
-use crate::engine::Operation;
 use crate::error::Error;
+use crate::upstream::engine::Operation;
 
 /// Of prompts, in the middle between code, English and Korean.
 const BYTES_PER_TOKEN: usize = 4;

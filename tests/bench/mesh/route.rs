@@ -5,7 +5,7 @@ use std::hint::black_box;
 use std::time::Instant;
 
 use anyhow::ensure;
-use hapa_codegen::route::balancer::{Candidate, affinity, choose};
+use hapa_codegen::upstream::pool::balancer::{Candidate, affinity, choose};
 
 use crate::report::{Table, verdict};
 use crate::samples::Samples;

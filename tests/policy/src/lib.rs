@@ -9,9 +9,9 @@ use std::path::{Path, PathBuf};
 /// The stream path of code generation, which the tests of names and prose do not cover.
 const STREAM_PATH: &[&str] = &[
     "services/codegen/src/cache",
-    "services/codegen/src/completion/flight",
-    "services/codegen/src/completion/reader",
-    "services/codegen/src/completion/stream",
+    "services/codegen/src/complete/flight",
+    "services/codegen/src/complete/reader",
+    "services/codegen/src/complete/stream",
     "services/codegen/src/generation",
     "services/codegen/src/order",
     "services/codegen/src/share",
