@@ -69,8 +69,12 @@ pub struct CallStatsSnapshot {
     pub prompt_tokens: u32,
     /// Tokens of the answer.
     pub completion_tokens: u32,
+    /// Tokens of the answer that are reasoning.
+    pub reasoning_tokens: u32,
     /// From the call's arrival to the first token.
     pub first_token: Option<Duration>,
+    /// From the call's arrival to the first token of the answer, after any reasoning.
+    pub first_answer_token: Option<Duration>,
     /// Mean time between two tokens.
     pub between_tokens: Option<Duration>,
     /// Whether the call has looked up a cache.
@@ -125,6 +129,17 @@ impl CallStats {
         self.note(|work| work.first_token = Some(span));
     }
 
+    /// Records the time from the arrival of the call to the first token of its answer. Later than the first token if
+    /// the model reasoned first.
+    pub fn set_time_to_first_answer_token(&self, span: Duration) {
+        self.note(|work| work.first_answer_token = Some(span));
+    }
+
+    /// Records the number of completion tokens that are reasoning.
+    pub fn set_reasoning_tokens(&self, tokens: u32) {
+        self.note(|work| work.reasoning_tokens = tokens);
+    }
+
     /// Sets the mean time between two tokens.
     pub fn set_time_per_output_token(&self, span: Duration) {
         self.note(|work| work.between_tokens = Some(span));
@@ -174,14 +189,16 @@ impl CallStats {
     /// Takes over times, token counts and recovered errors of detached statistics. Returns the token counts of the
     /// prompt and of the answer.
     pub fn absorb(&self, detached: &CallStats) -> (u32, u32) {
-        let (used, times, recovered_errors) = {
+        let (used, reasoning, times, recovered_errors) = {
             let mut work = detached.lock();
             let used = (work.prompt_tokens, work.completion_tokens);
-            (used, (work.queued, work.engine), std::mem::take(&mut work.recovered_errors))
+            let recovered_errors = std::mem::take(&mut work.recovered_errors);
+            (used, work.reasoning_tokens, (work.queued, work.engine), recovered_errors)
         };
         self.note(|work| {
             (work.queued, work.engine) = times;
             (work.prompt_tokens, work.completion_tokens) = used;
+            work.reasoning_tokens = reasoning;
             work.recovered_errors.extend(recovered_errors);
             work.recovered_errors.truncate(MAX_RECOVERED_ERRORS);
         });

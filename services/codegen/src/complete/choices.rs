@@ -109,7 +109,7 @@ impl Choices {
             started().map(|choice| Some(choice.usage?.completion_tokens)).collect();
         let completion_tokens = counts?.into_iter().fold(0_u32, u32::saturating_add);
         let total_tokens = prompt_tokens.saturating_add(completion_tokens);
-        Some(Usage { prompt_tokens, completion_tokens, total_tokens })
+        Some(Usage { prompt_tokens, completion_tokens, total_tokens, ..Usage::default() })
     }
 
     /// The approximate number of tokens read.
@@ -282,7 +282,12 @@ mod tests {
         let params = params("x = ", "block", 2);
         let mut choices = Choices::new(&params.prefix, &params.options, &[]);
         let counted = |completion_tokens| {
-            Some(Usage { prompt_tokens: 7, completion_tokens, total_tokens: 7 + completion_tokens })
+            Some(Usage {
+                prompt_tokens: 7,
+                completion_tokens,
+                total_tokens: 7 + completion_tokens,
+                ..Usage::default()
+            })
         };
         choices.push(said(vec![
             Piece { usage: counted(1), ..piece(0, "a", -0.2) },
@@ -292,7 +297,12 @@ mod tests {
         choices.push(said(vec![Piece { usage: counted(3), ..piece(1, "c", -0.2) }]));
         assert_eq!(
             choices.usage(),
-            Some(Usage { prompt_tokens: 7, completion_tokens: 4, total_tokens: 11 })
+            Some(Usage {
+                prompt_tokens: 7,
+                completion_tokens: 4,
+                total_tokens: 11,
+                ..Usage::default()
+            })
         );
         choices.push(Said { usage: counted(9), ..Said::default() });
         assert_eq!(choices.usage(), counted(9));

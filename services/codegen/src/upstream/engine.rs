@@ -6,6 +6,8 @@
 //! host name. Errors carry a kind from a fixed list, numbers and a fixed sentence.
 
 mod error;
+mod models;
+mod request_body;
 mod retry_after;
 pub(crate) mod sse;
 mod untrusted_text;
@@ -24,16 +26,20 @@ use secrecy::ExposeSecret as _;
 use tokio::task::yield_now;
 use tokio::time::{Instant, timeout};
 
+use crate::upstream::engine::models::ModelList;
 use crate::upstream::engine::sse::SseParser;
 use crate::upstream::engine::untrusted_text::UntrustedTextLog;
-use crate::upstream::engine::wire::{ChatChunk, ModelList};
+use crate::upstream::engine::wire::ChatChunk;
 
-pub(crate) use crate::upstream::engine::error::{DecodeError, EngineError, RefusalReason};
-pub(crate) use crate::upstream::engine::untrusted_text::EngineOptions;
-pub(crate) use crate::upstream::engine::wire::{
-    ChatMessage, ChatRequest, CompletionRequest, EngineScheduling, FinishReason, JsonText,
-    ListedModel, Logprobs, StreamOptions, TextChunk, stream_error,
+pub(crate) use crate::upstream::engine::error::{
+    DecodeError, EngineError, RefusalReason, stream_error,
 };
+pub(crate) use crate::upstream::engine::models::ListedModel;
+pub(crate) use crate::upstream::engine::request_body::{
+    ChatMessage, ChatRequest, CompletionRequest, EngineScheduling, StreamOptions,
+};
+pub(crate) use crate::upstream::engine::untrusted_text::EngineOptions;
+pub(crate) use crate::upstream::engine::wire::{FinishReason, JsonText, Logprobs, TextChunk};
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 /// For replies that an engine makes from memory: its models and metrics.

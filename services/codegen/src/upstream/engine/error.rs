@@ -208,11 +208,31 @@ impl From<&serde_json::Error> for EngineError {
     }
 }
 
+/// Converts an error inside a stream. Only its status is kept, if it has one.
+pub(crate) fn stream_error(error: &Value) -> EngineError {
+    let code = error.get("code").or_else(|| error.get("status"));
+    let code = code.and_then(Value::as_u64).and_then(|code| u16::try_from(code).ok());
+    EngineError::StreamError(code.filter(|code| (400..600).contains(code)))
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
 
     use super::*;
+
+    #[test]
+    fn only_the_status_of_an_error_in_a_stream_is_kept() {
+        for (error, expected) in [
+            (serde_json::json!({"message": "what was asked", "code": 500}), Some(500)),
+            (serde_json::json!({"message": "what was asked", "status": 422}), Some(422)),
+            (serde_json::json!({"code": "what was asked"}), None),
+            (serde_json::json!({"code": 9_999_999}), None),
+            ("what was asked".into(), None),
+        ] {
+            assert_eq!(stream_error(&error), EngineError::StreamError(expected), "{error}");
+        }
+    }
 
     #[test]
     fn an_exceeded_context_is_recognized_by_parameter_or_by_message() {

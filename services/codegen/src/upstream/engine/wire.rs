@@ -1,72 +1,10 @@
-//! Request and response types of the OpenAI-compatible API that vLLM, llama.cpp and others share.
-//! Requests contain only these fields, so nothing that a client sends reaches an engine unchecked.
-//! Responses are parsed leniently, because engines omit unset fields.
+//! Response types of the OpenAI-compatible API that vLLM, llama.cpp and others share. They are parsed leniently,
+//! because engines omit unset fields.
 
 use std::borrow::Cow;
 
 use hapa_proto::codegen::v1::Usage;
-use serde::{Deserialize, Deserializer, Serialize};
-
-use crate::request::generate_params::MAX_MODEL_NAME_LEN;
-use crate::request::unicode::{is_bidi, is_invisible};
-use crate::upstream::engine::EngineError;
-
-/// POST /chat/completions.
-#[derive(Clone, Debug, Serialize)]
-pub(crate) struct ChatRequest<'a> {
-    pub(crate) model: &'a str,
-    pub(crate) messages: [ChatMessage<'a>; 2],
-    pub(crate) temperature: f64,
-    pub(crate) top_p: f64,
-    pub(crate) max_tokens: i32,
-    pub(crate) stream: bool,
-    pub(crate) stream_options: StreamOptions,
-    #[serde(flatten)]
-    pub(crate) scheduling: EngineScheduling,
-}
-
-/// Tenant-specific fields of vLLM, never set by clients. Other engines ignore them.
-#[derive(Clone, Debug, Default, Serialize)]
-pub(crate) struct EngineScheduling {
-    /// Separates the prefix caches: prompts with different salts share nothing.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) cache_salt: Option<String>,
-    /// Lower values are scheduled first; the default is 0.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) priority: Option<i32>,
-}
-
-#[derive(Clone, Debug, Serialize)]
-pub(crate) struct ChatMessage<'a> {
-    pub(crate) role: &'static str,
-    pub(crate) content: &'a str,
-}
-
-#[derive(Clone, Debug, Serialize)]
-pub(crate) struct StreamOptions {
-    pub(crate) include_usage: bool,
-    /// Token counts on every chunk of each choice.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) continuous_usage_stats: Option<bool>,
-}
-
-/// POST /completions. Without `max_tokens`, vLLM generates 16 tokens.
-#[derive(Clone, Debug, Serialize)]
-pub(crate) struct CompletionRequest<'a> {
-    pub(crate) model: &'a str,
-    pub(crate) prompt: &'a str,
-    pub(crate) n: usize,
-    pub(crate) temperature: f64,
-    pub(crate) top_p: f64,
-    pub(crate) max_tokens: i32,
-    pub(crate) logprobs: u32,
-    /// At most 4.
-    pub(crate) stop: Vec<&'a str>,
-    pub(crate) stream: bool,
-    pub(crate) stream_options: StreamOptions,
-    #[serde(flatten)]
-    pub(crate) scheduling: EngineScheduling,
-}
+use serde::{Deserialize, Deserializer};
 
 /// One event of a chat stream.
 #[derive(Debug, Deserialize)]
@@ -176,42 +114,8 @@ impl From<WireUsage> for Usage {
         let WireUsage { prompt_tokens, completion_tokens, total_tokens } = usage;
         // Some engines omit the sum.
         let total_tokens = total_tokens.max(prompt_tokens.saturating_add(completion_tokens));
-        Usage { prompt_tokens, completion_tokens, total_tokens }
+        Usage { prompt_tokens, completion_tokens, total_tokens, ..Usage::default() }
     }
-}
-
-/// GET /models.
-#[derive(Debug, Deserialize)]
-pub(crate) struct ModelList {
-    pub(crate) data: Vec<ListedModel>,
-}
-
-#[derive(Clone, Debug, Deserialize)]
-pub(crate) struct ListedModel {
-    pub(crate) id: String,
-    #[serde(default)]
-    pub(crate) parent: Option<String>,
-    #[serde(default)]
-    pub(crate) max_model_len: Option<u32>,
-    /// Origin of the weights.
-    #[serde(default)]
-    pub(crate) root: Option<String>,
-}
-
-impl ListedModel {
-    /// `None` if no request could name the model. Names appear in lists, logs and traces, so they must
-    /// be visible text and no longer than a request allows.
-    pub(super) fn validated(self) -> Option<ListedModel> {
-        let parent = self.parent.filter(|parent| is_valid_model_name(parent));
-        is_valid_model_name(&self.id).then_some(ListedModel { parent, ..self })
-    }
-}
-
-fn is_valid_model_name(name: &str) -> bool {
-    let is_visible = |letter: char| {
-        !letter.is_control() && !letter.is_whitespace() && !is_invisible(letter) && !is_bidi(letter)
-    };
-    (1..=MAX_MODEL_NAME_LEN).contains(&name.chars().count()) && name.chars().all(is_visible)
 }
 
 /// Why a response ended: a fixed list. Any other value of an engine becomes `other`.
@@ -262,13 +166,6 @@ impl From<Cow<'_, str>> for FinishReason {
             _ => FinishReason::Other,
         }
     }
-}
-
-/// Converts an error inside a stream. Only its status is kept, if it has one.
-pub(crate) fn stream_error(error: &serde_json::Value) -> EngineError {
-    let code = error.get("code").or_else(|| error.get("status"));
-    let code = code.and_then(serde_json::Value::as_u64).and_then(|code| u16::try_from(code).ok());
-    EngineError::StreamError(code.filter(|code| (400..600).contains(code)))
 }
 
 #[cfg(test)]
@@ -329,19 +226,6 @@ mod tests {
     }
 
     #[test]
-    fn only_the_status_of_an_error_in_a_stream_is_kept() {
-        for (error, expected) in [
-            (serde_json::json!({"message": "what was asked", "code": 500}), Some(500)),
-            (serde_json::json!({"message": "what was asked", "status": 422}), Some(422)),
-            (serde_json::json!({"code": "what was asked"}), None),
-            (serde_json::json!({"code": 9_999_999}), None),
-            ("what was asked".into(), None),
-        ] {
-            assert_eq!(stream_error(&error), EngineError::StreamError(expected), "{error}");
-        }
-    }
-
-    #[test]
     fn an_unknown_finish_reason_becomes_other() {
         let read = |text: &str| {
             let json = format!(r#"{{"choices":[{{"delta":{{}},"finish_reason":{text}}}]}}"#);
@@ -354,26 +238,6 @@ mod tests {
         let known = ["stop", "length", "content_filter", "tool_calls", "repetition", "abort"];
         for reason in known.into_iter().chain(["error", "other"]) {
             assert_eq!(read(&format!("{reason:?}")), Some(reason));
-        }
-    }
-
-    #[test]
-    fn a_model_that_no_request_could_name_is_not_listed() {
-        let listed = |id: &str, parent: Option<&str>| {
-            let model = ListedModel {
-                id: id.to_owned(),
-                parent: parent.map(str::to_owned),
-                max_model_len: None,
-                root: None,
-            };
-            model.validated().map(|model| (model.id, model.parent))
-        };
-        let own = listed("Qwen/Qwen2.5-Coder-7B@main:fp8", Some("기본"));
-        assert_eq!(own.unwrap().1.as_deref(), Some("기본"));
-        assert_eq!(listed("m", Some("a\nb")).unwrap().1, None);
-        let long = "m".repeat(201);
-        for odd in ["", "a b", "a\nb", "a\u{1b}[31m", "a\u{200b}", "a\u{202e}b", long.as_str()] {
-            assert!(listed(odd, None).is_none(), "{odd:?}");
         }
     }
 }
