@@ -100,7 +100,7 @@ impl Open {
         Open(frames)
     }
 
-    /// Whether a moment brings nothing but signs of life.
+    /// Whether the stream sends no frame, or a heartbeat, within 100 poll intervals.
     async fn goes_on(&mut self) -> bool {
         let frame = timeout(100 * POLL_INTERVAL, self.0.message()).await;
         match frame {
@@ -109,7 +109,7 @@ impl Open {
         }
     }
 
-    /// Reads on until it ends as its credential did.
+    /// Reads the stream to its end, which must report that the credential has ended (E4007).
     async fn ended(mut self) {
         within("the end of a stream", async {
             let mut failed = None;
@@ -149,7 +149,7 @@ struct Done {
     failure: Option<(String, Code)>,
 }
 
-/// Callers that call and call, and what became of each call.
+/// Callers that repeat calls until [`Load::end`], and the outcomes of their calls.
 struct Load<T> {
     over: Arc<AtomicBool>,
     calls: Arc<AtomicUsize>,
@@ -213,7 +213,7 @@ impl<T: Send + 'static> Load<T> {
         .await;
     }
 
-    /// What became of all calls.
+    /// Stops the callers; returns the outcomes of all calls.
     async fn end(self) -> Vec<T> {
         self.over.store(true, Ordering::Relaxed);
         within("the callers", self.callers.join_all()).await.into_iter().flatten().collect()

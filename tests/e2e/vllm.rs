@@ -87,7 +87,7 @@ async fn a_stream_ends_whole_and_one_that_is_left_is_aborted_in_vllm() {
     assert!(counter(RUNNING).await > 0.5);
     let made = counter(MADE).await;
     drop(frames);
-    // It has no count of those that were left; but 2,000 tokens take it minutes.
+    // vLLM does not count aborted requests, but 2,000 tokens would take it minutes.
     within("vLLM to notice", async { while counter(RUNNING).await > 0.5 {} }).await;
     assert!(counter(MADE).await - made < 500.0);
 }

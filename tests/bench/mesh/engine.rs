@@ -32,7 +32,7 @@ pub(crate) struct Play {
     pub(crate) silence: Option<Silence>,
 }
 
-/// Where the engine falls silent for good.
+/// Where the engine stops sending, without ending the stream.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Silence {
     BeforeTheFirst,

@@ -41,7 +41,7 @@ pub(crate) fn busy(from: (u64, u64), to: (u64, u64)) -> f64 {
     ratio(to.0 - from.0, (to.1 - from.1).max(1))
 }
 
-/// Counts as a number to reckon with: all here are far below 2^52.
+/// The ratio of two counts. All counts are far below 2^52, so their conversion is exact.
 #[expect(clippy::cast_precision_loss, reason = "a measurement is not that exact")]
 pub(crate) fn ratio(a: u64, b: u64) -> f64 {
     a as f64 / b as f64

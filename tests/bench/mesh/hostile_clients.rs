@@ -23,7 +23,7 @@ const STRANGERS_ADDRESS: u8 = 2;
 const BURST: usize = 60;
 const TOKENS: u32 = 20;
 const TARGET: f64 = 3.0;
-/// Between two packets: strangers must not take the processors that are measured.
+/// Pause between two packets, so that hostile clients do not use up the measured processors.
 const PAUSE_PERIOD: Duration = Duration::from_millis(5);
 /// A connection's life, where the server does not end it.
 const CONNECTION_PERIOD: Duration = Duration::from_secs(1);
@@ -68,7 +68,7 @@ fn strangers(to: SocketAddr) -> JoinSet<()> {
     for _ in 0..STRANGERS {
         strangers.spawn(async move {
             loop {
-                // Refused, cut off or held: that is a stranger's business.
+                // The outcome for the hostile client is not checked: a refusal, a disconnect or no reply.
                 let _ = timeout(CONNECTION_PERIOD, cancel(to)).await;
             }
         });

@@ -16,7 +16,7 @@ const WAYS: [Way; 4] = [Way::Direct, Way::Mesh, Way::Gateway, Way::GatewayJson];
 const TARGET: f64 = 5.0;
 /// Between two tokens where they flow.
 const TOKEN_INTERVAL: Duration = Duration::from_millis(2);
-/// Before the drop, so that everyone has gone to sleep: the hard case.
+/// Delay before the drop, so that all tasks are idle: the worst case.
 const SILENCE_DELAY: Duration = Duration::from_millis(3);
 /// Tokens that are awaited before the client leaves.
 const AWAITED: usize = 3;

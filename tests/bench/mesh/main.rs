@@ -1,6 +1,6 @@
-//! What the mesh costs, measured against the engine itself and against a plain Envoy, all in one run
-//! on one machine: so the ratios hold where the absolute numbers don't. Authentication, a limit that
-//! counts, logs at info and metrics are on.
+//! Costs of the mesh in comparison with the engine itself and with a plain Envoy, in one run on one
+//! machine. Ratios therefore carry over where absolute numbers do not. Authentication, an active
+//! rate limit, logs at info level and metrics are on.
 //!
 //! `make bench` builds what it needs and runs it.
 
@@ -45,7 +45,7 @@ const RUN_TIMEOUT: Duration = Duration::from_mins(15);
 /// Measures what the mesh costs.
 #[derive(Debug, Parser)]
 struct Args {
-    /// A tenth of everything: for a look, not for conclusions.
+    /// Measures a tenth of everything: for a quick check, not for conclusions.
     #[arg(long)]
     quick: bool,
     /// One part alone.
@@ -60,7 +60,7 @@ struct Args {
     /// Said by cargo.
     #[arg(long, hide = true)]
     bench: bool,
-    /// Be the engine that the others ask.
+    /// Runs as the engine process.
     #[arg(long, hide = true)]
     as_engine: bool,
 }
@@ -137,7 +137,7 @@ async fn main() -> anyhow::Result<()> {
     }
     let (mut interrupt, mut terminate) =
         (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
-    // Whatever comes first: what was started ends with the future that holds it.
+    // Whichever branch completes first, the drop of the first future ends the processes that it started.
     let report = tokio::select! {
         report = tokio::time::timeout(RUN_TIMEOUT, bench(&args)) => report.context("it hung")??,
         _ = interrupt.recv() => bail!("interrupted"),

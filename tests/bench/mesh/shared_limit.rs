@@ -86,8 +86,8 @@ async fn decide(limiter: &Limiter) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// What a decision is to Redis: scripts that it ran, and reads from its sockets, which is how often
-/// anyone sent something. Two more connections that set and ask the counters are among the reads.
+/// For each decision, the scripts that Redis ran, and its reads from sockets: the number of requests
+/// that it received. The reads include those of the two connections that reset and read the counters.
 async fn counted(server: &RedisServer, limiter: &Limiter, n: usize) -> anyhow::Result<[f64; 2]> {
     server.ask(&["CONFIG", "RESETSTAT"]).await;
     for _ in 0..n {

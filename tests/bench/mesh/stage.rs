@@ -54,8 +54,8 @@ impl ChildProcess {
 }
 
 impl Stage {
-    /// Starts everything anew; spans go to a collector, where there is one. A port that was free when it was chosen can be taken by someone else
-    /// in the next moment: then all of it is tried again.
+    /// Starts all processes, which export spans if there is a collector. Another process may bind a port
+    /// between its choice and its use; then all processes are started again.
     pub(crate) async fn start(
         binaries: &Binaries,
         collector: Option<&str>,
@@ -164,8 +164,8 @@ fn start_envoy(binaries: &Binaries, config: &Path, port: u16) -> anyhow::Result<
     Ok(ChildProcess { child, port })
 }
 
-/// A command that the kernel ends with this process, and that a terminal's Ctrl-C does not reach:
-/// it would die in the middle of a measurement instead of after it.
+/// A command that the kernel kills when this process ends. A terminal's Ctrl-C does not reach it,
+/// because that would end it in the middle of a measurement.
 pub(crate) fn tied(program: &Path) -> Command {
     let mut command = Command::new("setpriv");
     command.args(["--pdeathsig", "KILL", "--"]).arg(program);

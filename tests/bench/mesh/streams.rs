@@ -14,7 +14,7 @@ use crate::gauge;
 use crate::samples::Samples;
 use crate::stage::Stage;
 
-/// Between two openings, so that the streams don't beat as one.
+/// Interval between two openings, so that the streams do not send in phase.
 const START_INTERVAL: Duration = Duration::from_micros(1_500);
 /// For all to be open.
 const WAIT_TIMEOUT: Duration = Duration::from_secs(30);
@@ -31,7 +31,7 @@ pub(crate) struct Load {
     pub(crate) lasts: Duration,
 }
 
-/// The observed stream.
+/// One value for each measured process.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Each<T> {
     pub(crate) hapa: T,
@@ -48,7 +48,7 @@ pub(crate) struct StreamReport {
     pub(crate) grown: Each<u64>,
     /// How far each gap was from what the engine intended.
     pub(crate) deviations: Samples,
-    /// The share of the machine's processors that worked, for whomever.
+    /// Busy share of the machine's processors, including other processes.
     pub(crate) busy: f64,
 }
 

@@ -93,7 +93,7 @@ async fn main() -> anyhow::Result<()> {
     let args = Args::parse();
     let (events, occurrences) = args.counts();
     if let Some(url) = &args.into {
-        // What the filling itself does is not remembered.
+        // The calls of the filling itself create no events.
         let quiet = ["--usage-recording-enabled=false", "--error-monitoring-enabled=false"];
         let url = format!("--database-url={url}");
         let mesh = TestMesh::start_with(&[&url, quiet[0], quiet[1]]).await;

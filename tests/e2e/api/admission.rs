@@ -190,7 +190,7 @@ async fn a_key_that_cannot_be_checked_is_unavailable_and_never_passed_or_called_
 async fn too_many_calls_at_once_are_shed_with_the_time_to_come_back() {
     let mesh = TestMesh::start_with(&["--max-in-flight=1"]).await;
     mesh.engine.once(hapa_engine_sim::Script::tokens(["a", "b"]).hold(1));
-    // The call that made the key has its place until its connection has let go of it.
+    // The call that created the key holds its permit until its connection releases it.
     let mut frames = within("the only place", async {
         loop {
             if let Ok(reply) = mesh.client().stream_generate_code(question("q")).await {

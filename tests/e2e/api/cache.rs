@@ -41,7 +41,7 @@ async fn the_same_question_is_answered_twice_and_generated_once() {
     let (before, finished) = (first.finished.unwrap(), second.finished.unwrap());
     assert_eq!((finished.finish_reason, finished.usage), (before.finish_reason, before.usage));
     assert_eq!(finished.warnings, [""; 0]);
-    // The other RPC asks the same, and says it as if it had asked first.
+    // The unary RPC returns the answer that is cached by the streaming RPC.
     let whole = ask(&mut client, "인사").await.unwrap();
     assert_eq!((whole.cached, whole.generated_code.as_str()), (true, "print('안녕')\n"));
     assert_eq!(whole.explanation, "먼저 보기입니다.\n끝.");
@@ -95,7 +95,7 @@ async fn an_answer_that_broke_off_is_never_given_again() {
         let again = ask(&mut client, &text).await.unwrap();
         assert!(!again.cached, "{script:?}");
     }
-    // Whole, and yet nothing to go by the next time.
+    // Complete answers that must not be cached.
     for (number, script) in
         [whole().finish("repetition"), Script::tokens([""; 0])].into_iter().enumerate()
     {

@@ -354,7 +354,7 @@ async fn a_broken_or_silent_engine_has_the_same_errors_as_in_a_generation() {
             );
         }
     }
-    // An engine that knows one answer and no probabilities is an engine too.
+    // Engines that return one choice without log-probabilities are supported.
     let plain = Script::tokens(["a"]).without_logprobs().without_usage();
     mesh.engine.once(plain);
     let reply = complete(&mut mesh.client(), cursor("a = ")).await;

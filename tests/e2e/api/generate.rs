@@ -47,7 +47,7 @@ pub(crate) async fn stream(
     Read { status, ..read }
 }
 
-/// Reads a stream to its end, which is how it says that it failed.
+/// Reads a stream to its end; the error is the status of a failed stream.
 pub(crate) async fn to_its_end<T>(
     called: impl Future<Output = Result<Response<Streaming<T>>, Status>>,
     mut read: impl FnMut(T),
@@ -194,7 +194,7 @@ async fn a_client_that_leaves_at_any_moment_ends_the_engines_work() {
     mesh.engine.wait_for_started(4).await;
     call.abort();
     mesh.engine.wait_for_aborted(4).await;
-    // And in the middle of a flood, with a reader that stops first.
+    // The same if the client drops a stream that the engine sends at full speed.
     let token = "t".repeat(16 * 1024);
     mesh.engine.once(Script::tokens(std::iter::repeat_n(token.as_str(), 4_000)));
     let request = GenerateCodeRequest { max_tokens: Some(4_096), ..question("q") };

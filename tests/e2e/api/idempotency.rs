@@ -311,7 +311,7 @@ async fn a_key_that_is_not_1_to_128_visible_ascii_characters_is_refused_by_name(
     };
     let refused = mesh.client().generate_code(twice()).await.unwrap_err();
     assert_eq!(incident(&refused).0, "E4001");
-    // Calls that change nothing twice take no notice of it.
+    // RPCs without idempotency ignore the header.
     assert!(mesh.client().stream_generate_code(twice()).await.is_ok());
     assert_eq!(count_keys(&mesh).await, 1);
     mesh.finish().await;

@@ -223,7 +223,7 @@ async fn a_lone_caller_gets_the_whole_limit_through_every_outage_and_not_one_cal
         match call {
             10 | 60 => redis.freeze().await,
             20 | 70 => redis.thaw().await,
-            // What Redis has forgotten the replica remembers.
+            // Redis loses its data, and the replica reports its granted calls again.
             40 => redis.kill().await,
             50 => redis.start_again().await,
             80 => drop(redis.ask(&["CLIENT", "KILL", "TYPE", "normal"]).await),
@@ -307,7 +307,7 @@ async fn a_report_counts_once_however_often_and_in_which_order_it_arrives() {
     // A report about the window before counts in the window before.
     let next = NOW + 60_000;
     assert_eq!(ask(("b", 6, 1, next), [NOW, 5, 1, 60_000]).await, [1, 0, next, 1]);
-    // A Redis that has lost everything learns from each replica what it has granted.
+    // After Redis lost its data, each replica reports what it has granted.
     redis.ask(&["FLUSHALL"]).await;
     assert_eq!(ask(("b", 7, 0, next + 10), [next, 1, 0, 10]).await, [0, 9, next, 1]);
     assert_eq!(ask(("a", 8, 1, next + 10), [next, 2, 1, 10]).await, [1, 6, next, 3]);

@@ -107,7 +107,7 @@ async fn every_rpc_admits_exactly_the_identities_of_the_table() {
             expected.unwrap_or_else(|| panic!("{rpc} is not in the table")).replace(' ', "");
         let mut seen = String::new();
         for role in roles {
-            // About what a service delivers no event is made, so its failure can't be looked up.
+            // The delivery of events creates no events, so its failure has no occurrence to look up.
             let delivers = matches!(role, Identity::Mesh) && INTAKES.contains(&rpc.as_str());
             let wire = if delivers { role.on(mesh.connect().await) } else { mesh.channel_as(role) };
             seen.push(outcome(call(wire, &rpc).await));

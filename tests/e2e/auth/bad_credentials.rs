@@ -122,7 +122,7 @@ async fn an_accounts_password_is_tried_ten_times_a_minute_from_one_address() {
     let codes: Vec<_> = refused.iter().map(|status| incident(status).0).collect();
     let of = |code: &str| codes.iter().filter(|one| *one == code).count();
     assert_eq!((of("E4003"), of("E4004")), (10, 20), "{codes:?}");
-    // The account waits, from this address; the others do not.
+    // The limit applies to this account from this address, not to other accounts.
     let right = mesh.log_in("kim@example.com", PASSWORD).await.unwrap_err();
     assert_eq!(incident(&right).0, "E4004");
     mesh.log_in("lee@example.com", PASSWORD).await.expect("another account");

@@ -31,7 +31,7 @@ async fn usage(mesh: &TestMesh, key_id: &str) -> TokenUsage {
     key.token_usage.unwrap()
 }
 
-/// What was used once nothing is held any more and something was booked.
+/// The used tokens, once no reservation is open and some tokens are booked.
 async fn settled(mesh: &TestMesh, key_id: &str) -> i64 {
     within("the settlement", async {
         loop {
@@ -259,7 +259,7 @@ async fn completions_that_share_a_call_pay_for_it_once_and_what_is_remembered_is
     assert!(usage(&mesh, &key_id).await.reserved_tokens >= 5 * 128, "all suggestions are held");
     mesh.engine.release();
     for reply in within("the calls", calls.join_all()).await {
-        // One that took its time was answered by what the others had been suggested.
+        // A call that started late may receive the suggestions of the others from the cache.
         let reply = reply.unwrap().into_inner();
         assert_eq!(reply.usage.unwrap().total_tokens, if reply.cached { 0 } else { 110 });
     }

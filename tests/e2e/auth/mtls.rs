@@ -68,7 +68,7 @@ async fn plain_text_and_certificates_of_another_authority_are_refused() {
     for said in [PREFACE, b"GET / HTTP/1.1\r\n\r\n", b"P"] {
         let mut stream = TcpStream::connect(address).await.unwrap();
         stream.write_all(said).await.unwrap();
-        // Closed, whether it says so or resets; and not a byte in answer.
+        // The server closes or resets the connection, and sends no byte.
         let mut heard = Vec::new();
         let _ = within("the end", stream.read_to_end(&mut heard)).await;
         assert!(heard.is_empty(), "{heard:?}");
@@ -89,7 +89,7 @@ async fn plain_text_and_certificates_of_another_authority_are_refused() {
 }
 
 /// The columns: the certificates of auth, codegen, errors, analytics, the gateway, an operator.
-/// What is not here lets in the operator alone: `333333` becomes `33333+` with E4003 for the rest.
+/// An RPC that is not in the table allows the operator only: `33333+`, with E4003 for the other roles.
 const TABLE: &[(&str, &str)] = &[
     ("hapa.analytics.v1.AnalyticsService/GetPerformance", "33+33+"),
     ("hapa.analytics.v1.AnalyticsService/RecordEvents", "++++55"),
@@ -107,7 +107,7 @@ const TABLE: &[(&str, &str)] = &[
 
 #[tokio::test]
 async fn every_certificate_may_call_what_its_role_needs_and_nothing_else() {
-    // Guesses of one address are counted, and here all are of one.
+    // All calls come from one address, so the limit of failed attempts is off.
     let mesh = MtlsCluster::start(&["--auth-failure-limit=0"]).await;
     let mut table: std::collections::BTreeMap<_, _> = TABLE.iter().copied().collect();
     for rpc in rpcs() {

@@ -12,7 +12,7 @@ use prost_types::{DescriptorProto, FieldDescriptorProto, FileDescriptorSet};
 use tonic::codec::{Codec, DecodeBuf, Decoder, EncodeBuf, Encoder};
 use tonic::{Request, Status};
 
-/// In each text, in two forms: one that is an address, a name and a password, and one that is none.
+/// Values of every text field: a valid email address, name and password, and an invalid one.
 const MARKERS: [&str; 2] = ["marker-of-a-secret@example.com", "marker of a \"secret\""];
 const NUMBER: u64 = 987_654_321;
 /// How deep messages in messages are filled.

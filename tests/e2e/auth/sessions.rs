@@ -233,7 +233,7 @@ async fn no_refresh_extends_a_session_beyond_its_longest_life() {
         let session = second.session.unwrap();
         let life = session.expire_time.unwrap().seconds - session.create_time.unwrap().seconds;
         assert_eq!(life, 40 * DAY);
-        // It was refreshed a moment ago, and is over.
+        // The session reached its maximum age, although its last refresh is recent.
         age(20).await;
         ended(works(&mesh, &second.access_token).await.unwrap_err());
         ended(refresh(&mesh, &second.refresh_token).await.unwrap_err());

@@ -41,7 +41,7 @@ fn said<T>(rpc: &'static str, reply: Result<Response<T>, Status>) -> Outcome {
     (rpc, reply.err())
 }
 
-/// Asks for all that is `theirs`, in every way there is.
+/// Calls every RPC that accepts an id with the ids of `theirs`.
 async fn ask_for(
     wire: &TestChannel,
     theirs: &LoggedInUser,
@@ -118,7 +118,7 @@ async fn every_rpc_that_takes_an_id_answers_not_found_for_the_others() {
         assert_eq!(keys.list_keys(of_ann).await.unwrap().into_inner().keys, []);
         let all = keys.list_keys(ListKeysRequest::default()).await.unwrap().into_inner().keys;
         assert_eq!(all.len(), 1, "and only its own without a filter");
-        // Nothing of it was changed. Before the last of them its own session has ended.
+        // Bob changed none of Ann's objects. The last RPC is skipped: Ann's session has ended by then.
         let by_ann = mesh.channel_as(Identity::Session(&ann.access_token));
         let anns = ask_for(&by_ann, &ann, &anns_key, &shown).await;
         for (rpc, status) in &anns[..anns.len() - 1] {

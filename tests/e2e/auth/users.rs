@@ -27,7 +27,7 @@ fn level(level: &str) -> UserProfile {
     UserProfile { python_skill_level: level.to_owned(), ..UserProfile::default() }
 }
 
-/// A key that someone makes for itself.
+/// A key that a user creates for itself.
 pub(crate) async fn own_key(mesh: &TestMesh, person: &LoggedInUser) -> CreateKeyResponse {
     let request = CreateKeyRequest {
         name: "own".to_owned(),

@@ -129,7 +129,7 @@ async fn a_frozen_redis_fails_no_call_and_counts_again_when_it_thaws() {
     assert!(failed.is_empty(), "{failed:?}");
 }
 
-/// Whether a call of a fresh key stands in Redis, and the replica says that it is ready.
+/// Whether Redis has counted a call of a new key, and `/readyz` of the replica is ready.
 async fn counted(cluster: &TestCluster, replica: usize) -> bool {
     let (key_id, text) = limited(cluster, 1_000).await;
     health(&mut cluster.replicas[replica].client(&text)).await.unwrap();

@@ -123,7 +123,7 @@ async fn a_scope_that_is_taken_away_is_gone_everywhere_within_a_second() {
     .await;
 }
 
-/// Asks what can't be answered until it may not even ask.
+/// Repeats an invalid request until it is refused for its missing scope (E4005).
 async fn lacks_the_scope(mut client: CodegenClient) {
     within("a refusal", async {
         loop {
@@ -267,7 +267,7 @@ async fn a_stream_ends_with_its_key_also_when_the_key_was_asked_for_again_meanwh
     let made = cluster.create_key(TestMesh::dev_key()).await;
     let (clients, key_id) = (cluster.clients(&made.key_text), made.key.unwrap().key_id);
     let stream = in_use(&clients, 0).await;
-    // More than once, since a cache may take its time to forget.
+    // Repeated, because a cache may drop its entry with a delay.
     for number in 0..8 {
         let request = UpdateKeyRequest {
             key_id: key_id.clone(),

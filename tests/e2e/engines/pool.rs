@@ -18,7 +18,7 @@ use crate::api::generate::{Read, question, stream};
 const POLL_INTERVAL: std::time::Duration = std::time::Duration::from_millis(20);
 const ANSWER: &str = "Two words.\n```python\nprint('once')\n```\n";
 
-/// With so many engines that all give the answer, and an attempt that is given up after a second.
+/// A mesh with `count` engines that return [`ANSWER`]. A silent attempt fails after a second.
 async fn cluster(count: usize) -> TestMesh {
     let mesh = TestMesh::with_engines(count, &["--first-token-timeout-seconds=3"]).await;
     mesh.engines().for_each(answers);

@@ -51,7 +51,7 @@ async fn open(mesh: &TestMesh) -> DeployedGateway {
 }
 
 impl DeployedGateway {
-    /// Status and body of what a machine that watches asks for.
+    /// Status and body of a GET request to the port for probes and metrics.
     async fn ask(&self, path: &str) -> (String, String) {
         let url = format!("http://127.0.0.1:{}{path}", self.watch);
         let mut curl = Command::new("curl");

@@ -55,7 +55,7 @@ impl Target {
             ("LOG_LEVEL", "warn,hapa_server::server=info".to_owned()),
             // For streams that a test holds, on a machine that is slow.
             ("TOKEN_GAP_TIMEOUT_SECONDS", "300".to_owned()),
-            // Strangers of these tests come from 127.0.0.2 and up.
+            // Hostile clients use addresses from 127.0.0.2 on.
             ("TRUSTED_PROXIES", "127.0.0.1/32".to_owned()),
         ];
         let mesh = RoleProcess::start("all", &settings, &[]).await;
@@ -100,8 +100,8 @@ impl Target {
         }
     }
 
-    /// Lets strangers do something over and over while eight streams run and a good key asks, and holds
-    /// what the others see, and what the processes take.
+    /// Repeats an attack while eight streams and calls with a valid key are in progress. Checks that
+    /// these are complete, and that the memory of both processes stays within its bounds.
     async fn withstand<F: Future<Output = std::io::Result<()>>>(
         &self,
         port: Port,
@@ -123,7 +123,7 @@ impl Target {
             let attack = &attack;
             async move {
                 while Instant::now() < end {
-                    // It is refused, cut off or ignored: that is the stranger's business.
+                    // The outcome for the hostile client is not checked: a refusal, a disconnect or no reply.
                     let _ = timeout_at(end, attack(2 + number % 2, address)).await;
                 }
             }

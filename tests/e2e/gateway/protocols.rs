@@ -129,7 +129,7 @@ async fn a_login_is_flat_or_nested_and_no_refusal_of_one_repeats_what_was_sent()
         assert_eq!(hapa_test_harness::refusal(&refusal).0, code, "{sent}");
         assert!(!text.contains(MARKER), "{text}");
     }
-    // What stands in a URL is logged: it is no way to log in.
+    // URLs are logged, so a credential in a URL is refused.
     let path = format!("/api/v1/sessions?id_token={MARKER}");
     for session in [json!({ "email": "kim@example.com", "password": PASSWORD }), Value::Null] {
         let request = gateway.request("POST", &path).header("content-type", "application/json");

@@ -43,7 +43,7 @@ async fn json_of(reply: reqwest::Response) -> Value {
     serde_json::from_str(&text).unwrap_or_else(|_| panic!("not JSON: {text}"))
 }
 
-/// Asks for nothing that there is, so often on one connection; returns the incident ids.
+/// Requests an unknown path `count` times on one connection; returns the incident ids.
 async fn refused_ids(gateway: &Gateway, count: usize) -> Vec<String> {
     let address = gateway.url.trim_start_matches("http://");
     let mut socket = tokio::net::TcpStream::connect(address).await.unwrap();
@@ -156,7 +156,7 @@ async fn a_mesh_that_is_away_is_e5005_with_retry_advice_in_every_protocol() {
     }
 }
 
-/// An overload manager that finds every request too much.
+/// An overload manager that refuses every request.
 const OVERLOADED: &str = r#"overload_manager:
   refresh_interval: 0.05s
   resource_monitors:
@@ -375,7 +375,7 @@ async fn refusals_are_reported_by_the_gateway_alone() {
     for token in [other.expose_secret(), "", "guess"] {
         assert_eq!(incident(&report(token).await.unwrap_err()).0, "E4003");
     }
-    // What the gateway shows proves nothing else.
+    // The gateway's token authorizes no other RPC.
     let mut auth = AuthServiceClient::new(mesh.connect().await);
     let mut request = Request::new(AuthenticateRequest::default());
     request.metadata_mut().insert("x-mesh-token", own.expose_secret().parse().unwrap());

@@ -185,7 +185,7 @@ async fn a_damaged_store_of_errors_or_analytics_is_set_aside_and_the_mesh_serves
         let health = within("health", system.get_health(GetHealthRequest {})).await.unwrap();
         let health = health.into_inner();
         assert_eq!(health.status, "degraded", "{name}: {health:?}");
-        // Moved away, it is forgotten.
+        // Health recovers after the damaged files are moved away.
         for file in &aside {
             let (from, to) = (folder.path().join(file), folder.path().join(format!("x{file}")));
             fs::rename(from, to).unwrap();
@@ -321,7 +321,7 @@ async fn an_empty_store_of_keys_beside_events_of_earlier_calls_is_said() {
         "CREATE TABLE spool (id INTEGER PRIMARY KEY, rank INTEGER NOT NULL, at INTEGER NOT NULL,
                  body BLOB NOT NULL)";
     spool.execute(table).await.unwrap();
-    // What services do among themselves says nothing of keys.
+    // Events of calls between services do not prove that keys existed.
     let (own, caller) =
         (UsageEvent::default(), UsageEvent { owner: "ann".to_owned(), ..UsageEvent::default() });
     let insert = "INSERT INTO spool (rank, at, body) VALUES (0, 0, ?)";

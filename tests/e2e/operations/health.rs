@@ -27,7 +27,7 @@ async fn health(mesh: &TestMesh) -> GetHealthResponse {
     reply.unwrap().into_inner()
 }
 
-/// An answer that waited for something would never come at once; one may on a busy machine.
+/// Health must not wait for a dependency. One reply in time out of five suffices on a busy machine.
 async fn is_told_at_once(mesh: &TestMesh) {
     for _ in 0..5 {
         if timeout(MAX_REPLY_DELAY, health(mesh)).await.is_ok() {

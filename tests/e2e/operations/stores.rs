@@ -139,7 +139,7 @@ async fn callers_that_vanish_leave_whole_pairs_and_idle_connections() {
         assert_eq!(number(&mut connection, broken).await, 0);
         assert!(number(&mut connection, "SELECT COUNT(*) FROM pairs").await > 0);
         drop(connection);
-        // Careless code that begins by itself, and goes while its BEGIN is on the way.
+        // A caller begins a transaction directly, and is cancelled while BEGIN is in progress.
         for _ in 0..20 {
             let mut connection = within("a connection", db.writer.acquire()).await.unwrap();
             abandon(connection.begin(), 1).await;

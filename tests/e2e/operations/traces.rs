@@ -155,7 +155,7 @@ async fn a_retry_is_a_span_of_its_own_and_says_what_failed() {
     for engine in mesh.engines() {
         engine.once(Script::from(Fault::status(500)));
     }
-    // Whichever is asked first fails, and so does the other: then the first is not asked again.
+    // Both engines fail once, so the call fails, and no third attempt follows.
     let status = mesh.client().generate_code(question()).await.unwrap_err();
     let (code, incident) = hapa_test_harness::incident(&status);
     let server = collector.wait_for("the call's", |one| one.span.name == SPAN).await;

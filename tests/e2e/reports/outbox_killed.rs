@@ -26,7 +26,7 @@ use crate::api::generate::question;
 
 const KILLS: usize = 200;
 const EVENTS: usize = 10_000;
-/// Events of a sender's life at max_events: so many that all lives together have about all events.
+/// Maximum number of events of one sender process. On average, all processes together send all events.
 const OF_A_LIFE: u64 = 100;
 
 /// Where the two meet: a folder, and the receiver's port.
@@ -108,8 +108,8 @@ impl Dice {
     }
 }
 
-/// One life of the sender: sends events until so many are acknowledged, and is killed at some
-/// moment after that, while others are under way.
+/// Runs one sender process. It is killed at a random time after `until` events are acknowledged,
+/// while others are in progress.
 async fn live(
     (folder, port): (&Path, u16),
     (sent, acknowledged): (&mut usize, &mut HashSet<String>),
@@ -134,7 +134,7 @@ async fn live(
     }
     sleep(Duration::from_micros(dice.below(2_000))).await;
     child.kill().await.unwrap();
-    // What it said before it died counts too.
+    // Acknowledgements printed before the kill count too.
     while let Ok(Some(line)) = lines.next_line().await {
         if let Some((_, event_id)) = line.split_once("stored ") {
             acknowledged.insert(event_id.to_owned());

@@ -9,7 +9,7 @@ use super::clearing::{cache, clear, stats};
 use super::{ANSWER, ON, ask, fresh};
 use crate::api::generate::{question, stream};
 
-/// Two replicas, as patient as a busy machine needs it.
+/// Two replicas, with timeouts that suffice on a busy machine.
 async fn pair(redis: &RedisServer) -> [TestMesh; 2] {
     let url = format!("--redis-url={}", redis.url());
     let flags = [ON, &url, "--cache-timeout-seconds=20", "--redis-timeout-seconds=20"];

@@ -9,7 +9,7 @@ use tonic::{Response, Status};
 use super::{is_replayed, keyed};
 use crate::api::generate::question;
 
-/// Two replicas with one engine, as patient as a busy machine needs it.
+/// Two replicas with one engine, with timeouts that suffice on a busy machine.
 async fn pair(redis: &RedisServer) -> [TestMesh; 2] {
     let url = format!("--redis-url={}", redis.url());
     let flags = [&url, "--cache-timeout-seconds=20", "--redis-timeout-seconds=20"];

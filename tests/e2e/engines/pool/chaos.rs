@@ -25,7 +25,7 @@ async fn after_a_run_of_chaos_every_gauge_is_back_and_no_answer_was_spoilt() {
                     is_whole(&read);
                     whole += 1;
                 }
-                // More at once than may be asked again: said as what it is, and before any text.
+                // More failures at once than the retry budget allows: a published code, and no text before it.
                 Some(status) => {
                     assert!(read.code.is_empty() && read.explanation.is_empty(), "{read:?}");
                     assert!(matches!(incident(status).0.as_str(), "E5006" | "E5009" | "E5001"));

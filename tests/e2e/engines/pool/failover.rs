@@ -55,7 +55,7 @@ async fn engines_that_refuse_break_off_or_are_slow_are_not_noticed() {
     let ill = faults.map(|fault| (format!("{fault:?}"), Script::text(ANSWER).fault(fault)));
     for (how, script) in ill.into_iter().chain([("slow".to_owned(), slow)]) {
         let mesh = cluster(3).await;
-        // As many as the budget is sure to allow; the breaker ends it before, where it is a failure.
+        // The retry budget allows at least nine retries. The breaker opens earlier if the fault is a failure.
         for _ in 0..9 {
             mesh.engine.once(script.clone());
         }
@@ -72,7 +72,7 @@ async fn an_adapter_that_an_engine_has_lost_is_asked_for_elsewhere() {
     for _ in 0..20 {
         is_whole(&stream(&mut mesh.client(), request()).await);
     }
-    // What no engine has is the caller's to mend, and asked for once.
+    // A model that no engine has is an error of the caller: there is no retry.
     let before = started(&mesh);
     let unknown = GenerateCodeRequest { model: "gpt".to_owned(), ..question("q") };
     let status = mesh.client().generate_code(unknown).await.unwrap_err();

@@ -73,7 +73,7 @@ impl All {
         endpoint.connect_with_connector(connector).await.expect("it listens")
     }
 
-    /// A stream of which nothing is read but its begin, with an engine that has more to say.
+    /// A stream of which only the first frame is read, while the engine has more tokens to send.
     async fn unread(&self) -> Streaming<StreamGenerateCodeResponse> {
         let token = "t".repeat(8 * 1024);
         self.engine.once(Script::tokens(std::iter::repeat_n(token, 4_096)));
@@ -123,7 +123,7 @@ async fn open(
     Ok(Box::new(tls.connect(name, stream).await?))
 }
 
-/// Holds on to it in every way that there is, and asks it to end.
+/// Opens connections and calls in every state, sends SIGTERM, and waits for the end of the process.
 async fn ends_by_itself(mut all: All) {
     let silent = TcpStream::connect(all.process.mesh()).await.unwrap();
     let unasked = TcpStream::connect(all.process.metrics_address()).await.unwrap();

@@ -106,7 +106,7 @@ async fn an_unread_standard_error_blocks_no_call_and_lost_lines_are_counted_and_
         assert_eq!(within("/livez", process.page("/livez")).await.as_deref(), Some("alive\n"));
         calls += 1;
     }
-    // Somebody reads again: what was queued comes, and then how much is missing.
+    // Reading resumes: first come the queued lines, and then the number of dropped lines.
     within("the report", async {
         loop {
             let line = process.said.next_line().await.unwrap().expect("it goes on");
@@ -145,7 +145,7 @@ async fn a_process_with_an_unread_log_ends_in_order_and_at_once() {
 fn fill(writer: &std::io::PipeWriter) {
     use std::io::Write as _;
     let mut writer = writer.try_clone().unwrap();
-    // A pipe holds 64 KiB unless somebody has changed that.
+    // The default capacity of a pipe is 64 KiB.
     writer.write_all(&vec![b' '; 64 * 1024]).unwrap();
 }
 

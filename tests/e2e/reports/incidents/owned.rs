@@ -185,7 +185,7 @@ async fn assert_admin_sees_all(mesh: &TestMesh, only_bobs: &Occurrence) {
     assert!(status.message().contains("errors:read or errors:admin"), "{status:?}");
 }
 
-/// A row of what is counted: the method, the code, how often, how often overcome.
+/// A row of counts: method, occurrences, recovered occurrences, first and last time.
 type Row = (String, u32, u32, Option<prost_types::Timestamp>, Option<prost_types::Timestamp>);
 
 fn rows(incidents: &[Incident]) -> BTreeSet<(String, u32, u32, String)> {

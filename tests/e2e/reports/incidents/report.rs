@@ -66,7 +66,7 @@ async fn a_failure_that_no_client_received_gets_an_incident_with_an_id_of_its_ow
         let found = get(&mut client, &shown.incident_id).await.unwrap();
         assert_eq!(found.incident.unwrap().incident_id, made);
         assert_eq!(found.occurrences[0], shown);
-        // Two services tell what one user was shown: two causes, neither is lost.
+        // Two services report one incident id with two causes: both are stored.
         let told = Occurrence { event_id: event_id(), method: "auth".to_owned(), ..shown.clone() };
         assert_eq!(report(&mut client, vec![told]).await.unwrap(), 1);
         let found = get(&mut client, &shown.incident_id).await.unwrap();
