@@ -26,18 +26,18 @@ use crate::api::generate::question;
 /// Between two polls.
 const POLL_INTERVAL: Duration = Duration::from_millis(5);
 
-/// One line of what was measured.
+/// Prints a line of measurements.
 #[expect(clippy::print_stdout, reason = "`--nocapture` shows it")]
 fn say(line: &str) {
     println!("{line}");
 }
 
-/// How long many things took.
+/// Measured durations.
 #[derive(Default)]
 struct Times(Vec<Duration>);
 
 impl Times {
-    /// The maximum without the slowest one of a hundred, after all were printed in one line.
+    /// Prints the percentiles in one line, and returns the 99th.
     fn p99(mut self, what: &str, of: &str) -> Duration {
         self.0.sort();
         let at = |share: usize| self.0[(self.0.len() * share).div_ceil(100) - 1];
@@ -63,12 +63,12 @@ async fn health(client: &mut CodegenClient) -> Result<(), Status> {
     within("a call", client.get_code_health(GetCodeHealthRequest {})).await.map(drop)
 }
 
-/// Calls until the credential is refused as one that has ended.
+/// Repeats a call until its credential is refused with E4007.
 async fn refused(mut client: CodegenClient) {
     within("a refusal", async {
         loop {
             match health(&mut client).await {
-                // Not too often: what is measured needs the processor too.
+                // The interval leaves processor time for the measured calls.
                 Ok(()) => sleep(4 * POLL_INTERVAL).await,
                 Err(status) => {
                     let ended = ("E4007".to_owned(), Code::Unauthenticated);
@@ -145,7 +145,7 @@ async fn shown(cluster: &TestCluster, key_id: &str) -> Key {
 struct Done {
     begun: Instant,
     ended: Instant,
-    /// None where it passed.
+    /// `None` if the call succeeded.
     failure: Option<(String, Code)>,
 }
 
@@ -202,7 +202,7 @@ impl<T: Send + 'static> Load<T> {
         });
     }
 
-    /// Waits for so many more calls.
+    /// Waits for `count` more calls.
     async fn has_called(&self, count: usize) {
         let enough = self.calls.load(Ordering::Relaxed) + count;
         within("more calls", async {

@@ -9,7 +9,7 @@ use tonic::Code;
 use crate::api::generate::{question, stream};
 
 const WHY: &str = "HAPA_TEST_ENGINE names a vLLM; see `make test-vllm`";
-/// A processor makes a few tokens a second.
+/// A CPU generates only a few tokens per second.
 const FEW: Option<i32> = Some(8);
 const RUNNING: &str = "vllm:num_requests_running{";
 const MADE: &str = "vllm:generation_tokens_total{";
@@ -33,7 +33,7 @@ fn asked(task: &str) -> GenerateCodeRequest {
     GenerateCodeRequest { task, max_tokens: FEW, ..question("a function that adds two numbers") }
 }
 
-/// One of vLLM's own numbers.
+/// A metric of vLLM, summed over its labels.
 async fn counter(name: &str) -> f64 {
     let url = format!("{}/metrics", url().trim_end_matches("/v1"));
     let page = reqwest::get(url).await.unwrap().text().await.unwrap();
@@ -122,7 +122,7 @@ async fn a_completion_of_a_model_without_a_middle_sees_the_prefix_alone_and_says
     for suggestion in &reply.suggestions {
         assert!(suggestion.confidence > 0.0 && suggestion.confidence <= 1.0, "{suggestion:?}");
     }
-    // What we never send, because vLLM knows it for few models.
+    // HAPA never sends `suffix`, because vLLM supports it for few models.
     let body =
         json!({"model": "smollm2-135m-instruct", "prompt": "a", "suffix": "b", "max_tokens": 1});
     let refused = reqwest::Client::new()

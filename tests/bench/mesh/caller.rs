@@ -57,7 +57,7 @@ enum Kind {
 #[derive(Clone)]
 struct Client {
     service: CodegenServiceClient<Channel>,
-    /// The header and what it says.
+    /// Name and value of the header.
     credential: (&'static str, MetadataValue<Ascii>),
     answers: Answers,
 }
@@ -70,7 +70,7 @@ enum Answers {
 }
 
 impl Caller {
-    /// As many callers, each ready to ask.
+    /// `n` callers, each ready for a request.
     pub(crate) async fn many(stage: &Stage, way: Way, n: usize) -> anyhow::Result<Vec<Self>> {
         let mut callers = Vec::with_capacity(n);
         let mut client = None;

@@ -25,7 +25,7 @@ const LIMIT_TARGET: f64 = 1.0;
 const BATCH: usize = 1_000;
 /// More than a processor's first cache holds.
 const KEYS: usize = 1_000;
-/// Never reached, and counted all the same.
+/// A limit that counts calls and is never reached.
 pub(crate) const RATE: Rate = Rate::new(1_000_000_000, Duration::from_mins(1));
 pub(crate) const METHOD: &str = "/hapa.codegen.v1.CodegenService/StreamGenerateCode";
 

@@ -123,7 +123,7 @@ impl Engine {
     }
 }
 
-/// The engine's side: it ends when its orders do.
+/// Runs the engine process, which ends with its standard input.
 pub(crate) async fn serve() -> anyhow::Result<()> {
     let engine = hapa_engine_sim::Engine::start();
     let mut out = tokio::io::stdout();

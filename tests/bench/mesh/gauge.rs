@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 
-/// Processor time of all threads, to the nanosecond. Threads that ended are not counted, so it is
-/// for spans in which none end.
+/// Processor time of all threads, to the nanosecond. Ended threads are not counted, so no thread may
+/// end between two readings.
 pub(crate) fn cpu(pid: u32) -> anyhow::Result<Duration> {
     let mut nanos = 0;
     for thread in fs::read_dir(format!("/proc/{pid}/task"))? {
@@ -25,7 +25,7 @@ pub(crate) fn memory(pid: u32) -> anyhow::Result<u64> {
     Ok(kib.context("no VmRSS")? * 1024)
 }
 
-/// How long the machine's processors were busy and how long they were there, since it started.
+/// Busy time and total time of the machine's processors since its start, in ticks.
 pub(crate) fn machine() -> anyhow::Result<(u64, u64)> {
     let stat = fs::read_to_string("/proc/stat")?;
     let line = stat.lines().next().context("/proc/stat is empty")?;
@@ -36,7 +36,7 @@ pub(crate) fn machine() -> anyhow::Result<(u64, u64)> {
     Ok((all - ticks[3] - ticks[4], all))
 }
 
-/// A share of it, between two readings.
+/// The busy share of the machine's processors between two readings.
 pub(crate) fn busy(from: (u64, u64), to: (u64, u64)) -> f64 {
     ratio(to.0 - from.0, (to.1 - from.1).max(1))
 }

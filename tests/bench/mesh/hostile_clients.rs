@@ -17,7 +17,7 @@ use crate::stage::Stage;
 
 const WAYS: [Way; 2] = [Way::Mesh, Way::Gateway];
 const STRANGERS: usize = 2;
-/// Strangers come from an address of their own, as the caller does.
+/// Hostile clients use an address of their own, as the caller does.
 const STRANGERS_ADDRESS: u8 = 2;
 /// Calls that are cancelled in one packet.
 const BURST: usize = 60;
@@ -25,7 +25,7 @@ const TOKENS: u32 = 20;
 const TARGET: f64 = 3.0;
 /// Pause between two packets, so that hostile clients do not use up the measured processors.
 const PAUSE_PERIOD: Duration = Duration::from_millis(5);
-/// A connection's life, where the server does not end it.
+/// Duration of a connection that the server does not end.
 const CONNECTION_PERIOD: Duration = Duration::from_secs(1);
 
 pub(crate) async fn measure(

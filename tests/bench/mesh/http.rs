@@ -92,7 +92,7 @@ impl Connection {
     }
 }
 
-/// Where in a chunked body we are.
+/// The position in a chunked body.
 #[derive(Debug, Default)]
 struct Body {
     /// Bytes of the begun chunk that are still to come, its line end included.
@@ -100,7 +100,7 @@ struct Body {
     /// The begun chunk is the empty one.
     last: bool,
     ended: bool,
-    /// Letters of the mark that the last bytes were.
+    /// Number of bytes of the mark that the last bytes matched.
     matched: usize,
 }
 

@@ -74,6 +74,6 @@ async fn leave(stage: &mut Stage, caller: &Caller, moment: Moment) -> anyhow::Re
     let left = SystemTime::now();
     drop(caller);
     let noticed = stage.engine.noticed(aborted + 1).await?;
-    // Before the drop returned, it can look as if it were before the drop.
+    // A detection that the engine's clock puts before the drop counts as zero.
     Ok(noticed.duration_since(left).unwrap_or_default())
 }

@@ -39,7 +39,7 @@ use crate::cost::Pace;
 use crate::report::Table;
 use crate::stage::{Stage, repository};
 
-/// The longest that it may take, whatever hangs.
+/// Maximum duration of a run.
 const RUN_TIMEOUT: Duration = Duration::from_mins(15);
 
 /// Measures what the mesh costs.
@@ -57,7 +57,7 @@ struct Args {
     /// Envoy; default: where the tool installer puts it.
     #[arg(long, env = "ENVOY_BIN")]
     envoy: Option<PathBuf>,
-    /// Said by cargo.
+    /// Passed by cargo.
     #[arg(long, hide = true)]
     bench: bool,
     /// Runs as the engine process.
@@ -89,7 +89,7 @@ pub(crate) struct Binaries {
     envoy: PathBuf,
 }
 
-/// How much of each.
+/// Numbers of rounds and durations of the sections.
 #[derive(Clone, Copy, Debug)]
 struct Extent {
     rounds: usize,
@@ -122,7 +122,7 @@ would find it, where nothing else is said. Compare within this run, not with oth
 
 const PACED: Pace = Pace { streams: 50, gap: Duration::from_millis(20) };
 const UNPACED: Pace = Pace { streams: 4, gap: Duration::ZERO };
-/// How many are open at once; the gap keeps two cores from being what is measured.
+/// Numbers of open streams. The gaps are so long that two cores do not limit the streams.
 const OPEN: [Pace; 2] = [
     Pace { streams: 200, gap: Duration::from_millis(50) },
     Pace { streams: 1_000, gap: Duration::from_millis(100) },
@@ -229,7 +229,7 @@ async fn costs(
     Ok(())
 }
 
-/// What needs no stage.
+/// Sections that need no running mesh.
 async fn alone(
     wanted: &impl Fn(Section) -> bool,
     extent: Extent,

@@ -60,9 +60,9 @@ pub(crate) async fn measure(rounds: usize) -> anyhow::Result<Table> {
 struct Timed {
     /// What an append took.
     handed: Samples,
-    /// What passed until all of a round were written.
+    /// Time until all events of a round were written.
     written: Samples,
-    /// Receipts that came because waiting had taken long enough.
+    /// Number of receipts that arrived only because the maximum wait was over.
     late: usize,
 }
 

@@ -36,7 +36,7 @@ pub(crate) fn measure(batches: usize) -> anyhow::Result<Table> {
 
 fn timed(batches: usize, resident: bool, session: &str, prompt: &[u8]) -> anyhow::Result<Samples> {
     let mut state = 1_u64;
-    // Good enough to draw with, and as cheap as any.
+    // A linear congruential generator is cheap, and random enough for the choice.
     let mut random = || {
         state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
         state >> 16

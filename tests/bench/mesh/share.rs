@@ -20,7 +20,7 @@ use crate::stage::Stage;
 /// Tokens of an answer: a page of code.
 pub(crate) const ANSWER: usize = 200;
 const TARGET: f64 = 5.0;
-/// For what the section before has left to do, and for what this one has.
+/// Delay for the remaining work of the previous section, and of this one.
 const SETTLE_PERIOD: Duration = Duration::from_millis(100);
 /// With a key and without: up to the last token, and to the end.
 const KINDS: [Kind; 4] = [
@@ -133,7 +133,7 @@ fn table(load: Load, costs: &[Vec<f64>; 4]) -> Table {
         if way == Way::Mesh {
             let pairs = costs[at].iter().zip(&costs[at + 1]);
             let shares: Vec<_> = pairs.map(|(key, token)| (1.0 - token / key) * 100.0).collect();
-            // Of neighbours in time: what else the machine did was much the same for both.
+            // Consecutive sections are compared, because other load of the machine is similar in both.
             let [low, share, high] = [1, 2, 3].map(|n| quarter(&shares, n));
             let error = (high - low) / ratio(shares.len() as u64, 1).sqrt();
             let target = match (share - TARGET).abs() {
@@ -155,7 +155,7 @@ fn table(load: Load, costs: &[Vec<f64>; 4]) -> Table {
     table
 }
 
-/// What so many quarters of the values are below.
+/// The `n`-th quartile of the values.
 pub(crate) fn quarter(values: &[f64], n: usize) -> f64 {
     let mut sorted = values.to_vec();
     sorted.sort_unstable_by(f64::total_cmp);

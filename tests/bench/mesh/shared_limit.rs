@@ -112,7 +112,7 @@ async fn library(server: &RedisServer) -> anyhow::Result<Client> {
     Ok(client)
 }
 
-/// The least that a round trip can be.
+/// A bare socket: the minimum cost of a round trip.
 struct Socket(BufReader<TcpStream>);
 
 impl Socket {

@@ -19,14 +19,14 @@ use crate::Binaries;
 use crate::engine::Engine;
 use crate::http::{Ask, Connection};
 
-/// For a part to be ready.
+/// Maximum time until a process is ready.
 const WAIT_TIMEOUT: Duration = Duration::from_secs(20);
 const TRIES: usize = 3;
 /// The highest limit that a key can have: it never refuses here, and is counted all the same.
 const LIMIT: &str = "*=1000000/60";
 const PLAIN_ENVOY: &str = include_str!("plain-envoy.yaml");
 
-/// What runs.
+/// The running processes.
 pub(crate) struct Stage {
     pub(crate) engine: Engine,
     pub(crate) hapa: ChildProcess,
@@ -194,7 +194,7 @@ async fn ready(part: &mut ChildProcess, address: SocketAddr, ask: &Ask) -> anyho
     }
 }
 
-/// Bound all at once, so that they differ, and let go.
+/// Free ports. All are bound at the same time, so that they differ, and then released.
 fn free_ports<const N: usize>() -> anyhow::Result<[u16; N]> {
     let mut listeners = Vec::new();
     let mut ports = [0; N];

@@ -21,7 +21,7 @@ const WAIT_TIMEOUT: Duration = Duration::from_secs(30);
 /// From all open to the first reading.
 const SETTLE_PERIOD: Duration = Duration::from_millis(700);
 
-/// What to hold.
+/// The streams to keep open.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Load {
     pub(crate) way: Way,
@@ -39,7 +39,7 @@ pub(crate) struct Each<T> {
     pub(crate) plain: T,
 }
 
-/// What was seen in between.
+/// Measurements of one load.
 #[derive(Debug, Default)]
 pub(crate) struct StreamReport {
     pub(crate) tokens: u64,

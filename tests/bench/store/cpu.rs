@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 
-/// A kernel's tick, as all that Linux runs on have it.
+/// The kernel's clock tick, which is 10 ms on every supported platform.
 const TICK_PERIOD: Duration = Duration::from_millis(10);
 
 /// What was used until now by this process, and by those below it.
@@ -47,7 +47,7 @@ fn parse(stat: &str) -> Option<Read> {
     // Its name, in brackets, may have anything in it.
     let fields: Vec<_> = stat.rsplit_once(')')?.1.split_whitespace().collect();
     let number = |at: usize| fields.get(at)?.parse::<u32>().ok();
-    // Its own, and that of children which it saw end.
+    // Its own time, and that of its reaped children.
     let ticks = number(11)? + number(12)? + number(13)? + number(14)?;
     Some((number(1)?, ticks))
 }

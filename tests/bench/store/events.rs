@@ -15,7 +15,7 @@ pub(crate) const METHODS: [&str; 5] = [
 ];
 const MODELS: [&str; 3] = ["qwen2.5-coder-7b", "qwen2.5-coder-32b", "deepseek-coder-v2"];
 
-/// The same for the same number, but for its id.
+/// The event of a number: equal numbers give equal events, except for the id.
 pub(crate) fn event(number: u64, micros: u64) -> UsageEvent {
     let mut random = Random(number);
     let mut below = |bound| random.below(bound);

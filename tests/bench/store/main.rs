@@ -38,15 +38,15 @@ use crate::report::{Table, ms, verdict};
 
 /// Events of one call.
 const BATCH: u64 = 500;
-/// What has happened before: so many days up to now.
+/// Days before now over which the stored events are spread.
 const DAYS: u64 = 29;
 const MICROS: u64 = 1_000_000;
-/// How often each question is asked.
+/// Number of measured calls of each request.
 const ASKED: usize = 31;
 /// Milliseconds.
 const TARGET: f64 = 50.0;
 
-/// Measures taking events in, and reporting.
+/// Measures the ingestion of events, and reports.
 #[derive(Debug, Parser)]
 struct Args {
     /// How many events there are before anything else is measured.
@@ -67,7 +67,7 @@ struct Args {
     /// Fills this store, which is kept, and measures nothing else.
     #[arg(long, value_name = "DATABASE_URL")]
     into: Option<String>,
-    /// Said by cargo.
+    /// Passed by cargo.
     #[arg(long, hide = true)]
     bench: bool,
 }
@@ -106,7 +106,7 @@ async fn main() -> anyhow::Result<()> {
     }
     let engines =
         [(Engine::Sqlite, "SQLite", 10_000.0), (Engine::Postgres, "PostgreSQL", 20_000.0)];
-    // It ends with this.
+    // Dropping it ends the server.
     let server = Postgres::durable().await;
     for (engine, name, target) in engines {
         if args.only.is_some_and(|only| only != engine) {
@@ -209,7 +209,7 @@ async fn failures(errors: &Errors, whose: &str, table: &mut Table) -> anyhow::Re
     measure(table, format!("GetIncident{whose}, median ms"), ask).await
 }
 
-/// Asks often.
+/// Measures a request repeatedly.
 async fn measure(
     table: &mut Table,
     name: String,
@@ -227,7 +227,7 @@ async fn measure(
     Ok(())
 }
 
-/// Where batches go.
+/// The service that receives batches.
 #[derive(Clone)]
 enum Sender {
     Usage(Client),
@@ -250,7 +250,7 @@ impl Sender {
     }
 }
 
-/// How fast batches were taken, and at what cost.
+/// The rate of ingestion, and its cost.
 struct Rate {
     count: u64,
     took: Duration,

@@ -31,7 +31,7 @@ const TROUBLES: [&str; 8] = [
     "is restarting",
 ];
 
-/// The same for the same number, but for its id.
+/// The occurrence of a number: equal numbers give equal occurrences, except for the id.
 pub(crate) fn occurrence(number: u64, micros: u64) -> Occurrence {
     let mut random = Random(number ^ 0x0CC0);
     // Few causes are usual.

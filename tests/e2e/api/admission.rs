@@ -175,7 +175,7 @@ async fn two_mesh_tokens_are_accepted_while_one_is_being_replaced() {
 
 #[tokio::test]
 async fn a_key_that_cannot_be_checked_is_unavailable_and_never_passed_or_called_wrong() {
-    // An auth service that is not there.
+    // The address of an auth service on which no process listens.
     let nobody = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let address = format!("--auth-address=http://{}", nobody.local_addr().unwrap());
     drop(nobody);

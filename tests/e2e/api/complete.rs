@@ -88,7 +88,7 @@ async fn suggestions_are_distinct_trimmed_and_the_surest_come_first() {
     assert_eq!((reply.model.as_str(), reply.request_id.as_str()), ("autocomplete", "mine-1"));
     assert!(!reply.cached);
     assert!(reply.usage.unwrap().completion_tokens >= 8, "{reply:?}");
-    // The engine of tests is of no known family.
+    // The simulator's model belongs to no known family.
     assert_eq!(reply.warnings.len(), 1);
     let body = &mesh.engine.requests()[0].body;
     assert_eq!(body["prompt"], "print(");

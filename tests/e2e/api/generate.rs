@@ -214,7 +214,7 @@ async fn an_unread_stream_slows_the_engine_instead_of_filling_memory() {
     mesh.engine.once(Script::tokens(std::iter::repeat_n(token.as_str(), 4_000)));
     let request = GenerateCodeRequest { max_tokens: Some(4_096), ..question("q") };
     let _unread = mesh.client().stream_generate_code(request).await.unwrap();
-    // Others on the same connection don't notice.
+    // Other calls on the same connection are not affected.
     for _ in 0..20 {
         let read = stream(&mut mesh.client(), question("q")).await;
         assert!(read.finished.is_some(), "{read:?}");

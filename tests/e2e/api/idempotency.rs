@@ -238,7 +238,7 @@ async fn a_reply_is_forgotten_after_a_day() {
         hours(1).await;
         let second = create(&mesh, "k").await.unwrap();
         assert!(!is_replayed(&second));
-        // It takes the place of the first for the next day.
+        // The new reply replaces the first one for the next 24 hours.
         assert_eq!(create(&mesh, "k").await.unwrap().into_inner(), second.into_inner());
         assert_eq!(count_keys(&mesh).await, 2);
         mesh.finish().await;

@@ -34,7 +34,7 @@ async fn mesh(redis: &RedisServer) -> TestMesh {
     mesh
 }
 
-/// A client that may ask for the health so often in an hour, and its key's id.
+/// A client that may call GetCodeHealth `limit` times per hour, and the id of its key.
 async fn limited(mesh: &TestMesh, limit: u32) -> (CodegenClient, String) {
     let mut request = TestMesh::dev_key();
     let method = "GetCodeHealth".to_owned();
@@ -71,7 +71,7 @@ fn passes(decision: Option<Decision>) -> bool {
     decision.unwrap().retry_after.is_none()
 }
 
-/// What Redis keeps of a key's calls for the health.
+/// The Redis key that counts an API key's calls of GetCodeHealth.
 fn kept_name(key_id: &str) -> String {
     format!("hapa:limit:{{key:{key_id}}}:/hapa.codegen.v1.CodegenService/GetCodeHealth")
 }
@@ -105,7 +105,7 @@ async fn two_replicas_pass_exactly_the_limit() {
     assert_eq!(passed, 100);
 }
 
-/// Two limiters that know of each other.
+/// Two limiters that both count two replicas.
 async fn two(redis: &RedisServer) -> [Arc<Limiter>; 2] {
     let replicas = [Arc::new(limiter(redis).await), Arc::new(limiter(redis).await)];
     within("each to know the other", async {
@@ -117,7 +117,7 @@ async fn two(redis: &RedisServer) -> [Arc<Limiter>; 2] {
     replicas
 }
 
-/// How many of so many calls at once pass, half of them on each replica.
+/// Starts concurrent calls, half of them on each replica; each result is whether the call passed.
 fn at_once(replicas: &[Arc<Limiter>; 2], subject: &str, calls: usize) -> JoinSet<bool> {
     let mut set = JoinSet::new();
     for call in 0..calls {
@@ -133,7 +133,7 @@ async fn count(calls: JoinSet<bool>) -> usize {
     within("the calls", calls.join_all()).await.into_iter().filter(|passed| *passed).count()
 }
 
-/// Goes on with calls until the limit is reached, and then a while: no further one passes.
+/// Repeats calls until the limit is reached, and checks that no further call passes.
 async fn ends_at_the_limit(replicas: &[Arc<Limiter>; 2], subject: &str, mut passed: usize) {
     within("the whole limit", async {
         while passed < 100 {
@@ -185,7 +185,7 @@ async fn without_redis_each_replica_grants_its_share_which_counts_when_redis_is_
     let redis = RedisServer::start().await;
     let replicas = two(&redis).await;
     let subjects = [subject(), subject()];
-    // Of one something is used before the outage, by one replica alone.
+    // One replica alone uses a part of the second subject's limit before the outage.
     for _ in 0..30 {
         let used = replicas[0].decide(&subjects[1], METHOD, Rate::new(100, HOUR)).await;
         assert!(passes(used));
@@ -263,7 +263,7 @@ async fn a_slow_redis_is_not_away() {
     assert!(replicas.iter().all(|replica| replica.degraded().is_none()));
 }
 
-/// What a replica reports to the script: opened, granted, whether apart, and for how long.
+/// A replica's report to the script: start of the window, granted calls, whether disconnected, for how long.
 type ReplicaState = [u64; 4];
 
 /// One request of a replica at this time: sequence, wanted and report; passed, remaining, opened, granted.
@@ -297,11 +297,11 @@ async fn a_report_counts_once_however_often_and_in_which_order_it_arrives() {
     // The reply was lost: the replica decided alone, and granted one.
     assert_eq!(ask(("a", 2, 0, NOW + 5), [0, 1, 1, 5]).await, [0, 9, NOW, 1]);
     assert_eq!(ask(("a", 2, 0, NOW + 6), [0, 1, 1, 6]).await, [0, 9, NOW, 1]);
-    // What is older than what is known changes nothing.
+    // A request with an outdated sequence number changes nothing.
     assert!(ask(("a", 1, 3, NOW + 7), [0; 4]).await.is_empty());
-    // Another replica reports what it granted apart, and asks for more than is left.
+    // Another replica reports calls granted while disconnected, and requests more than remain.
     assert_eq!(ask(("b", 3, 9, NOW + 8), [0, 4, 1, 8]).await, [5, 0, NOW, 9]);
-    // It could use two of them only.
+    // It granted only two of them.
     assert_eq!(ask(("b", 4, 0, NOW + 9), [NOW, 6, 1, 9]).await, [0, 3, NOW, 6]);
     assert_eq!(ask(("a", 5, 9, NOW + 10), [NOW, 1, 0, 10]).await, [3, 0, NOW, 4]);
     // A report about the window before counts in the window before.
@@ -479,7 +479,7 @@ async fn a_redis_that_starts_late_blocks_no_start_and_is_used_then() {
     mesh.finish().await;
 }
 
-/// Calls until the mesh is whole, and one of them is counted in Redis.
+/// Repeats calls until Redis has counted one and `/readyz` is ready.
 async fn used_again(mesh: &TestMesh, redis: &RedisServer) {
     within("Redis to be used again", async {
         loop {
@@ -504,7 +504,7 @@ async fn limits_that_are_off_leave_redis_alone() {
         health(&mut client).await.unwrap();
     }
     assert_eq!(mesh.page("/readyz").await, (200, READY.to_owned()));
-    // One of its own, that of repeated requests.
+    // The connection for idempotency records, and the one of the query.
     assert_eq!(connections(&redis).await, 2);
     assert_eq!(number(&redis.ask(&["DBSIZE"]).await), 0);
     mesh.finish().await;
@@ -522,12 +522,12 @@ async fn the_connection_ends_with_its_limiter_and_with_its_mesh() {
     within("the connections to end", async { while connections(&redis).await > 1 {} }).await;
 }
 
-/// Those that Redis has, the one that asks included.
+/// The number of connections to Redis, including the one of this query.
 async fn connections(redis: &RedisServer) -> usize {
     redis.ask(&["CLIENT", "LIST"]).await[0].lines().filter(|line| !line.is_empty()).count()
 }
 
-/// One that no other trial has.
+/// A subject that no other trial uses.
 fn subject() -> String {
     static NEXT: AtomicU32 = AtomicU32::new(0);
     format!("key:{}", NEXT.fetch_add(1, Ordering::Relaxed))

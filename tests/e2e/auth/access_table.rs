@@ -68,7 +68,7 @@ const TABLE: &[(&str, &str)] = &[
     ("hapa.system.v1.SystemService/GetHealth", "++++ ++++"),
 ];
 
-/// What takes events in.
+/// RPCs that ingest events.
 const INTAKES: [&str; 3] = [
     "hapa.analytics.v1.AnalyticsService/RecordEvents",
     "hapa.errors.v1.ErrorTrackingService/ReportOccurrences",

@@ -156,12 +156,12 @@ async fn a_lease_that_ends_unsettled_books_what_was_reported_last() {
         let report = |lease: &str, tokens: i64| report(&key_id, lease, tokens);
         let first = [("told", 300), ("lies", 4_000_000), ("late", 500), ("unknown", 500)];
         let first = first.map(|(lease, tokens)| report(lease, tokens)).to_vec();
-        // A smaller number than before is an older one.
+        // A report with a smaller number than the last one is outdated.
         for running in [first, vec![report("told", 200)]] {
             let request = SettleTokensRequest { settlements: Vec::new(), running };
             auth.settle_tokens(request).await.unwrap();
         }
-        // A moment ago: ended leases are kept for a while only.
+        // The end is recent, because leases are deleted some time after their end.
         let ended = hapa_core::timestamps::now() - 1;
         let end = format!("UPDATE token_leases SET expire_time = {ended} WHERE lease_id <> 'late'");
         store.execute(&end).await;
@@ -169,7 +169,7 @@ async fn a_lease_that_ends_unsettled_books_what_was_reported_last() {
         within("the leases to end", async { while state(&mesh, &key_id).await.2 > 1_000 {} }).await;
         assert_eq!(state(&mesh, &key_id).await, (booked, booked, 1_000));
 
-        // A report after the end changes nothing; a settlement takes its place, once.
+        // A report after the end changes nothing. A settlement replaces the booked tokens, once.
         let running = vec![report("told", 900)];
         let request = SettleTokensRequest { settlements: Vec::new(), running };
         auth.settle_tokens(request).await.unwrap();
@@ -228,7 +228,7 @@ async fn cancelled_and_broken_generations_pay_for_the_generated_tokens() {
     assert_eq!(incident(&status).0, "E5007");
     within("the settlement", async { while settled(&mesh, &key_id).await <= left {} }).await;
 
-    // An engine that refuses made nothing.
+    // A call that the engine refuses uses no tokens.
     let before = settled(&mesh, &key_id).await;
     mesh.engine.once(Fault::status(500));
     client.generate_code(question("q")).await.unwrap_err();

@@ -96,7 +96,7 @@ impl Schema {
     }
 }
 
-/// Sends and takes bytes as they are.
+/// A codec that passes bytes unchanged.
 struct Raw;
 
 impl Codec for Raw {
@@ -140,7 +140,7 @@ async fn call(wire: TestChannel, path: &str, request: Vec<u8>) -> Result<(), Sta
     within(path, grpc.unary(request, path.parse().unwrap(), Raw)).await.map(drop)
 }
 
-/// Whether a refusal has any of what was sent in its message, its details or its metadata.
+/// Whether the message, details or metadata of a refusal contain a sent value.
 fn repeats(status: &Status) -> bool {
     let details = String::from_utf8_lossy(status.details()).into_owned();
     let said = format!("{} {details} {:?}", status.message(), status.metadata()).to_lowercase();

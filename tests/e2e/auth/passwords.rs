@@ -42,7 +42,7 @@ async fn many_wrong_logins_at_once_take_the_memory_of_two_hashes() {
             let status = reply.unwrap_err();
             let (code, _) = incident(&status);
             checked += usize::from(code == "E4003");
-            // On a machine that is busy a turn may take too long to come, or a connection of the store.
+            // On a busy machine, a login may time out while it waits for the hash queue or the store.
             assert!(matches!(code.as_str(), "E4003" | "E5005" | "E5003"), "{status:?}");
         }
         assert!(checked > 0, "no login was checked");

@@ -303,7 +303,7 @@ async fn a_token_of_a_replica_with_a_fast_clock_is_accepted() {
     for ahead in [0, 2, 30, 55] {
         works(&mesh, &issued(ahead)).await.unwrap();
     }
-    // Far beyond what clocks differ by, whatever time the test takes.
+    // Beyond the tolerated clock skew, whatever time the test takes.
     let status = works(&mesh, &issued(3_600)).await.unwrap_err();
     assert_eq!(incident(&status).0, "E4003");
     mesh.finish().await;

@@ -31,7 +31,7 @@ const OWN_NAMES: &[&str] =
 /// RPCs with ids for which a scope or the mesh token is needed, which sees everything.
 const NOT_FOR_TENANTS: &[&str] = &["ReserveTokens", "SettleTokens", "DeleteUser", "UpdateIncident"];
 
-/// RPCs where an id only filters what is the caller's own: another's finds nothing. `usage.rs` asks.
+/// RPCs where an id only filters the caller's own objects: another's id matches none. `usage.rs` tests this.
 const FILTERS: &[&str] = &["GetUsage"];
 
 /// The outcome of an RPC.

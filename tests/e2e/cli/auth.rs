@@ -68,7 +68,7 @@ impl Shell {
         command.env("DATA_DIR", self.home.path());
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = command.spawn().unwrap();
-        // One that does not read may have ended already.
+        // A command that reads no input may have ended already.
         let _ = child.stdin.take().unwrap().write_all(input.as_bytes()).await;
         within(line, child.wait_with_output()).await.unwrap().into()
     }
@@ -178,7 +178,7 @@ async fn a_session_is_renewed_once_by_commands_that_start_together_and_ended_by_
     assert_eq!(one, other);
     assert_ne!(read()["refresh_token"], kept["refresh_token"]);
     assert_private(&shell.session_file());
-    // An access token can stand where a key does.
+    // An access token is accepted in place of an API key.
     let sessions =
         shell.run("session list --json", "", &[("HAPA_API_KEY", one.trim())]).await.fine().lines();
     assert_eq!(sessions.len(), 1);

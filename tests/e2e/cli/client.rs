@@ -26,7 +26,7 @@ fn text(bytes: &[u8]) -> &str {
     std::str::from_utf8(bytes).unwrap()
 }
 
-/// Arguments, settings, and the name that must be said.
+/// Arguments, settings, and the name that the error message must contain.
 type UsageErrorCase<'a> = (&'a [&'a str], &'a [(&'a str, &'a str)], &'a str);
 
 const LONG_TOKEN: (&str, &str) = ("MESH_TOKEN", "0123456789abcdefghijklmnopqrstuvwxyz");

@@ -39,14 +39,14 @@ async fn key(cluster: &TestCluster, owner: &str, per_day: i64) -> (String, Strin
     (made.key.unwrap().key_id, made.key_text)
 }
 
-/// Asks for an answer that may be longer than any budget here; how much it used.
+/// Requests an answer with `max_tokens` above every budget here; returns the used tokens.
 async fn ask(client: &mut CodegenClient) -> Result<i64, Status> {
     let request = GenerateCodeRequest { max_tokens: Some(4_096), ..question("q") };
     let reply = within("an answer", client.generate_code(request)).await?.into_inner();
     Ok(reply.usage.unwrap().total_tokens.into())
 }
 
-/// What a key has used, once nothing is held for it any more.
+/// The token usage of a key, once no reservation is open.
 async fn settled(cluster: &TestCluster, key_id: &str) -> TokenUsage {
     within("all to be settled", async {
         loop {
@@ -94,7 +94,7 @@ async fn of_a_hundred_calls_at_once_no_more_pass_than_a_budget_and_one_call_allo
     assert_eq!((usage.day_tokens, usage.month_tokens), (used, used));
     assert!((USED..=BUDGET + USED).contains(&used), "{used} tokens were used");
     say(&format!("budget of {BUDGET}: {used} used by 100 calls at once, {refused} refused"));
-    // What was only held comes back: calls pass one by one until the budget is used up.
+    // Released reservations are available again: calls pass one by one until the budget is used up.
     let status = loop {
         match ask(&mut clients[0].clone()).await {
             Ok(tokens) => used += tokens,
@@ -125,7 +125,7 @@ async fn cancelled_and_broken_generations_are_settled_with_their_usage() {
     assert_eq!(failure(&status).0, "E5007");
     let after_break = settled(&cluster, &key_id).await.day_tokens;
     assert!(after_break > after_leaving, "{after_break} and {after_leaving}");
-    // What the engine never began costs nothing.
+    // A call that the engine refuses uses no tokens.
     cluster.engine.once(Fault::status(500));
     ask(&mut other).await.unwrap_err();
     assert_eq!(settled(&cluster, &key_id).await.day_tokens, after_break);

@@ -51,7 +51,7 @@ async fn at_once(cluster: &TestCluster, text: &str, count: usize) -> u32 {
     passed
 }
 
-/// Calls on until the limit is reached, and then a while: no further one passes.
+/// Repeats calls until the limit is reached, and checks that no further call passes.
 async fn ends_at_the_limit(cluster: &TestCluster, text: &str, mut passed: u32) {
     within("the whole limit", async {
         while passed < 100 {

@@ -18,7 +18,7 @@ const CACHED_PERIOD: Duration = Duration::from_secs(3);
 /// After this time no call is admitted: 5 s, and a second for a slow machine.
 const STALE_AFTER: Duration = Duration::from_secs(6);
 
-/// How auth goes away.
+/// How auth becomes unavailable.
 #[derive(Clone, Copy, PartialEq)]
 enum Way {
     Killed,
@@ -39,7 +39,7 @@ async fn outage(way: Way) {
     let mut cluster = TestCluster::start().await;
     let known = cluster.create_key(TestMesh::dev_key()).await.key_text;
     let fresh = cluster.create_key(TestMesh::dev_key()).await.key_text;
-    // One of the revoked keys is used all the time, the other one was used before and rests.
+    // One revoked key is in continuous use; the other one was used before and is idle.
     let (used, resting) = (
         cluster.create_key(TestMesh::dev_key()).await,
         cluster.create_key(TestMesh::dev_key()).await,
@@ -60,7 +60,7 @@ async fn outage(way: Way) {
         within("a revocation", other.keys().revoke_key(request)).await.unwrap();
     }
     other.kill().await;
-    // What is measured is time: nothing else says that it has passed.
+    // The test depends on elapsed time: no event marks the end of this period.
     sleep_until((gone + STALE_AFTER + CACHED_PERIOD).into()).await;
     strangers_wait(&cluster, way, &fresh).await;
 
@@ -88,7 +88,7 @@ async fn outage(way: Way) {
     assert!(late.into_iter().all(|call| call.failure.is_some()), "a dead key came back");
 }
 
-/// So many callers on each replica, which knows their key.
+/// Load by `callers` callers on each replica. Both replicas have cached the key.
 async fn load(cluster: &TestCluster, text: &str, callers: usize) -> Load<Done> {
     let clients = cluster.clients(text);
     for client in &clients {
@@ -141,7 +141,7 @@ async fn passes_again(mut client: CodegenClient) {
     .await;
 }
 
-/// Checks what callers with a known key saw until auth was back.
+/// Checks the outcomes of calls with a cached key during the outage.
 fn judge(way: Way, calls: &[Done], gone: Instant, back: Instant) {
     let away: Vec<_> = calls.iter().filter(|call| call.begun > gone && call.ended < back).collect();
     let unavailable = ("E5003".to_owned(), Code::Unavailable);

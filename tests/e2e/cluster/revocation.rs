@@ -150,7 +150,7 @@ async fn a_key_that_expires_is_refused_everywhere_and_its_stream_ends_within_a_s
     }
 }
 
-/// How long after its end a key was gone.
+/// The delay between a key's expiry time and its refusal on both replicas.
 async fn expiry(cluster: &TestCluster, number: usize, updated: bool) -> Duration {
     let mut end = SystemTime::now() + 2 * SECOND;
     let expiry = (!updated).then(|| Expiry::ExpireTime(end.into()));
@@ -260,7 +260,7 @@ impl User {
     }
 }
 
-/// The stream began with an answer of auth that was replaced since.
+/// The authentication result with which the stream began has been replaced since.
 #[tokio::test]
 async fn a_stream_ends_with_its_key_also_when_the_key_was_asked_for_again_meanwhile() {
     let cluster = holding().await;

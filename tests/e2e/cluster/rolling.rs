@@ -45,7 +45,7 @@ async fn a_rolling_restart_of_every_role_loses_no_call_and_ends_every_stream_wit
     let load = load(&mesh.gateway, &key, &key_id);
     load.has_called(20 * CLIENTS).await;
 
-    // Each replica after the other; what no stream is at, at the same time.
+    // The replicas of a role restart one after the other. Roles without streams restart in parallel.
     tokio::join!(
         roll(&mut mesh.auth, "KeyService/GetKey"),
         roll(&mut mesh.errors, "GetDashboard"),

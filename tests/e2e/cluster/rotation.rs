@@ -94,7 +94,7 @@ async fn a_stream_ends_with_the_text_that_began_it_and_with_no_other() {
     for _ in 0..2 {
         texts.push(rotate(&cluster, &key_id, 3_600).await);
     }
-    // Two texts are alive at most.
+    // At most two secrets of a key are valid.
     first.ended().await;
     let second = Open::begin(cluster.replicas[0].client(&texts[0])).await;
     let mut third = Open::begin(cluster.replicas[1].client(&texts[1])).await;

@@ -25,7 +25,7 @@ use tonic_types::StatusExt as _;
 use crate::api::generate::question;
 
 const TOKEN: &str = hapa_test_harness::TOKEN;
-/// What no place may hold.
+/// A text that may appear in no output.
 const PROMPT: &str = "CANARY-SALARIES";
 const KEY: &str = "operator-engine-key-42";
 
@@ -77,7 +77,7 @@ impl Meshed {
         within(path, http.get(url).send()).await.unwrap().text().await.unwrap()
     }
 
-    /// Until the failure is stored: its occurrence, as an operator reads it.
+    /// Waits until the failure is stored; returns its incident as an operator reads it.
     async fn stored(&self, status: &Status) -> String {
         let mut errors = ErrorTrackingServiceClient::new(self.wire.clone());
         let incident_id = incident(status).1;
@@ -97,7 +97,7 @@ impl Meshed {
         std::fs::read_to_string(self.folder.path().join("hapa.log")).unwrap()
     }
 
-    /// Files of the process in which this stands.
+    /// The process's data files that contain `word`.
     fn files_with(&self, word: &str) -> Vec<PathBuf> {
         let data = std::fs::read_dir(self.folder.path().join("data")).unwrap();
         let files = data.map(|entry| entry.unwrap().path());

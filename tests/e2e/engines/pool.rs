@@ -29,7 +29,7 @@ fn answers(engine: &Engine) {
     engine.script(Script::text(ANSWER));
 }
 
-/// So many streams, so many at a time, each read to its end.
+/// Reads `calls` streams to their end, `at_once` of them concurrently.
 async fn ask(mesh: &TestMesh, calls: usize, at_once: usize) -> Vec<Read> {
     let mut running = JoinSet::new();
     for first in 0..at_once.min(calls) {
@@ -45,7 +45,7 @@ async fn ask(mesh: &TestMesh, calls: usize, at_once: usize) -> Vec<Read> {
     within("the calls", running.join_all()).await.into_iter().flatten().collect()
 }
 
-/// The answer came whole, and once.
+/// The answer is complete, and was sent once.
 #[track_caller]
 fn is_whole(read: &Read) {
     assert!(read.finished.is_some() && read.failed.is_none(), "{read:?}");
@@ -79,7 +79,7 @@ async fn model_becomes(mesh: &TestMesh, name: &str, wanted: impl Fn(&Model) -> b
     .await
 }
 
-/// A number that is counted of each engine of this mesh, summed up.
+/// A metric, summed over the engines of this mesh.
 async fn gauge(mesh: &TestMesh, name: &str) -> f64 {
     let metrics = mesh.metrics().await;
     let of = |engine: &Engine| metrics.sum(name, &[&format!("engine=\"{}\"", engine.address())]);

@@ -22,7 +22,7 @@ struct DeployedGateway {
     _folder: TempDir,
 }
 
-/// Ports that are free now; all are held until all are known.
+/// Free ports. All sockets stay bound until the last port is known, so that the ports differ.
 fn free_ports() -> [u16; 3] {
     let held = [(); 3].map(|()| TcpListener::bind("127.0.0.1:0").unwrap());
     held.map(|listener| listener.local_addr().unwrap().port())

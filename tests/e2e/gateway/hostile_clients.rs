@@ -22,11 +22,11 @@ const LIST_MODELS: &str = "/hapa.codegen.v1.CodegenService/ListModels";
 const CHECK: &str = "/grpc.health.v1.Health/Check";
 const WATCH: &str = "/grpc.health.v1.Health/Watch";
 const LOGIN: &str = "/hapa.auth.v1.SessionService/CreateSession";
-/// What a process of the mesh may take, of the 512 MiB that k8s/ gives the smallest.
+/// Maximum memory of a mesh process. The smallest memory limit in k8s/ is 512 MiB.
 const MAX_MESH_BYTES: u64 = 320 << 20;
-/// What the gateway may take, of the 512 MiB that k8s/ and compose give it.
+/// Maximum memory of the gateway. Its memory limit in k8s/ and compose is 512 MiB.
 const MAX_GATEWAY_BYTES: u64 = 448 << 20;
-/// How long an attack goes on, and how many clients it has.
+/// Duration of an attack, and its number of clients.
 const ATTACK_PERIOD: Duration = Duration::from_secs(3);
 const ATTACKERS: u8 = 4;
 

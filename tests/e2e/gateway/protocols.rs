@@ -75,7 +75,7 @@ async fn users_log_in_and_manage_what_is_theirs_over_json() {
     mesh.finish().await;
 }
 
-/// In every text of a login that is refused.
+/// A part of every text field of a refused login.
 const MARKER: &str = "marker-of-a-secret";
 
 /// Bodies of logins that are refused, with status and code.

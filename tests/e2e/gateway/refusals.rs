@@ -56,7 +56,7 @@ async fn refused_ids(gateway: &Gateway, count: usize) -> Vec<String> {
     ids.map(|(id, _)| id.to_owned()).collect()
 }
 
-/// The line that the access log has of an incident.
+/// The access log's line of an incident.
 async fn logged(gateway: &Gateway, id: &str) -> Value {
     within("the line of the access log", async {
         loop {

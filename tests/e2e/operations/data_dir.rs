@@ -94,7 +94,7 @@ async fn a_file_that_database_url_names_is_of_one_process() {
     assert!(said.contains(&process), "{said}");
 }
 
-/// Has a process make every store in the folder, with a key in it, and end: nothing of them is in a log.
+/// Runs a process that creates every store in the folder, and a key. The write-ahead logs are empty afterwards.
 async fn filled(folder: &Path) -> String {
     let mut serving = ServerProcess::start(command("all", folder)).await;
     let endpoint = Endpoint::from_shared(format!("http://{}", serving.mesh)).unwrap();
@@ -216,7 +216,7 @@ async fn a_store_that_is_whole_is_left_where_it_is() {
         assert_eq!(mesh.page("/readyz").await, (200, "ready\n".to_owned()), "{name}");
         assert!(set_aside(folder.path(), "errors.db").is_empty(), "{name}");
     }
-    // Of a later version, which may be gone back from.
+    // A store of a later version is not damaged, because a rollback of the binary is allowed.
     let folder = tempfile::tempdir().unwrap();
     filled(folder.path()).await;
     let file = folder.path().join("errors.db");
@@ -271,13 +271,13 @@ async fn another_pepper_is_said_until_the_one_before_is_back_or_given_up() {
         let key = mesh.key.clone();
         mesh.begin_shutdown();
         mesh.wait_until_stopped().await;
-        // Another one; made in the folder or set, that is alike.
+        // A different pepper: a configured one is treated like a generated one.
         let mut mesh = TestMesh::start_on(&store, &[&keep, PEPPER]).await;
         let page = mesh.page("/readyz").await;
         assert!(page.0 == 200 && page.1.contains(OTHER_PEPPER), "{page:?}");
         mesh.begin_shutdown();
         mesh.wait_until_stopped().await;
-        // Both count while one takes the other's place, and later the new one alone.
+        // During a rotation both peppers are valid, and afterwards the new one only.
         let before = fs::read_to_string(folder.path().join("key-pepper")).unwrap();
         let also = format!("--api-key-pepper-previous={before}");
         let mut mesh = TestMesh::start_on(&store, &[&keep, PEPPER, &also]).await;
@@ -290,7 +290,7 @@ async fn another_pepper_is_said_until_the_one_before_is_back_or_given_up() {
         within("a call", mesh.client_with(&key).generate_code(question("q"))).await.unwrap();
         mesh.begin_shutdown();
         mesh.wait_until_stopped().await;
-        // What is lost can be given up while the process serves.
+        // The new pepper can be accepted while the process serves.
         let mesh = TestMesh::start_on(&store, &[&keep]).await;
         assert!(mesh.page("/readyz").await.1.contains(OTHER_PEPPER));
         let mut accept = hapa();
@@ -339,7 +339,7 @@ async fn an_empty_store_of_keys_beside_events_of_earlier_calls_is_said() {
     assert!(serving.has_said(words), "{:?}", serving.said);
     let (status, page) = serving.page("/readyz").await;
     assert!(status == 200 && page.contains("spool-1.db"), "{page}");
-    // With the first key it is a store of its own.
+    // After its first key, the store is no longer reported as empty.
     let endpoint = Endpoint::from_shared(format!("http://{}", serving.mesh)).unwrap();
     let mut keys = KeyServiceClient::new(Identity::Mesh.on(endpoint.connect_lazy()));
     within("a key", keys.create_key(TestMesh::dev_key())).await.unwrap();

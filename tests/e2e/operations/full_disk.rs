@@ -74,7 +74,7 @@ async fn a_full_disk_fails_what_changes_something_and_all_heals_when_there_is_ro
     generate(&mut budgeted).await.unwrap();
 
     mesh.fill_disk().await;
-    // Again and again: each failure could spoil what the next one needs.
+    // Repeated, because a failure must not affect later calls.
     for _ in 0..3 {
         assert_unavailable(&make_key(&mut keys).await.unwrap_err());
         assert_unavailable(&generate(&mut budgeted).await.unwrap_err());
@@ -96,7 +96,7 @@ async fn a_full_disk_fails_what_changes_something_and_all_heals_when_there_is_ro
     within("/readyz", async { while mesh.page("/readyz").await != "ready\n" {} }).await;
 }
 
-/// Lets every session that begins from now on be read-only, or not any more.
+/// Sets whether new database sessions are read-only.
 async fn set_read_only(server: &Postgres, store: &Store, is_read_only: bool) {
     let url = store.url();
     let name = url.split('?').next().unwrap().rsplit('/').next().unwrap();

@@ -16,7 +16,7 @@ use tonic_health::pb::HealthCheckRequest;
 use tonic_health::pb::health_check_response::ServingStatus;
 use tonic_health::pb::health_client::HealthClient;
 
-/// Far below the time that anything which hangs is given.
+/// Far below the timeout of any dependency.
 const MAX_REPLY_DELAY: Duration = Duration::from_secs(1);
 const POLL_INTERVAL: Duration = Duration::from_millis(100);
 
@@ -137,7 +137,7 @@ async fn a_failed_redis_is_reported_and_used_again_without_any_traffic() {
     assert_eq!(ill.problems, ["Redis does not answer"]);
     assert!(mesh.page("/readyz").await.1.contains("Redis does not answer"));
     redis.start_again().await;
-    // Health is asked without a credential: no limit is decided.
+    // Health calls have no credential, so they are not rate limited and do not use Redis.
     becomes(&mesh, whole).await;
     within("/readyz", async { while mesh.page("/readyz").await.1 != "ready\n" {} }).await;
 }

@@ -63,7 +63,7 @@ async fn an_unfinished_stream_gets_an_error_and_the_drain_ends_in_time() {
     let mut mesh = TestMesh::start_with(&["--drain-timeout-seconds=0.6"]).await;
     mesh.engine.once(Script::tokens(["a", "b"]).hold(1));
     let mut frames = mesh.client().stream_generate_code(question("q")).await.unwrap().into_inner();
-    // A socket that never speaks, and a connection with nothing on it.
+    // A socket that sends no byte, and an idle HTTP/2 connection.
     let silent = tokio::net::TcpStream::connect(mesh.address).await.unwrap();
     let idle = mesh.connect().await;
     mesh.begin_shutdown();

@@ -55,7 +55,7 @@ impl Logging {
         self.folder.path().join("logs").join(name)
     }
 
-    /// Whether there are these files of whole lines; none is ever too large.
+    /// Whether exactly these files exist, with complete lines. Checks the size limit of each file.
     fn has_whole(&self, expected: &[&str]) -> bool {
         let mut names: Vec<_> = std::fs::read_dir(self.folder.path().join("logs"))
             .unwrap()

@@ -13,7 +13,7 @@ use hapa_test_harness::{FakeAnalytics, MtlsCluster, TestCluster, TestMesh, hapa,
 /// Exported only if certificates are configured.
 const CERTIFIED: &[&str] = &["hapa_certificate_expiry_seconds"];
 
-/// That the binary, called like this, has these settings.
+/// Checks that the binary has these settings when it is called with these arguments.
 async fn has_settings(arguments: &[&str], names: impl Iterator<Item = &String>) {
     let output = within("hapa --help", hapa().args(arguments).arg("--help").output()).await;
     let help = String::from_utf8(output.unwrap().stdout).unwrap();
@@ -25,7 +25,7 @@ async fn has_settings(arguments: &[&str], names: impl Iterator<Item = &String>) 
     }
 }
 
-/// Runs the binary's own checks over what a pod of it would find.
+/// Runs the binary's checks with the environment of each pod.
 #[tokio::test]
 async fn every_setting_of_kubernetes_exists_in_the_binary_and_is_valid() {
     let (mut checked, folder) = (0, tempfile::tempdir().unwrap());
@@ -74,7 +74,7 @@ async fn every_setting_of_compose_exists_in_the_binary() {
     assert_eq!(checked, 6, "four roles, migrate and gateway-config");
 }
 
-/// Of processes as they are deployed, after calls that went well, failed and came from the cache.
+/// The metrics of deployed processes, after successful, failed and cached calls.
 #[tokio::test]
 async fn a_running_mesh_exports_every_metric_that_alerts_and_dashboards_use() {
     let analytics = FakeAnalytics::start().await;

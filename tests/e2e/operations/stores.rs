@@ -231,7 +231,7 @@ async fn a_file_of_before_services_counted_their_own_steps_is_taken_over() {
     let db = Db::open("test", &store.url(), STEPS).await.unwrap();
     db.transaction(write(1, false)).await.unwrap();
     db.writer.execute("ALTER TABLE migrations_test RENAME TO _sqlx_migrations").await.unwrap();
-    // Another service must leave it alone.
+    // Another service must not adopt the table.
     let theirs: &[MigrationStep] = &[(1, "theirs", "CREATE TABLE theirs (number BIGINT)")];
     Db::open("other", &store.url(), theirs).await.unwrap();
     let db = Db::open("test", &store.url(), STEPS).await.unwrap();

@@ -76,7 +76,7 @@ async fn a_generation_is_one_trace_from_the_gateway_to_the_engine() {
     assert_eq!(server.credential, format!("Bearer {SECRET}"));
 }
 
-/// What each says, in the names of the semantic conventions.
+/// Checks the attributes of each span, under the names of the semantic conventions.
 fn assert_attributes(spans: [&CollectedSpan; 4], usage: &Value, mesh: &TestMesh) {
     let [server, asking, answer, engine] = spans;
     let (host, port) = ("127.0.0.1", mesh.engine.address().port().to_string());
@@ -226,7 +226,7 @@ async fn a_call_without_a_caller_s_trace_is_kept_under_its_own() {
     let spans = collector.spans();
     let server = spans.iter().find(|one| one.span.name == SPAN).expect("it was sent");
     assert!(server.span.parent_span_id.is_empty());
-    // What the caller did wrong is no failure of the server.
+    // An error of the caller does not set the error status of the server's span.
     assert_eq!(server.span.status.as_ref().map_or(0, |status| status.code), 0);
     assert_says(server, &[("rpc.grpc.status_code", "3"), ("error.type", "E4002")]);
 }

@@ -29,7 +29,7 @@ const EVENTS: usize = 10_000;
 /// Maximum number of events of one sender process. On average, all processes together send all events.
 const OF_A_LIFE: u64 = 100;
 
-/// Where the two meet: a folder, and the receiver's port.
+/// Environment variables of the shared folder and of the receiver's port.
 const FOLDER: &str = "HAPA_TEST_FOLDER";
 const PORT: &str = "HAPA_TEST_PORT";
 
@@ -91,7 +91,7 @@ fn start(name: &str, folder: &Path, port: u16) -> Child {
     command.spawn().unwrap()
 }
 
-/// A generator of numbers (xorshift): what is random here need not be good, but different each time.
+/// A random number generator (xorshift). Its quality does not matter, only that runs differ.
 struct Dice(u64);
 
 impl Dice {

@@ -33,7 +33,7 @@ async fn replicas_share_answers_and_a_clearing_on_one_is_one_on_all() {
     let [one, other] = pair(&redis).await;
     one.engine.script(Script::text(ANSWER).usage(11, 7));
     assert!(!ask(&mut one.client(), "인사").await.unwrap().cached);
-    // Also where Redis has not yet got it.
+    // The answer is cached even before Redis has stored it.
     assert!(ask(&mut one.client(), "인사").await.unwrap().cached);
     stored(&redis, 1).await;
     let read = stream(&mut other.client(), question("인사")).await;
@@ -64,7 +64,7 @@ async fn redis_keeps_no_more_than_it_should_and_nothing_that_can_be_read_in_a_na
     for number in 0..5 {
         ask(&mut mesh.client(), &format!("canary-{number}")).await.unwrap();
         stored(&redis, 3.min(number + 1)).await;
-        // The index goes by milliseconds.
+        // The index has a resolution of 1 ms.
         let begun = redis.ask(&["TIME"]).await;
         let millisecond = |time: &[String]| format!("{}{:0>6}", time[0], time[1])[..13].to_owned();
         while millisecond(&redis.ask(&["TIME"]).await) == millisecond(&begun) {}
@@ -84,7 +84,7 @@ async fn redis_keeps_no_more_than_it_should_and_nothing_that_can_be_read_in_a_na
         );
     }
     assert!(!ask(&mut mesh.client(), "canary-0").await.unwrap().cached);
-    // Something else in an answer's place is as good as none.
+    // An invalid entry counts as a miss.
     let entry = names.iter().find(|name| name.len() > 64).unwrap();
     let era = redis.ask(&["GET", "hapa:{cache}:era"]).await.remove(0);
     for junk in

@@ -198,7 +198,7 @@ async fn what_breaks_off_breaks_off_for_everyone_and_what_is_refused_is_refused_
 #[tokio::test]
 async fn a_stalled_reader_does_not_delay_the_others() {
     let mesh = TestMesh::start_with(&[ON]).await;
-    // More than the sockets and windows on the way can hold, and more than is kept for the slow.
+    // More than sockets, flow-control windows and the buffer for slow subscribers can hold.
     let token = "t".repeat(16 * 1024);
     let script = Script::tokens(std::iter::repeat_n(token.as_str(), 2_000)).hold(1);
     mesh.engine.once(script);

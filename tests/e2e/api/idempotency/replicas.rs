@@ -20,7 +20,7 @@ async fn pair(redis: &RedisServer) -> [TestMesh; 2] {
     [one, other]
 }
 
-/// As the mesh itself, which is one caller at both.
+/// Calls with the mesh token, which identifies the same caller on both replicas.
 async fn ask(
     mesh: &TestMesh,
     text: &str,

@@ -14,7 +14,7 @@ use rustls::pki_types::pem::PemObject as _;
 
 use super::{make_key, question, with_key, with_tls};
 
-/// How often the gateway took up files that concern its connections to codegen, and how many it opened.
+/// The gateway's connections to codegen: number of certificate updates, and of opened connections.
 const LOADED: &str = "cluster.codegen.client_ssl_socket_factory.ssl_context_update_by_sds";
 const OPENED: &str = "cluster.codegen.upstream_cx_total";
 
@@ -60,7 +60,7 @@ async fn the_gateway_reloads_certificates_and_calls_in_progress_continue() {
         }
     })
     .await;
-    // To the mesh too: connections end with age, and those that come next are made with the new.
+    // Connections to the mesh end with age, and new ones use the new certificate.
     within("the gateway to load what it shows to the mesh", async {
         while gateway.statistic(LOADED).await == loaded {
             tokio::task::yield_now().await;

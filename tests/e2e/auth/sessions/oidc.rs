@@ -22,7 +22,7 @@ async fn a_user_with_an_id_token_is_admitted_and_recognised_later() {
         works(&mesh, &new.access_token).await.unwrap();
         let ann = new.session.unwrap();
         assert_eq!(ann.method, "identity_provider");
-        // Known by its subject, whatever its address is by now.
+        // The subject identifies the user, even with another email address.
         let again = log_in(json!({ "sub": "1", "email": "ann@new.example" })).await.unwrap();
         assert_eq!(again.session.unwrap().user_id, ann.user_id);
 

@@ -36,7 +36,7 @@ async fn after_a_run_of_chaos_every_gauge_is_back_and_no_answer_was_spoilt() {
         ill.resume();
         ill.thaw();
         answers(ill);
-        // Otherwise all three would be skipped within the same second.
+        // Without this wait, all three engines would be skipped within the same second.
         slowest = slowest.max(recovers(&mesh).await);
     }
     println!("{whole} answers whole, {told} calls told of a failure before their first token");

@@ -33,7 +33,7 @@ struct All {
     engine: Engine,
     process: RoleProcess,
     tls: Option<TlsConnector>,
-    /// They are read again and again.
+    /// Kept on disk, because the process rereads the files.
     _certificates: Option<Certificates>,
 }
 

@@ -36,7 +36,7 @@ struct Process {
     http: reqwest::Client,
     metrics: String,
     folder: TempDir,
-    /// Of standard error; it is read when the test does.
+    /// Lines of standard error. Only the test reads them.
     said: Lines<BufReader<ChildStderr>>,
 }
 
@@ -66,7 +66,7 @@ impl Process {
         process
     }
 
-    /// A page of the port of metrics; none where it does not answer well.
+    /// A page of the metrics port; `None` if the reply is no success.
     async fn page(&self, path: &str) -> Option<String> {
         let reply = self.http.get(format!("{}{path}", self.metrics)).send().await;
         reply.ok()?.error_for_status().ok()?.text().await.ok()
@@ -128,7 +128,7 @@ async fn a_process_with_an_unread_log_ends_in_order_and_at_once() {
         process.calls(&format!("call-{call}")).await;
     }
     process.stop().await;
-    // With an error to be said, too.
+    // The same for a process that ends with an error message.
     let (folder, file) = (process.folder.path(), process.folder.path().join("none/such/key"));
     let mut command = hapa();
     command.args(["all", "--port=0", "--metrics-port=0"]).env("LOG_LEVEL", "off");
@@ -175,7 +175,7 @@ async fn a_hangup_opens_the_log_anew_and_breaks_no_stream() {
     let mut frames = frames.unwrap().into_inner();
     within("its begin", frames.message()).await.unwrap();
     std::fs::rename(&file, &old).unwrap();
-    // Twice: it is no second signal that ends the process.
+    // Sent twice, because a second SIGHUP must not end the process.
     for _ in 0..2 {
         signal(&process.child, "-HUP").await;
     }

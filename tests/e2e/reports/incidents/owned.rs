@@ -20,7 +20,7 @@ use crate::api::generate::question;
 
 const HOUR: Duration = Duration::from_hours(1);
 
-/// What of others no answer may hold.
+/// Texts of other owners, which no reply may contain.
 const FOREIGN: [&str; 6] =
     ["bob", "key_of_bob", "secret-of-bob", "bobs words", "request-of-bob", "note for operators"];
 

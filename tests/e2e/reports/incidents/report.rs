@@ -38,7 +38,7 @@ async fn failures_of_one_cause_are_one_incident_and_found_by_whatever_was_shown(
         assert_eq!((made.method, made.last_seen_version), (first.method.clone(), "1.10.0".into()));
         assert_eq!((made.first_seen, made.reopened), (first.time, false));
         assert_eq!(made.fingerprint.len(), 16);
-        // What was asked for comes first, with all that there is to know.
+        // The requested occurrence comes first, with all its fields.
         assert_eq!(found.occurrences.len(), 3);
         assert_eq!(found.occurrences[0], second);
         let found = get(&mut client, &first.incident_id).await.unwrap();

@@ -25,7 +25,7 @@ async fn patterns(client: &mut Errors, period: &str) -> Vec<Pattern> {
     listed.unwrap().into_inner().patterns
 }
 
-/// So many of one method, so long ago.
+/// `count` occurrences of one method, with the age `before`.
 fn many(method: &str, count: usize, before: Duration) -> Vec<Occurrence> {
     let one = || Occurrence { method: method.to_owned(), time: ago(before), ..failure() };
     (0..count).map(|_| one()).collect()
@@ -125,7 +125,7 @@ async fn what_is_old_is_removed_and_the_sums_agree() {
         {
             let mut mesh = TestMesh::start_unrecorded_on(&store, &flags).await;
             let mut client = errors(&mesh);
-            // Cleaned up before any of it came.
+            // The first cleanup runs before any occurrence arrives.
             while dashboard(&mut client).await.last_cleanup.is_none() {
                 sleep(Duration::from_millis(20)).await;
             }
