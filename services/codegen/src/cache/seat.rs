@@ -137,7 +137,7 @@ impl Seat {
         self.guest.watch.check()?;
         if self.guest.watch.wants_heartbeat() {
             self.guest.watch.sent();
-            self.events.push_back(Event::Heartbeat(Heartbeat {}));
+            self.events.push_back(Event::Heartbeat(Heartbeat::default()));
         }
         Ok(())
     }
