@@ -2,70 +2,70 @@
 //! generates all suggestions, a newer request of an editing session cancels the older one, and typing a
 //! suggested text needs no further engine request.
 
+pub(crate) mod answer;
 mod choices;
 mod fim;
-mod flight;
 mod params;
-mod reader;
 mod scope;
 mod session_guard;
-mod stream;
 mod suggestion_cache;
 mod trim;
 
 use std::sync::Arc;
+use std::task::{Context, Poll, ready};
 
-use futures_util::stream::{Stream, StreamExt as _, iter, unfold};
 use hapa_core::call::Call;
-use hapa_proto::codegen::v1::stream_complete_code_response::{Event, Finished};
-use hapa_proto::codegen::v1::{
-    CompleteCodeRequest, CompleteCodeResponse, StreamCompleteCodeResponse,
+use hapa_proto::codegen::v1::stream_complete_code_response::{
+    Delta, Event, Failed, Finished, Heartbeat, Started,
 };
-use tokio::time::Instant;
-use tokio_util::sync::CancellationToken;
+use hapa_proto::codegen::v1::{CompleteCodeRequest, CompleteCodeResponse, Suggestion, Usage};
 use tonic::{Request, Status};
 
-use crate::complete::choices::Choices;
-use crate::complete::flight::{Cost, Flights, Key, Ride, State};
+use crate::complete::answer::CompleteFold;
+use crate::complete::fim::FimPrompt;
 use crate::complete::params::CompletionParams;
-use crate::complete::session_guard::EditingSessions;
-use crate::complete::stream::{Completion, Order};
+use crate::complete::session_guard::{EditingSessions, SessionGuard};
 use crate::complete::suggestion_cache::{SuggestionCache, SuggestionScope};
 use crate::error::Error;
 use crate::request::model::ModelCatalog;
 use crate::request::task::ModelChoice;
-use crate::schedule::budget::Budgets;
-use crate::schedule::fair_queue::{ConcurrencyPermit, FairQueue, WorkKind};
+use crate::schedule::fair_queue::WorkKind;
+use crate::stream::cache::{CacheKey, CacheKeyInput};
+use crate::stream::{
+    self, Finish, Fold, GenerationJob, Pipeline, Response, ResponseEvent, Sharing, StreamItem,
+    SubscriberContext, Track,
+};
 use crate::upstream::engine::Operation;
-use crate::upstream::pool::{EnginePool, EngineRequest, balancer};
-use crate::upstream::span;
-use crate::watch::{Patience, Watch, prompt_tokens};
+use crate::upstream::pool::balancer;
 
 pub(crate) const TASK: &str = "complete";
 const PREFIX_ONLY: &str = "the fill-in-the-middle tokens of this model are unknown, so it has seen \
                            the prefix alone, not the suffix";
 
-/// The parts of the service that completions use.
-pub(crate) struct CompletionDeps {
-    pub(crate) pool: EnginePool,
-    pub(crate) models: Arc<ModelCatalog>,
-    pub(crate) queue: FairQueue,
-    pub(crate) budgets: Budgets,
-    pub(crate) patience: Patience,
-    pub(crate) streams_end: CancellationToken,
-}
-
+/// Starts completions.
 pub(crate) struct Completions {
-    deps: CompletionDeps,
-    flights: Flights,
+    models: Arc<ModelCatalog>,
+    pipeline: Arc<Pipeline>,
     sessions: EditingSessions,
     suggestion_cache: Arc<SuggestionCache>,
 }
 
+/// A response with what its messages contain, and where its suggestions are cached.
+pub(crate) struct CompleteResponse {
+    response: Response,
+    request_id: Arc<str>,
+    model: String,
+    params: CompletionParams,
+    scope: SuggestionScope,
+    suggestion_cache: Arc<SuggestionCache>,
+    /// Until the completion has ended.
+    session_guard: Option<SessionGuard>,
+}
+
 impl Completions {
-    pub(crate) fn new(deps: CompletionDeps) -> Completions {
-        let (flights, sessions, suggestion_cache) = Default::default();
-        Completions { deps, flights, sessions, suggestion_cache }
+    pub(crate) fn new(models: Arc<ModelCatalog>, pipeline: Arc<Pipeline>) -> Completions {
+        let (sessions, suggestion_cache) = Default::default();
+        Completions { models, pipeline, sessions, suggestion_cache }
     }
 
     /// The unary RPC.
@@ -73,13 +73,13 @@ impl Completions {
         &self,
         request: Request<CompleteCodeRequest>,
     ) -> Result<CompleteCodeResponse, Status> {
-        let mut completion = self.start_completion(request).await?;
+        let mut response = self.start(request).await?;
         let mut reply = CompleteCodeResponse {
-            model: completion.model().to_owned(),
-            request_id: completion.request_id().to_owned(),
+            model: response.model.clone(),
+            request_id: response.request_id.to_string(),
             ..CompleteCodeResponse::default()
         };
-        while let Some(event) = completion.next().await {
+        while let Some(event) = std::future::poll_fn(|cx| response.poll_next(cx)).await {
             match event? {
                 Event::Started(started) => reply.cached = started.cached,
                 Event::Finished(finished) => {
@@ -98,148 +98,175 @@ impl Completions {
         Ok(reply)
     }
 
-    /// The streaming RPC.
-    pub(crate) async fn stream(
+    /// Validates a request, chooses its model, and starts its response.
+    pub(crate) async fn start(
         &self,
         request: Request<CompleteCodeRequest>,
-    ) -> Result<impl Stream<Item = Result<StreamCompleteCodeResponse, Status>> + use<>, Status>
-    {
-        // Boxed: the state moves with every event.
-        let completion = Box::new(self.start_completion(request).await?);
-        let events = unfold(completion, |mut completion| async {
-            Some((completion.next().await?, completion))
-        });
-        Ok(events.zip(iter(0..)).map(|(event, sequence)| {
-            event.map(|event| StreamCompleteCodeResponse { sequence, event: Some(event) })
-        }))
-    }
-
-    async fn start_completion(
-        &self,
-        request: Request<CompleteCodeRequest>,
-    ) -> Result<Completion, Error> {
-        let call = Call::from_extensions(request.extensions())
-            .map_err(|status| anyhow::anyhow!("{status}"))?;
+    ) -> Result<CompleteResponse, Status> {
+        let call = Call::from_extensions(request.extensions())?;
         let params = CompletionParams::validate(request.into_inner())?;
         if let Some(id) = &params.request_id {
             call.set_client_request_id(id);
         }
         let named = params.model.as_deref();
-        let ModelChoice { model, warning } = self.deps.models.choose(&call, TASK, named).await?;
+        let ModelChoice { model, warning } = self.models.choose(&call, TASK, named).await?;
         call.stats().set_model(&model);
         call.stats().set_task(TASK);
-        let mut order = self.order(&call, model, params);
-        order.warnings.extend(warning);
-        let mut watch = Watch::new(&call, self.deps.patience, self.deps.streams_end.clone());
-        if !order.question.no_cache {
-            let found = self.suggestion_cache.find(&order.place, &order.model, &order.question);
-            call.stats().record_cache_lookup(!found.is_empty());
-            if !found.is_empty() {
-                // Cancels the older completion of the session; its own guard is dropped at once.
-                self.sessions.begin(call.actor(), order.question.session_id.clone());
-                return Ok(Completion::known(found, order, watch, &call));
-            }
+        let heartbeat = self.pipeline.engines.timeouts.heartbeat;
+        let mut context = SubscriberContext::new(&call, heartbeat, false);
+        if let Some(warning) = warning {
+            context.warn(warning);
         }
-        let ride = self.join_or_start(&call, &mut order, &mut watch).await?;
-        Completion::begin(ride, order, watch, &call).await
-    }
-
-    fn order(&self, call: &Call, model: String, params: CompletionParams) -> Order {
-        let named = params.request_id.as_deref().map(Arc::from);
-        Order {
+        let scope = SuggestionScope::new(call.actor(), &params);
+        let known = if params.no_cache {
+            Vec::new()
+        } else {
+            let known = self.suggestion_cache.find(&scope, &model, &params);
+            call.stats().record_cache_lookup(!known.is_empty());
+            known
+        };
+        let (response, session_guard) = if known.is_empty() {
+            self.subscribe(&call, &model, &params, context).await?
+        } else {
+            // Supersedes the older completion of the session. Its own guard is not needed.
+            self.sessions.begin(call.actor(), params.session_id.clone());
+            (Response::known(known_items(known), context), None)
+        };
+        let named = params.request_id.as_deref();
+        Ok(CompleteResponse {
+            response,
+            request_id: named.map_or_else(|| Arc::clone(&call.request_id), Arc::from),
             model,
-            request_id: named.unwrap_or_else(|| Arc::clone(&call.request_id)),
-            place: SuggestionScope::new(call.actor(), &params),
-            question: params,
-            warnings: Vec::new(),
-            recent: Arc::clone(&self.suggestion_cache),
-            latest: None,
-        }
+            params,
+            scope,
+            suggestion_cache: Arc::clone(&self.suggestion_cache),
+            session_guard,
+        })
     }
 
-    /// Joins the stream of an identical request of the same caller, or else starts a new one that this
-    /// call is billed for.
-    async fn join_or_start(
+    async fn subscribe(
         &self,
         call: &Call,
-        order: &mut Order,
-        watch: &mut Watch,
-    ) -> Result<Ride, Error> {
-        let Order { model, question, .. } = &*order;
-        let parent = self.deps.models.base_model(model);
-        let family = fim::family([model.as_str(), parent.as_deref().unwrap_or_default()]);
-        let tenant = call.principal.as_ref().map_or("", |caller| &caller.owner);
-        let scheduling = self.deps.queue.scheduling(tenant, WorkKind::Completion);
-        let prompt = fim::build_prompt(family, &question.prefix, &question.options);
-        let body = question.body(model, &prompt, scheduling).map_err(anyhow::Error::from)?;
-        let key = Key {
-            actor: call.actor(),
-            body,
-            around: (question.prefix.clone(), question.options.suffix.clone()),
-            kind: question.options.kind,
-        };
-        // Joins before the session's older request is cancelled, because both may share one stream.
-        let joined = (!question.no_cache).then(|| self.flights.join(&key)).flatten();
-        order.latest = self.sessions.begin(call.actor(), question.session_id.clone());
-        if let Some(latest) = &order.latest {
-            watch.supersede_with(latest.superseded());
-        }
+        model: &str,
+        params: &CompletionParams,
+        mut context: SubscriberContext,
+    ) -> Result<(Response, Option<SessionGuard>), Status> {
+        let base_model = self.models.base_model(model);
+        let family = fim::family([model, base_model.as_deref().unwrap_or_default()]);
+        let prompt = fim::build_prompt(family, &params.prefix, &params.options);
         if prompt.is_prefix_only {
-            order.warnings.push(PREFIX_ONLY.to_owned());
+            context.warn(PREFIX_ONLY.to_owned());
         }
-        if let Some(ride) = joined {
-            return Ok(ride);
+        let (sharing, job) = self.prepare(call, model, params, &prompt)?;
+        // Before the session's older completion is superseded, because both may share one stream.
+        let mut response = self.pipeline.subscribe(call, sharing, context, job);
+        let session_guard = self.sessions.begin(call.actor(), params.session_id.clone());
+        if let Some(guard) = &session_guard {
+            response.supersede_with(guard.superseded());
         }
-        let turn = Some(self.acquire_permit(call, tenant, watch).await?);
-        let estimate = order.question.estimate(&key.body);
-        let lease = unless_ended(watch, self.deps.budgets.reserve(call, estimate)).await?;
-        let CompletionParams { prefix, options, no_cache, session_id, .. } = &order.question;
-        let sampling = order.question.sampling();
-        let part = span::start(Operation::Completion, &order.model, sampling);
-        let request = EngineRequest {
-            operation: Operation::Completion,
-            body: key.body.clone().into(),
-            model: order.model.clone(),
-            affinity: balancer::affinity(tenant, session_id, &key.body),
-            report: call.stats().clone(),
-            answered: CancellationToken::new(),
-            span: part.span().clone(),
-        };
-        let answered = request.answered.clone();
-        let source = flight::ask(self.deps.pool.clone(), request);
-        let prompt_tokens = prompt_tokens(&key.body);
-        let cost = Cost { lease, turn, prompt_tokens, answered, part };
-        let state = State::new(source, Choices::new(prefix, options, prompt.end_tokens), cost);
-        Ok(if *no_cache { Flights::alone(state) } else { self.flights.launch(key, state) })
+        Ok((response.begin().await?, session_guard))
     }
 
-    /// Acquires a concurrency permit, and records the time in the queue.
-    async fn acquire_permit(
+    fn prepare(
         &self,
         call: &Call,
-        tenant: &str,
-        watch: &mut Watch,
-    ) -> Result<ConcurrencyPermit, Error> {
-        let started = Instant::now();
-        let permit = self.deps.queue.acquire(tenant, WorkKind::Completion);
-        let permit = unless_ended(watch, permit).await;
-        call.stats().set_queue_time(started.elapsed());
-        permit
+        model: &str,
+        params: &CompletionParams,
+        prompt: &FimPrompt,
+    ) -> Result<(Sharing, GenerationJob), Error> {
+        let tenant = call.principal.as_ref().map(|caller| caller.owner.as_str());
+        let queue = &self.pipeline.engines.scheduler.queue;
+        let scheduling = queue.scheduling(tenant.unwrap_or_default(), WorkKind::Completion);
+        let body = params.body(model, prompt, scheduling).map_err(anyhow::Error::from)?;
+        let CompletionParams { prefix, options, no_cache, session_id, .. } = params;
+        // Suggestions are trimmed by prefix and suffix, which the prompt need not contain unchanged.
+        let key = CacheKey::new(CacheKeyInput {
+            tenant,
+            model,
+            revision: "",
+            body: &body,
+            options: &[
+                prefix.as_bytes(),
+                options.suffix.as_bytes(),
+                options.kind.as_str().as_bytes(),
+            ],
+        });
+        let fold = CompleteFold::new(prefix, options, prompt.end_tokens);
+        let job = GenerationJob {
+            operation: Operation::Completion,
+            work: WorkKind::Completion,
+            model: model.to_owned(),
+            affinity: balancer::affinity(tenant.unwrap_or_default(), session_id, &body),
+            estimate: params.estimate(&body),
+            sampling: params.sampling(),
+            max_reasoning_tokens: None,
+            fold: Fold::Complete(Box::new(fold)),
+            body,
+        };
+        Ok((Sharing { key, subject: call.actor().into(), is_fresh: *no_cache }, job))
     }
 }
 
-/// Waits for a prerequisite, unless the call ends first.
-async fn unless_ended<T>(
-    watch: &mut Watch,
-    prerequisite: impl Future<Output = Result<T, Error>>,
-) -> Result<T, Error> {
-    let mut prerequisite = std::pin::pin!(prerequisite);
-    loop {
-        if let Some(got) = watch.on(&mut prerequisite).await? {
-            return Ok(got);
-        }
-        watch.check()?;
+impl CompleteResponse {
+    /// The next event; after `failed`, its status; `None` after the end.
+    pub(crate) fn poll_next(
+        &mut self,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Event, Status>>> {
+        let event = ready!(self.response.poll_next(cx));
+        Poll::Ready(event.map(|event| Ok(self.message(event?))))
     }
+
+    fn message(&mut self, event: ResponseEvent) -> Event {
+        match event {
+            ResponseEvent::Started { is_cached } => Event::Started(Started {
+                request_id: self.request_id.to_string(),
+                model: self.model.clone(),
+                cached: is_cached,
+            }),
+            ResponseEvent::Delta(stream::Delta { track, text }) => {
+                let suggestion = if let Track::Suggestion(index) = track { index } else { 0 };
+                Event::Delta(Delta { suggestion, text })
+            }
+            ResponseEvent::Heartbeat { .. } => Event::Heartbeat(Heartbeat {}),
+            ResponseEvent::Finished(finished) => Event::Finished(self.finish(*finished)),
+            ResponseEvent::Failed(failed) => {
+                self.session_guard = None;
+                Event::Failed(Failed {
+                    error_code: failed.error_code,
+                    message: failed.message,
+                    incident_id: failed.incident_id,
+                    partial: failed.is_partial,
+                })
+            }
+        }
+    }
+
+    fn finish(&mut self, finished: stream::Finished) -> Finished {
+        // From now on, a newer completion of the session supersedes nothing.
+        self.session_guard = None;
+        let Finish { suggestions, usage, warnings, .. } = finished.finish;
+        self.suggestion_cache.insert(self.scope.clone(), &self.model, &self.params, &suggestions);
+        Finished {
+            suggestions,
+            usage,
+            time_to_first_token_ms: finished.time_to_first_token_ms,
+            response_time_ms: finished.response_time_ms,
+            warnings,
+        }
+    }
+}
+
+/// The items of cached suggestions. They used no tokens.
+fn known_items(suggestions: Vec<Suggestion>) -> Vec<StreamItem> {
+    let deltas = suggestions.iter().map(|suggestion| {
+        let track = Track::Suggestion(suggestion.index);
+        StreamItem::Delta(stream::Delta::new(track, &suggestion.text))
+    });
+    let mut items: Vec<_> = std::iter::once(StreamItem::Started).chain(deltas).collect();
+    let finish = Finish { suggestions, usage: Some(Usage::default()), ..Finish::default() };
+    items.push(StreamItem::Finished(Arc::new(finish)));
+    items
 }
 
 /// Builds the request for models of every family.

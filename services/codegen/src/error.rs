@@ -1,7 +1,6 @@
 //! All errors of this service, and their mapping to published codes. The code depends on whether text
 //! was sent: a broken response must not look like one that never began.
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use hapa_core::rpc_error::{ErrorCode, INTERNAL_MESSAGE, RpcError};
@@ -12,10 +11,6 @@ use tonic::Status;
 use crate::upstream::engine::{EngineError, RefusalReason};
 use crate::upstream::pool::DispatchError;
 
-/// The field that is named if the prompt of a generation is too long.
-const GENERATION_CONTEXT_FIELD: &str = "code_context";
-/// The field that is named if the prompt of a completion is too long.
-const COMPLETION_CONTEXT_FIELD: &str = "prefix";
 /// `retry-after` of a refused call: a generation takes seconds.
 const OVERLOAD_RETRY_DELAY: Duration = Duration::from_secs(1);
 
@@ -32,9 +27,6 @@ pub(crate) enum Error {
     Engine(#[from] EngineError),
     #[error(transparent)]
     Routing(#[from] DispatchError),
-    /// The same for a completion, which several callers may share.
-    #[error(transparent)]
-    SharedRouting(#[from] Arc<DispatchError>),
     /// A status of another service that is passed on to the client, with its published code.
     #[error("{}", .0.message())]
     Upstream(Box<Status>),
@@ -51,6 +43,12 @@ pub(crate) enum Error {
     FirstTokenTimeout,
     #[error("the model stopped sending tokens in the middle of its response")]
     Stalled,
+    /// REASONING_TIMEOUT_SECONDS.
+    #[error("the model reasoned too long without an answer; ask for less, or allow more time")]
+    ReasoningTimeout,
+    /// The limit of the request.
+    #[error("the model reached max_reasoning_tokens before its answer")]
+    ReasoningLimit,
     /// Other subscribers of the same stream are too far ahead.
     #[error("the response was read too slowly")]
     SlowReader,
@@ -70,10 +68,10 @@ impl Error {
         let kind = match self {
             Error::Engine(error) => return error.kind(),
             Error::Routing(error) => return error.kind(),
-            Error::SharedRouting(error) => return error.kind(),
             Error::NoEngine(_) => "no_engine",
             Error::DeadlineExceeded => "deadline",
             Error::FirstTokenTimeout | Error::Stalled => "silent",
+            Error::ReasoningTimeout | Error::ReasoningLimit => "reasoning",
             Error::KeyEnded => "key_ended",
             Error::ShuttingDown => "shutting_down",
             Error::Superseded => "superseded",
@@ -82,16 +80,16 @@ impl Error {
         kind.to_owned()
     }
 
-    /// The error with its published code. `partial`: the client has received text before.
-    pub(crate) fn into_rpc_error(self, partial: bool) -> RpcError {
+    /// The error with its published code. `partial`: the client has received text before. `longest_field` is the request
+    /// field that holds most of the prompt.
+    pub(crate) fn into_rpc_error(self, partial: bool, longest_field: &'static str) -> RpcError {
         let message = self.to_string();
         match self {
             Error::Invalid(violations) => violations.into(),
             Error::ModelNotAllowed => RpcError::new(ErrorCode::NoPermission, message),
             Error::NoEngine(_) => RpcError::new(ErrorCode::ModelUnreachable, message),
-            Error::Engine(error) => from_engine(&error, partial, GENERATION_CONTEXT_FIELD),
-            Error::Routing(error) => from_dispatch(&error, partial, GENERATION_CONTEXT_FIELD),
-            Error::SharedRouting(error) => from_dispatch(&error, partial, COMPLETION_CONTEXT_FIELD),
+            Error::Engine(error) => from_engine(&error, partial, longest_field),
+            Error::Routing(error) => from_dispatch(&error, partial, longest_field),
             Error::DeadlineExceeded | Error::FirstTokenTimeout => {
                 RpcError::new(ErrorCode::ModelTimeout, message)
             }
@@ -105,19 +103,27 @@ impl Error {
             Error::Superseded => RpcError::new(ErrorCode::Superseded, message),
             Error::SlowReader => RpcError::new(ErrorCode::SlowReader, message),
             Error::KeyEnded => RpcError::new(ErrorCode::KeyEnded, message),
-            Error::Stalled => RpcError::new(ErrorCode::CutShort, message),
+            Error::ReasoningTimeout => RpcError::new(ErrorCode::ModelTimeout, message),
+            Error::Stalled | Error::ReasoningLimit => RpcError::new(ErrorCode::CutShort, message),
             Error::ShuttingDown => RpcError::new(ErrorCode::ShuttingDown, message),
             Error::Internal(cause) => (&cause).into(),
         }
     }
 }
 
+impl Error {
+    /// The status of a call whose response has not started.
+    pub(crate) fn into_status(self, longest_field: &'static str) -> Status {
+        match self {
+            Error::Upstream(status) => *status,
+            error => error.into_rpc_error(false, longest_field).into(),
+        }
+    }
+}
+
 impl From<Error> for Status {
     fn from(error: Error) -> Status {
-        match error {
-            Error::Upstream(status) => *status,
-            error => error.into_rpc_error(false).into(),
-        }
+        error.into_status("")
     }
 }
 

@@ -1,23 +1,20 @@
 //! The codegen service: generates, completes and validates code with the models behind vLLM-compatible
 //! engines.
 
-mod cache;
+mod cache_service;
 mod complete;
 mod error;
 #[cfg(feature = "fuzzing")]
 #[doc(hidden)]
 pub mod fuzz;
 mod generate;
-mod generation;
 mod idempotency;
-mod order;
 mod request;
 mod rpc;
 mod schedule;
-mod share;
+mod stream;
 pub mod upstream;
 mod validate;
-mod watch;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -33,19 +30,22 @@ use hapa_proto::codegen::v1::codegen_service_server::CodegenServiceServer;
 use hapa_transport::peer::AuthClient;
 use secrecy::SecretString;
 
-pub use crate::cache::Config as CacheConfig;
-use crate::cache::{Cache, Caches};
-use crate::complete::{CompletionDeps, Completions};
+use crate::cache_service::Caches;
+use crate::complete::Completions;
+use crate::generate::Generations;
 use crate::idempotency::Idempotency;
 use crate::request::model::ModelCatalog;
 use crate::request::task::Specialists;
 use crate::rpc::Codegen;
+use crate::schedule::Scheduler;
 use crate::schedule::budget::Budgets;
 use crate::schedule::fair_queue::{FairQueue, QueueConfig};
+pub use crate::stream::cache::Config as CacheConfig;
+use crate::stream::cache::ResponseCache;
+use crate::stream::{Engines, Pipeline, Timeouts};
 use crate::upstream::engine::{Engine, EngineOptions};
 use crate::upstream::pool::{EnginePool, EngineSource, PoolTimeouts};
 use crate::validate::ValidationPool;
-use crate::watch::Patience;
 
 /// Settings of this service.
 #[derive(clap::Args, Clone, Debug)]
@@ -85,6 +85,9 @@ pub struct Config {
     /// Maximum gap between two tokens, in seconds.
     #[arg(long, env = "TOKEN_GAP_TIMEOUT_SECONDS", default_value = "30", value_parser = seconds)]
     pub token_gap_timeout_seconds: Duration,
+    /// Maximum duration of reasoning, from its first token to the first token of the answer, in seconds.
+    #[arg(long, env = "REASONING_TIMEOUT_SECONDS", default_value = "300", value_parser = seconds)]
+    pub reasoning_timeout_seconds: Duration,
     /// Maximum duration of a whole response, in seconds.
     #[arg(long, env = "VLLM_TIMEOUT_SECONDS", default_value = "300", value_parser = seconds)]
     pub vllm_timeout_seconds: Duration,
@@ -100,10 +103,11 @@ pub struct Config {
 }
 
 impl Config {
-    fn patience(&self) -> Patience {
-        Patience {
+    fn timeouts(&self) -> Timeouts {
+        Timeouts {
             first_token: self.first_token_timeout_seconds,
             between_tokens: self.token_gap_timeout_seconds,
+            reasoning: self.reasoning_timeout_seconds,
             whole: self.vllm_timeout_seconds,
             heartbeat: self.heartbeat_seconds,
         }
@@ -188,37 +192,29 @@ pub fn service(config: &Config, dependencies: Dependencies) -> anyhow::Result<Se
     };
     let pool = EnginePool::new(sources, config.engine_options(), timeouts)?;
     pool.spawn_background_tasks(&mut spec);
-    let patience = config.patience();
     let models =
         Arc::new(ModelCatalog::new(pool.clone(), config.ai_model_name.clone(), specialists));
     spec.check(engine_check(Arc::clone(&models)));
     let budgets = Budgets::new(auth, &mut spec, config.vllm_timeout_seconds);
     let queue = FairQueue::new(config.queue.clone());
-    let streams_end = shutdown.end_streams.clone();
-    let completions = Completions::new(CompletionDeps {
-        pool: pool.clone(),
-        models: Arc::clone(&models),
-        queue: queue.clone(),
-        budgets: budgets.clone(),
-        patience,
-        streams_end: streams_end.clone(),
-    });
-    let cache = Cache::new(&config.cache, common.redis_url(), &mut spec)?;
+    let engines = Engines {
+        pool,
+        scheduler: Scheduler { queue, budgets },
+        timeouts: config.timeouts(),
+        shutdown: shutdown.end_streams.clone(),
+    };
+    let cache = ResponseCache::new(&config.cache, common.redis_url(), &mut spec)?;
+    let pipeline = Arc::new(Pipeline::new(engines, cache.clone()));
     let redis_timeout = config.cache.cache_timeout_seconds;
     let idempotency = Idempotency::new(common.redis_url(), redis_timeout, &shutdown, &mut spec)?;
-    let caches = Caches { cache: cache.clone(), principals };
     let codegen = Codegen {
-        pool,
-        models,
-        queue,
-        budgets,
-        cache,
-        patience,
+        models: Arc::clone(&models),
+        generations: Generations { models: Arc::clone(&models), pipeline: Arc::clone(&pipeline) },
+        completions: Completions::new(models, pipeline),
         validation_pool: ValidationPool::default(),
-        streams_end,
-        completions,
         idempotency,
     };
+    let caches = Caches { cache, principals };
     spec.add(CodegenServiceServer::new(codegen), RPCS);
     spec.add(CacheServiceServer::new(caches), CACHE_RPCS);
     Ok(spec)

@@ -3,11 +3,10 @@
 use hapa_proto::codegen::v1::{Suggestion, Usage};
 
 use crate::complete::params::CompletionOptions;
-use crate::complete::reader::{Piece, Said};
 use crate::complete::scope::ScopeDetector;
 use crate::complete::trim::trim_suggestion;
 use crate::request::unicode::InvisibleCharFilter;
-use crate::upstream::engine::FinishReason;
+use crate::upstream::engine::{Content, EngineDelta, FinishReason, Piece, UsageCounter};
 
 /// Maximum length of a choice: ten times the typical length of 4,096 tokens.
 const MAX_CHOICE_BYTES: usize = 256 * 1024;
@@ -18,7 +17,7 @@ pub(crate) struct Choices {
     /// End tokens of the model, if they arrive as text.
     end_tokens: &'static [String],
     /// The usage that the engine reported at the end.
-    usage: Option<Usage>,
+    usage: UsageCounter,
 }
 
 #[derive(Debug)]
@@ -32,7 +31,7 @@ struct Choice {
     /// Where the text ends by itself.
     natural_end: Option<usize>,
     finish_reason: Option<FinishReason>,
-    usage: Option<Usage>,
+    usage: UsageCounter,
     /// Pieces with text: about the number of tokens.
     text_pieces: u32,
 }
@@ -50,21 +49,21 @@ impl Choices {
             scope: ScopeDetector::new(options.kind, prefix),
             natural_end: None,
             finish_reason: None,
-            usage: None,
+            usage: UsageCounter::default(),
             text_pieces: 0,
         };
         Choices {
             list: (0..options.max_suggestions).map(|_| choice()).collect(),
             end_tokens,
-            usage: None,
+            usage: UsageCounter::default(),
         }
     }
 
-    pub(crate) fn push(&mut self, said: Said) {
-        self.usage = said.usage.or(self.usage);
-        for piece in said.pieces {
+    pub(crate) fn push(&mut self, delta: EngineDelta) {
+        self.usage.merge(delta.usage);
+        for piece in delta.pieces {
             // Choices that were not requested are ignored.
-            if let Some(choice) = self.list.get_mut(piece.index) {
+            if let Some(choice) = self.list.get_mut(piece.choice) {
                 choice.push(&piece, self.end_tokens);
             }
         }
@@ -99,14 +98,14 @@ impl Choices {
 
     /// The usage that the engine reported, at the end or on the chunks so far.
     pub(crate) fn usage(&self) -> Option<Usage> {
-        if self.usage.is_some() {
-            return self.usage;
+        if let Some(usage) = self.usage.total() {
+            return Some(usage);
         }
         let started =
             || self.list.iter().filter(|choice| choice.text_pieces > 0 || choice.has_ended());
-        let prompt_tokens = started().find_map(|choice| choice.usage)?.prompt_tokens;
+        let prompt_tokens = started().find_map(|choice| choice.usage.total())?.prompt_tokens;
         let counts: Option<Vec<u32>> =
-            started().map(|choice| Some(choice.usage?.completion_tokens)).collect();
+            started().map(|choice| Some(choice.usage.total()?.completion_tokens)).collect();
         let completion_tokens = counts?.into_iter().fold(0_u32, u32::saturating_add);
         let total_tokens = prompt_tokens.saturating_add(completion_tokens);
         Some(Usage { prompt_tokens, completion_tokens, total_tokens, ..Usage::default() })
@@ -136,16 +135,17 @@ impl Choices {
 
 impl Choice {
     fn push(&mut self, piece: &Piece, end_tokens: &[String]) {
-        self.usage = piece.usage.or(self.usage);
-        self.text_pieces = self.text_pieces.saturating_add(u32::from(!piece.text.is_empty()));
+        self.usage.merge(piece.usage);
+        self.text_pieces = self.text_pieces.saturating_add(piece.events);
         self.finish_reason = piece.finish_reason.or(self.finish_reason);
+        let Content::Text(text) = &piece.content else { return };
         if self.natural_end.is_some() {
             return;
         }
         let at = self.text.len();
-        self.text.push_str(&self.char_filter.strip(&piece.text));
-        if piece.tokens > 0 {
-            self.pieces.push((at, piece.logprob, piece.tokens));
+        self.text.push_str(&self.char_filter.strip(text));
+        if piece.logprob_tokens > 0 {
+            self.pieces.push((at, piece.logprob, piece.logprob_tokens));
         }
         self.natural_end = self.scope.find_end(&self.text);
         let mut from = at.saturating_sub(end_tokens.iter().map(String::len).max().unwrap_or(0));
@@ -218,26 +218,33 @@ mod tests {
     }
 
     fn piece(index: usize, text: &str, logprob: f64) -> Piece {
-        Piece { index, text: text.to_owned(), logprob, tokens: 1, ..Piece::default() }
+        Piece {
+            choice: index,
+            content: Content::Text(text.to_owned()),
+            events: 1,
+            logprob,
+            logprob_tokens: 1,
+            ..Piece::default()
+        }
     }
 
     fn end(index: usize, reason: &str) -> Piece {
         Piece {
-            index,
+            choice: index,
             finish_reason: Some(std::borrow::Cow::from(reason).into()),
             ..Piece::default()
         }
     }
 
-    fn said(pieces: Vec<Piece>) -> Said {
-        Said { pieces, ..Said::default() }
+    fn delta(pieces: Vec<Piece>) -> EngineDelta {
+        EngineDelta { pieces, ..EngineDelta::default() }
     }
 
     #[test]
     fn suggestions_are_distinct_and_sorted_by_confidence() {
         let params = params("x = ", "inline", 4);
         let mut choices = Choices::new(&params.prefix, &params.options, &[]);
-        choices.push(said(vec![
+        choices.push(delta(vec![
             piece(0, "a", -1.0),
             piece(1, "b", -0.1),
             piece(2, "a ", -0.5),
@@ -245,9 +252,9 @@ mod tests {
             piece(9, "not requested", -0.1),
         ]));
         assert!(!choices.can_stop_early());
-        choices.push(said(vec![end(1, "length"), end(2, "stop"), end(3, "stop")]));
+        choices.push(delta(vec![end(1, "length"), end(2, "stop"), end(3, "stop")]));
         assert!(choices.can_stop_early() && choices.is_complete());
-        choices.push(said(vec![end(0, "stop")]));
+        choices.push(delta(vec![end(0, "stop")]));
         assert!(!choices.can_stop_early(), "the usage of all choices is still to come");
         assert_eq!(choices.finish_reasons(), ["stop", "length", "stop", "stop"]);
         let suggestions = choices.suggestions(&params.prefix, &params.options);
@@ -264,8 +271,8 @@ mod tests {
     fn confidence_covers_the_kept_text_and_is_0_if_unknown() {
         let params = params("x = ", "inline", 2);
         let mut choices = Choices::new(&params.prefix, &params.options, &[]);
-        let unknown = Piece { tokens: 0, ..piece(1, "c", 0.0) };
-        choices.push(said(vec![
+        let unknown = Piece { logprob_tokens: 0, ..piece(1, "c", 0.0) };
+        choices.push(delta(vec![
             piece(0, "a", -0.2),
             piece(0, "b", -0.4),
             piece(0, "\nz", -9.0),
@@ -289,12 +296,12 @@ mod tests {
                 ..Usage::default()
             })
         };
-        choices.push(said(vec![
+        choices.push(delta(vec![
             Piece { usage: counted(1), ..piece(0, "a", -0.2) },
             piece(1, "b", -0.2),
         ]));
         assert!(choices.usage().is_none(), "unknown for one choice");
-        choices.push(said(vec![Piece { usage: counted(3), ..piece(1, "c", -0.2) }]));
+        choices.push(delta(vec![Piece { usage: counted(3), ..piece(1, "c", -0.2) }]));
         assert_eq!(
             choices.usage(),
             Some(Usage {
@@ -304,7 +311,7 @@ mod tests {
                 ..Usage::default()
             })
         );
-        choices.push(Said { usage: counted(9), ..Said::default() });
+        choices.push(EngineDelta { usage: counted(9), ..EngineDelta::default() });
         assert_eq!(choices.usage(), counted(9));
         assert_eq!(choices.text_pieces(), 3);
     }
@@ -315,7 +322,7 @@ mod tests {
             std::sync::LazyLock::new(|| vec!["<EOT>".to_owned()]);
         let params = params("x = ", "block", 1);
         let mut choices = Choices::new(&params.prefix, &params.options, &ENDS);
-        choices.push(said(vec![piece(0, "1 한<EO", -0.1), piece(0, "T>rest", -0.1)]));
+        choices.push(delta(vec![piece(0, "1 한<EO", -0.1), piece(0, "T>rest", -0.1)]));
         assert!(choices.can_stop_early());
         assert_eq!(choices.texts().collect::<Vec<_>>(), ["1 한"]);
     }
@@ -330,7 +337,7 @@ mod tests {
             (vec![], false),
         ] {
             let mut choices = Choices::new(&params.prefix, &params.options, &[]);
-            choices.push(said(pieces));
+            choices.push(delta(pieces));
             assert_eq!(choices.is_complete(), is_complete);
         }
     }

@@ -18,6 +18,7 @@ pub(crate) const MAX_MODEL_NAME_LEN: usize = 200;
 const MAX_LANGUAGE_LEN: usize = 40;
 pub(crate) const MAX_SESSION_ID_LEN: usize = 128;
 const MAX_TOKENS_LIMIT: i32 = 4_096;
+const MAX_REASONING_TOKENS: i32 = 32_768;
 
 /// The parameters of a generation.
 #[derive(Clone, Debug)]
@@ -33,6 +34,7 @@ pub(crate) struct GenerateParams {
     pub(crate) request_id: Option<String>,
     /// Groups related requests of the caller; may be empty.
     pub(crate) session_id: String,
+    pub(crate) max_reasoning_tokens: Option<u32>,
     temperature: f64,
     top_p: f64,
     max_tokens: i32,
@@ -53,6 +55,12 @@ impl GenerateParams {
         check_location(&request.language, &request.file_path, &mut violations);
         check_request_id(&request.request_id, &mut violations);
         check_sampling(request.temperature, request.top_p, request.max_tokens, &mut violations);
+        if let Some(max) = request.max_reasoning_tokens
+            && !(1..=MAX_REASONING_TOKENS).contains(&max)
+        {
+            let problem = format!("must be from 1 to {MAX_REASONING_TOKENS}");
+            violations.add_invalid("max_reasoning_tokens", problem);
+        }
         let profile =
             with_defaults(request.user_profile.or_else(|| stored.cloned()).unwrap_or_default());
         violations.extend(user_profile::violations(&profile));
@@ -76,6 +84,9 @@ impl GenerateParams {
             model: Some(request.model).filter(|model| !model.is_empty()),
             request_id: Some(request.request_id).filter(|id| !id.is_empty()),
             session_id: request.session_id,
+            max_reasoning_tokens: request
+                .max_reasoning_tokens
+                .and_then(|max| u32::try_from(max).ok()),
             temperature: request.temperature.unwrap_or(defaults.temperature),
             top_p: request.top_p.unwrap_or(defaults.top_p),
             max_tokens: request.max_tokens.unwrap_or(defaults.max_tokens),

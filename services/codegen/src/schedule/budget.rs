@@ -19,8 +19,9 @@ use tonic::Status;
 use uuid::Uuid;
 
 use crate::error::Error;
-use crate::watch::prompt_tokens;
 
+/// Mean of code, English and Korean.
+const BYTES_PER_TOKEN: usize = 4;
 /// Auth answers in milliseconds; after this timeout it counts as down.
 const AUTH_TIMEOUT: Duration = Duration::from_secs(5);
 /// Maximum number of queued entries. Beyond it settlements are lost, and the leases expire.
@@ -150,7 +151,7 @@ impl Estimate {
     /// For a request with this body and this maximum number of response tokens.
     pub(crate) fn for_body(body: &[u8], max_response: i64) -> Estimate {
         Estimate {
-            prompt: prompt_tokens(body).into(),
+            prompt: estimate_prompt_tokens(body).into(),
             max_prompt: max_prompt_tokens(body),
             max_response,
         }
@@ -159,6 +160,11 @@ impl Estimate {
     fn reservation(self) -> i64 {
         self.max_prompt.saturating_add(self.max_response).clamp(1, MAX_RESERVATION)
     }
+}
+
+/// Estimated prompt tokens of a body, until the engine reports its own count.
+pub(crate) fn estimate_prompt_tokens(body: &[u8]) -> u32 {
+    u32::try_from(body.len() / BYTES_PER_TOKEN).unwrap_or(u32::MAX)
 }
 
 /// Maximum prompt tokens for a body, including the chat template. Letters and spaces average at least

@@ -5,9 +5,11 @@
 //! An engine's own error texts never leave this module, because they may repeat a prompt, a key or a
 //! host name. Errors carry a kind from a fixed list, numbers and a fixed sentence.
 
+mod delta;
 mod error;
 mod models;
 mod request_body;
+mod response;
 mod retry_after;
 pub(crate) mod sse;
 mod untrusted_text;
@@ -16,21 +18,16 @@ mod wire;
 use std::net::SocketAddr;
 use std::time::{Duration, SystemTime};
 
-use bytes::Bytes;
-use futures_util::FutureExt as _;
 use hapa_core::config::ConfigError;
-use hapa_proto::codegen::v1::Usage;
 use reqwest::header::{AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderValue, RETRY_AFTER};
 use reqwest::{Body, Client, RequestBuilder, Response, redirect};
 use secrecy::ExposeSecret as _;
-use tokio::task::yield_now;
-use tokio::time::{Instant, timeout};
+use tokio::time::timeout;
 
 use crate::upstream::engine::models::ModelList;
-use crate::upstream::engine::sse::SseParser;
 use crate::upstream::engine::untrusted_text::UntrustedTextLog;
-use crate::upstream::engine::wire::ChatChunk;
 
+pub(crate) use crate::upstream::engine::delta::{Content, EngineDelta, Piece, UsageCounter};
 pub(crate) use crate::upstream::engine::error::{
     DecodeError, EngineError, RefusalReason, stream_error,
 };
@@ -38,18 +35,13 @@ pub(crate) use crate::upstream::engine::models::ListedModel;
 pub(crate) use crate::upstream::engine::request_body::{
     ChatMessage, ChatRequest, CompletionRequest, EngineScheduling, StreamOptions,
 };
+pub(crate) use crate::upstream::engine::response::{ReadOutcome, ResponseStream};
 pub(crate) use crate::upstream::engine::untrusted_text::EngineOptions;
-pub(crate) use crate::upstream::engine::wire::{FinishReason, JsonText, Logprobs, TextChunk};
+pub(crate) use crate::upstream::engine::wire::FinishReason;
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 /// For replies that an engine makes from memory: its models and metrics.
 const METADATA_TIMEOUT: Duration = Duration::from_secs(2);
-/// Chunks closer together than this are a burst and are coalesced.
-const COALESCE_INTERVAL: Duration = Duration::from_micros(500);
-/// Maximum number of further chunks in one read.
-const MAX_COALESCED_CHUNKS: usize = 32;
-/// Wait for the end of the response after `[DONE]`.
-const DRAIN_TIMEOUT: Duration = Duration::from_millis(50);
 /// Below the 5 s after which uvicorn, which vLLM runs on, closes idle connections.
 const POOL_IDLE_TIMEOUT: Duration = Duration::from_secs(4);
 /// Maximum size of an error body or a list of models.
@@ -92,16 +84,6 @@ impl Operation {
             Operation::Completion => "text_completion",
         }
     }
-}
-
-/// Accumulates the events of a response stream.
-pub(crate) trait EventAccumulator: Default + Send {
-    /// Adds the data of one event.
-    fn push(&mut self, data: &[u8]) -> Result<(), EngineError>;
-    /// A token has arrived.
-    fn has_begun(&self) -> bool;
-    /// No further events will arrive.
-    fn is_done(&self) -> bool;
 }
 
 impl Engine {
@@ -157,13 +139,7 @@ impl Engine {
         let request = self.http.post(url).headers(headers);
         let request = request.header(CONTENT_TYPE, "application/json").body(body);
         let response = self.send_checked(request).await?;
-        let text_log = self.text_log.clone();
-        Ok(ResponseStream {
-            response,
-            parser: SseParser::default(),
-            last_read: Instant::now(),
-            text_log,
-        })
+        Ok(ResponseStream::new(response, self.text_log.clone()))
     }
 
     /// The models and adapters that it serves.
@@ -226,116 +202,5 @@ impl Engine {
             body.extend_from_slice(&bytes);
         }
         Ok(body)
-    }
-}
-
-/// The content of one or more events of a chat stream.
-#[derive(Debug, Default)]
-pub(crate) struct StreamDelta {
-    pub(crate) text: String,
-    /// Events with text since the start of the stream: about the number of tokens.
-    pub(crate) text_events: u32,
-    pub(crate) finish_reason: Option<FinishReason>,
-    pub(crate) usage: Option<Usage>,
-    /// The model, as the engine names it: untrusted text.
-    pub(crate) model: Option<String>,
-    /// `[DONE]` has arrived.
-    pub(crate) done: bool,
-}
-
-impl EventAccumulator for StreamDelta {
-    fn push(&mut self, data: &[u8]) -> Result<(), EngineError> {
-        if self.done || data == b"[DONE]" {
-            self.done = true;
-            return Ok(());
-        }
-        let chunk: ChatChunk<'_> =
-            serde_json::from_slice(data).map_err(|error| EngineError::from(&error))?;
-        // Engines send errors inside a stream with status 200, followed by [DONE].
-        if let Some(error) = &chunk.error {
-            return Err(stream_error(error));
-        }
-        if let (None, Some(JsonText(model))) = (&self.model, chunk.model) {
-            self.model = Some(model.into_owned());
-        }
-        if let Some(choice) = chunk.choices.into_iter().next() {
-            if let Some(JsonText(text)) = choice.delta.content {
-                self.text.push_str(&text);
-                // The first event contains the role and no text.
-                self.text_events = self.text_events.saturating_add(u32::from(!text.is_empty()));
-            }
-            self.finish_reason = choice.finish_reason.or(self.finish_reason);
-        }
-        if let Some(usage) = chunk.usage {
-            self.usage = Some(usage.into());
-        }
-        Ok(())
-    }
-
-    fn has_begun(&self) -> bool {
-        self.text_events > 0
-    }
-
-    fn is_done(&self) -> bool {
-        self.done
-    }
-}
-
-/// A response stream. Dropping it closes the connection, which aborts the engine's work.
-#[derive(Debug)]
-pub(crate) struct ResponseStream {
-    response: Response,
-    parser: SseParser,
-    last_read: Instant,
-    text_log: UntrustedTextLog,
-}
-
-impl ResponseStream {
-    /// Waits for the engine and accumulates its events. Cancel-safe: what was read stays in `events`,
-    /// also after an error.
-    ///
-    /// An engine writes each token as a separate HTTP chunk. In a burst, chunks that have already
-    /// arrived are coalesced, because a frame for each would cost more than the token.
-    pub(crate) async fn read(
-        &mut self,
-        events: &mut impl EventAccumulator,
-    ) -> Result<(), EngineError> {
-        let bytes =
-            self.response.chunk().await.map_err(|error| self.text_log.connection_error(&error))?;
-        self.push(bytes, events)?;
-        let now = Instant::now();
-        let is_burst = now - std::mem::replace(&mut self.last_read, now) < COALESCE_INTERVAL;
-        let more = if is_burst { MAX_COALESCED_CHUNKS } else { 0 };
-        for _ in 0..more {
-            if events.is_done() {
-                break;
-            }
-            // The connection's task delivers one chunk each time it runs.
-            yield_now().await;
-            let Some(read) = self.response.chunk().now_or_never() else { break };
-            self.push(read.map_err(|error| self.text_log.connection_error(&error))?, events)?;
-        }
-        Ok(())
-    }
-
-    fn push(
-        &mut self,
-        bytes: Option<Bytes>,
-        events: &mut impl EventAccumulator,
-    ) -> Result<(), EngineError> {
-        let bytes = bytes.ok_or(EngineError::Truncated)?;
-        let text_log = &self.text_log;
-        self.parser.feed(&bytes, |data| {
-            events
-                .push(data)
-                .inspect_err(|_| text_log.log("an engine sent an error or an invalid event", data))
-        })
-    }
-
-    /// Reads the end of the response after `[DONE]`, so that the connection can be reused. Gives up
-    /// after a short timeout.
-    pub(crate) async fn close(&mut self) {
-        let end = async { while let Ok(Some(_)) = self.response.chunk().await {} };
-        let _ = timeout(DRAIN_TIMEOUT, end).await;
     }
 }

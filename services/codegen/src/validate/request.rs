@@ -13,8 +13,8 @@ use tokio::task::spawn_blocking;
 use tokio::time::timeout;
 
 use crate::error::Error;
+use crate::stream::millis;
 use crate::validate::{AnalysisReport, Finding, Language, NOT_CHECKED, Severity, analyse};
-use crate::watch::millis;
 
 const MAX_CODE_LEN: usize = 50_000;
 const MAX_FILE_NAME_LEN: usize = 1_024;

@@ -1,6 +1,7 @@
 //! The retry loop: sends a request to an endpoint, and to another one while attempts fail before
 //! their first token.
 
+use std::future::poll_fn;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -15,7 +16,7 @@ use tracing::Span;
 use super::EnginePool;
 use super::endpoint::{Attempt, Endpoint};
 use super::snapshot::{EndpointQuery, NoEndpoint};
-use crate::upstream::engine::{EngineError, EventAccumulator, Operation, ResponseStream};
+use crate::upstream::engine::{EngineDelta, EngineError, Operation, ReadOutcome, ResponseStream};
 
 /// Maximum number of endpoints that one call tries.
 const MAX_ATTEMPTS: usize = 3;
@@ -38,17 +39,17 @@ pub(crate) struct EngineRequest {
 }
 
 /// A response stream whose first token has arrived.
-pub(crate) struct StartedStream<E> {
+pub(crate) struct StartedStream {
     pub(crate) stream: ResponseStream,
     /// What has arrived so far.
-    pub(crate) events: E,
+    pub(crate) delta: EngineDelta,
     /// Set if the stream failed in the same read as its first token.
     pub(crate) error: Option<EngineError>,
     attempt: Attempt,
     requested_model: String,
 }
 
-impl<E> StartedStream<E> {
+impl StartedStream {
     /// The endpoint that answers: `host:port`.
     pub(crate) fn endpoint_name(&self) -> &str {
         self.attempt.endpoint_name()
@@ -96,10 +97,10 @@ enum RetryDecision {
 
 impl EnginePool {
     /// Tries endpoints until a first token arrives or no retry is allowed. Cancel-safe.
-    pub(crate) async fn start_stream<E: EventAccumulator>(
+    pub(crate) async fn start_stream(
         &self,
         request: EngineRequest,
-    ) -> Result<StartedStream<E>, DispatchError> {
+    ) -> Result<StartedStream, DispatchError> {
         self.ready_snapshot().await;
         self.0.retry_budget.deposit();
         let (mut tried, mut failed) = (Vec::new(), Vec::new());
@@ -128,12 +129,12 @@ impl EnginePool {
     }
 
     /// Runs one attempt up to its first token; if that fails, decides about the retry.
-    async fn run_attempt<E: EventAccumulator>(
+    async fn run_attempt(
         &self,
         request: &EngineRequest,
         attempt: Attempt,
         tried: &[u64],
-    ) -> Result<StartedStream<E>, (EngineError, RetryDecision)> {
+    ) -> Result<StartedStream, (EngineError, RetryDecision)> {
         let (endpoint, deadline) = (Arc::clone(&attempt.endpoint), attempt.deadline);
         let mut first = std::pin::pin!(await_first_token(request, attempt));
         let error = tokio::select! {
@@ -211,10 +212,10 @@ impl EnginePool {
     }
 }
 
-async fn await_first_token<E: EventAccumulator>(
+async fn await_first_token(
     request: &EngineRequest,
     mut attempt: Attempt,
-) -> Result<StartedStream<E>, EngineError> {
+) -> Result<StartedStream, EngineError> {
     let headers = attempt.start_span(&request.span, request.operation);
     let engine = &attempt.endpoint.engine;
     let response = engine.send(request.operation, headers, request.body.clone()).await;
@@ -224,19 +225,23 @@ async fn await_first_token<E: EventAccumulator>(
     })?;
     attempt.record_response();
     request.answered.cancel();
-    let mut events = E::default();
+    let mut delta = EngineDelta::default();
     let mut failure = None;
-    while failure.is_none() && !events.has_begun() && !events.is_done() {
-        failure = stream.read(&mut events).await.err();
+    while failure.is_none() && !delta.has_begun() && !delta.is_done {
+        failure = match poll_fn(|cx| stream.poll_read(&mut delta, cx)).await {
+            Ok(ReadOutcome::Data) => None,
+            Ok(ReadOutcome::End) => Some(EngineError::Truncated),
+            Err(error) => Some(error),
+        };
     }
-    if let Some(error) = failure.take_if(|_| !events.has_begun()) {
+    if let Some(error) = failure.take_if(|_| !delta.has_begun()) {
         attempt.record_failure(&error);
         attempt.finish(outcome(&error));
         return Err(error);
     }
     attempt.finish(Outcome::Success);
     let requested_model = request.model.clone();
-    Ok(StartedStream { stream, events, error: failure, attempt, requested_model })
+    Ok(StartedStream { stream, delta, error: failure, attempt, requested_model })
 }
 
 /// What an error before the first token means for the circuit breaker.
@@ -280,7 +285,7 @@ fn record_recovered(report: &CallStats, failed: Vec<EngineError>) {
     count_retries("recovered", failed.len());
     for error in failed {
         report.record_recovered_error(
-            &crate::error::Error::from(DispatchError::from(error)).into_rpc_error(false),
+            &crate::error::Error::from(DispatchError::from(error)).into_rpc_error(false, ""),
         );
     }
 }

@@ -1,6 +1,5 @@
-//! The RPCs of the caches: to see how full they are, and to empty them.
+//! The RPCs of the caches: statistics, and clearing.
 
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use hapa_core::principal_cache::PrincipalCacheHandle;
@@ -13,15 +12,14 @@ use hapa_proto::codegen::v1::{
 };
 use tonic::{Request, Response, Status};
 
-use super::store::{Held, Store};
-use super::{Cache, NAME};
+use crate::stream::cache::{CACHE_NAME, ResponseCache, StoreStats};
 
 const PROFILES: &str = "user_profiles";
 const ALL: &str = "all";
 
 pub(crate) struct Caches {
-    pub(crate) cache: Cache,
-    /// Who called lately, with their profiles.
+    pub(crate) cache: ResponseCache,
+    /// Recent callers, with their profiles.
     pub(crate) principals: PrincipalCacheHandle,
 }
 
@@ -32,11 +30,11 @@ impl CacheService for Caches {
         request: Request<ClearCacheRequest>,
     ) -> Result<Response<ClearCacheResponse>, Status> {
         let ClearCacheRequest { cache_type, confirm } = request.into_inner();
-        check(&cache_type, confirm)?;
+        validate(&cache_type, confirm)?;
         let is_wanted = |name| cache_type == ALL || cache_type == name;
-        // First what can't fail.
-        let profiles = if is_wanted(PROFILES) { Some(self.forget_callers().await) } else { None };
-        let answers = if is_wanted(NAME) { Some(self.clear_answers().await?) } else { None };
+        // First the one that cannot fail.
+        let profiles = if is_wanted(PROFILES) { Some(self.clear_principals().await) } else { None };
+        let answers = if is_wanted(CACHE_NAME) { Some(self.clear_answers().await?) } else { None };
         let cleared = answers.into_iter().chain(profiles).collect();
         Ok(Response::new(ClearCacheResponse { cleared }))
     }
@@ -50,59 +48,60 @@ impl CacheService for Caches {
     }
 }
 
-fn check(cache_type: &str, confirm: bool) -> Result<(), Violations> {
-    let mut found = Violations::default();
+fn validate(cache_type: &str, confirm: bool) -> Result<(), Violations> {
+    let mut violations = Violations::default();
     match cache_type {
-        "" => found.add_missing("cache_type"),
-        NAME | PROFILES | ALL => {}
-        _ => found.add_invalid("cache_type", "must be code_generation, user_profiles or all"),
+        "" => violations.add_missing("cache_type"),
+        CACHE_NAME | PROFILES | ALL => {}
+        _ => violations.add_invalid("cache_type", "must be code_generation, user_profiles or all"),
     }
     if !confirm {
-        found.add_invalid("confirm", "must be true: what is cleared has to be made anew");
+        violations.add_invalid(
+            "confirm",
+            "must be true, because cleared answers have to be generated again",
+        );
     }
-    found.check()
+    violations.check()
 }
 
 impl Caches {
     async fn clear_answers(&self) -> Result<Cleared, RpcError> {
-        let store = &self.cache.0.store;
-        let entries = store.clear().await.map_err(|_| {
-            let words = "the cache in Redis could not be cleared, as it does not answer; try again";
-            RpcError::new(ErrorCode::DatabaseError, words)
+        let entries = self.cache.clear().await.map_err(|_| {
+            let message = "the cache cannot be cleared, because Redis does not answer; try again";
+            RpcError::new(ErrorCode::DatabaseError, message)
         })?;
-        tracing::info!(entries, "the cache of answers was cleared");
-        let scope = if matches!(**store, Store::Redis(_)) { "mesh" } else { "replica" };
+        tracing::info!(entries, "response cache cleared");
+        let scope = if self.cache.is_shared() { "mesh" } else { "replica" };
         Ok(Cleared {
-            cache_type: NAME.to_owned(),
-            entries: small(entries),
+            cache_type: CACHE_NAME.to_owned(),
+            entries: saturate(entries),
             scope: scope.to_owned(),
         })
     }
 
-    async fn forget_callers(&self) -> Cleared {
+    async fn clear_principals(&self) -> Cleared {
         let entries = self.principals.clear().await;
-        tracing::info!(entries, "what was known of callers was cleared");
+        tracing::info!(entries, "cache of callers cleared");
         Cleared {
             cache_type: PROFILES.to_owned(),
-            entries: small(entries),
+            entries: saturate(entries),
             scope: "replica".to_owned(),
         }
     }
 
     async fn answers(&self) -> CacheStats {
-        let inner = &self.cache.0;
-        let Held { entries, bytes, evictions } = inner.store.held().await;
-        let (hits, misses) =
-            (inner.hits.load(Ordering::Relaxed), inner.misses.load(Ordering::Relaxed));
+        let StoreStats { entries, bytes, evictions } = self.cache.stats().await;
+        let (hits, misses) = self.cache.hits_and_misses();
+        let config = self.cache.config();
         CacheStats {
-            cache_type: NAME.to_owned(),
-            backend: inner.store.word().to_owned(),
-            entries: entries.map(small),
+            cache_type: CACHE_NAME.to_owned(),
+            backend: self.cache.backend().to_owned(),
+            entries: entries.map(saturate),
             bytes: bytes.map(number),
             evictions: number(evictions),
-            ttl_seconds: seconds(inner.config.cache_ttl),
-            capacity: inner.config.max_cache_size,
-            ..helped(hits, misses)
+            ttl_seconds: seconds(config.cache_ttl),
+            capacity: config.max_cache_size,
+            ..hit_rate(hits, misses)
         }
     }
 
@@ -111,18 +110,18 @@ impl Caches {
         CacheStats {
             cache_type: PROFILES.to_owned(),
             backend: "memory".to_owned(),
-            entries: Some(small(known.entries)),
+            entries: Some(saturate(known.entries)),
             ttl_seconds: seconds(known.ttl),
-            capacity: small(known.capacity),
-            ..helped(known.hits, known.misses)
+            capacity: saturate(known.capacity),
+            ..hit_rate(known.hits, known.misses)
         }
     }
 }
 
-fn helped(hits: u64, misses: u64) -> CacheStats {
+fn hit_rate(hits: u64, misses: u64) -> CacheStats {
     let (hits, misses) = (number(hits), number(misses));
-    let asked = hits + misses;
-    let hit_rate = if asked > 0.0 { hits / asked } else { 0.0 };
+    let lookups = hits + misses;
+    let hit_rate = if lookups > 0.0 { hits / lookups } else { 0.0 };
     CacheStats { hits, misses, hit_rate, ..CacheStats::default() }
 }
 
@@ -130,11 +129,11 @@ fn seconds(span: Duration) -> u32 {
     u32::try_from(span.as_secs()).unwrap_or(u32::MAX)
 }
 
-fn small(number: u64) -> u32 {
+fn saturate(number: u64) -> u32 {
     u32::try_from(number).unwrap_or(u32::MAX)
 }
 
-#[expect(clippy::cast_precision_loss, reason = "exact up to 2^53, beyond which nobody counts")]
+#[expect(clippy::cast_precision_loss, reason = "exact up to 2^53")]
 fn number(count: u64) -> f64 {
     count as f64
 }

@@ -1,0 +1,124 @@
+//! The messages of a generation: the events of a stream, and the reply that collects them.
+
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+
+use hapa_proto::codegen::v1::GenerateCodeResponse;
+use hapa_proto::codegen::v1::stream_generate_code_response::{
+    Delta, Event, Failed, Finished, Heartbeat, Kind, Started,
+};
+use tonic::Status;
+
+use crate::stream::{self, Response, ResponseEvent, Track};
+
+/// A response with the names that its messages contain.
+pub(crate) struct GenerateResponse {
+    pub(crate) response: Response,
+    pub(crate) request_id: Arc<str>,
+    pub(crate) model: String,
+    pub(crate) task: String,
+}
+
+impl GenerateResponse {
+    /// The next event; after `failed`, its status; `None` after the end.
+    pub(crate) fn poll_next(
+        &mut self,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Event, Status>>> {
+        let event = ready!(self.response.poll_next(cx));
+        Poll::Ready(event.map(|event| Ok(self.message(event?))))
+    }
+
+    pub(crate) async fn next(&mut self) -> Option<Result<Event, Status>> {
+        std::future::poll_fn(|cx| self.poll_next(cx)).await
+    }
+
+    fn message(&self, event: ResponseEvent) -> Event {
+        match event {
+            ResponseEvent::Started { is_cached } => Event::Started(Started {
+                request_id: self.request_id.to_string(),
+                model: self.model.clone(),
+                task: self.task.clone(),
+                cached: is_cached,
+            }),
+            ResponseEvent::Delta(stream::Delta { track, text }) => {
+                Event::Delta(Delta { text, kind: kind_of(track).into() })
+            }
+            ResponseEvent::Heartbeat { reasoning_tokens } => {
+                Event::Heartbeat(Heartbeat { reasoning_tokens })
+            }
+            ResponseEvent::Finished(finished) => Event::Finished(finished_message(*finished)),
+            ResponseEvent::Failed(failed) => Event::Failed(Failed {
+                error_code: failed.error_code,
+                message: failed.message,
+                incident_id: failed.incident_id,
+                partial: failed.is_partial,
+            }),
+        }
+    }
+}
+
+fn kind_of(track: Track) -> Kind {
+    match track {
+        Track::Code => Kind::Code,
+        Track::Reasoning => Kind::Reasoning,
+        Track::Explanation | Track::Suggestion(_) => Kind::Explanation,
+    }
+}
+
+fn finished_message(finished: stream::Finished) -> Finished {
+    Finished {
+        finish_reason: finished.finish.finish_reason,
+        usage: finished.finish.usage,
+        warnings: finished.finish.warnings,
+        time_to_first_token_ms: finished.time_to_first_token_ms,
+        response_time_ms: finished.response_time_ms,
+        time_to_first_answer_token_ms: finished.time_to_first_answer_token_ms,
+    }
+}
+
+/// Collects the events of a stream into one reply.
+#[derive(Default)]
+pub(crate) struct ReplyBuilder {
+    reply: GenerateCodeResponse,
+    has_code: bool,
+}
+
+impl ReplyBuilder {
+    pub(crate) fn push(&mut self, event: Event) {
+        match event {
+            Event::Started(started) => {
+                self.reply.request_id = started.request_id;
+                self.reply.model = started.model;
+                self.reply.task = started.task;
+                self.reply.cached = started.cached;
+            }
+            Event::Delta(delta) => match delta.kind() {
+                Kind::Code => {
+                    self.has_code = true;
+                    self.reply.generated_code.push_str(&delta.text);
+                }
+                Kind::Reasoning => self.reply.reasoning.push_str(&delta.text),
+                Kind::Explanation | Kind::Unspecified => {
+                    self.reply.explanation.push_str(&delta.text);
+                }
+            },
+            Event::Finished(finished) => {
+                self.reply.finish_reason = finished.finish_reason;
+                self.reply.usage = finished.usage;
+                self.reply.warnings = finished.warnings;
+                self.reply.response_time_ms = finished.response_time_ms;
+            }
+            Event::Heartbeat(_) | Event::Failed(_) => {}
+        }
+    }
+
+    /// The reply. An answer without a code block is returned as code.
+    pub(crate) fn build(mut self) -> GenerateCodeResponse {
+        if !self.has_code {
+            self.reply.generated_code = std::mem::take(&mut self.reply.explanation);
+        }
+        "success".clone_into(&mut self.reply.status);
+        self.reply
+    }
+}

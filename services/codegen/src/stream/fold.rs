@@ -1,0 +1,104 @@
+//! How the deltas of an engine become an answer: one variant for each operation.
+
+use hapa_proto::codegen::v1::Usage;
+
+use super::item::{Delta, Finish};
+use crate::complete::answer::CompleteFold;
+use crate::generate::answer::GenerateFold;
+use crate::upstream::engine::EngineDelta;
+
+/// See the module.
+pub(crate) enum Fold {
+    Generate(Box<GenerateFold>),
+    Complete(Box<CompleteFold>),
+}
+
+impl Fold {
+    /// Adds what an engine has sent. Returns what follows from it.
+    pub(super) fn push(&mut self, delta: EngineDelta) -> Vec<Delta> {
+        match self {
+            Fold::Generate(fold) => fold.push(delta),
+            Fold::Complete(fold) => fold.push(delta),
+        }
+    }
+
+    /// Whether a finish reason, or the natural end of the text, makes the answer complete.
+    pub(super) fn is_complete(&self) -> bool {
+        match self {
+            Fold::Generate(fold) => fold.is_complete(),
+            Fold::Complete(fold) => fold.is_complete(),
+        }
+    }
+
+    /// Whether the engine would only generate what is not needed.
+    pub(super) fn can_stop_early(&self) -> bool {
+        match self {
+            Fold::Generate(_) => false,
+            Fold::Complete(fold) => fold.can_stop_early(),
+        }
+    }
+
+    /// Returns the text that was held back, at the end of the answer.
+    pub(super) fn flush(&mut self) -> Vec<Delta> {
+        match self {
+            Fold::Generate(fold) => fold.flush(),
+            Fold::Complete(_) => Vec::new(),
+        }
+    }
+
+    /// The end of a complete answer.
+    pub(super) fn finish(&mut self) -> Finish {
+        match self {
+            Fold::Generate(fold) => fold.finish(),
+            Fold::Complete(fold) => fold.finish(),
+        }
+    }
+
+    /// The usage that the engine has reported so far.
+    pub(super) fn usage(&self) -> Option<Usage> {
+        match self {
+            Fold::Generate(fold) => fold.usage(),
+            Fold::Complete(fold) => fold.usage(),
+        }
+    }
+
+    /// Number of events with content: about the number of tokens.
+    pub(super) fn token_events(&self) -> u32 {
+        match self {
+            Fold::Generate(fold) => fold.token_events(),
+            Fold::Complete(fold) => fold.token_events(),
+        }
+    }
+
+    /// Number of reasoning tokens, as far as it is known.
+    pub(super) fn reasoning_tokens(&self) -> u32 {
+        match self {
+            Fold::Generate(fold) => fold.reasoning_tokens(),
+            Fold::Complete(_) => 0,
+        }
+    }
+
+    /// Number of answers that the engine generates at the same time.
+    pub(super) fn answer_count(&self) -> u32 {
+        match self {
+            Fold::Generate(_) => 1,
+            Fold::Complete(fold) => fold.answer_count(),
+        }
+    }
+
+    /// The finish reason of each answer.
+    pub(super) fn finish_reasons(&self) -> Vec<&'static str> {
+        match self {
+            Fold::Generate(fold) => fold.finish_reasons(),
+            Fold::Complete(fold) => fold.finish_reasons(),
+        }
+    }
+
+    /// The request field that holds most of the prompt, for errors about its length.
+    pub(super) fn longest_field(&self) -> &'static str {
+        match self {
+            Fold::Generate(_) => "code_context",
+            Fold::Complete(_) => "prefix",
+        }
+    }
+}
