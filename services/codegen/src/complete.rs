@@ -32,7 +32,7 @@ use crate::request::task::ModelChoice;
 use crate::schedule::fair_queue::WorkKind;
 use crate::stream::cache::{CacheKey, CacheKeyInput};
 use crate::stream::{
-    self, Finish, Fold, GenerationJob, Pipeline, Response, ResponseEvent, Sharing, StreamItem,
+    self, AnswerEnd, Fold, GenerationJob, Pipeline, Response, ResponseEvent, Sharing, StreamItem,
     SubscriberContext, Track,
 };
 use crate::upstream::engine::Operation;
@@ -245,7 +245,7 @@ impl CompleteResponse {
     fn finish(&mut self, finished: stream::Finished) -> Finished {
         // From now on, a newer completion of the session supersedes nothing.
         self.session_guard = None;
-        let Finish { suggestions, usage, warnings, .. } = finished.finish;
+        let AnswerEnd { suggestions, usage, warnings, .. } = finished.finish;
         self.suggestion_cache.insert(self.scope.clone(), &self.model, &self.params, &suggestions);
         Finished {
             suggestions,
@@ -264,7 +264,7 @@ fn known_items(suggestions: Vec<Suggestion>) -> Vec<StreamItem> {
         StreamItem::Delta(stream::Delta::new(track, &suggestion.text))
     });
     let mut items: Vec<_> = std::iter::once(StreamItem::Started).chain(deltas).collect();
-    let finish = Finish { suggestions, usage: Some(Usage::default()), ..Finish::default() };
+    let finish = AnswerEnd { suggestions, usage: Some(Usage::default()), ..AnswerEnd::default() };
     items.push(StreamItem::Finished(Arc::new(finish)));
     items
 }

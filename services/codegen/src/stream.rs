@@ -17,6 +17,6 @@ mod waker_set;
 pub(crate) use self::deadlines::{Timeouts, millis};
 pub(crate) use self::fold::Fold;
 pub(crate) use self::generation::{Engines, GenerationJob};
-pub(crate) use self::item::{Delta, Finish, StreamItem, Track, push_delta};
+pub(crate) use self::item::{AnswerEnd, Delta, StreamItem, Track, push_delta};
 pub(crate) use self::pipeline::{Pipeline, Sharing};
 pub(crate) use self::respond::{Finished, Response, ResponseEvent, SubscriberContext};

@@ -86,7 +86,6 @@ async fn an_answer_that_broke_off_is_never_given_again() {
         whole().fault(Fault::ErrorAfter(1)),
         whole().finish("abort"),
         whole().without_finish(),
-        whole().without_done(),
     ];
     for (number, script) in broken.into_iter().enumerate() {
         let text = format!("q{number}");

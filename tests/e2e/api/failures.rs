@@ -77,7 +77,6 @@ async fn a_stream_that_broke_ends_with_failed_and_the_same_status() {
         three().fault(Fault::EndAfter(2)),
         three().fault(Fault::ErrorAfter(2)),
         three().fault(Fault::EndlessLineAfter(2)),
-        three().without_done(),
         three().without_finish(),
     ];
     for script in cases {

@@ -109,7 +109,7 @@ async fn invisible_characters_are_in_no_prompt_and_no_answer() {
     assert_eq!(read.explanation, "보기 👩\u{200d}💻\n");
     assert_eq!(read.code, "x = 'a'\n");
     let warnings = read.finished.unwrap().warnings;
-    assert_eq!(warnings, ["characters that can't be seen were removed from the answer"]);
+    assert_eq!(warnings, ["invisible characters were removed from the answer"]);
     let prompt =
         mesh.engine.requests()[0].body["messages"][1]["content"].as_str().unwrap().to_owned();
     assert!(prompt.starts_with("인사 👩\u{200d}💻\n") && prompt.contains("a = 1\n"), "{prompt:?}");

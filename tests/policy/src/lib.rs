@@ -6,24 +6,6 @@ pub mod rust;
 
 use std::path::{Path, PathBuf};
 
-/// The stream path of code generation, which the tests of names and prose do not cover.
-const STREAM_PATH: &[&str] = &[
-    "services/codegen/src/cache",
-    "services/codegen/src/complete/flight",
-    "services/codegen/src/complete/reader",
-    "services/codegen/src/complete/stream",
-    "services/codegen/src/generation",
-    "services/codegen/src/order",
-    "services/codegen/src/share",
-    "services/codegen/src/watch",
-];
-
-/// Whether a path, from the root, belongs to the stream path of code generation.
-pub fn is_stream_path(path: &Path) -> bool {
-    let path = path.to_str().unwrap();
-    STREAM_PATH.iter().any(|begin| path.starts_with(begin))
-}
-
 /// The root of the repository.
 pub fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).ancestors().nth(2).unwrap().to_owned()

@@ -4,7 +4,7 @@ use hapa_proto::codegen::v1::Usage;
 
 use crate::complete::choices::Choices;
 use crate::complete::params::CompletionOptions;
-use crate::stream::{Delta, Finish, Track};
+use crate::stream::{AnswerEnd, Delta, Track};
 use crate::upstream::engine::EngineDelta;
 
 /// See the module.
@@ -50,9 +50,9 @@ impl CompleteFold {
         self.choices.can_stop_early()
     }
 
-    pub(crate) fn finish(&self) -> Finish {
+    pub(crate) fn finish(&self) -> AnswerEnd {
         let suggestions = self.choices.suggestions(&self.prefix, &self.options);
-        Finish { suggestions, usage: self.usage(), ..Finish::default() }
+        AnswerEnd { suggestions, usage: self.usage(), ..AnswerEnd::default() }
     }
 
     pub(crate) fn usage(&self) -> Option<Usage> {

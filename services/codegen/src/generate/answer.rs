@@ -5,7 +5,7 @@ use hapa_proto::codegen::v1::stream_generate_code_response::Kind;
 
 use crate::generate::fence::FenceSplitter;
 use crate::request::unicode::InvisibleCharFilter;
-use crate::stream::{Delta, Finish, Track, push_delta};
+use crate::stream::{AnswerEnd, Delta, Track, push_delta};
 use crate::upstream::engine::{Content, EngineDelta, FinishReason, Piece, UsageCounter};
 use crate::validate::CodeInspector;
 
@@ -97,7 +97,7 @@ impl GenerateFold {
         self.finish_reason.is_some_and(|reason| !reason.is_failure())
     }
 
-    pub(crate) fn finish(&mut self) -> Finish {
+    pub(crate) fn finish(&mut self) -> AnswerEnd {
         let reason = self.finish_reason.unwrap_or(FinishReason::Other);
         let mut warnings = self.inspector.warnings(reason == FinishReason::Length);
         if self.char_filter.removed_count > 0 {
@@ -106,7 +106,7 @@ impl GenerateFold {
         let problem = self.problem(reason);
         let is_reusable = problem.is_none();
         warnings.extend(problem.map(str::to_owned));
-        Finish {
+        AnswerEnd {
             finish_reason: reason.as_str().to_owned(),
             usage: self.usage(),
             warnings,

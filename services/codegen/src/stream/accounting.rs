@@ -95,7 +95,7 @@ impl Accounting {
             EndOfGeneration::Failed(error) => span::record_error(&span, error),
             EndOfGeneration::Refused(kind) => span.fail(kind, "no answer has begun"),
             EndOfGeneration::Abandoned => {
-                span.set("error.type", ErrorCode::StreamGivenUp.to_string())
+                span.set("error.type", ErrorCode::StreamGivenUp.to_string());
             }
         }
         // The permits are dropped before the connection is closed, which takes no engine time.

@@ -28,7 +28,7 @@ use self::redis::RedisStore;
 pub(super) use self::store::CacheGeneration;
 pub(crate) use self::store::StoreStats;
 use self::store::{Lookup, Store};
-use super::item::{Finish, StreamItem};
+use super::item::{AnswerEnd, StreamItem};
 use super::shared::SharedStream;
 
 /// Name of the cache in metrics and in the API.
@@ -180,7 +180,7 @@ impl CacheWriter {
     pub(super) fn write(
         self,
         items: &VecDeque<StreamItem>,
-        finish: &Finish,
+        finish: &AnswerEnd,
         stream: &Arc<SharedStream>,
     ) {
         let CacheWriter { store, writes, key, generation } = self;

@@ -55,7 +55,7 @@ pub(crate) struct StreamDeadlines {
 impl StreamDeadlines {
     /// For a generation, independent of its subscribers.
     pub(super) fn for_engine(call: &Call, timeouts: Timeouts, shutdown: CancellationToken) -> Self {
-        let mut deadlines = StreamDeadlines::new(call, None);
+        let mut deadlines = StreamDeadlines::new(call, Some(timeouts.heartbeat));
         deadlines.deadline = Some(call.arrived + timeouts.whole);
         deadlines.engine = Some(timeouts);
         deadlines.shutdown = Some(Box::pin(shutdown.cancelled_owned()));
@@ -154,6 +154,10 @@ impl StreamDeadlines {
             self.first_answer_token.get_or_insert(now);
         }
         self.first_token.replace(self.first_token.unwrap_or(now)).is_none()
+    }
+
+    pub(super) fn disable_heartbeat(&mut self) {
+        self.heartbeat = None;
     }
 
     pub(super) fn is_heartbeat_due(&self) -> bool {

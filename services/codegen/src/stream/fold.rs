@@ -2,7 +2,7 @@
 
 use hapa_proto::codegen::v1::Usage;
 
-use super::item::{Delta, Finish};
+use super::item::{AnswerEnd, Delta};
 use crate::complete::answer::CompleteFold;
 use crate::generate::answer::GenerateFold;
 use crate::upstream::engine::EngineDelta;
@@ -47,7 +47,7 @@ impl Fold {
     }
 
     /// The end of a complete answer.
-    pub(super) fn finish(&mut self) -> Finish {
+    pub(super) fn finish(&mut self) -> AnswerEnd {
         match self {
             Fold::Generate(fold) => fold.finish(),
             Fold::Complete(fold) => fold.finish(),

@@ -151,7 +151,7 @@ impl Generation {
                 Some(error) => Poll::Ready(Err(error)),
                 None => match self.poll_stage(cx, items) {
                     Poll::Pending => self.poll_timers(cx, items),
-                    ready => ready,
+                    ready @ Poll::Ready(_) => ready,
                 },
             };
             if let Err(error) = std::task::ready!(progress) {
@@ -205,7 +205,12 @@ impl Generation {
         std::task::ready!(self.deadlines.poll_timer(cx));
         // The timer may have fired between two chunks that are read together.
         self.fold_delta(items);
-        Poll::Ready(self.deadlines.check())
+        self.deadlines.check()?;
+        // The engine is slow to answer: the stream starts, so that its subscribers can receive heartbeats.
+        if self.deadlines.is_heartbeat_due() && matches!(self.stage, Stage::Opening(_)) {
+            self.start(items);
+        }
+        Poll::Ready(Ok(()))
     }
 
     fn open(&mut self, permits: Permits) {
@@ -227,6 +232,7 @@ impl Generation {
 
     fn start(&mut self, items: &mut Vec<StreamItem>) {
         if !std::mem::replace(&mut self.has_started, true) {
+            self.deadlines.disable_heartbeat();
             items.push(StreamItem::Started);
         }
     }

@@ -28,7 +28,7 @@ pub(crate) struct Delta {
 
 /// The end of a complete answer.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub(crate) struct Finish {
+pub(crate) struct AnswerEnd {
     pub(crate) finish_reason: String,
     pub(crate) usage: Option<Usage>,
     pub(crate) warnings: Vec<String>,
@@ -52,7 +52,7 @@ pub(crate) struct Failure {
 pub(crate) enum StreamItem {
     Started,
     Delta(Delta),
-    Finished(Arc<Finish>),
+    Finished(Arc<AnswerEnd>),
     Failed(Arc<Failure>),
 }
 

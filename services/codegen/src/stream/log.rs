@@ -102,7 +102,7 @@ mod tests {
     use std::sync::Arc;
 
     use super::*;
-    use crate::stream::{Finish, Track};
+    use crate::stream::{AnswerEnd, Track};
 
     fn text(text: &str) -> StreamItem {
         StreamItem::Delta(Delta::new(Track::Code, text))
@@ -122,7 +122,7 @@ mod tests {
     #[test]
     fn each_reader_reads_all_of_it_at_its_own_pace_and_consumed_items_are_evicted() {
         let (mut log, mut fast, mut slow) = (AnswerLog::default(), (0, 0), (0, 0));
-        let long = "x".repeat(3_000);
+        let chunk = "x".repeat(3_000);
         log.push(StreamItem::Started);
         log.push(text("한"));
         assert_eq!(read(&log, &mut fast), "|한");
@@ -131,12 +131,12 @@ mod tests {
         (fast, slow) = (fast.max(log.start()), slow.max(log.start()));
         assert_eq!(log.buffered_bytes, 0);
         log.push(text("글"));
-        log.push(text(&long));
-        assert_eq!(read(&log, &mut fast), format!("글{long}"));
+        log.push(text(&chunk));
+        assert_eq!(read(&log, &mut fast), format!("글{chunk}"));
         log.evict_before(fast.min(slow));
         log.push(text("c"));
-        log.push(StreamItem::Finished(Arc::new(Finish::default())));
-        assert_eq!(read(&log, &mut slow), format!("글{long}c|"));
+        log.push(StreamItem::Finished(Arc::new(AnswerEnd::default())));
+        assert_eq!(read(&log, &mut slow), format!("글{chunk}c|"));
         assert_eq!(read(&log, &mut fast), "c|");
         log.evict_before(fast.min(slow));
         assert_eq!((log.buffered_bytes, log.items.len()), (0, 0));

@@ -14,7 +14,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::Status;
 
 use super::deadlines::{StreamDeadlines, millis};
-use super::item::{Delta, Failure, Finish, StreamItem, Track};
+use super::item::{AnswerEnd, Delta, Failure, StreamItem, Track};
 use super::shared::{ReadOutcome, Subscription};
 use crate::error::Error;
 
@@ -31,7 +31,7 @@ pub(crate) enum ResponseEvent {
 /// The end of a complete response.
 #[derive(Debug)]
 pub(crate) struct Finished {
-    pub(crate) finish: Finish,
+    pub(crate) finish: AnswerEnd,
     pub(crate) time_to_first_token_ms: u32,
     pub(crate) time_to_first_answer_token_ms: u32,
     pub(crate) response_time_ms: u32,
@@ -188,7 +188,9 @@ impl Response {
             Poll::Ready(ReadOutcome::Items) => {
                 subscription.record_chunk_time(&self.context.stats);
                 let in_time = deadlines.record_read();
-                items.into_iter().for_each(|item| self.push_item(item));
+                for item in items {
+                    self.push_item(item);
+                }
                 Poll::Ready(if self.has_ended { Ok(()) } else { in_time })
             }
             Poll::Ready(ReadOutcome::Ended) => {
@@ -258,7 +260,7 @@ impl Response {
         self.status = Some(failure.status.clone());
     }
 
-    fn finished(&mut self, finish: &Finish) -> Finished {
+    fn finished(&mut self, finish: &AnswerEnd) -> Finished {
         let deadlines = &self.context.deadlines;
         let mut finish = finish.clone();
         finish.warnings.append(&mut self.context.warnings);

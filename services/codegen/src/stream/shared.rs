@@ -15,7 +15,7 @@ use hapa_core::call_stats::CallStats;
 use super::cache::CacheWriter;
 use super::generation::Generation;
 use super::in_flight::InFlightEntry;
-use super::item::{Failure, Finish, StreamItem};
+use super::item::{AnswerEnd, Failure, StreamItem};
 use super::log::{AnswerLog, Position};
 use super::waker_set::WakerSet;
 
@@ -45,7 +45,7 @@ struct SharedState {
     log: AnswerLog,
     /// The log is complete, so others may join and the answer can be cached.
     is_complete_log: bool,
-    end: Option<Result<Arc<Finish>, Arc<Failure>>>,
+    end: Option<Result<Arc<AnswerEnd>, Arc<Failure>>>,
     cache_writer: Option<CacheWriter>,
     /// Approximate number of reasoning tokens so far.
     reasoning_tokens: u32,
@@ -74,16 +74,16 @@ pub(super) enum ReadOutcome {
 
 impl SharedStream {
     /// Subscribes to a stream, unless it has failed or its first items were evicted.
-    pub(super) fn subscribe(self: &Arc<Self>, stats: &CallStats) -> Option<Subscription> {
+    pub(super) fn subscribe(self: &Arc<Self>, call_stats: &CallStats) -> Option<Subscription> {
         let mut state = self.state();
-        let id = state.can_be_joined().then(|| state.add_subscriber(stats))?;
+        let id = state.can_be_joined().then(|| state.add_subscriber(call_stats))?;
         Some(Subscription { stream: Arc::clone(self), id, has_joined: true })
     }
 
     /// Starts a stream, with the first subscription, to which the tokens are billed.
     pub(super) fn start(
         generation: Generation,
-        stats: &CallStats,
+        call_stats: &CallStats,
         cache_writer: Option<CacheWriter>,
         entry: Option<InFlightEntry>,
     ) -> Subscription {
@@ -99,7 +99,7 @@ impl SharedStream {
             next_id: 0,
             billed_subscriber: None,
         };
-        let id = state.add_subscriber(stats);
+        let id = state.add_subscriber(call_stats);
         state.billed_subscriber = Some(id);
         let wakers = Arc::new(WakerSet::default());
         let stream = Arc::new(SharedStream {
@@ -150,8 +150,8 @@ impl SharedStream {
     }
 
     /// Bills the tokens to a call. Returns the number of completion tokens.
-    fn bill(&self, stats: &CallStats) -> u32 {
-        stats.absorb(&self.stats).1
+    fn bill(&self, call_stats: &CallStats) -> u32 {
+        call_stats.absorb(&self.stats).1
     }
 }
 
@@ -170,8 +170,8 @@ impl Subscription {
     }
 
     /// Records in the subscriber's call when the engine sent what was read, unless another subscriber has.
-    pub(super) fn record_chunk_time(&self, stats: &CallStats) {
-        stats.take_chunk_time_from(&self.stream.stats);
+    pub(super) fn record_chunk_time(&self, call_stats: &CallStats) {
+        call_stats.take_chunk_time_from(&self.stream.stats);
     }
 
     pub(super) fn reasoning_tokens(&self) -> u32 {
@@ -183,13 +183,13 @@ impl Subscription {
         let mut state = self.stream.state();
         let subscriber = state.subscribers.get_mut(&self.id)?;
         subscriber.is_waiting = false;
-        let stats = subscriber.stats.clone();
+        let call_stats = subscriber.stats.clone();
         if state.billed_subscriber != Some(self.id) {
             return None;
         }
         state.billed_subscriber = None;
         drop(state);
-        Some(self.stream.bill(&stats))
+        Some(self.stream.bill(&call_stats))
     }
 
     /// Leaves the stream, as dropping does. Returns what `settle` would.
@@ -202,9 +202,9 @@ impl Subscription {
         let subscriber = state.subscribers.remove(&self.id)?;
         let is_billed = state.billed_subscriber == Some(self.id);
         if is_billed {
-            if let Some((id, stats)) = state.next_billed() {
+            if let Some((id, next_stats)) = state.next_billed() {
                 // From now on, the model is called for that subscriber.
-                stats.record_cache_lookup(false);
+                next_stats.record_cache_lookup(false);
                 state.billed_subscriber = Some(id);
                 drop(state);
                 self.stream.wakers.remove(self.id);
@@ -233,8 +233,8 @@ impl Drop for Subscription {
 }
 
 impl SharedState {
-    fn add_subscriber(&mut self, stats: &CallStats) -> u64 {
-        let (id, stats) = (self.next_id, stats.clone());
+    fn add_subscriber(&mut self, call_stats: &CallStats) -> u64 {
+        let (id, stats) = (self.next_id, call_stats.clone());
         self.next_id += 1;
         let position = self.log.start();
         let subscriber =
@@ -256,7 +256,7 @@ impl SharedState {
     }
 
     /// Adds items to the log. Returns the cache writer once the answer is complete.
-    fn push_all(&mut self, items: Vec<StreamItem>) -> Option<(CacheWriter, Arc<Finish>)> {
+    fn push_all(&mut self, items: Vec<StreamItem>) -> Option<(CacheWriter, Arc<AnswerEnd>)> {
         for item in items {
             match &item {
                 StreamItem::Finished(finish) => self.end = Some(Ok(Arc::clone(finish))),

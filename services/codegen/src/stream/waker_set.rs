@@ -23,7 +23,9 @@ impl WakerSet {
 
     pub(super) fn wake_all(&self) {
         let waiting = std::mem::take(&mut *self.lock());
-        waiting.into_iter().for_each(|(_, waker)| waker.wake());
+        for (_, waker) in waiting {
+            waker.wake();
+        }
     }
 
     fn lock(&self) -> MutexGuard<'_, Vec<(u64, Waker)>> {

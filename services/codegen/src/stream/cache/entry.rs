@@ -7,7 +7,7 @@ use bytes::{BufMut as _, Bytes, BytesMut};
 use hapa_proto::codegen::v1::stream_generate_code_response::{self as message, Finished, Kind};
 use prost::Message as _;
 
-use crate::stream::item::{Delta, Finish, StreamItem, Track};
+use crate::stream::item::{AnswerEnd, Delta, StreamItem, Track};
 use crate::stream::log::MAX_LOG_BYTES;
 
 /// Version of the encoding. Entries of other versions are ignored.
@@ -25,7 +25,7 @@ pub(super) struct CacheEntry {
 
 impl CacheEntry {
     /// `None` for answers that are empty, too large, or whose finish reason need not occur again.
-    pub(super) fn new(items: &VecDeque<StreamItem>, finish: &Finish) -> Option<CacheEntry> {
+    pub(super) fn new(items: &VecDeque<StreamItem>, finish: &AnswerEnd) -> Option<CacheEntry> {
         let mut parts: Vec<message::Delta> = Vec::new();
         for item in items {
             let StreamItem::Delta(Delta { track, text }) = item else { continue };
@@ -60,11 +60,11 @@ impl CacheEntry {
             StreamItem::Delta(Delta::new(track, &part.text))
         });
         let finished = self.finished.clone().unwrap_or_default();
-        let finish = Finish {
+        let finish = AnswerEnd {
             finish_reason: finished.finish_reason,
             usage: finished.usage,
             warnings: finished.warnings,
-            ..Finish::default()
+            ..AnswerEnd::default()
         };
         let end = StreamItem::Finished(Arc::new(finish));
         std::iter::once(StreamItem::Started).chain(deltas).chain([end]).collect()
@@ -100,7 +100,7 @@ fn kind_of(track: Track) -> Option<Kind> {
 impl CacheEntry {
     pub(super) fn of_text(text: &str) -> CacheEntry {
         let items = [StreamItem::Delta(Delta::new(Track::Code, text))].into();
-        let finish = Finish { finish_reason: "stop".to_owned(), ..Finish::default() };
+        let finish = AnswerEnd { finish_reason: "stop".to_owned(), ..AnswerEnd::default() };
         CacheEntry::new(&items, &finish).unwrap()
     }
 }
@@ -113,8 +113,8 @@ mod tests {
         StreamItem::Delta(Delta::new(track, text))
     }
 
-    fn finish(reason: &str) -> Finish {
-        Finish { finish_reason: reason.to_owned(), is_reusable: true, ..Finish::default() }
+    fn finish(reason: &str) -> AnswerEnd {
+        AnswerEnd { finish_reason: reason.to_owned(), is_reusable: true, ..AnswerEnd::default() }
     }
 
     #[test]
