@@ -3,5 +3,6 @@
 mod incidents;
 mod outbox;
 mod outbox_killed;
+mod reasoning;
 mod recording;
 mod usage;

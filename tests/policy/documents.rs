@@ -1,8 +1,8 @@
-//! The map in ARCHITECTURE.md and the Korean README agree with the tree and with README.md.
+//! The map in ARCHITECTURE.md, the paths in the glossary and the Korean README agree with the tree and with README.md.
 
 use std::collections::BTreeSet;
 
-use hapa_policy::{crates, read, root};
+use hapa_policy::{crates, files, read, root};
 
 /// Top-level folders that git ignores.
 const IGNORED: [&str; 3] = ["data", "node_modules", "target"];
@@ -35,6 +35,40 @@ fn the_map_names_every_folder_and_every_crate_and_nothing_else() {
     }
     for folder in crates() {
         assert!(is_mapped(&folder), "the map in ARCHITECTURE.md does not name the crate {folder}/");
+    }
+}
+
+/// The terms of docs/glossary.md, each with a path of its last column.
+fn glossary_paths() -> Vec<(String, String)> {
+    let page = read("docs/glossary.md");
+    let rows = page.lines().filter_map(|line| line.strip_prefix("| ")?.strip_suffix(" |"));
+    let paths = rows.flat_map(|row| {
+        let cells: Vec<_> = row.split(" | ").collect();
+        let (term, place) = (cells[0], cells[cells.len() - 1]);
+        let names = place.split('`').skip(1).step_by(2);
+        let is_path = |name: &&str| name.contains('/') || name.ends_with(".rs");
+        let named = |path: &str| (term.to_owned(), path.to_owned());
+        names.filter(is_path).map(named).collect::<Vec<_>>()
+    });
+    paths.collect()
+}
+
+#[test]
+fn every_path_in_the_glossary_exists() {
+    let sources = files("services", &["rs", "sql"]);
+    // A path without its folder, such as "lib.rs of each service", exists in any of them.
+    let is_below_services = |path: &str| {
+        let mut places = sources.iter().flat_map(|(found, _)| found.ancestors());
+        places.any(|place| place.ends_with(path))
+    };
+    let paths = glossary_paths();
+    assert!(paths.len() > 40, "docs/glossary.md names paths: {paths:?}");
+    for (term, path) in paths {
+        let exists = root().join(&path).exists() || is_below_services(&path);
+        assert!(
+            exists,
+            "docs/glossary.md: \"{term}\" is said to be in {path}, which does not exist"
+        );
     }
 }
 

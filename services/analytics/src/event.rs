@@ -34,8 +34,12 @@ pub(crate) struct CallEvent {
     pub(crate) task: String,
     pub(crate) prompt_tokens: i64,
     pub(crate) completion_tokens: i64,
+    /// Part of `completion_tokens`.
+    pub(crate) reasoning_tokens: i64,
     pub(crate) duration_us: i64,
     pub(crate) time_to_first_token_us: Option<i64>,
+    /// As reported. Reports use [`CallEvent::first_answer_token_us`].
+    pub(crate) time_to_first_answer_token_us: Option<i64>,
     pub(crate) inter_token_us: Option<i64>,
     pub(crate) cache: CacheOutcome,
 }
@@ -55,6 +59,13 @@ impl CallEvent {
 
     pub(crate) fn tokens(&self) -> i64 {
         self.prompt_tokens.saturating_add(self.completion_tokens)
+    }
+
+    /// The time to the first token of the answer. Without reasoning it is the first token. `None`:
+    /// there was no token, or the model reasoned and did not answer.
+    pub(crate) fn first_answer_token_us(&self) -> Option<i64> {
+        let first = self.time_to_first_token_us.filter(|_| self.reasoning_tokens == 0);
+        self.time_to_first_answer_token_us.or(first)
     }
 }
 
@@ -123,6 +134,14 @@ fn validate_event(
         let fits = text.chars().count() <= MAX_NAME_LEN && !text.contains('\0');
         check(fits, field, "must be at most 100 characters, none of them NUL");
     }
+    check_numbers(&event, check);
+    let (Some(id), Some(time), true) = (id, time, violations.is_empty()) else {
+        return Err(violations);
+    };
+    Ok(to_call_event(event, id, time))
+}
+
+fn check_numbers(event: &UsageEvent, mut check: impl FnMut(bool, &'static str, &'static str)) {
     let micros = [
         ("duration_us", Some(event.duration_us)),
         ("time_to_first_token_us", event.time_to_first_token_us),
@@ -131,14 +150,18 @@ fn validate_event(
     for (field, micros) in micros {
         check(micros.is_none_or(|micros| micros >= 0), field, "must be 0 or more");
     }
+    let is_later = event
+        .time_to_first_answer_token_us
+        .is_none_or(|answer| event.time_to_first_token_us.is_some_and(|first| answer >= first));
+    let problem = "requires time_to_first_token_us and must not be less";
+    check(is_later, "time_to_first_answer_token_us", problem);
+    let is_part = event.reasoning_tokens <= event.completion_tokens;
+    check(is_part, "reasoning_tokens", "must be at most completion_tokens");
     check(event.cacheable || !event.cached, "cached", "requires cacheable");
-    let (Some(id), Some(time), true) = (id, time, violations.is_empty()) else {
-        return Err(violations);
-    };
-    Ok(to_call_event(event, id, time))
 }
 
 fn to_call_event(event: UsageEvent, id: Uuid, time: i64) -> CallEvent {
+    let bounded = |time: i64| time.min(MAX_DURATION_US);
     CallEvent {
         // The canonical spelling, so that equal ids are equal texts.
         id: id.hyphenated().to_string(),
@@ -154,9 +177,11 @@ fn to_call_event(event: UsageEvent, id: Uuid, time: i64) -> CallEvent {
         task: event.task,
         prompt_tokens: event.prompt_tokens.into(),
         completion_tokens: event.completion_tokens.into(),
+        reasoning_tokens: event.reasoning_tokens.into(),
         duration_us: event.duration_us.min(MAX_DURATION_US),
-        time_to_first_token_us: event.time_to_first_token_us.map(|time| time.min(MAX_DURATION_US)),
-        inter_token_us: event.inter_token_us.map(|time| time.min(MAX_DURATION_US)),
+        time_to_first_token_us: event.time_to_first_token_us.map(bounded),
+        time_to_first_answer_token_us: event.time_to_first_answer_token_us.map(bounded),
+        inter_token_us: event.inter_token_us.map(bounded),
         cache: match (event.cacheable, event.cached) {
             (false, _) => CacheOutcome::NotConsulted,
             (true, false) => CacheOutcome::Miss,
@@ -221,13 +246,42 @@ mod tests {
             model: "a\0b".to_owned(),
             duration_us: -1,
             inter_token_us: Some(-1),
+            time_to_first_answer_token_us: Some(1),
+            reasoning_tokens: 1,
             cached: true,
             ..UsageEvent::default()
         };
-        let fields = "event_id time method owner model duration_us inter_token_us cached";
+        let fields = "event_id time method owner model duration_us inter_token_us \
+                      time_to_first_answer_token_us reasoning_tokens cached";
         let named: Vec<_> = fields.split(' ').map(|field| format!("events[0].{field}")).collect();
         assert_eq!(wrong(vec![bad.clone()]), named);
         assert!(wrong(vec![bad; 1_000]).len() < 2 * MAX_VIOLATION_COUNT);
         assert!(!is_method("/a.B/C/D") && !is_method("//C") && !is_method("/a.B/"));
+    }
+
+    #[test]
+    fn the_first_answer_token_is_the_first_token_unless_the_model_reasoned() {
+        let answer = |first, answer, reasoning_tokens| {
+            let event = UsageEvent {
+                time_to_first_token_us: first,
+                time_to_first_answer_token_us: answer,
+                reasoning_tokens,
+                completion_tokens: 9,
+                ..good(1)
+            };
+            validate_batch(vec![event], NOW).unwrap()[0].first_answer_token_us()
+        };
+        assert_eq!(answer(Some(5), Some(5), 0), Some(5));
+        assert_eq!(answer(Some(5), Some(7), 3), Some(7));
+        assert_eq!(answer(Some(5), None, 0), Some(5));
+        assert_eq!(answer(Some(5), None, 9), None, "it reasoned and did not answer");
+        assert_eq!(answer(None, None, 0), None);
+        assert_eq!(answer(Some(5), Some(i64::MAX), 3), Some(MAX_DURATION_US));
+        let early = UsageEvent {
+            time_to_first_token_us: Some(5),
+            time_to_first_answer_token_us: Some(4),
+            ..good(1)
+        };
+        assert_eq!(wrong(vec![early]), ["events[0].time_to_first_answer_token_us"]);
     }
 }

@@ -133,11 +133,13 @@ fn to_response(
         ai_model_usage: Some(AiModelUsage {
             total_tokens: count_as_f64(all.tokens),
             avg_tokens_per_request: ratio(all.tokens, all.token_requests),
+            reasoning_tokens: count_as_f64(all.reasoning_tokens),
         }),
         requests: saturating_u32(all.requests),
         error_rate: ratio(all.errors, all.requests),
         response_time: Some(percentiles(&all.latencies.duration)),
         time_to_first_token: Some(percentiles(&all.latencies.time_to_first_token)),
+        time_to_first_answer_token: Some(percentiles(all.latencies.time_to_first_answer_token())),
         inter_token_time: Some(percentiles(&all.latencies.inter_token)),
         models: groups(models),
         methods: groups(methods),
@@ -166,6 +168,9 @@ fn groups(rollups: BTreeMap<String, RollupTotals>) -> Vec<Group> {
         total_tokens: count_as_f64(totals.tokens),
         response_time: Some(percentiles(&totals.latencies.duration)),
         time_to_first_token: Some(percentiles(&totals.latencies.time_to_first_token)),
+        time_to_first_answer_token: Some(percentiles(
+            totals.latencies.time_to_first_answer_token(),
+        )),
     };
     rollups.into_iter().map(group).collect()
 }

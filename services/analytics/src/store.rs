@@ -20,8 +20,10 @@ pub(crate) use purge::run_purge;
 pub(crate) use rollups::RollupFilter;
 pub(crate) use usage::{UsageDimension, UsageFilter, UsageGroup};
 
-pub(crate) const MIGRATIONS: &[MigrationStep] =
-    &[(1, "events", include_str!("../migrations/0001_events.sql"))];
+pub(crate) const MIGRATIONS: &[MigrationStep] = &[
+    (1, "events", include_str!("../migrations/0001_events.sql")),
+    (2, "reasoning", include_str!("../migrations/0002_reasoning.sql")),
+];
 
 #[derive(Clone, Debug)]
 pub(crate) struct Store {

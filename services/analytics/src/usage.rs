@@ -93,6 +93,7 @@ fn to_row(group: UsageGroup) -> Row {
         errors: count_as_f64(totals.errors),
         prompt_tokens: count_as_f64(totals.prompt_tokens),
         completion_tokens: count_as_f64(totals.completion_tokens),
+        reasoning_tokens: count_as_f64(totals.reasoning_tokens),
         total_tokens: count_as_f64(totals.prompt_tokens.saturating_add(totals.completion_tokens)),
     }
 }

@@ -45,6 +45,7 @@ pub(crate) fn event(number: u64, micros: u64) -> UsageEvent {
         cacheable: is_code,
         cached: is_code && below(5) == 0,
         service: if method < 3 { "codegen" } else { "auth" }.to_owned(),
+        ..UsageEvent::default()
     }
 }
 

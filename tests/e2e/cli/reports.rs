@@ -194,7 +194,10 @@ async fn usage_is_grouped_listed_and_exported_through_all_pages() {
     assert_eq!((rows[0]["model"].as_str(), &rows[0]["total_tokens"]), (Some("big"), &11.0.into()));
     let shown = fine(&mesh, line).await;
     assert!(
-        shown.contains("PROMPT TOKENS") && shown.contains("all") && shown.contains("17"),
+        shown.contains("PROMPT TOKENS")
+            && !shown.contains("REASONING")
+            && shown.contains("all")
+            && shown.contains("17"),
         "{shown}"
     );
 
@@ -217,7 +220,7 @@ async fn usage_is_grouped_listed_and_exported_through_all_pages() {
     })
     .await;
     let csv = fine(&mesh, "usage --since 1d --csv - --owner team,a").await;
-    let expected = "owner,requests,errors,prompt_tokens,completion_tokens,total_tokens\r\n\"team,a\",2,0,15,2,17\r\n";
+    let expected = "owner,requests,errors,prompt_tokens,completion_tokens,total_tokens,reasoning_tokens\r\n\"team,a\",2,0,15,2,17,0\r\n";
     assert_eq!(csv, expected);
     assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1, "nothing is left beside it");
 }

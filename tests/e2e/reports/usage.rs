@@ -19,12 +19,12 @@ use tonic_types::StatusExt as _;
 use uuid::Uuid;
 
 const MINUTE: i64 = 60;
-const HOUR: i64 = 60 * MINUTE;
+pub(super) const HOUR: i64 = 60 * MINUTE;
 const DAY: i64 = 24 * HOUR;
 
-type Analytics = AnalyticsServiceClient<TestChannel>;
+pub(super) type Analytics = AnalyticsServiceClient<TestChannel>;
 
-fn analytics(mesh: &TestMesh, identity: Identity<'_>) -> Analytics {
+pub(super) fn analytics(mesh: &TestMesh, identity: Identity<'_>) -> Analytics {
     AnalyticsServiceClient::new(mesh.channel_as(identity))
 }
 
@@ -37,7 +37,7 @@ fn at(seconds: i64) -> Timestamp {
 }
 
 /// A call that took a second and 3 tokens, so many seconds ago.
-fn event(ago: i64) -> UsageEvent {
+pub(super) fn event(ago: i64) -> UsageEvent {
     UsageEvent {
         event_id: Uuid::now_v7().to_string(),
         time: Some(at(now() - ago)),
@@ -54,14 +54,14 @@ fn event(ago: i64) -> UsageEvent {
     }
 }
 
-async fn record(mesh: &TestMesh, events: Vec<UsageEvent>) -> Result<u32, Status> {
+pub(super) async fn record(mesh: &TestMesh, events: Vec<UsageEvent>) -> Result<u32, Status> {
     let mut client = analytics(mesh, Identity::Mesh);
     let reply = within("a batch", client.record_events(RecordEventsRequest { events })).await?;
     Ok(reply.into_inner().accepted)
 }
 
 /// Of the window that began so many seconds ago.
-async fn performance(mesh: &TestMesh, ago: i64) -> GetPerformanceResponse {
+pub(super) async fn performance(mesh: &TestMesh, ago: i64) -> GetPerformanceResponse {
     ask(mesh, GetPerformanceRequest { start_time: Some(at(now() - ago)), ..Default::default() })
         .await
 }
@@ -76,7 +76,7 @@ fn texts(row: &Row) -> [String; 2] {
     [row.requests, row.total_tokens].map(|number| number.to_string())
 }
 
-async fn usage(client: &mut Analytics, request: GetUsageRequest) -> GetUsageResponse {
+pub(super) async fn usage(client: &mut Analytics, request: GetUsageRequest) -> GetUsageResponse {
     within("usage", client.get_usage(request)).await.unwrap().into_inner()
 }
 

@@ -11,8 +11,8 @@ use crate::event::CallEvent;
 use crate::rollup::BatchTotals;
 use crate::store::{Store, power_of_two_chunks, rollups, usage};
 
-const COLUMN_COUNT: usize = 17;
-/// 128 rows are 2,176 parameters. SQLite accepts 32,766, PostgreSQL 65,535.
+const COLUMN_COUNT: usize = 19;
+/// 128 rows are 2,432 parameters. SQLite accepts 32,766, PostgreSQL 65,535.
 const MAX_ROWS_PER_STATEMENT: usize = 128;
 
 impl Store {
@@ -70,7 +70,8 @@ async fn insert_events(
     for chunk in power_of_two_chunks(events, MAX_ROWS_PER_STATEMENT) {
         let text = SqlText::new(
             "INSERT INTO usage_events (event_id, time, service, method, error_code, grpc_status, key_id, user_id, owner, model,
-                    task, prompt_tokens, completion_tokens, duration_us, time_to_first_token_us, inter_token_us, cache)
+                    task, prompt_tokens, completion_tokens, duration_us, time_to_first_token_us, inter_token_us, cache,
+                    time_to_first_answer_token_us, reasoning_tokens)
              VALUES ",
         )
         .rows(placeholder, chunk.len(), COLUMN_COUNT, "")
@@ -94,7 +95,9 @@ async fn insert_events(
                 .bind(event.duration_us)
                 .bind(event.time_to_first_token_us)
                 .bind(event.inter_token_us)
-                .bind(event.cache as i64);
+                .bind(event.cache as i64)
+                .bind(event.time_to_first_answer_token_us)
+                .bind(event.reasoning_tokens);
         }
         for row in insert.fetch_all(&mut *connection).await? {
             new.insert(row.try_get(0)?);

@@ -8,7 +8,7 @@ use sqlx::any::AnyRow;
 use sqlx::{AnyConnection, Row as _};
 
 use crate::error::Error;
-use crate::rollup::{RollupKey, RollupLatencies, RollupTotals};
+use crate::rollup::{EncodedLatencies, RollupKey, RollupLatencies, RollupTotals};
 use crate::rollup_period::RollupPeriod;
 use crate::store::{Store, power_of_two_chunks};
 
@@ -46,7 +46,8 @@ impl Store {
         filter: &RollupFilter,
     ) -> Result<BTreeMap<(String, String), RollupTotals>, Error> {
         let rows = sqlx::query(
-            "SELECT method, model, requests, errors, tokens, token_requests, cacheable, cached, duration_us, sketches
+            "SELECT method, model, requests, errors, tokens, reasoning_tokens, token_requests, cacheable, cached, duration_us,
+                    sketches, answer_sketch
              FROM performance_rollups
              WHERE ((seconds = $1 AND start_time >= $2 AND start_time < $3)
                  OR (seconds = $4 AND start_time >= $5 AND start_time < $6)
@@ -64,7 +65,8 @@ impl Store {
             let key = (row.try_get("method")?, row.try_get("model")?);
             let totals = groups.entry(key).or_default();
             totals.merge(&read_counters(&row)?);
-            totals.latencies.add_encoded(row.try_get("sketches")?)?;
+            let (sketches, answer) = (row.try_get("sketches")?, row.try_get("answer_sketch")?);
+            totals.latencies.add_encoded(sketches, answer)?;
         }
         Ok(groups)
     }
@@ -75,6 +77,7 @@ fn read_counters(row: &AnyRow) -> Result<RollupTotals, sqlx::Error> {
         requests: row.try_get("requests")?,
         errors: row.try_get("errors")?,
         tokens: row.try_get("tokens")?,
+        reasoning_tokens: row.try_get("reasoning_tokens")?,
         token_requests: row.try_get("token_requests")?,
         cacheable: row.try_get("cacheable")?,
         cached: row.try_get("cached")?,
@@ -94,22 +97,25 @@ pub(super) async fn upsert_rollups(
     for chunk in power_of_two_chunks(&rollups, MAX_ROWS_PER_STATEMENT) {
         let stored = upsert_counters(connection, chunk).await?;
         let text = SqlText::new(
-            "INSERT INTO performance_rollups (seconds, start_time, method, model, sketches,
+            "INSERT INTO performance_rollups (seconds, start_time, method, model, sketches, answer_sketch,
                     requests, errors, tokens, token_requests, cacheable, cached, duration_us)
              VALUES ",
         )
-        .rows(placeholder, chunk.len(), 5, ", 0, 0, 0, 0, 0, 0, 0")
+        .rows(placeholder, chunk.len(), 6, ", 0, 0, 0, 0, 0, 0, 0")
         .with(
             " ON CONFLICT (seconds, start_time, method, model)
-             DO UPDATE SET sketches = excluded.sketches",
+             DO UPDATE SET sketches = excluded.sketches, answer_sketch = excluded.answer_sketch",
         );
         let mut update = sqlx::query(text);
         for ((seconds, start, method, model), totals) in chunk {
             let mut latencies = totals.latencies.clone();
             let key = (*seconds, *start, (*method).to_owned(), (*model).to_owned());
-            latencies.add_encoded(stored.get(&key).map_or("", String::as_str))?;
+            if let Some(EncodedLatencies { sketches, answer_sketch }) = stored.get(&key) {
+                latencies.add_encoded(sketches, answer_sketch)?;
+            }
+            let EncodedLatencies { sketches, answer_sketch } = latencies.encode()?;
             update = update.bind(seconds).bind(start).bind(*method).bind(*model);
-            update = update.bind(latencies.encode()?);
+            update = update.bind(sketches).bind(answer_sketch);
         }
         update.execute(&mut *connection).await?;
     }
@@ -117,7 +123,7 @@ pub(super) async fn upsert_rollups(
 }
 
 /// The encoded histograms of rollups, by length, start, method and model.
-type StoredLatencies = HashMap<(i64, i64, String, String), String>;
+type StoredLatencies = HashMap<(i64, i64, String, String), EncodedLatencies>;
 
 /// Adds to the counters and returns the stored histograms.
 async fn upsert_counters(
@@ -126,10 +132,10 @@ async fn upsert_counters(
 ) -> Result<StoredLatencies, Error> {
     let text = SqlText::new(
         "INSERT INTO performance_rollups (seconds, start_time, method, model,
-                requests, errors, tokens, token_requests, cacheable, cached, duration_us, sketches)
+                requests, errors, tokens, token_requests, cacheable, cached, duration_us, reasoning_tokens, sketches)
          VALUES ",
     )
-    .rows(Placeholder::for_backend(connection.backend_name()), chunk.len(), 11, ", ''")
+    .rows(Placeholder::for_backend(connection.backend_name()), chunk.len(), 12, ", ''")
     .with(
         " ON CONFLICT (seconds, start_time, method, model) DO UPDATE
          SET requests = performance_rollups.requests + excluded.requests,
@@ -138,8 +144,9 @@ async fn upsert_counters(
              token_requests = performance_rollups.token_requests + excluded.token_requests,
              cacheable = performance_rollups.cacheable + excluded.cacheable,
              cached = performance_rollups.cached + excluded.cached,
-             duration_us = performance_rollups.duration_us + excluded.duration_us
-         RETURNING seconds, start_time, method, model, sketches",
+             duration_us = performance_rollups.duration_us + excluded.duration_us,
+             reasoning_tokens = performance_rollups.reasoning_tokens + excluded.reasoning_tokens
+         RETURNING seconds, start_time, method, model, sketches, answer_sketch",
     );
     let mut update = sqlx::query(text);
     for ((seconds, start, method, model), totals) in chunk {
@@ -154,12 +161,15 @@ async fn upsert_counters(
             .bind(totals.token_requests)
             .bind(totals.cacheable)
             .bind(totals.cached)
-            .bind(totals.duration_us);
+            .bind(totals.duration_us)
+            .bind(totals.reasoning_tokens);
     }
     let rows = update.fetch_all(connection).await?;
     let stored = rows.iter().map(|row| {
         let key = (row.try_get(0)?, row.try_get(1)?, row.try_get(2)?, row.try_get(3)?);
-        Ok((key, row.try_get(4)?))
+        let latencies =
+            EncodedLatencies { sketches: row.try_get(4)?, answer_sketch: row.try_get(5)? };
+        Ok((key, latencies))
     });
     stored.collect()
 }

@@ -37,8 +37,10 @@ pub(super) fn event(number: usize, time: i64) -> CallEvent {
         task: String::new(),
         prompt_tokens: 0,
         completion_tokens: 0,
+        reasoning_tokens: 0,
         duration_us: 1,
         time_to_first_token_us: None,
+        time_to_first_answer_token_us: None,
         inter_token_us: None,
         cache: CacheOutcome::NotConsulted,
     }
@@ -59,8 +61,13 @@ fn random_event() -> impl Strategy<Value = CallEvent> {
                 error_code: if failed { "E5001".to_owned() } else { String::new() },
                 prompt_tokens: tokens,
                 completion_tokens: tokens / 2,
+                // Every third call reasons.
+                reasoning_tokens: if number % 3 == 0 { tokens / 4 } else { 0 },
                 duration_us: duration,
                 time_to_first_token_us: first,
+                time_to_first_answer_token_us: first
+                    .filter(|_| number % 3 == 0)
+                    .map(|first| first + duration),
                 inter_token_us: first.map(|first| first / 10),
                 cache: [CacheOutcome::NotConsulted, CacheOutcome::Miss, CacheOutcome::Hit]
                     [usize::from(cache)],
@@ -92,6 +99,7 @@ fn expected_rollups<'e>(
         totals.requests += 1;
         totals.errors += i64::from(!event.error_code.is_empty());
         totals.tokens += tokens;
+        totals.reasoning_tokens += event.reasoning_tokens;
         totals.token_requests += i64::from(tokens != 0);
         totals.cacheable += i64::from(event.cache != CacheOutcome::NotConsulted);
         totals.cached += i64::from(event.cache == CacheOutcome::Hit);
@@ -105,6 +113,8 @@ fn expected_rollups<'e>(
         record(|totals| &mut totals.latencies.duration, Some(event.duration_us));
         record(|totals| &mut totals.latencies.time_to_first_token, event.time_to_first_token_us);
         record(|totals| &mut totals.latencies.inter_token, event.inter_token_us);
+        let answer = event.time_to_first_answer_token_us.or(event.time_to_first_token_us);
+        record(|totals| totals.latencies.separate_answer.get_or_insert_default(), answer);
     }
     rollups
 }
@@ -145,12 +155,13 @@ async fn check(batches: Vec<Vec<CallEvent>>) {
 }
 
 async fn check_usage(store: &Store, events: impl Iterator<Item = &CallEvent>) {
-    let mut expected: BTreeMap<_, [i64; 4]> = BTreeMap::new();
+    let mut expected: BTreeMap<_, [i64; 5]> = BTreeMap::new();
     for event in events {
         let key = (RollupPeriod::Day.floor(event.time), event.owner.clone(), event.model.clone());
         let sums = expected.entry(key).or_default();
         let failed = i64::from(!event.error_code.is_empty());
-        let more = [1, failed, event.prompt_tokens, event.completion_tokens];
+        let tokens = [event.prompt_tokens, event.completion_tokens, event.reasoning_tokens];
+        let more = [1, failed, tokens[0], tokens[1], tokens[2]];
         for (sum, more) in sums.iter_mut().zip(more) {
             *sum += more;
         }
@@ -167,11 +178,13 @@ async fn check_usage(store: &Store, events: impl Iterator<Item = &CallEvent>) {
     let (beyond, same) = store.usage(&all, &dimensions, 10, 10_000).await.unwrap();
     assert_eq!((beyond.len(), same), (0, grand_total));
     let counters = |totals: UsageTotals| {
-        [totals.requests, totals.errors, totals.prompt_tokens, totals.completion_tokens]
+        let UsageTotals { requests, errors, prompt_tokens, completion_tokens, reasoning_tokens } =
+            totals;
+        [requests, errors, prompt_tokens, completion_tokens, reasoning_tokens]
     };
     let sums = |group: &UsageGroup| counters(group.totals);
     let summed = |at: usize| expected.values().map(|sums| sums[at]).sum::<i64>();
-    assert_eq!(counters(grand_total), [0, 1, 2, 3].map(summed));
+    assert_eq!(counters(grand_total), [0, 1, 2, 3, 4].map(summed));
     let order = |group: &UsageGroup| (group.day, -sums(group)[2] - sums(group)[3]);
     assert!(found.is_sorted_by_key(order));
     let key = |group: &UsageGroup| (group.day.unwrap(), group.owner.clone(), group.model.clone());

@@ -61,12 +61,14 @@ pub(crate) struct UsageGroup {
 const SUM_COLUMNS: &str = "CAST(COALESCE(SUM(requests), 0) AS BIGINT) AS requests,
      CAST(COALESCE(SUM(errors), 0) AS BIGINT) AS errors,
      CAST(COALESCE(SUM(prompt_tokens), 0) AS BIGINT) AS prompt_tokens,
-     CAST(COALESCE(SUM(completion_tokens), 0) AS BIGINT) AS completion_tokens";
+     CAST(COALESCE(SUM(completion_tokens), 0) AS BIGINT) AS completion_tokens,
+     CAST(COALESCE(SUM(reasoning_tokens), 0) AS BIGINT) AS reasoning_tokens";
 /// Totals over the groups of all pages, so that one query reads the days once.
 const GRAND_TOTAL_COLUMNS: &str = "CAST(SUM(SUM(requests)) OVER () AS BIGINT) AS all_requests,
      CAST(SUM(SUM(errors)) OVER () AS BIGINT) AS all_errors,
      CAST(SUM(SUM(prompt_tokens)) OVER () AS BIGINT) AS all_prompt_tokens,
-     CAST(SUM(SUM(completion_tokens)) OVER () AS BIGINT) AS all_completion_tokens";
+     CAST(SUM(SUM(completion_tokens)) OVER () AS BIGINT) AS all_completion_tokens,
+     CAST(SUM(SUM(reasoning_tokens)) OVER () AS BIGINT) AS all_reasoning_tokens";
 const FROM_CLAUSE: &str = "FROM usage_days WHERE day >= $1 AND day < $2
      AND ($3 = '' OR owner = $3) AND ($4 = '' OR key_id = $4) AND ($5 = '' OR model = $5)";
 
@@ -120,6 +122,7 @@ fn read_totals(row: &AnyRow, prefix: &str) -> Result<UsageTotals, Error> {
         errors: read("errors")?,
         prompt_tokens: read("prompt_tokens")?,
         completion_tokens: read("completion_tokens")?,
+        reasoning_tokens: read("reasoning_tokens")?,
     })
 }
 
@@ -146,22 +149,25 @@ pub(super) async fn upsert_usage_days(
     let usage: Vec<_> = usage.iter().collect();
     for chunk in power_of_two_chunks(&usage, MAX_ROWS_PER_STATEMENT) {
         let text = SqlText::new(
-            "INSERT INTO usage_days (day, owner, key_id, user_id, model, requests, errors, prompt_tokens, completion_tokens)
+            "INSERT INTO usage_days (day, owner, key_id, user_id, model, requests, errors, prompt_tokens, completion_tokens,
+                    reasoning_tokens)
              VALUES ",
         )
-        .rows(placeholder, chunk.len(), 9, "")
+        .rows(placeholder, chunk.len(), 10, "")
         .with(
             " ON CONFLICT (day, owner, key_id, user_id, model) DO UPDATE
              SET requests = usage_days.requests + excluded.requests,
                  errors = usage_days.errors + excluded.errors,
                  prompt_tokens = usage_days.prompt_tokens + excluded.prompt_tokens,
-                 completion_tokens = usage_days.completion_tokens + excluded.completion_tokens",
+                 completion_tokens = usage_days.completion_tokens + excluded.completion_tokens,
+                 reasoning_tokens = usage_days.reasoning_tokens + excluded.reasoning_tokens",
         );
         let mut update = sqlx::query(text);
         for ((day, owner, key_id, user_id, model), totals) in chunk {
             update = update.bind(day).bind(*owner).bind(*key_id).bind(*user_id).bind(*model);
             update = update.bind(totals.requests).bind(totals.errors);
             update = update.bind(totals.prompt_tokens).bind(totals.completion_tokens);
+            update = update.bind(totals.reasoning_tokens);
         }
         update.execute(&mut *connection).await?;
     }

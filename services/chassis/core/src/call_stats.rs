@@ -98,8 +98,10 @@ pub struct CallTimings {
     pub queued: Duration,
     /// From the engine request to the end of its answer, retries included.
     pub engine: Duration,
-    /// From the call's arrival to the first token.
+    /// From the call's arrival to the first token, of reasoning or of the answer.
     pub first_token: Option<Duration>,
+    /// From the call's arrival to the first token of the answer; `None` if it is the first token.
+    pub first_answer_token: Option<Duration>,
 }
 
 impl CallStats {
@@ -213,8 +215,14 @@ impl CallStats {
     /// The parts of the call's duration that have been recorded so far.
     pub fn timings(&self) -> CallTimings {
         let work = self.lock();
-        let CallStatsSnapshot { queued, engine, first_token, .. } = &*work;
-        CallTimings { queued: *queued, engine: *engine, first_token: *first_token }
+        CallTimings {
+            queued: work.queued,
+            engine: work.engine,
+            first_token: work.first_token,
+            first_answer_token: work
+                .first_answer_token
+                .filter(|answer| work.first_token.is_some_and(|first| *answer > first)),
+        }
     }
 
     /// Sets the caller's identity, once.
@@ -234,5 +242,25 @@ impl CallStats {
 
     fn lock(&self) -> MutexGuard<'_, CallStatsSnapshot> {
         self.0.work.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_first_answer_token_is_a_time_of_its_own_only_after_reasoning() {
+        let answer = |first_ms: Option<u64>, answer_ms| {
+            let stats = CallStats::default();
+            if let Some(first_ms) = first_ms {
+                stats.set_time_to_first_token(Duration::from_millis(first_ms));
+            }
+            stats.set_time_to_first_answer_token(Duration::from_millis(answer_ms));
+            stats.timings().first_answer_token.map(|time| time.as_millis())
+        };
+        assert_eq!(answer(Some(5), 8), Some(8));
+        assert_eq!(answer(Some(5), 5), None, "the model did not reason");
+        assert_eq!(answer(None, 8), None);
     }
 }

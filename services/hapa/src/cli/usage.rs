@@ -15,8 +15,15 @@ use crate::cli::paging::MAX_PAGE_SIZE;
 use crate::cli::table::table_with_columns;
 use crate::cli::{CliError, json, time_args};
 
-const TOTAL_COLUMNS: [&str; 5] =
-    ["requests", "errors", "prompt_tokens", "completion_tokens", "total_tokens"];
+/// The last column is omitted from tables without reasoning.
+const TOTAL_COLUMNS: [&str; 6] = [
+    "requests",
+    "errors",
+    "prompt_tokens",
+    "completion_tokens",
+    "total_tokens",
+    "reasoning_tokens",
+];
 
 #[derive(clap::Args, Clone, Debug)]
 #[command(after_help = "Example:\n  hapa usage --group-by owner,model --since 7d --csv usage.csv")]
@@ -110,12 +117,14 @@ async fn print_table(
         Ok(())
     })
     .await?;
-    let header = groups.iter().map(String::as_str).chain(TOTAL_COLUMNS);
+    let has_reasoning = total.as_ref().is_some_and(|total| total.reasoning_tokens > 0.0);
+    let width = groups.len() + TOTAL_COLUMNS.len() - usize::from(!has_reasoning);
+    let header = groups.iter().map(String::as_str).chain(TOTAL_COLUMNS).take(width);
     let header = header.map(|name| name.to_uppercase().replace('_', " "));
     let mut lines: Vec<Vec<String>> =
-        rows.iter().map(|row| cells(row, groups, count).collect()).collect();
+        rows.iter().map(|row| cells(row, groups, count).take(width).collect()).collect();
     if let Some(total) = total.filter(|_| rows.len() > 1) {
-        let mut line: Vec<_> = cells(&total, groups, count).collect();
+        let mut line: Vec<_> = cells(&total, groups, count).take(width).collect();
         line.iter_mut().take(groups.len()).for_each(String::clear);
         "all".clone_into(&mut line[0]);
         lines.push(line);
@@ -177,10 +186,11 @@ fn cells(
         "model" => row.model.clone(),
         _ => row.day.clone(),
     };
-    let Row { requests, errors, prompt_tokens, completion_tokens, total_tokens, .. } = *row;
-    let totals = [requests, errors, prompt_tokens, completion_tokens, total_tokens];
+    let Row { prompt_tokens, completion_tokens, total_tokens, reasoning_tokens, .. } = *row;
+    let tokens = [prompt_tokens, completion_tokens, total_tokens, reasoning_tokens];
+    let totals = [row.requests, row.errors].into_iter().chain(tokens);
     let groups: Vec<_> = groups.iter().map(group).collect();
-    groups.into_iter().chain(totals.into_iter().map(format_number))
+    groups.into_iter().chain(totals.map(format_number))
 }
 
 /// A line of RFC 4180. Names are user input: an apostrophe keeps a spreadsheet from evaluating one as a formula.
@@ -217,6 +227,6 @@ mod tests {
         };
         let groups = ["day".to_owned(), "owner".to_owned()];
         let line: Vec<_> = cells(&row, &groups, count).collect();
-        assert_eq!(line, ["2026-01-31", "me", "1,234", "0", "0", "0", "0"]);
+        assert_eq!(line, ["2026-01-31", "me", "1,234", "0", "0", "0", "0", "0"]);
     }
 }

@@ -174,6 +174,7 @@ impl CallRecorder {
             queued_ms = millis(times.queued),
             engine_ms = millis(times.engine),
             first_token_ms = times.first_token.map(millis),
+            first_answer_token_ms = times.first_answer_token.map(millis),
             overhead_ms = millis(overhead),
             "slow call"
         );
@@ -199,18 +200,26 @@ impl CallRecorder {
         metrics::counter!("hapa_requests_total", "rpc" => path, "code" => code).increment(1);
         metrics::histogram!("hapa_request_duration_seconds", "rpc" => path).record(elapsed);
         let duration_ms = millis(elapsed);
+        let first_answer_token_ms = self.call.stats().timings().first_answer_token.map(millis);
         let _entered = self.span.enter();
         let Some(PublishedFailure { error_code, incident_id, .. }) = failure else {
             if path.starts_with("/grpc.") {
                 tracing::debug!(code, duration_ms, "call ended");
             } else {
-                tracing::info!(code, duration_ms, "call ended");
+                tracing::info!(code, duration_ms, first_answer_token_ms, "call ended");
             }
             return;
         };
         metrics::counter!("hapa_errors_total", "rpc" => path, "error_code" => error_code.clone())
             .increment(1);
-        tracing::info!(code, duration_ms, error_code, incident_id, "call failed");
+        tracing::info!(
+            code,
+            duration_ms,
+            first_answer_token_ms,
+            error_code,
+            incident_id,
+            "call failed"
+        );
     }
 }
 

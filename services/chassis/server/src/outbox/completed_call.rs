@@ -90,7 +90,12 @@ impl CompletedCall<'_> {
             prompt_tokens: work.prompt_tokens,
             completion_tokens: work.completion_tokens,
             duration_us: micros(self.elapsed),
+            // Analytics refuses a batch with an event that contradicts itself.
+            reasoning_tokens: work.reasoning_tokens.min(work.completion_tokens),
             time_to_first_token_us: work.first_token.map(micros),
+            time_to_first_answer_token_us: work
+                .first_token
+                .and_then(|first| work.first_answer_token.map(|answer| micros(answer.max(first)))),
             inter_token_us: work.between_tokens.map(micros),
             cacheable: work.cacheable,
             cached: work.cached,
