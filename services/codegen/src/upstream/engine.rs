@@ -5,11 +5,17 @@
 //! An engine's own error texts never leave this module, because they may repeat a prompt, a key or a
 //! host name. Errors carry a kind from a fixed list, numbers and a fixed sentence.
 
+#[cfg_attr(not(test), expect(dead_code, reason = "its consumers are being written"))]
+mod decode;
+#[cfg_attr(not(test), expect(dead_code, reason = "its consumers are being written"))]
+pub(crate) mod delta;
 mod error;
 mod models;
 mod request_body;
 mod retry_after;
 pub(crate) mod sse;
+#[cfg_attr(not(test), expect(dead_code, reason = "its consumers are being written"))]
+pub(crate) mod tool_calls;
 mod untrusted_text;
 mod wire;
 

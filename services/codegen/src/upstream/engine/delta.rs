@@ -54,3 +54,24 @@ pub(crate) struct ToolCallDelta {
     pub(crate) name: Option<String>,
     pub(crate) arguments: String,
 }
+
+impl EngineDelta {
+    /// Whether any content has arrived: text, reasoning, a refusal or a tool call.
+    pub(crate) fn has_content(&self) -> bool {
+        self.pieces.iter().any(|piece| piece.content != Content::None)
+    }
+}
+
+/// Adds a later usage of the same stream. Each count keeps its maximum, because some engines repeat the
+/// usage with zeros.
+pub(crate) fn merge_usage(known: &mut Option<Usage>, later: Option<Usage>) {
+    let Some(later) = later else { return };
+    let usage = known.get_or_insert_default();
+    let maximum = |count: &mut u32, later: u32| *count = later.max(*count);
+    maximum(&mut usage.prompt_tokens, later.prompt_tokens);
+    maximum(&mut usage.completion_tokens, later.completion_tokens);
+    maximum(&mut usage.reasoning_tokens, later.reasoning_tokens);
+    maximum(&mut usage.cached_tokens, later.cached_tokens);
+    let sum = usage.prompt_tokens.saturating_add(usage.completion_tokens);
+    usage.total_tokens = usage.total_tokens.max(later.total_tokens).max(sum);
+}

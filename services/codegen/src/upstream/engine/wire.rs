@@ -155,13 +155,14 @@ impl FinishReason {
 
 impl From<Cow<'_, str>> for FinishReason {
     fn from(text: Cow<'_, str>) -> FinishReason {
-        match text.as_ref() {
-            "stop" => FinishReason::Stop,
-            "length" => FinishReason::Length,
-            "content_filter" => FinishReason::ContentFilter,
-            "tool_calls" => FinishReason::ToolCalls,
+        match text.to_ascii_lowercase().as_str() {
+            // TGI, Anthropic and Gemini have names of their own.
+            "stop" | "eos" | "eos_token" | "stop_sequence" | "end_turn" => FinishReason::Stop,
+            "length" | "max_tokens" | "max_length" | "model_length" => FinishReason::Length,
+            "content_filter" | "safety" => FinishReason::ContentFilter,
+            "tool_calls" | "tool_call" | "tool_use" | "function_call" => FinishReason::ToolCalls,
             "repetition" => FinishReason::Repetition,
-            "abort" => FinishReason::Abort,
+            "abort" | "aborted" | "cancelled" => FinishReason::Abort,
             "error" => FinishReason::Error,
             _ => FinishReason::Other,
         }
