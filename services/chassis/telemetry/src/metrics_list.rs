@@ -92,6 +92,8 @@ pub const METRICS: &[MetricSpec] = &[
         "Requests to engines until the first token, by outcome"),
     metric("hapa_engine_breaker_state", MetricKind::Gauge, None, &["engine"],
         "State of the circuit breaker: 0 closed, 1 half-open (one trial call), 2 open (no calls)"),
+    metric("hapa_engine_oddities_total", MetricKind::Counter, COUNT, &["kind"],
+        "Parts of engines' response streams that were skipped or repaired, by kind"),
     metric("hapa_engine_requests_in_flight", MetricKind::Gauge, COUNT, &["engine"],
         "Requests in progress at an engine"),
     metric("hapa_engine_retries_total", MetricKind::Counter, COUNT, &["outcome"],

@@ -231,7 +231,7 @@ mod tests {
     fn end(index: usize, reason: &str) -> Piece {
         Piece {
             choice: index,
-            finish_reason: Some(std::borrow::Cow::from(reason).into()),
+            finish_reason: Some(reason.into()),
             ..Piece::default()
         }
     }

@@ -5,15 +5,18 @@
 //! An engine's own error texts never leave this module, because they may repeat a prompt, a key or a
 //! host name. Errors carry a kind from a fixed list, numbers and a fixed sentence.
 
+mod decode;
 mod delta;
 mod error;
+mod finish_reason;
 mod models;
 mod request_body;
 mod response;
 mod retry_after;
 pub(crate) mod sse;
+#[cfg_attr(not(test), expect(dead_code, reason = "its consumers are being written"))]
+mod tool_calls;
 mod untrusted_text;
-mod wire;
 
 use std::net::SocketAddr;
 use std::time::{Duration, SystemTime};
@@ -31,13 +34,13 @@ pub(crate) use crate::upstream::engine::delta::{Content, EngineDelta, Piece, Usa
 pub(crate) use crate::upstream::engine::error::{
     DecodeError, EngineError, RefusalReason, stream_error,
 };
+pub(crate) use crate::upstream::engine::finish_reason::FinishReason;
 pub(crate) use crate::upstream::engine::models::ListedModel;
 pub(crate) use crate::upstream::engine::request_body::{
     ChatMessage, ChatRequest, CompletionRequest, EngineScheduling, StreamOptions,
 };
 pub(crate) use crate::upstream::engine::response::{ReadOutcome, ResponseStream};
 pub(crate) use crate::upstream::engine::untrusted_text::EngineOptions;
-pub(crate) use crate::upstream::engine::wire::FinishReason;
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 /// For replies that an engine makes from memory: its models and metrics.

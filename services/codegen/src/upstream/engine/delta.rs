@@ -55,89 +55,44 @@ pub(crate) struct ToolCallDelta {
     pub(crate) arguments: String,
 }
 
-/// The usage that an engine has reported so far. Engines report it once, or in every event, and some report zeros at
-/// the end.
+impl EngineDelta {
+    /// Whether any content has arrived: text, reasoning, a refusal or a tool call.
+    pub(crate) fn has_content(&self) -> bool {
+        self.pieces.iter().any(|piece| piece.content != Content::None)
+    }
+
+    /// Whether content or the end of an answer has arrived.
+    pub(crate) fn has_begun(&self) -> bool {
+        self.has_content() || self.pieces.iter().any(|piece| piece.finish_reason.is_some())
+    }
+}
+
+/// Adds a later usage of the same stream. Each count keeps its maximum, because some engines repeat the
+/// usage with zeros.
+pub(crate) fn merge_usage(known: &mut Option<Usage>, later: Option<Usage>) {
+    let Some(later) = later else { return };
+    let usage = known.get_or_insert_default();
+    let maximum = |count: &mut u32, later: u32| *count = later.max(*count);
+    maximum(&mut usage.prompt_tokens, later.prompt_tokens);
+    maximum(&mut usage.completion_tokens, later.completion_tokens);
+    maximum(&mut usage.reasoning_tokens, later.reasoning_tokens);
+    maximum(&mut usage.cached_tokens, later.cached_tokens);
+    let sum = usage.prompt_tokens.saturating_add(usage.completion_tokens);
+    usage.total_tokens = usage.total_tokens.max(later.total_tokens).max(sum);
+}
+
+/// The usage that an engine has reported so far, once or in every event.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct UsageCounter(Option<Usage>);
 
 impl UsageCounter {
-    /// Adds a report. Each field keeps its highest value.
+    /// Adds a report.
     pub(crate) fn merge(&mut self, usage: Option<Usage>) {
-        let Some(new) = usage else { return };
-        let old = self.0.unwrap_or_default();
-        let prompt_tokens = old.prompt_tokens.max(new.prompt_tokens);
-        let completion_tokens = old.completion_tokens.max(new.completion_tokens);
-        let sum = prompt_tokens.saturating_add(completion_tokens);
-        self.0 = Some(Usage {
-            prompt_tokens,
-            completion_tokens,
-            total_tokens: old.total_tokens.max(new.total_tokens).max(sum),
-            reasoning_tokens: old.reasoning_tokens.max(new.reasoning_tokens),
-            cached_tokens: old.cached_tokens.max(new.cached_tokens),
-        });
+        merge_usage(&mut self.0, usage);
     }
 
     /// `None` if the engine has reported nothing.
     pub(crate) fn total(&self) -> Option<Usage> {
         self.0
-    }
-}
-
-impl EngineDelta {
-    /// Whether a token or the end of an answer has arrived.
-    pub(crate) fn has_begun(&self) -> bool {
-        let begins =
-            |piece: &Piece| piece.content != Content::None || piece.finish_reason.is_some();
-        self.pieces.iter().any(begins)
-    }
-}
-
-impl EngineDelta {
-    pub(crate) fn push_event(
-        &mut self,
-        data: &[u8],
-    ) -> Result<(), crate::upstream::engine::EngineError> {
-        use crate::upstream::engine::wire::{ChatChunk, JsonText, Logprobs, TextChunk};
-        if self.is_done || data == b"[DONE]" {
-            self.is_done = true;
-            return Ok(());
-        }
-        let chunk: TextChunk<'_> = serde_json::from_slice(data)
-            .map_err(|error| crate::upstream::engine::EngineError::from(&error))?;
-        if let Some(error) = &chunk.error {
-            return Err(crate::upstream::engine::stream_error(error));
-        }
-        let chat: ChatChunk<'_> = serde_json::from_slice(data)
-            .map_err(|error| crate::upstream::engine::EngineError::from(&error))?;
-        if let (None, Some(JsonText(model))) = (&self.model, chunk.model) {
-            self.model = Some(model.into_owned());
-        }
-        let usage = chunk.usage.map(Usage::from);
-        if chunk.choices.is_empty() {
-            self.usage = usage.or(self.usage);
-        }
-        for (choice, chat) in chunk.choices.into_iter().zip(chat.choices) {
-            let text = choice
-                .text
-                .or(chat.delta.content)
-                .map(|JsonText(text)| text.into_owned())
-                .filter(|t| !t.is_empty());
-            let mut piece = Piece {
-                choice: choice.index,
-                usage,
-                finish_reason: choice.finish_reason,
-                ..Piece::default()
-            };
-            for one in choice.logprobs.iter().flat_map(Logprobs::values) {
-                piece.logprob += one;
-                piece.logprob_tokens += 1;
-            }
-            if let Some(text) = text {
-                piece.content = Content::Text(text);
-                piece.events = 1;
-            }
-            self.pieces.push(piece);
-        }
-        Ok(())
     }
 }

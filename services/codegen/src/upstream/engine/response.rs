@@ -82,7 +82,7 @@ impl ResponseStream {
                 Poll::Ready(None) if self.chunk_count > 0 => {
                     return Poll::Ready(Ok(self.end_read()));
                 }
-                Poll::Ready(None) => return Poll::Ready(Ok(ReadOutcome::End)),
+                Poll::Ready(None) => return Poll::Ready(self.end(delta).map(|()| ReadOutcome::End)),
                 Poll::Pending if self.chunk_count == 0 => return Poll::Pending,
                 Poll::Pending if self.has_yielded => return Poll::Ready(Ok(self.end_read())),
                 Poll::Pending => {
@@ -133,6 +133,11 @@ impl ResponseStream {
     fn end_read(&mut self) -> ReadOutcome {
         (self.chunk_count, self.has_yielded, self.last_read) = (0, false, Instant::now());
         ReadOutcome::Data
+    }
+
+    /// Adds an event whose end is the end of the body.
+    fn end(&mut self, delta: &mut EngineDelta) -> Result<(), EngineError> {
+        self.parser.finish(|data| delta.push_event(data))
     }
 
     fn push(&mut self, bytes: &[u8], delta: &mut EngineDelta) -> Result<(), EngineError> {

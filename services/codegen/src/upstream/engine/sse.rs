@@ -2,12 +2,16 @@
 //! split over two reads, and one read may contain many events.
 //! <https://html.spec.whatwg.org/multipage/server-sent-events.html#event-stream-interpretation>
 //!
-//! Only the `data` field matters to this protocol. The buffers never exceed the size limit.
+//! Only data and errors matter to this protocol. Three deviations from the standard serve engines:
+//! the end of the body ends an event, JSON without a field name is an event, and an event named
+//! `error` is passed on as `{"error": data}`. The buffers never exceed the size limit.
 
-use memchr::memchr2;
+use memchr::{memchr, memchr2};
+use serde::de::IgnoredAny;
 
 /// Maximum size of a line, and of the data of one event.
 const MAX_EVENT_BYTES: usize = 1024 * 1024;
+const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
 
 /// A line or an event exceeds the size limit.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
@@ -23,6 +27,12 @@ pub(crate) struct SseParser {
     data: Vec<u8>,
     /// The last byte was CR, so a LF that follows belongs to it.
     after_cr: bool,
+    /// The first line has ended, so no byte order mark can follow.
+    has_first_line: bool,
+    /// The incomplete event is an error.
+    is_error: bool,
+    /// Number of open brackets of the JSON without a field name in `data`.
+    json_depth: usize,
 }
 
 impl SseParser {
@@ -52,6 +62,19 @@ impl SseParser {
         Ok(self.buffer(bytes)?)
     }
 
+    /// Ends the body. Calls `event` with the data of an event that lacks its empty line or its line
+    /// end.
+    pub(crate) fn finish<E: From<EventTooLong>>(
+        &mut self,
+        mut event: impl FnMut(&[u8]) -> Result<(), E>,
+    ) -> Result<(), E> {
+        let line = std::mem::take(&mut self.line);
+        if !line.is_empty() {
+            self.end_line(&line, &mut event)?;
+        }
+        self.end_event(&mut event)
+    }
+
     fn buffer(&mut self, bytes: &[u8]) -> Result<(), EventTooLong> {
         if self.line.len() + bytes.len() > MAX_EVENT_BYTES {
             return Err(EventTooLong);
@@ -62,101 +85,101 @@ impl SseParser {
 
     fn end_line<E: From<EventTooLong>>(
         &mut self,
+        mut line: &[u8],
+        event: &mut impl FnMut(&[u8]) -> Result<(), E>,
+    ) -> Result<(), E> {
+        if !std::mem::replace(&mut self.has_first_line, true) {
+            line = line.strip_prefix(BYTE_ORDER_MARK).unwrap_or(line);
+        }
+        if self.json_depth > 0 {
+            if !is_field(line) {
+                return self.json_line(line, event);
+            }
+            // The JSON is incomplete, and a field follows.
+            self.end_event(event)?;
+        }
+        match line {
+            [] => return self.end_event(event),
+            [b'{' | b'[', ..] if self.data.is_empty() => return self.json_line(line, event),
+            // JSON that continues a data line.
+            [b'{' | b'[', ..] => return Ok(self.append(line)?),
+            _ => {}
+        }
+        let end = memchr(b':', line).unwrap_or(line.len());
+        let value = line.get(end + 1..).unwrap_or_default();
+        let value = value.strip_prefix(b" ").unwrap_or(value);
+        match &line[..end] {
+            b"data" => self.append(value)?,
+            // The field that llama.cpp used before it sent errors as data.
+            b"error" => {
+                self.is_error = true;
+                self.append(value)?;
+            }
+            b"event" => self.is_error = value == b"error",
+            // Comments and the fields id and retry are ignored.
+            _ => {}
+        }
+        Ok(())
+    }
+
+    /// Adds a line of JSON that has no field name. The JSON ends with its last bracket.
+    fn json_line<E: From<EventTooLong>>(
+        &mut self,
         line: &[u8],
         event: &mut impl FnMut(&[u8]) -> Result<(), E>,
     ) -> Result<(), E> {
-        if line.is_empty() {
-            let data = std::mem::take(&mut self.data);
-            return data.strip_suffix(b"\n").map_or(Ok(()), event);
+        self.append(line)?;
+        let (mut in_string, mut is_escaped) = (false, false);
+        for byte in line {
+            match byte {
+                _ if std::mem::take(&mut is_escaped) => {}
+                b'\\' => is_escaped = in_string,
+                b'"' => in_string = !in_string,
+                b'{' | b'[' if !in_string => self.json_depth += 1,
+                b'}' | b']' if !in_string => self.json_depth = self.json_depth.saturating_sub(1),
+                _ => {}
+            }
         }
-        // Comments and the fields event, id and retry are ignored.
-        let Some(value) = line.strip_prefix(b"data") else { return Ok(()) };
-        let value = match value {
-            [] => value,
-            [b':', b' ', value @ ..] | [b':', value @ ..] => value,
-            _ => return Ok(()),
-        };
+        if self.json_depth == 0 { self.end_event(event) } else { Ok(()) }
+    }
+
+    fn append(&mut self, value: &[u8]) -> Result<(), EventTooLong> {
         if self.data.len() + value.len() >= MAX_EVENT_BYTES {
-            return Err(EventTooLong.into());
+            return Err(EventTooLong);
         }
         self.data.extend_from_slice(value);
         self.data.push(b'\n');
         Ok(())
     }
+
+    fn end_event<E>(&mut self, event: &mut impl FnMut(&[u8]) -> Result<(), E>) -> Result<(), E> {
+        self.json_depth = 0;
+        let is_error = std::mem::take(&mut self.is_error);
+        let mut buffer = std::mem::take(&mut self.data);
+        let result = match buffer.strip_suffix(b"\n") {
+            None | Some(b"") if is_error => Ok(()),
+            None => Ok(()),
+            Some(data) if is_error && !data.starts_with(b"[DONE]") => event(&error_event(data)),
+            Some(data) => event(data),
+        };
+        buffer.clear();
+        self.data = buffer;
+        result
+    }
+}
+
+/// The line begins a field of an event.
+fn is_field(line: &[u8]) -> bool {
+    [b"data:".as_slice(), b"event:", b"error:"].iter().any(|name| line.starts_with(name))
+}
+
+/// The data of an event named `error`: JSON, or a plain text.
+fn error_event(data: &[u8]) -> Vec<u8> {
+    let is_json = serde_json::from_slice::<IgnoredAny>(data).is_ok();
+    let quoted = || serde_json::Value::from(String::from_utf8_lossy(data)).to_string();
+    let value = if is_json { data.to_vec() } else { quoted().into_bytes() };
+    [b"{\"error\":".as_slice(), &value, b"}"].concat()
 }
 
 #[cfg(test)]
-mod tests {
-    use proptest::prelude::*;
-
-    use super::*;
-
-    fn read(pieces: &[&[u8]]) -> Result<Vec<String>, EventTooLong> {
-        let (mut parser, mut events) = (SseParser::default(), Vec::new());
-        for piece in pieces {
-            parser.feed(piece, |data| {
-                events.push(String::from_utf8(data.to_vec()).unwrap());
-                Ok::<_, EventTooLong>(())
-            })?;
-        }
-        Ok(events)
-    }
-
-    #[test]
-    fn comments_other_fields_and_line_ends_of_all_kinds_are_parsed() {
-        let stream = b": keep-alive\n\ndata: one\n\nevent: x\rdata:two\r\rid: 1\r\ndata: a\r\ndata: b\r\n\r\ndata\n\nretry\n\n";
-        assert_eq!(read(&[stream]).unwrap(), ["one", "two", "a\nb", ""]);
-    }
-
-    #[test]
-    fn an_event_without_its_empty_line_is_not_emitted() {
-        assert_eq!(read(&[b"data: one\n\ndata: two\n"]).unwrap(), ["one"]);
-    }
-
-    #[test]
-    fn an_endless_line_and_an_endless_event_are_rejected() {
-        let piece = [b'x'; 4096];
-        let mut parser = SseParser::default();
-        let mut refuse =
-            || (0..300).find_map(|_| parser.feed(&piece, |_| Ok::<_, EventTooLong>(())).err());
-        assert_eq!(refuse(), Some(EventTooLong));
-        assert_eq!(parser.line.len(), MAX_EVENT_BYTES / 4096 * 4096);
-        let line = [b"data: ".as_slice(), &piece, b"\n"].concat();
-        let mut parser = SseParser::default();
-        let refused =
-            (0..300).find_map(|_| parser.feed(&line, |_| Ok::<_, EventTooLong>(())).err());
-        assert_eq!(refused, Some(EventTooLong));
-    }
-
-    proptest! {
-        #[test]
-        fn events_are_the_same_however_the_bytes_are_cut(
-            texts in prop::collection::vec("[^\r\n]{0,12}", 0..8),
-            ends in prop::collection::vec(prop::sample::select(vec!["\n", "\r\n", "\r"]), 8),
-            cuts in prop::collection::vec(1usize..9, 0..200),
-        ) {
-            let end = |index: usize| ends[index % ends.len()];
-            let mut stream = String::new();
-            for (index, text) in texts.iter().enumerate() {
-                stream.extend([": 주석", end(index), "data: ", text, end(index), end(index)]);
-            }
-            let mut rest = stream.as_bytes();
-            let mut pieces = Vec::new();
-            for cut in cuts {
-                let (piece, after) = rest.split_at(cut.min(rest.len()));
-                pieces.push(piece);
-                rest = after;
-            }
-            pieces.push(rest);
-            prop_assert_eq!(read(&pieces).unwrap(), texts);
-        }
-
-        #[test]
-        fn no_bytes_make_the_parser_panic(pieces in prop::collection::vec(prop::collection::vec(any::<u8>(), 0..40), 0..20)) {
-            let mut parser = SseParser::default();
-            for piece in pieces {
-                let _ = parser.feed(&piece, |_| Ok::<_, EventTooLong>(()));
-            }
-        }
-    }
-}
+mod tests;
