@@ -4,10 +4,10 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::LazyLock;
 
-use hapa_policy::{is_stream_path, rust, sources};
+use hapa_policy::{rust, sources};
 use regex::Regex;
 
-/// Identifiers that no definition may have, outside of the stream path.
+/// Identifiers that no definition may have.
 const DENIED: &[&str] = &[
     // types
     "Away",
@@ -178,8 +178,7 @@ fn definitions(path: &Path, source: &str) -> Vec<Definition> {
 fn all_definitions() -> Vec<Definition> {
     let folders = ["proto/src", "services", "tests"];
     let all = folders.into_iter().flat_map(sources);
-    let covered =
-        all.filter(|(path, _)| !is_stream_path(path) && !path.starts_with("tests/policy"));
+    let covered = all.filter(|(path, _)| !path.starts_with("tests/policy"));
     covered.flat_map(|(path, text)| definitions(&path, &text)).collect()
 }
 
@@ -238,7 +237,7 @@ fn a_constant_of_time_or_size_says_so() {
             .unwrap();
     let mut found = Vec::new();
     let files = ["services", "tests"].into_iter().flat_map(sources);
-    for (path, text) in files.filter(|(path, _)| !is_stream_path(path)) {
+    for (path, text) in files {
         let code = rust::code(&text);
         let code = if rust::is_test(&path) { code } else { rust::without_tests(&code) };
         for constant in constant.captures_iter(&code) {

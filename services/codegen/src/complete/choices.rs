@@ -229,11 +229,7 @@ mod tests {
     }
 
     fn end(index: usize, reason: &str) -> Piece {
-        Piece {
-            choice: index,
-            finish_reason: Some(reason.into()),
-            ..Piece::default()
-        }
+        Piece { choice: index, finish_reason: Some(reason.into()), ..Piece::default() }
     }
 
     fn delta(pieces: Vec<Piece>) -> EngineDelta {

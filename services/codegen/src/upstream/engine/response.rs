@@ -82,7 +82,9 @@ impl ResponseStream {
                 Poll::Ready(None) if self.chunk_count > 0 => {
                     return Poll::Ready(Ok(self.end_read()));
                 }
-                Poll::Ready(None) => return Poll::Ready(self.end(delta).map(|()| ReadOutcome::End)),
+                Poll::Ready(None) => {
+                    return Poll::Ready(self.end(delta).map(|()| ReadOutcome::End));
+                }
                 Poll::Pending if self.chunk_count == 0 => return Poll::Pending,
                 Poll::Pending if self.has_yielded => return Poll::Ready(Ok(self.end_read())),
                 Poll::Pending => {
