@@ -1,3 +1,6 @@
-//! Code generation: splits the answer of a model into code and explanation.
+//! Code generation: splits the answer of a model into reasoning, code and explanation.
 
+pub(crate) mod code_block_tracker;
+pub(crate) mod control_token_filter;
 pub(crate) mod fence;
+pub(crate) mod think_tags;
