@@ -228,7 +228,9 @@ impl CompleteResponse {
                 let suggestion = if let Track::Suggestion(index) = track { index } else { 0 };
                 Event::Delta(Delta { suggestion, text })
             }
-            ResponseEvent::Heartbeat { .. } => Event::Heartbeat(Heartbeat {}),
+            ResponseEvent::Heartbeat { .. } | ResponseEvent::Reclassified => {
+                Event::Heartbeat(Heartbeat {})
+            }
             ResponseEvent::Finished(finished) => Event::Finished(self.finish(*finished)),
             ResponseEvent::Failed(failed) => {
                 self.session_guard = None;

@@ -1,8 +1,12 @@
 //! Code generation: answers a question with code and explanation.
 
 pub(crate) mod answer;
+mod code_block_tracker;
+mod control_token_filter;
 pub(crate) mod events;
 pub(crate) mod fence;
+mod inline_reasoning;
+pub(crate) mod think_tags;
 
 use std::sync::Arc;
 
@@ -13,6 +17,7 @@ use tonic::{Request, Status};
 use crate::error::Error;
 use crate::generate::answer::GenerateFold;
 use crate::generate::events::GenerateResponse;
+use crate::generate::inline_reasoning::InlineReasoning;
 use crate::request::generate_params::GenerateParams;
 use crate::request::model::ModelCatalog;
 use crate::request::task::ModelChoice;
@@ -21,15 +26,19 @@ use crate::stream::cache::{CacheKey, CacheKeyInput};
 use crate::stream::{Fold, GenerationJob, Pipeline, Sharing, SubscriberContext};
 use crate::upstream::engine::Operation;
 use crate::upstream::pool::balancer;
-use crate::validate::CodeInspector;
 
 /// Starts generations.
 pub(crate) struct Generations {
-    pub(crate) models: Arc<ModelCatalog>,
-    pub(crate) pipeline: Arc<Pipeline>,
+    models: Arc<ModelCatalog>,
+    pipeline: Arc<Pipeline>,
+    inline_reasoning: Arc<InlineReasoning>,
 }
 
 impl Generations {
+    pub(crate) fn new(models: Arc<ModelCatalog>, pipeline: Arc<Pipeline>) -> Generations {
+        Generations { models, pipeline, inline_reasoning: Arc::default() }
+    }
+
     /// Validates a request, chooses its model, and starts its response.
     pub(crate) async fn start(
         &self,
@@ -58,7 +67,8 @@ impl Generations {
         let response = self.pipeline.respond_cached(&call, sharing, context, job).await?;
         let named = params.request_id.as_deref();
         let request_id = named.map_or_else(|| Arc::clone(&call.request_id), Arc::from);
-        Ok(GenerateResponse { response, request_id, model, task: params.task })
+        let task = params.task;
+        Ok(GenerateResponse { response, request_id, model, task, include_reasoning })
     }
 
     fn prepare(
@@ -81,6 +91,8 @@ impl Generations {
             body: &body,
             options: limit.as_ref().map(<[u8; 4]>::as_slice).as_slice(),
         });
+        let inline_reasoning = Arc::clone(&self.inline_reasoning);
+        let fold = GenerateFold::new(model, &params.language, inline_reasoning);
         let job = GenerationJob {
             operation: Operation::Chat,
             work: WorkKind::Generation,
@@ -89,7 +101,7 @@ impl Generations {
             estimate: params.estimate(&body),
             sampling: params.sampling(),
             max_reasoning_tokens,
-            fold: Fold::Generate(Box::new(GenerateFold::new(CodeInspector::new(&params.language)))),
+            fold: Fold::Generate(Box::new(fold)),
             body,
         };
         Ok((Sharing { key, subject: call.actor().into(), is_fresh }, job))

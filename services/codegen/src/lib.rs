@@ -209,7 +209,7 @@ pub fn service(config: &Config, dependencies: Dependencies) -> anyhow::Result<Se
     let idempotency = Idempotency::new(common.redis_url(), redis_timeout, &shutdown, &mut spec)?;
     let codegen = Codegen {
         models: Arc::clone(&models),
-        generations: Generations { models: Arc::clone(&models), pipeline: Arc::clone(&pipeline) },
+        generations: Generations::new(Arc::clone(&models), Arc::clone(&pipeline)),
         completions: Completions::new(models, pipeline),
         validation_pool: ValidationPool::default(),
         idempotency,

@@ -18,7 +18,6 @@ use tonic::{Request, Response, Status};
 use crate::complete::Completions;
 use crate::error::Error;
 use crate::generate::Generations;
-use crate::generate::events::ReplyBuilder;
 use crate::idempotency::Idempotency;
 use crate::request::model::ModelCatalog;
 use crate::validate::{self, ValidationPool};
@@ -116,11 +115,6 @@ impl Codegen {
         &self,
         request: Request<GenerateCodeRequest>,
     ) -> Result<GenerateCodeResponse, Status> {
-        let mut response = self.generations.start(request).await?;
-        let mut builder = ReplyBuilder::default();
-        while let Some(event) = response.next().await {
-            builder.push(event?);
-        }
-        Ok(builder.build())
+        self.generations.start(request).await?.collect().await
     }
 }

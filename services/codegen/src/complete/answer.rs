@@ -4,7 +4,7 @@ use hapa_proto::codegen::v1::Usage;
 
 use crate::complete::choices::Choices;
 use crate::complete::params::CompletionOptions;
-use crate::stream::{AnswerEnd, Delta, Track};
+use crate::stream::{AnswerEnd, Delta, StreamItem, Track};
 use crate::upstream::engine::EngineDelta;
 
 /// See the module.
@@ -30,16 +30,15 @@ impl CompleteFold {
         }
     }
 
-    pub(crate) fn push(&mut self, delta: EngineDelta) -> Vec<Delta> {
+    pub(crate) fn push(&mut self, delta: EngineDelta, items: &mut Vec<StreamItem>) {
         self.choices.push(delta);
         let grown = (0..).zip(self.choices.texts()).zip(&mut self.emitted);
-        let deltas = grown.filter_map(|((index, text), emitted)| {
+        items.extend(grown.filter_map(|((index, text), emitted)| {
             // The end of a text can turn out to be before what was emitted.
             let new = text.get(*emitted..).filter(|new| !new.is_empty())?;
             *emitted = text.len();
-            Some(Delta::new(Track::Suggestion(index), new))
-        });
-        deltas.collect()
+            Some(StreamItem::Delta(Delta::new(Track::Suggestion(index), new)))
+        }));
     }
 
     pub(crate) fn is_complete(&self) -> bool {

@@ -1,67 +1,138 @@
-//! The fold of a generation: removes invisible characters, separates code from explanation, and inspects the code.
+//! The fold of a generation. Text passes, in this order: the filter of invisible characters, the splitter of inline
+//! reasoning, the filter of control tokens, and the splitter of code and explanation. Code is inspected.
+
+use std::sync::Arc;
 
 use hapa_proto::codegen::v1::Usage;
 use hapa_proto::codegen::v1::stream_generate_code_response::Kind;
 
-use crate::generate::fence::FenceSplitter;
+use crate::generate::control_token_filter::ControlTokenFilter;
+use crate::generate::fence::{FenceSplitter, Segment};
+use crate::generate::inline_reasoning::InlineReasoning;
+use crate::generate::think_tags::{Expect, Part, ThinkTagSplitter};
 use crate::request::unicode::InvisibleCharFilter;
-use crate::stream::{AnswerEnd, Delta, Track, push_delta};
+use crate::stream::{AnswerEnd, StreamItem, Track, push_delta};
 use crate::upstream::engine::{Content, EngineDelta, FinishReason, Piece, UsageCounter};
 use crate::validate::CodeInspector;
 
 /// See the module.
 pub(crate) struct GenerateFold {
     char_filter: InvisibleCharFilter,
-    splitter: FenceSplitter,
-    inspector: CodeInspector,
+    think_tags: ThinkTagSplitter,
+    answer: AnswerSplitter,
+    inline_reasoning: Arc<InlineReasoning>,
+    model: String,
+    expected: Expect,
+    language: String,
     finish_reason: Option<FinishReason>,
     usage: UsageCounter,
     /// Events with content: about the number of tokens.
     token_events: u32,
     reasoning_events: u32,
-    has_text: bool,
+    is_reclassified: bool,
     has_refusal: bool,
     has_tool_calls: bool,
 }
 
+/// Splits the text after the reasoning.
+struct AnswerSplitter {
+    control_tokens: ControlTokenFilter,
+    fences: FenceSplitter,
+    inspector: CodeInspector,
+    has_text: bool,
+}
+
+impl AnswerSplitter {
+    fn new(language: &str) -> AnswerSplitter {
+        AnswerSplitter {
+            control_tokens: ControlTokenFilter::default(),
+            fences: FenceSplitter::default(),
+            inspector: CodeInspector::new(language),
+            has_text: false,
+        }
+    }
+
+    fn push(&mut self, text: &str, items: &mut Vec<StreamItem>) {
+        let AnswerSplitter { control_tokens, fences, inspector, has_text } = self;
+        let text = control_tokens.push(text);
+        *has_text |= !text.trim().is_empty();
+        fences.push(&text, &mut |segment, text| push_segment(inspector, segment, text, items));
+    }
+
+    fn end(&mut self, items: &mut Vec<StreamItem>) {
+        let AnswerSplitter { control_tokens, fences, inspector, has_text } = self;
+        let text = control_tokens.end();
+        *has_text |= !text.trim().is_empty();
+        fences.push(&text, &mut |segment, text| push_segment(inspector, segment, text, items));
+        fences.end(&mut |segment, text| push_segment(inspector, segment, text, items));
+    }
+}
+
+fn push_segment(
+    inspector: &mut CodeInspector,
+    segment: Segment<'_>,
+    text: &str,
+    items: &mut Vec<StreamItem>,
+) {
+    let track = if segment.kind == Kind::Code {
+        inspector.push(segment.block, segment.info_word, text);
+        Track::Code
+    } else {
+        Track::Explanation
+    };
+    push_delta(items, track, text);
+}
+
 impl GenerateFold {
-    pub(crate) fn new(inspector: CodeInspector) -> GenerateFold {
+    pub(crate) fn new(
+        model: &str,
+        language: &str,
+        inline_reasoning: Arc<InlineReasoning>,
+    ) -> GenerateFold {
+        let expected = inline_reasoning.expected(model);
         GenerateFold {
             char_filter: InvisibleCharFilter::default(),
-            splitter: FenceSplitter::default(),
-            inspector,
+            think_tags: ThinkTagSplitter::new(expected),
+            answer: AnswerSplitter::new(language),
+            inline_reasoning,
+            model: model.to_owned(),
+            expected,
+            language: language.to_owned(),
             finish_reason: None,
             usage: UsageCounter::default(),
             token_events: 0,
             reasoning_events: 0,
-            has_text: false,
+            is_reclassified: false,
             has_refusal: false,
             has_tool_calls: false,
         }
     }
 
-    pub(crate) fn push(&mut self, delta: EngineDelta) -> Vec<Delta> {
-        let mut deltas = Vec::new();
+    pub(crate) fn push(&mut self, delta: EngineDelta, items: &mut Vec<StreamItem>) {
         self.usage.merge(delta.usage);
         // One answer was requested.
         for piece in delta.pieces.into_iter().filter(|piece| piece.choice == 0) {
-            self.push_piece(piece, &mut deltas);
+            self.push_piece(piece, items);
         }
-        deltas
     }
 
-    fn push_piece(&mut self, piece: Piece, deltas: &mut Vec<Delta>) {
+    fn push_piece(&mut self, piece: Piece, items: &mut Vec<StreamItem>) {
         self.usage.merge(piece.usage);
         self.token_events = self.token_events.saturating_add(piece.events);
         match piece.content {
-            Content::Text(text) => self.push_text(&text, deltas),
+            Content::Text(text) => {
+                self.push_text(&text, items);
+                if self.think_tags.is_in_reasoning() {
+                    self.reasoning_events = self.reasoning_events.saturating_add(piece.events);
+                }
+            }
             Content::Reasoning(text) => {
                 self.reasoning_events = self.reasoning_events.saturating_add(piece.events);
-                push_delta(deltas, Track::Reasoning, &text);
+                push_delta(items, Track::Reasoning, &self.char_filter.strip(&text));
             }
             Content::Refusal(text) => {
                 self.has_refusal = true;
-                self.push_text(&text, deltas);
+                self.push_text(&text, items);
             }
             Content::ToolCall(_) => self.has_tool_calls = true,
             Content::None => {}
@@ -69,39 +140,64 @@ impl GenerateFold {
         self.finish_reason = piece.finish_reason.or(self.finish_reason);
     }
 
-    fn push_text(&mut self, text: &str, deltas: &mut Vec<Delta>) {
+    fn push_text(&mut self, text: &str, items: &mut Vec<StreamItem>) {
         let text = self.char_filter.strip(text);
-        self.has_text |= !text.trim().is_empty();
-        let inspector = &mut self.inspector;
-        self.splitter.push(&text, &mut |segment, text| {
-            if segment.kind == Kind::Code {
-                inspector.push(segment.block, segment.info_word, text);
+        let GenerateFold { think_tags, answer, language, .. } = self;
+        let mut is_reclassified = false;
+        think_tags.push(&text, &mut |part, text| match part {
+            Part::Reasoning => push_delta(items, Track::Reasoning, text),
+            Part::Answer => answer.push(text, items),
+            Part::Reclassified => {
+                is_reclassified = true;
+                *answer = AnswerSplitter::new(language);
+                items.push(StreamItem::Reclassified);
             }
-            push_delta(deltas, track_of(segment.kind), text);
         });
+        if is_reclassified {
+            self.is_reclassified = true;
+            self.reasoning_events = self.token_events;
+            self.inline_reasoning.learn(&self.model, true);
+        }
     }
 
-    pub(crate) fn flush(&mut self) -> Vec<Delta> {
-        let mut deltas = Vec::new();
-        let inspector = &mut self.inspector;
-        self.splitter.end(&mut |segment, text| {
-            if segment.kind == Kind::Code {
-                inspector.push(segment.block, segment.info_word, text);
-            }
-            push_delta(&mut deltas, track_of(segment.kind), text);
+    pub(crate) fn flush(&mut self, items: &mut Vec<StreamItem>) {
+        let GenerateFold { think_tags, answer, .. } = self;
+        think_tags.end(&mut |part, text| match part {
+            Part::Reasoning => push_delta(items, Track::Reasoning, text),
+            Part::Answer => answer.push(text, items),
+            Part::Reclassified => {}
         });
-        deltas
+        answer.end(items);
+        if self.expected == Expect::Open && think_tags.is_in_reasoning() {
+            self.inline_reasoning.learn(&self.model, false);
+        }
     }
 
     pub(crate) fn is_complete(&self) -> bool {
-        self.finish_reason.is_some_and(|reason| !reason.is_failure())
+        match self.finish_reason {
+            Some(reason) => !reason.is_failure(),
+            None => self.answer.control_tokens.has_ended(),
+        }
+    }
+
+    /// The model continues after the end of its turn.
+    pub(crate) fn can_stop_early(&self) -> bool {
+        self.finish_reason.is_none() && self.answer.control_tokens.has_ended()
     }
 
     pub(crate) fn finish(&mut self) -> AnswerEnd {
-        let reason = self.finish_reason.unwrap_or(FinishReason::Other);
-        let mut warnings = self.inspector.warnings(reason == FinishReason::Length);
+        let reason = self.finish_reason.unwrap_or(FinishReason::Stop);
+        let mut warnings = self.answer.inspector.warnings(reason == FinishReason::Length);
         if self.char_filter.removed_count > 0 {
             warnings.push("invisible characters were removed from the answer".to_owned());
+        }
+        if self.answer.control_tokens.removed_count() > 0 {
+            warnings.push("control tokens of the model were removed from the answer".to_owned());
+        }
+        if self.is_reclassified {
+            let warning = "the text before the end of the reasoning is reasoning, though it was sent \
+                           as answer; further answers of this model are separated";
+            warnings.push(warning.to_owned());
         }
         let problem = self.problem(reason);
         let is_reusable = problem.is_none();
@@ -122,7 +218,7 @@ impl GenerateFold {
             () if self.has_tool_calls => {
                 Some("the model requested a tool call, though no tools were offered")
             }
-            () if self.has_text => None,
+            () if self.answer.has_text => None,
             () if self.reasoning_events > 0 && reason == FinishReason::Length => Some(
                 "the answer is empty: the model used all tokens for its reasoning; raise max_tokens",
             ),
@@ -155,13 +251,5 @@ impl GenerateFold {
 
     pub(crate) fn finish_reasons(&self) -> Vec<&'static str> {
         self.finish_reason.map(FinishReason::as_str).into_iter().collect()
-    }
-}
-
-fn track_of(kind: Kind) -> Track {
-    match kind {
-        Kind::Code => Track::Code,
-        Kind::Reasoning => Track::Reasoning,
-        Kind::Explanation | Kind::Unspecified => Track::Explanation,
     }
 }

@@ -17,6 +17,7 @@ pub(crate) struct GenerateResponse {
     pub(crate) request_id: Arc<str>,
     pub(crate) model: String,
     pub(crate) task: String,
+    pub(crate) include_reasoning: bool,
 }
 
 impl GenerateResponse {
@@ -25,16 +26,32 @@ impl GenerateResponse {
         &mut self,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Event, Status>>> {
-        let event = ready!(self.response.poll_next(cx));
-        Poll::Ready(event.map(|event| Ok(self.message(event?))))
+        loop {
+            let Some(event) = ready!(self.response.poll_next(cx)) else { return Poll::Ready(None) };
+            // The messages of a stream cannot be recalled. A warning at its end reports it.
+            if let Some(event) = event.map(|event| self.message(event)).transpose() {
+                return Poll::Ready(Some(event));
+            }
+        }
     }
 
-    pub(crate) async fn next(&mut self) -> Option<Result<Event, Status>> {
-        std::future::poll_fn(|cx| self.poll_next(cx)).await
+    /// Collects the events into one reply.
+    pub(crate) async fn collect(mut self) -> Result<GenerateCodeResponse, Status> {
+        let mut builder = ReplyBuilder::default();
+        while let Some(event) = std::future::poll_fn(|cx| self.response.poll_next(cx)).await {
+            let event = event?;
+            if matches!(event, ResponseEvent::Reclassified) {
+                builder.reclassify();
+            }
+            if let Some(event) = self.message(event) {
+                builder.push(event);
+            }
+        }
+        Ok(builder.build(self.include_reasoning))
     }
 
-    fn message(&self, event: ResponseEvent) -> Event {
-        match event {
+    fn message(&self, event: ResponseEvent) -> Option<Event> {
+        Some(match event {
             ResponseEvent::Started { is_cached } => Event::Started(Started {
                 request_id: self.request_id.to_string(),
                 model: self.model.clone(),
@@ -44,6 +61,7 @@ impl GenerateResponse {
             ResponseEvent::Delta(stream::Delta { track, text }) => {
                 Event::Delta(Delta { text, kind: kind_of(track).into() })
             }
+            ResponseEvent::Reclassified => return None,
             ResponseEvent::Heartbeat { reasoning_tokens } => {
                 Event::Heartbeat(Heartbeat { reasoning_tokens })
             }
@@ -54,7 +72,7 @@ impl GenerateResponse {
                 incident_id: failed.incident_id,
                 partial: failed.is_partial,
             }),
-        }
+        })
     }
 }
 
@@ -79,13 +97,21 @@ fn finished_message(finished: stream::Finished) -> Finished {
 
 /// Collects the events of a stream into one reply.
 #[derive(Default)]
-pub(crate) struct ReplyBuilder {
+struct ReplyBuilder {
     reply: GenerateCodeResponse,
     has_code: bool,
 }
 
 impl ReplyBuilder {
-    pub(crate) fn push(&mut self, event: Event) {
+    /// The text so far is reasoning.
+    fn reclassify(&mut self) {
+        let GenerateCodeResponse { generated_code, explanation, reasoning, .. } = &mut self.reply;
+        reasoning.push_str(&std::mem::take(explanation));
+        reasoning.push_str(&std::mem::take(generated_code));
+        self.has_code = false;
+    }
+
+    fn push(&mut self, event: Event) {
         match event {
             Event::Started(started) => {
                 self.reply.request_id = started.request_id;
@@ -114,7 +140,10 @@ impl ReplyBuilder {
     }
 
     /// The reply. An answer without a code block is returned as code.
-    pub(crate) fn build(mut self) -> GenerateCodeResponse {
+    fn build(mut self, include_reasoning: bool) -> GenerateCodeResponse {
+        if !include_reasoning {
+            self.reply.reasoning.clear();
+        }
         if !self.has_code {
             self.reply.generated_code = std::mem::take(&mut self.reply.explanation);
         }

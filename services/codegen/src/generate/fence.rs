@@ -1,15 +1,36 @@
-//! Splits a streamed answer into code and explanation. Lines that open or close Markdown code
-//! blocks are removed and switch the kind. All other bytes pass through in order, as soon as they
-//! cannot belong to such a line.
+//! Splits a streamed answer into code and explanation at its Markdown code blocks: fences as CommonMark defines
+//! them, in list items and block quotes too, and HTML blocks `<pre><code>`.
 //! <https://spec.commonmark.org/0.31.2/#fenced-code-blocks>
+//!
+//! The texts, joined, are byte for byte the answer, except for:
+//! * lines that open or close a block,
+//! * in a block, the indentation of its opening fence and the `>` of its block quotes,
+//! * in an HTML block, entities, which are decoded.
+//!
+//! Models often indent a list's blocks by another width than its items. Therefore a fence in a list may have any
+//! indentation, and code may be indented less than its fence. A fence closes also before a control token.
+//!
+//! Text is emitted as soon as it cannot belong to such a line, so at most 200 bytes are held back.
+
+mod container;
+mod html;
+mod info;
 
 use hapa_proto::codegen::v1::stream_generate_code_response::Kind;
 
+use crate::generate::fence::container::{
+    Container, LinePrefix, Unquoted, read_prefix, skip_blank, skip_quotes,
+};
+use crate::generate::fence::html::HtmlMatch;
+use crate::generate::fence::info::info_word;
+use crate::request::control_tokens::is_only_tokens;
+
 /// Longest line that can be a fence. Longer lines are not held back.
 const MAX_FENCE_LINE_LEN: usize = 200;
-
-/// Longer first words of info strings are cut to this length. Names of languages are shorter.
-const MAX_INFO_WORD_LEN: usize = 40;
+/// Shortest fence.
+const MIN_FENCE_LEN: usize = 3;
+/// Deepest indentation of a fence outside of lists. Deeper lines are indented code.
+const MAX_INDENT_LEN: usize = 3;
 
 /// The position of a piece of text in the answer.
 #[derive(Clone, Copy, Debug)]
@@ -17,7 +38,7 @@ pub(crate) struct Segment<'s> {
     pub(crate) kind: Kind,
     /// The number of the code block, from 1. For explanation, the number of the previous block.
     pub(crate) block: usize,
-    /// The first word after the block's opening fence, usually its language. "": there is none.
+    /// The language that the block's opening fence names. "": there is none.
     pub(crate) info_word: &'s str,
 }
 
@@ -26,217 +47,303 @@ pub(crate) struct Segment<'s> {
 pub(crate) struct FenceSplitter {
     /// The number of opened blocks.
     block_count: usize,
-    /// The first word after the last opening fence.
+    /// The language of the last block.
     info_word: String,
-    /// The current line while it may be a fence, or else "".
-    pending_line: String,
+    /// The current line while it may be a fence, or possible markup of an HTML block, or else "".
+    pending: String,
     /// The current line is no fence, so its rest passes through.
     is_mid_line: bool,
-    /// The opening fence of the current block.
-    open_fence: Option<Fence>,
+    /// HTML tags end here, and a line break after them belongs to them.
+    is_after_tag: bool,
+    lists: ListContext,
+    open_block: Option<Block>,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug)]
+enum Block {
+    Fenced(Fence),
+    Html,
+}
+
+/// The opening fence of a block.
+#[derive(Clone, Copy, Debug)]
 struct Fence {
     marker: char,
     length: usize,
+    container: Container,
+}
+
+/// Whether the current line may belong to a list item.
+#[derive(Debug, Default)]
+struct ListContext {
+    is_in_list: bool,
+    is_after_blank: bool,
+}
+
+/// Where the text of a line ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum LineEnd {
+    Known,
+    /// More text of the line may follow.
+    Unknown,
+    /// The line is too long for a fence, and its start alone is known.
+    TooFar,
 }
 
 enum LineKind {
-    /// The line opens a block with this fence, or closes the current one.
-    Fence(Option<Fence>),
-    Text,
+    Open(Fence, String),
+    /// Tags of this length open a block in this language.
+    OpenHtml(usize, String),
+    Close,
+    /// The line has left the block quote of the block, and is to be read again.
+    Leave,
+    /// Text, without its first bytes.
+    Text(usize),
     /// The rest of the line is needed.
     Undecided,
 }
 
 impl FenceSplitter {
     /// Adds a piece of the answer and emits all text that certainly is code or explanation.
-    pub(crate) fn push(&mut self, mut text: &str, emit: &mut impl FnMut(Segment<'_>, &str)) {
-        while !text.is_empty() {
-            let end = memchr::memchr(b'\n', text.as_bytes());
-            let (line, rest) = text.split_at(end.map_or(text.len(), |at| at + 1));
-            text = rest;
-            if self.is_mid_line {
-                emit(self.segment(), line);
-            } else {
-                self.pending_line.push_str(line);
-                self.resolve_pending(end.is_some(), emit);
-            }
-            if end.is_some() {
-                self.is_mid_line = false;
-            }
+    pub(crate) fn push(&mut self, text: &str, emit: &mut impl FnMut(Segment<'_>, &str)) {
+        if matches!(self.open_block, Some(Block::Html)) && !self.pending.is_empty() {
+            let mut joined = std::mem::take(&mut self.pending);
+            joined.push_str(text);
+            return self.advance(&joined, false, emit);
         }
+        self.advance(text, false, emit);
     }
 
     /// Emits the held-back text at the end of the answer.
     pub(crate) fn end(&mut self, emit: &mut impl FnMut(Segment<'_>, &str)) {
-        if !self.pending_line.is_empty() {
+        if matches!(self.open_block, Some(Block::Html)) {
+            let pending = std::mem::take(&mut self.pending);
+            self.advance(&pending, true, emit);
+        } else if !self.pending.is_empty() {
             self.resolve_pending(true, emit);
         }
     }
 
-    fn resolve_pending(&mut self, is_complete: bool, emit: &mut impl FnMut(Segment<'_>, &str)) {
-        match self.classify(is_complete) {
-            LineKind::Fence(open_fence) => {
-                self.open_fence = open_fence;
-                if let Some(fence) = open_fence {
-                    self.start_block(fence);
-                }
-                self.pending_line.clear();
-            }
-            LineKind::Text => {
-                emit(self.segment(), &self.pending_line);
-                self.pending_line.clear();
-                self.is_mid_line = true;
-            }
-            LineKind::Undecided => {}
-        }
-    }
-
-    fn classify(&self, is_complete: bool) -> LineKind {
-        let line = self.pending_line.trim_end_matches(['\n', '\r']);
-        let body = line.trim_start_matches(' ');
-        let Some(marker) = body.chars().next() else {
-            return if is_complete || line.len() > 3 {
-                LineKind::Text
-            } else {
-                LineKind::Undecided
+    fn advance(&mut self, mut text: &str, is_last: bool, emit: &mut impl FnMut(Segment<'_>, &str)) {
+        while !text.is_empty() {
+            let length = match self.open_block {
+                _ if self.is_after_tag => self.push_after_tag(text),
+                Some(Block::Html) => self.push_html(text, is_last, emit),
+                _ => self.push_line(text, emit),
             };
-        };
-        if !matches!(marker, '`' | '~')
-            || line.len() - body.len() > 3
-            || line.len() > MAX_FENCE_LINE_LEN
-        {
-            return LineKind::Text;
+            text = &text[length..];
         }
-        let after = body.trim_start_matches(marker);
-        let fence = Fence { marker, length: body.len() - after.len() };
-        let (is_long_enough, is_fence) = match self.open_fence {
-            Some(open_fence) if open_fence.marker != marker => return LineKind::Text,
-            Some(open_fence) => (fence.length >= open_fence.length, after.trim().is_empty()),
-            // A backtick after the fence makes the line inline code.
-            None => (fence.length >= 3, marker != '`' || !after.contains('`')),
-        };
-        if !is_fence || (!is_long_enough && (is_complete || !after.is_empty())) {
-            return LineKind::Text;
-        }
-        if !is_complete {
-            return LineKind::Undecided;
-        }
-        LineKind::Fence(self.open_fence.is_none().then_some(fence))
     }
 
-    fn start_block(&mut self, fence: Fence) {
-        let after = self.pending_line.trim_start_matches(' ').trim_start_matches(fence.marker);
-        let word = after.split_whitespace().next().unwrap_or_default();
+    /// Adds text up to the end of its line. Returns its length.
+    fn push_line(&mut self, text: &str, emit: &mut impl FnMut(Segment<'_>, &str)) -> usize {
+        let end = memchr::memchr(b'\n', text.as_bytes());
+        let line = &text[..end.map_or(text.len(), |at| at + 1)];
+        if self.is_mid_line {
+            emit(self.segment(), line);
+            self.is_mid_line = end.is_none();
+        } else {
+            self.pending.push_str(line);
+            self.resolve_pending(end.is_some(), emit);
+        }
+        line.len()
+    }
+
+    /// Drops a line break after tags.
+    fn push_after_tag(&mut self, text: &str) -> usize {
+        if text.starts_with('\r') {
+            return 1;
+        }
+        self.is_after_tag = false;
+        let has_break = text.starts_with('\n');
+        self.is_mid_line = self.open_block.is_none() && !has_break;
+        usize::from(has_break)
+    }
+
+    /// Adds text of an HTML block up to its next markup. Returns the length of what is done.
+    fn push_html(
+        &mut self,
+        text: &str,
+        is_last: bool,
+        emit: &mut impl FnMut(Segment<'_>, &str),
+    ) -> usize {
+        let at = memchr::memchr2(b'<', b'&', text.as_bytes()).unwrap_or(text.len());
+        if at > 0 {
+            emit(self.segment(), &text[..at]);
+            return at;
+        }
+        match html::match_markup(text) {
+            HtmlMatch::Found(Some(decoded), length) => {
+                emit(self.segment(), decoded);
+                length
+            }
+            HtmlMatch::Found(None, length) => {
+                (self.open_block, self.is_after_tag) = (None, true);
+                length
+            }
+            HtmlMatch::Partial if !is_last => {
+                text.clone_into(&mut self.pending);
+                text.len()
+            }
+            HtmlMatch::Partial | HtmlMatch::None => {
+                emit(self.segment(), &text[..1]);
+                1
+            }
+        }
+    }
+
+    fn resolve_pending(&mut self, is_complete: bool, emit: &mut impl FnMut(Segment<'_>, &str)) {
+        loop {
+            match self.classify(is_complete) {
+                LineKind::Open(fence, info_word) => {
+                    self.start_block(Block::Fenced(fence), info_word)
+                }
+                LineKind::OpenHtml(length, info_word) => {
+                    let rest = self.pending.split_off(length);
+                    self.start_block(Block::Html, info_word);
+                    self.is_after_tag = true;
+                    self.pending.clear();
+                    // Another block cannot start on this line, so this does not recur.
+                    return self.advance(&rest, false, emit);
+                }
+                LineKind::Close => self.open_block = None,
+                LineKind::Leave => {
+                    self.open_block = None;
+                    continue;
+                }
+                LineKind::Text(from) => {
+                    if from < self.pending.len() {
+                        emit(self.segment(), &self.pending[from..]);
+                    }
+                    self.is_mid_line = !is_complete;
+                }
+                LineKind::Undecided => return,
+            }
+            return self.pending.clear();
+        }
+    }
+
+    fn classify(&mut self, is_complete: bool) -> LineKind {
+        let line = self.pending.strip_suffix('\n').unwrap_or(&self.pending);
+        let line = line.strip_suffix('\r').unwrap_or(line);
+        // The start of a long line decides alone, however much of it has arrived.
+        let is_long = line.len() > MAX_FENCE_LINE_LEN;
+        let line = &line[..line.floor_char_boundary(MAX_FENCE_LINE_LEN)];
+        let end = match (is_long, is_complete) {
+            (true, _) => LineEnd::TooFar,
+            (false, true) => LineEnd::Known,
+            (false, false) => LineEnd::Unknown,
+        };
+        match self.open_block {
+            Some(Block::Fenced(fence)) => fence.classify(line, end),
+            _ => self.lists.classify(line, end),
+        }
+    }
+
+    fn start_block(&mut self, block: Block, info_word: String) {
+        self.open_block = Some(block);
         self.block_count += 1;
-        self.info_word = word.chars().take(MAX_INFO_WORD_LEN).collect();
+        self.info_word = info_word;
     }
 
     fn segment(&self) -> Segment<'_> {
-        let kind = if self.open_fence.is_some() { Kind::Code } else { Kind::Explanation };
+        let kind = if self.open_block.is_some() { Kind::Code } else { Kind::Explanation };
         Segment { kind, block: self.block_count, info_word: &self.info_word }
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use proptest::prelude::*;
+impl ListContext {
+    /// Classifies a line outside of code.
+    fn classify(&mut self, line: &str, end: LineEnd) -> LineKind {
+        let prefix = read_prefix(line);
+        if prefix.is_partial && end == LineEnd::Unknown {
+            return LineKind::Undecided;
+        }
+        let column = prefix.container.column;
+        if self.is_in_list || prefix.has_list_marker || column <= MAX_INDENT_LEN {
+            match classify_opening(line, &prefix, end) {
+                LineKind::Text(_) => {}
+                kind => return kind,
+            }
+        }
+        let is_blank = prefix.body.is_empty() && !prefix.has_list_marker;
+        if prefix.has_list_marker {
+            self.is_in_list = true;
+        } else if !is_blank && column == 0 && (self.is_after_blank || line.starts_with('#')) {
+            self.is_in_list = false;
+        }
+        self.is_after_blank = is_blank;
+        LineKind::Text(0)
+    }
+}
 
-    use super::*;
+/// Classifies a line that may open a block.
+fn classify_opening(line: &str, prefix: &LinePrefix<'_>, end: LineEnd) -> LineKind {
+    let (body, container) = (prefix.body, prefix.container);
+    let Some(marker) = body.chars().next().filter(|marker| matches!(marker, '`' | '~')) else {
+        return classify_tags(line, prefix, end);
+    };
+    let after = body.trim_start_matches(marker);
+    let length = body.len() - after.len();
+    // A backtick after the fence makes the line inline code.
+    let is_inline = marker == '`' && after.contains('`');
+    let is_fence = length >= MIN_FENCE_LEN && !is_inline;
+    match end {
+        LineEnd::Known if is_fence => {
+            LineKind::Open(Fence { marker, length, container }, info_word(after))
+        }
+        LineEnd::Unknown if is_fence || after.is_empty() => LineKind::Undecided,
+        _ => LineKind::Text(0),
+    }
+}
 
-    fn split<'a>(pieces: impl IntoIterator<Item = &'a str>) -> Vec<(Kind, String)> {
-        let (mut splitter, mut parts) = (FenceSplitter::default(), Vec::<(Kind, String)>::new());
-        let mut emit = |segment: Segment<'_>, text: &str| match parts.last_mut() {
-            Some((last, joined)) if *last == segment.kind => joined.push_str(text),
-            _ => parts.push((segment.kind, text.to_owned())),
+/// Classifies a line that may begin with the tags of an HTML block.
+fn classify_tags(line: &str, prefix: &LinePrefix<'_>, end: LineEnd) -> LineKind {
+    if prefix.container.quotes > 0 {
+        return LineKind::Text(0);
+    }
+    match html::match_open(prefix.body) {
+        HtmlMatch::Found(info_word, length) => {
+            LineKind::OpenHtml(line.len() - prefix.body.len() + length, info_word)
+        }
+        HtmlMatch::Partial if end == LineEnd::Unknown => LineKind::Undecided,
+        HtmlMatch::Partial | HtmlMatch::None => LineKind::Text(0),
+    }
+}
+
+impl Fence {
+    /// Classifies a line of the block that this fence has opened.
+    fn classify(&self, line: &str, end: LineEnd) -> LineKind {
+        let from = match skip_quotes(line, self.container.quotes, end != LineEnd::Unknown) {
+            Unquoted::Rest(from) => from,
+            Unquoted::Partial => return LineKind::Undecided,
+            Unquoted::Missing => return LineKind::Leave,
         };
-        for piece in pieces {
-            splitter.push(piece, &mut emit);
+        let (rest, last) = (&line[from..], self.container.column);
+        let text = LineKind::Text(from + skip_blank(rest, 0, last).0);
+        let (blank, column) = skip_blank(rest, 0, usize::MAX);
+        let body = &rest[blank..];
+        if column > last + MAX_INDENT_LEN {
+            return text;
         }
-        splitter.end(&mut emit);
-        parts
-    }
-
-    fn check(answer: &str, expected: &[(Kind, &str)]) {
-        let expected: Vec<_> =
-            expected.iter().map(|(kind, text)| (*kind, (*text).to_owned())).collect();
-        assert_eq!(split([answer]), expected, "{answer:?}");
-        assert_eq!(split(answer.split_inclusive(|_| true)), expected, "by letters: {answer:?}");
-    }
-
-    #[test]
-    fn fences_switch_the_kind_and_are_removed() {
-        use Kind::{Code, Explanation};
-        check(
-            "a\n```python\nx = 1\n```\nb",
-            &[(Explanation, "a\n"), (Code, "x = 1\n"), (Explanation, "b")],
-        );
-        check("```\nx\n```", &[(Code, "x\n")]);
-        check("~~~ py\n```\n~~~~\nz", &[(Code, "```\n"), (Explanation, "z")]);
-        check("````\n```\n````\n", &[(Code, "```\n")]);
-        check("  ```py\r\nx\r\n  ```  \r\ny", &[(Code, "x\r\n"), (Explanation, "y")]);
-        check("```py\nnever closed", &[(Code, "never closed")]);
-    }
-
-    #[test]
-    fn blocks_have_their_number_and_the_word_of_their_fence() {
-        let (mut splitter, mut seen) = (FenceSplitter::default(), Vec::new());
-        let answer = "a\n``` py title=x\n1\n```\n```\n2\n```\nb\n~~~js\n3\n";
-        splitter.push(answer, &mut |segment, text| {
-            seen.push((segment.block, segment.info_word.to_owned(), text.to_owned()));
-        });
-        let seen: Vec<_> =
-            seen.iter().map(|(block, word, text)| (*block, word.as_str(), text.as_str())).collect();
-        let expected =
-            [(0, "", "a\n"), (1, "py", "1\n"), (2, "", "2\n"), (2, "", "b\n"), (3, "js", "3\n")];
-        assert_eq!(seen, expected);
-    }
-
-    #[test]
-    fn lines_similar_to_a_fence_pass_through() {
-        use Kind::{Code, Explanation};
-        check("```inline``` code\n", &[(Explanation, "```inline``` code\n")]);
-        check("use `x` or ``y``\n``\n", &[(Explanation, "use `x` or ``y``\n``\n")]);
-        check("    ```\n", &[(Explanation, "    ```\n")]);
-        check("```\n``` not the end\n```\n", &[(Code, "``` not the end\n")]);
-        check("   \n\n  한글\n", &[(Explanation, "   \n\n  한글\n")]);
-    }
-
-    #[test]
-    fn only_a_possible_fence_is_held_back() {
-        let (mut splitter, mut given) = (FenceSplitter::default(), String::new());
-        splitter.push("word", &mut |_, text| given.push_str(text));
-        assert_eq!(given, "word");
-        splitter.push(" `a\n``", &mut |_, text| given.push_str(text));
-        assert_eq!(given, "word `a\n");
-        splitter.push("b", &mut |_, text| given.push_str(text));
-        assert_eq!(given, "word `a\n``b");
-        splitter.push("\n```", &mut |_, text| given.push_str(text));
-        splitter.push(&"x".repeat(MAX_FENCE_LINE_LEN), &mut |_, text| given.push_str(text));
-        assert!(given.len() > MAX_FENCE_LINE_LEN, "a long line is not held back for ever");
-    }
-
-    proptest! {
-        #[test]
-        fn the_split_does_not_depend_on_the_pieces(
-            answer in "([`~]{1,5}| {1,5}|[a-z한]|\r?\n|```py\n|\n```\n){0,40}",
-            cuts in prop::collection::vec(any::<prop::sample::Index>(), 0..20),
-        ) {
-            let letters: Vec<_> = answer.char_indices().map(|(at, _)| at).collect();
-            let mut at: Vec<_> = cuts.iter().filter(|_| !letters.is_empty()).map(|cut| letters[cut.index(letters.len())]).collect();
-            at.push(answer.len());
-            at.sort_unstable();
-            let mut from = 0;
-            let pieces: Vec<_> = at.iter().map(|to| { let piece = &answer[from..*to]; from = *to; piece }).collect();
-            prop_assert_eq!(split(pieces), split([answer.as_str()]));
+        if body.is_empty() {
+            return if end == LineEnd::Unknown { LineKind::Undecided } else { text };
         }
-
-        #[test]
-        fn text_without_fence_characters_passes_through_unchanged(answer in "[^`~]{0,80}") {
-            let joined: String = split([answer.as_str()]).into_iter().map(|(_, text)| text).collect();
-            prop_assert_eq!(joined, answer);
+        let after = body.trim_start_matches(self.marker);
+        let length = body.len() - after.len();
+        if length == 0 || (length < self.length && !after.is_empty()) {
+            return text;
+        }
+        let after = after.trim_start();
+        match end {
+            LineEnd::Unknown if after.is_empty() || after.starts_with(['<', '[']) => {
+                LineKind::Undecided
+            }
+            LineEnd::Known if length >= self.length && is_only_tokens(after) => LineKind::Close,
+            _ => text,
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

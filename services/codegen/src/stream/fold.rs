@@ -2,7 +2,7 @@
 
 use hapa_proto::codegen::v1::Usage;
 
-use super::item::{AnswerEnd, Delta};
+use super::item::{AnswerEnd, StreamItem};
 use crate::complete::answer::CompleteFold;
 use crate::generate::answer::GenerateFold;
 use crate::upstream::engine::EngineDelta;
@@ -14,11 +14,11 @@ pub(crate) enum Fold {
 }
 
 impl Fold {
-    /// Adds what an engine has sent. Returns what follows from it.
-    pub(super) fn push(&mut self, delta: EngineDelta) -> Vec<Delta> {
+    /// Adds what an engine has sent, and appends the items that follow from it.
+    pub(super) fn push(&mut self, delta: EngineDelta, items: &mut Vec<StreamItem>) {
         match self {
-            Fold::Generate(fold) => fold.push(delta),
-            Fold::Complete(fold) => fold.push(delta),
+            Fold::Generate(fold) => fold.push(delta, items),
+            Fold::Complete(fold) => fold.push(delta, items),
         }
     }
 
@@ -33,16 +33,16 @@ impl Fold {
     /// Whether the engine would only generate what is not needed.
     pub(super) fn can_stop_early(&self) -> bool {
         match self {
-            Fold::Generate(_) => false,
+            Fold::Generate(fold) => fold.can_stop_early(),
             Fold::Complete(fold) => fold.can_stop_early(),
         }
     }
 
-    /// Returns the text that was held back, at the end of the answer.
-    pub(super) fn flush(&mut self) -> Vec<Delta> {
+    /// Appends the text that was held back, at the end of the answer.
+    pub(super) fn flush(&mut self, items: &mut Vec<StreamItem>) {
         match self {
-            Fold::Generate(fold) => fold.flush(),
-            Fold::Complete(_) => Vec::new(),
+            Fold::Generate(fold) => fold.flush(items),
+            Fold::Complete(_) => {}
         }
     }
 

@@ -19,7 +19,7 @@ use tracing::Instrument as _;
 use super::accounting::{Accounting, EndOfGeneration};
 use super::deadlines::{StreamDeadlines, Timeouts};
 use super::fold::Fold;
-use super::item::{Delta, Failure, StreamItem, Track};
+use super::item::{Failure, StreamItem, Track};
 use crate::error::Error;
 use crate::request::task::Sampling;
 use crate::schedule::budget::Estimate;
@@ -296,27 +296,31 @@ impl Generation {
 
     /// Folds what was read into items.
     fn fold_delta(&mut self, items: &mut Vec<StreamItem>) {
-        let deltas = self.fold.push(std::mem::take(&mut self.delta));
-        self.push_deltas(deltas, items);
+        let first = items.len();
+        self.fold.push(std::mem::take(&mut self.delta), items);
+        self.record_items(&items[first..]);
         self.accounting.update_lease(&self.fold);
     }
 
-    fn push_deltas(&mut self, deltas: Vec<Delta>, items: &mut Vec<StreamItem>) {
-        if deltas.is_empty() {
-            return;
-        }
-        let is_answer = deltas.iter().any(|delta| delta.track != Track::Reasoning);
+    /// Appends the text that was held back.
+    fn flush(&mut self, items: &mut Vec<StreamItem>) {
+        let first = items.len();
+        self.fold.flush(items);
+        self.record_items(&items[first..]);
+    }
+
+    fn record_items(&mut self, items: &[StreamItem]) {
+        let tracks = items.iter().filter_map(StreamItem::track);
+        let Some(is_answer) = tracks.map(|track| track != Track::Reasoning).max() else { return };
         if self.deadlines.record_token(is_answer) {
             span::record_first_token(&self.accounting.span);
         }
         self.accounting.stats.upstream_chunk_at(self.deadlines.last_read());
-        items.extend(deltas.into_iter().map(StreamItem::Delta));
     }
 
     /// Ends a complete answer. The engine's connection is closed, unless it can be reused.
     fn finish(&mut self, is_reusable: bool, items: &mut Vec<StreamItem>) {
-        let rest = self.fold.flush();
-        self.push_deltas(rest, items);
+        self.flush(items);
         let finish = self.fold.finish();
         self.record(EndOfGeneration::Finished);
         items.push(StreamItem::Finished(Arc::new(finish)));
@@ -334,8 +338,7 @@ impl Generation {
             items.push(StreamItem::Failed(Arc::new(failure)));
             return;
         }
-        let rest = self.fold.flush();
-        self.push_deltas(rest, items);
+        self.flush(items);
         let error: RpcError =
             error.into_rpc_error(self.deadlines.has_answer(), self.fold.longest_field());
         self.record(EndOfGeneration::Failed(&error));

@@ -52,6 +52,8 @@ pub(crate) struct Failure {
 pub(crate) enum StreamItem {
     Started,
     Delta(Delta),
+    /// All deltas so far are reasoning, whatever their track.
+    Reclassified,
     Finished(Arc<AnswerEnd>),
     Failed(Arc<Failure>),
 }
@@ -82,14 +84,22 @@ impl From<Status> for Failure {
 }
 
 /// Appends text to the last delta if that is of the same track, or else as a new delta.
-pub(crate) fn push_delta(deltas: &mut Vec<Delta>, track: Track, text: &str) {
-    match deltas.last_mut() {
-        Some(last) if last.track == track => last.text.push_str(text),
-        _ => deltas.push(Delta::new(track, text)),
+pub(crate) fn push_delta(items: &mut Vec<StreamItem>, track: Track, text: &str) {
+    if text.is_empty() {
+        return;
+    }
+    match items.last_mut() {
+        Some(StreamItem::Delta(last)) if last.track == track => last.text.push_str(text),
+        _ => items.push(StreamItem::Delta(Delta::new(track, text))),
     }
 }
 
 impl StreamItem {
+    /// The track of a delta.
+    pub(crate) fn track(&self) -> Option<Track> {
+        if let StreamItem::Delta(delta) = self { Some(delta.track) } else { None }
+    }
+
     /// Size of its text in bytes.
     pub(crate) fn text_bytes(&self) -> usize {
         if let StreamItem::Delta(delta) = self { delta.text.len() } else { 0 }

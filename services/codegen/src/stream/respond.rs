@@ -21,9 +21,15 @@ use crate::error::Error;
 /// One event of a response. A response is `Started`, deltas and heartbeats, and one of `Finished` and `Failed`.
 #[derive(Debug)]
 pub(crate) enum ResponseEvent {
-    Started { is_cached: bool },
+    Started {
+        is_cached: bool,
+    },
     Delta(Delta),
-    Heartbeat { reasoning_tokens: u32 },
+    /// All deltas so far are reasoning, whatever their track.
+    Reclassified,
+    Heartbeat {
+        reasoning_tokens: u32,
+    },
     Finished(Box<Finished>),
     Failed(Failed),
 }
@@ -231,6 +237,7 @@ impl Response {
                     self.push_event(ResponseEvent::Delta(delta));
                 }
             }
+            StreamItem::Reclassified => self.events.push_back(ResponseEvent::Reclassified),
             StreamItem::Finished(finish) => {
                 self.settle();
                 let finished = self.finished(&finish);

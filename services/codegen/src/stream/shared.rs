@@ -261,7 +261,7 @@ impl SharedState {
             match &item {
                 StreamItem::Finished(finish) => self.end = Some(Ok(Arc::clone(finish))),
                 StreamItem::Failed(failure) => self.end = Some(Err(Arc::clone(failure))),
-                StreamItem::Started | StreamItem::Delta(_) => {}
+                StreamItem::Started | StreamItem::Delta(_) | StreamItem::Reclassified => {}
             }
             self.log.push(item);
         }
