@@ -106,7 +106,7 @@ mod tests {
     #[test]
     fn an_error_inside_of_the_stream_is_one() {
         let error = read(&[r#"{"error":{"message":"engine died","code":500}}"#]).unwrap_err();
-        assert_eq!(error, EngineError::StreamError(Some(500)));
+        assert_eq!(error.rejection().unwrap().0, 500);
         assert!(matches!(read(&["{"]).unwrap_err(), EngineError::InvalidReply(_)));
     }
 }

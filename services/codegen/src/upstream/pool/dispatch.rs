@@ -6,7 +6,6 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use hapa_core::call_stats::CallStats;
-use hapa_core::circuit_breaker::Outcome;
 use reqwest::StatusCode;
 use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
@@ -14,8 +13,11 @@ use tracing::Span;
 
 use super::EnginePool;
 use super::endpoint::{Attempt, Endpoint};
+use super::first_token::await_first_token;
 use super::snapshot::{EndpointQuery, NoEndpoint};
-use crate::upstream::engine::{EngineError, EventAccumulator, Operation, ResponseStream};
+use crate::upstream::engine::{
+    EngineError, EventAccumulator, Operation, RefusalReason, ResponseStream,
+};
 
 /// Maximum number of endpoints that one call tries.
 const MAX_ATTEMPTS: usize = 3;
@@ -44,8 +46,8 @@ pub(crate) struct StartedStream<E> {
     pub(crate) events: E,
     /// Set if the stream failed in the same read as its first token.
     pub(crate) error: Option<EngineError>,
-    attempt: Attempt,
-    requested_model: String,
+    pub(super) attempt: Attempt,
+    pub(super) requested_model: String,
 }
 
 impl<E> StartedStream<E> {
@@ -211,58 +213,27 @@ impl EnginePool {
     }
 }
 
-async fn await_first_token<E: EventAccumulator>(
-    request: &EngineRequest,
-    mut attempt: Attempt,
-) -> Result<StartedStream<E>, EngineError> {
-    let headers = attempt.start_span(&request.span, request.operation);
-    let engine = &attempt.endpoint.engine;
-    let response = engine.send(request.operation, headers, request.body.clone()).await;
-    let mut stream = response.inspect_err(|error| {
-        attempt.record_failure(error);
-        attempt.finish(outcome(error));
-    })?;
-    attempt.record_response();
-    request.answered.cancel();
-    let mut events = E::default();
-    let mut failure = None;
-    while failure.is_none() && !events.has_begun() && !events.is_done() {
-        failure = stream.read(&mut events).await.err();
-    }
-    if let Some(error) = failure.take_if(|_| !events.has_begun()) {
-        attempt.record_failure(&error);
-        attempt.finish(outcome(&error));
-        return Err(error);
-    }
-    attempt.finish(Outcome::Success);
-    let requested_model = request.model.clone();
-    Ok(StartedStream { stream, events, error: failure, attempt, requested_model })
-}
-
-/// What an error before the first token means for the circuit breaker.
-fn outcome(error: &EngineError) -> Outcome {
-    match error {
-        EngineError::Refused { status, .. } => match *status {
-            StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE => Outcome::Neutral,
-            status if status.is_client_error() => Outcome::Success,
-            _ => Outcome::Failure,
-        },
-        _ => Outcome::Failure,
-    }
-}
-
 /// Whether another engine may succeed.
 fn is_retryable(error: &EngineError) -> bool {
-    match error {
-        EngineError::Refused { status, .. } => {
-            !status.is_client_error() || *status == StatusCode::TOO_MANY_REQUESTS
+    let Some((status, refusal)) = error.rejection() else { return true };
+    match refusal {
+        RefusalReason::PathMissing => true,
+        // Without a caller's field the engine refuses something that this server adds.
+        RefusalReason::FieldRefused { field, .. } => field.caller_field().is_none(),
+        RefusalReason::ContextTooLong | RefusalReason::ModelMissing => false,
+        RefusalReason::Other => {
+            let retryable =
+                [StatusCode::REQUEST_TIMEOUT, StatusCode::TOO_EARLY, StatusCode::TOO_MANY_REQUESTS];
+            // Another engine may accept the credential of this server.
+            error.is_credential_rejected()
+                || retryable.contains(&status)
+                || !status.is_client_error()
         }
-        _ => true,
     }
 }
 
 fn is_model_missing(error: &EngineError) -> bool {
-    matches!(error, EngineError::Refused { status: StatusCode::NOT_FOUND, .. })
+    error.rejection().is_some_and(|(_, refusal)| refusal == RefusalReason::ModelMissing)
 }
 
 fn no_endpoint_error(none: &NoEndpoint) -> DispatchError {
