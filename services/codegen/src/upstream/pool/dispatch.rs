@@ -159,8 +159,11 @@ impl EnginePool {
         if matches!(&error, EngineError::Unreachable(how) if how.is_connect()) {
             endpoint.mark_unreachable(&error);
         }
-        let is_served_elsewhere =
-            is_model_missing(&error) && self.remove_model(&endpoint, &request.model);
+        if has_reason(&error, RefusalReason::PathMissing) {
+            endpoint.mark_operation_missing(request.operation, Instant::now());
+        }
+        let is_served_elsewhere = has_reason(&error, RefusalReason::ModelMissing)
+            && self.remove_model(&endpoint, &request.model);
         let decision = if is_retryable(&error) || is_served_elsewhere {
             self.decide_retry(request, tried)
         } else {
@@ -201,8 +204,12 @@ impl EnginePool {
         let (snapshot, now) = (self.snapshot(), Instant::now());
         let mut tried = tried.to_vec();
         loop {
-            let (model, affinity) = (request.model.as_str(), request.affinity);
-            let query = EndpointQuery { model, affinity, tried: &tried };
+            let query = EndpointQuery {
+                model: &request.model,
+                operation: request.operation,
+                affinity: request.affinity,
+                tried: &tried,
+            };
             let endpoint = snapshot.pick(&query, now, &mut rand::random)?;
             match endpoint.start_attempt(now, self.0.timeouts.attempt) {
                 Ok(attempt) => return Ok(attempt),
@@ -232,8 +239,8 @@ fn is_retryable(error: &EngineError) -> bool {
     }
 }
 
-fn is_model_missing(error: &EngineError) -> bool {
-    error.rejection().is_some_and(|(_, refusal)| refusal == RefusalReason::ModelMissing)
+fn has_reason(error: &EngineError, reason: RefusalReason) -> bool {
+    error.rejection().is_some_and(|(_, refusal)| refusal == reason)
 }
 
 fn no_endpoint_error(none: &NoEndpoint) -> DispatchError {

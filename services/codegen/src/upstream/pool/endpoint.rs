@@ -32,6 +32,9 @@ const BREAKER: CircuitBreakerConfig = CircuitBreakerConfig {
     trial_timeout: Duration::from_secs(4),
 };
 
+/// How long an endpoint is avoided for an operation that it does not offer.
+const OPERATION_MISSING_PERIOD: Duration = Duration::from_mins(1);
+
 #[derive(Debug, Default)]
 struct ProbeResult {
     models: Vec<ListedModel>,
@@ -59,6 +62,8 @@ pub(super) struct Endpoint {
     running: AtomicU32,
     in_flight_at_probe: AtomicU32,
     cache_permille: AtomicU64,
+    /// Until when chats and completions are sent elsewhere, because the engine does not offer them.
+    missing_until: Mutex<[Option<Instant>; 2]>,
     /// The engine rejected the credential of this server at the last reply.
     is_credential_rejected: AtomicBool,
     gauges: EndpointGauges,
@@ -104,6 +109,7 @@ impl Endpoint {
             running: AtomicU32::new(0),
             in_flight_at_probe: AtomicU32::new(0),
             cache_permille: AtomicU64::new(0),
+            missing_until: Mutex::default(),
             is_credential_rejected: AtomicBool::new(false),
             gauges,
         }
@@ -211,6 +217,16 @@ impl Endpoint {
     /// Names of the request fields that the engine does not support.
     pub(super) fn learned(&self) -> Vec<&'static str> {
         self.engine.learned().names()
+    }
+
+    /// Avoids the endpoint for an operation that its engine does not offer.
+    pub(super) fn mark_operation_missing(&self, operation: Operation, now: Instant) {
+        lock(&self.missing_until)[operation as usize] = Some(now + OPERATION_MISSING_PERIOD);
+    }
+
+    /// Whether another endpoint should be used for the operation.
+    pub(super) fn lacks(&self, operation: Operation, now: Instant) -> bool {
+        lock(&self.missing_until)[operation as usize].is_some_and(|until| now < until)
     }
 
     /// Removes a model that the engine reports as missing.

@@ -128,6 +128,7 @@ async fn a_missing_path_keeps_the_model_and_another_engine_is_asked() {
         call(&pool).await.unwrap();
     }
     assert!(pool.snapshot().endpoints.iter().all(|endpoint| endpoint.lists_model("m")));
+    assert!(without.received(CHAT).len() <= 1, "the engine is avoided for this operation");
     let alone = pool_of(&[&without]);
     for _ in 0..8 {
         let error = call(&alone).await.unwrap_err();
