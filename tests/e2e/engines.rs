@@ -1,4 +1,5 @@
 //! Several engines as one pool, and the texts of engines in errors.
 
+mod answers;
 mod error_texts;
 mod pool;

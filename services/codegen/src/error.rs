@@ -144,43 +144,78 @@ fn from_engine(error: &EngineError, partial: bool, longest_field: &'static str) 
         return RpcError::new(ErrorCode::CutShort, message).with_cause(error);
     }
     match error {
-        EngineError::Refused { .. } => from_refusal(error, longest_field),
         EngineError::Timeout => {
             RpcError::new(ErrorCode::ModelTimeout, "the AI model did not answer in time; try again")
         }
-        error => {
-            let message = "the AI model is unreachable or its stream failed; try again";
-            RpcError::new(ErrorCode::ModelUnreachable, message).with_cause(error)
-        }
+        error => match error.rejection() {
+            Some((_, refusal)) if refusal != RefusalReason::Other => {
+                from_refusal(error, refusal, longest_field)
+            }
+            Some((status, _)) => from_status(error, status),
+            None => {
+                let message = "the AI model is unreachable or its stream failed; try again";
+                RpcError::new(ErrorCode::ModelUnreachable, message).with_cause(error)
+            }
+        },
     }
 }
 
-fn from_refusal(error: &EngineError, longest_field: &'static str) -> RpcError {
-    let EngineError::Refused { status, refusal, retry_after } = error else {
-        return RpcError::internal(error);
-    };
-    match *status {
-        StatusCode::NOT_FOUND => {
+fn from_refusal(
+    error: &EngineError,
+    refusal: RefusalReason,
+    longest_field: &'static str,
+) -> RpcError {
+    match refusal {
+        RefusalReason::ModelMissing => {
             let message =
                 "the engine does not serve this model; ListModels returns the models it serves";
             RpcError::new(ErrorCode::NotFound, message)
         }
-        StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE => {
-            RpcError::new(ErrorCode::Overloaded, "the AI model is overloaded; try again shortly")
-                .retry_after(retry_after.unwrap_or(OVERLOAD_RETRY_DELAY))
-        }
-        StatusCode::BAD_REQUEST if *refusal == RefusalReason::ContextTooLong => {
+        RefusalReason::ContextTooLong => {
             let message = "the request and its context are too long for the model";
             RpcError::new(ErrorCode::InvalidInput, message)
                 .field(longest_field, "is too long together with the other fields and max_tokens")
         }
-        StatusCode::BAD_REQUEST => {
+        RefusalReason::PathMissing => {
+            let message =
+                "the engine of this model does not offer this operation; choose another model";
+            RpcError::new(ErrorCode::ModelUnreachable, message).with_cause(error)
+        }
+        RefusalReason::FieldRefused { field, .. } => match field.caller_field() {
+            Some(field) => {
+                let message = "the engine rejected a parameter of the request";
+                RpcError::new(ErrorCode::InvalidInput, message)
+                    .field(field, "has a value that the model does not accept")
+            }
+            None => engine_failure(error),
+        },
+        RefusalReason::Other => engine_failure(error),
+    }
+}
+
+/// For a status whose body shows no known reason.
+fn from_status(error: &EngineError, status: StatusCode) -> RpcError {
+    match status {
+        StatusCode::TOO_MANY_REQUESTS
+        | StatusCode::SERVICE_UNAVAILABLE
+        | StatusCode::REQUEST_TIMEOUT
+        | StatusCode::TOO_EARLY => {
+            let wait = match error {
+                EngineError::Refused { retry_after, .. } => *retry_after,
+                _ => None,
+            };
+            RpcError::new(ErrorCode::Overloaded, "the AI model is overloaded; try again shortly")
+                .retry_after(wait.unwrap_or(OVERLOAD_RETRY_DELAY))
+        }
+        StatusCode::BAD_REQUEST | StatusCode::UNPROCESSABLE_ENTITY => {
             RpcError::new(ErrorCode::InvalidInput, "the engine rejected the request's parameters")
         }
         // Includes 401: the engine rejects our own key.
-        _ => {
-            let message = "the AI model failed or rejected this server; try again";
-            RpcError::new(ErrorCode::ModelUnreachable, message).with_cause(error)
-        }
+        _ => engine_failure(error),
     }
+}
+
+fn engine_failure(error: &EngineError) -> RpcError {
+    let message = "the AI model failed or rejected this server; try again";
+    RpcError::new(ErrorCode::ModelUnreachable, message).with_cause(error)
 }

@@ -43,7 +43,7 @@ use crate::schedule::fair_queue::{FairQueue, QueueConfig};
 pub use crate::stream::cache::Config as CacheConfig;
 use crate::stream::cache::ResponseCache;
 use crate::stream::{Engines, Pipeline, Timeouts};
-use crate::upstream::engine::{Engine, EngineOptions};
+use crate::upstream::engine::EngineOptions;
 use crate::upstream::pool::{EnginePool, EngineSource, PoolTimeouts};
 use crate::validate::ValidationPool;
 
@@ -154,7 +154,8 @@ const RPCS: &[Rpc] = &[
 pub async fn survey(config: &Config) -> Vec<(String, Result<usize, String>)> {
     let urls = config.ai_model_endpoint.split(',').map(str::trim).filter(|url| !url.is_empty());
     let count_models = async |url: &str| {
-        let engine = Engine::new(url, None, &config.engine_options());
+        let source = EngineSource::parse_list(url)?.remove(0);
+        let engine = source.build_engine(None, &config.engine_options());
         let engine = engine.map_err(|error| error.to_string())?;
         engine.models().await.map(|models| models.len()).map_err(|error| error.to_string())
     };

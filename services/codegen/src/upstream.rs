@@ -3,4 +3,6 @@
 
 pub(crate) mod engine;
 pub mod pool;
+#[cfg(test)]
+mod scripted_server;
 pub(crate) mod span;

@@ -340,10 +340,12 @@ async fn a_broken_or_silent_engine_has_the_same_errors_as_in_a_generation() {
         (Script::from(Fault::CutBeforeHeaders), "E5006"),
     ] {
         let one = || CompleteCodeRequest { max_suggestions: Some(1), ..cursor("a") };
-        mesh.engine.once(script.clone());
+        // A request on a connection that closes is sent once more.
+        let requests = if code == "E5006" { 2 } else { 1 };
+        (0..requests).for_each(|_| mesh.engine.once(script.clone()));
         let status = mesh.client().complete_code(one()).await.unwrap_err();
         assert_eq!(incident(&status).0, code, "{script:?}");
-        mesh.engine.once(script);
+        (0..requests).for_each(|_| mesh.engine.once(script.clone()));
         let read = stream(&mut mesh.client(), one()).await;
         let status = read.status.unwrap();
         assert_eq!(incident(&status).0, code);

@@ -16,7 +16,7 @@ use crate::api::generate::{Read, question, stream};
 
 /// The interval of polls of an engine.
 const POLL_INTERVAL: std::time::Duration = std::time::Duration::from_millis(20);
-const ANSWER: &str = "Two words.\n```python\nprint('once')\n```\n";
+pub(super) const ANSWER: &str = "Two words.\n```python\nprint('once')\n```\n";
 
 /// A mesh with `count` engines that return [`ANSWER`]. A silent attempt fails after a second.
 async fn cluster(count: usize) -> TestMesh {
@@ -80,7 +80,7 @@ async fn model_becomes(mesh: &TestMesh, name: &str, wanted: impl Fn(&Model) -> b
 }
 
 /// A metric, summed over the engines of this mesh.
-async fn gauge(mesh: &TestMesh, name: &str) -> f64 {
+pub(super) async fn gauge(mesh: &TestMesh, name: &str) -> f64 {
     let metrics = mesh.metrics().await;
     let of = |engine: &Engine| metrics.sum(name, &[&format!("engine=\"{}\"", engine.address())]);
     mesh.engines().map(of).sum()

@@ -65,9 +65,16 @@ impl<'a, 'w, 'f> Player<'a, 'w, 'f> {
 
     pub(super) async fn answer(mut self, request: &GenerationRequest) -> io::Result<Outcome> {
         self.shared.wait_while_frozen().await;
-        match self.script.fault {
+        match &self.script.fault {
             Some(Fault::Status { code, retry_after }) => {
-                return self.refuse(code, retry_after).await;
+                return self.refuse(*code, *retry_after).await;
+            }
+            Some(Fault::Reply { code, body }) => {
+                let is_json = body.starts_with(['{', '[']);
+                let kind = if is_json { "application/json" } else { "text/html" };
+                let response = Response::new(*code, kind, body.as_str());
+                self.out.write_all(&response.bytes()).await?;
+                return Ok(Outcome::Finished(None));
             }
             Some(Fault::HangBeforeHeaders) => return pending().await,
             Some(Fault::CutBeforeHeaders) => return Ok(Outcome::Cut),
@@ -150,6 +157,12 @@ impl<'a, 'w, 'f> Player<'a, 'w, 'f> {
             Fault::ErrorAfter(_) => {
                 let error = shapes::error(500, BROKEN, None).to_string();
                 self.event(|body| body.extend_from_slice(error.as_bytes())).await?;
+                self.done();
+                self.flush(BodyState::Ends).await?;
+            }
+            Fault::EventAfter(_, event) => {
+                let event = event.to_string();
+                self.event(|body| body.extend_from_slice(event.as_bytes())).await?;
                 self.done();
                 self.flush(BodyState::Ends).await?;
             }
@@ -320,6 +333,7 @@ fn fault_at(script: &Script, sent: usize, length: usize) -> Option<&Fault> {
         | Fault::CutAfter(n)
         | Fault::EndAfter(n)
         | Fault::ErrorAfter(n)
+        | Fault::EventAfter(n, _)
         | Fault::EndlessLineAfter(n) => *n,
         _ => return None,
     };

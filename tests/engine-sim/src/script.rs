@@ -55,6 +55,13 @@ pub enum Fault {
         /// Seconds for a `Retry-After` header.
         retry_after: Option<u32>,
     },
+    /// This status and body instead of an answer. The body is JSON if it begins with `{` or `[`.
+    Reply {
+        /// The HTTP status.
+        code: u16,
+        /// The body.
+        body: String,
+    },
     /// The connection closes without a single byte.
     CutBeforeHeaders,
     /// Silence before the headers.
@@ -69,6 +76,8 @@ pub enum Fault {
     EndAfter(usize),
     /// An error event inside the 200, followed by `[DONE]`.
     ErrorAfter(usize),
+    /// An event with this JSON, followed by `[DONE]`.
+    EventAfter(usize, serde_json::Value),
     /// A `data:` line that continues until the client disconnects (64 MiB at most).
     EndlessLineAfter(usize),
 }
@@ -77,6 +86,11 @@ impl Fault {
     /// This status without a `Retry-After`.
     pub fn status(code: u16) -> Self {
         Self::Status { code, retry_after: None }
+    }
+
+    /// This status with a body.
+    pub fn reply(code: u16, body: impl ToString) -> Self {
+        Self::Reply { code, body: body.to_string() }
     }
 
     /// 429 with a `Retry-After`. vLLM never sends it; a proxy in front of it may.

@@ -5,60 +5,69 @@
 //! An engine's own error texts never leave this module, because they may repeat a prompt, a key or a
 //! host name. Errors carry a kind from a fixed list, numbers and a fixed sentence.
 
+mod base_url;
+mod client;
 mod decode;
 mod delta;
 mod error;
+mod error_body;
 mod finish_reason;
+mod learned;
 mod models;
+mod refusal;
 mod request_body;
+mod request_field;
 mod response;
 mod retry_after;
 pub(crate) mod sse;
+#[cfg(test)]
+mod tests;
 #[cfg_attr(not(test), expect(dead_code, reason = "its consumers are being written"))]
 mod tool_calls;
 mod untrusted_text;
+mod wordings;
 
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use bytes::Bytes;
 use hapa_core::config::ConfigError;
-use reqwest::header::{AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderValue, RETRY_AFTER};
-use reqwest::{Body, Client, RequestBuilder, Response, redirect};
-use secrecy::ExposeSecret as _;
+use reqwest::header::{CONTENT_TYPE, HeaderMap};
+use reqwest::{RequestBuilder, Response, Url};
 use tokio::time::timeout;
 
-use crate::upstream::engine::models::ModelList;
+use crate::upstream::engine::client::HttpClients;
 use crate::upstream::engine::untrusted_text::UntrustedTextLog;
 
+pub(crate) use crate::upstream::engine::base_url::BaseUrl;
 pub(crate) use crate::upstream::engine::delta::{Content, EngineDelta, Piece, UsageCounter};
 pub(crate) use crate::upstream::engine::error::{
-    DecodeError, EngineError, RefusalReason, stream_error,
+    DecodeError, EngineError, TransportError, stream_error,
 };
 pub(crate) use crate::upstream::engine::finish_reason::FinishReason;
+pub(crate) use crate::upstream::engine::learned::LearnedLimits;
 pub(crate) use crate::upstream::engine::models::ListedModel;
+pub(crate) use crate::upstream::engine::refusal::RefusalReason;
 pub(crate) use crate::upstream::engine::request_body::{
     ChatMessage, ChatRequest, CompletionRequest, EngineScheduling, StreamOptions,
 };
 pub(crate) use crate::upstream::engine::response::{ReadOutcome, ResponseStream};
 pub(crate) use crate::upstream::engine::untrusted_text::EngineOptions;
 
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 /// For replies that an engine makes from memory: its models and metrics.
 const METADATA_TIMEOUT: Duration = Duration::from_secs(2);
-/// Below the 5 s after which uvicorn, which vLLM runs on, closes idle connections.
-const POOL_IDLE_TIMEOUT: Duration = Duration::from_secs(4);
 /// Maximum size of an error body or a list of models.
 const MAX_REPLY_BYTES: usize = 1024 * 1024;
 /// Maximum size of a page of metrics.
 const MAX_METRICS_PAGE_BYTES: usize = 4 * MAX_REPLY_BYTES;
-/// Maximum number of models read from one engine.
-const MAX_MODELS: usize = 1_000;
 
 /// An HTTP client of one engine.
 #[derive(Clone, Debug)]
 pub(crate) struct Engine {
-    http: Client,
-    base_url: String,
+    http: HttpClients,
+    base: Arc<BaseUrl>,
+    learned: Arc<LearnedLimits>,
     text_log: UntrustedTextLog,
 }
 
@@ -97,37 +106,19 @@ impl Engine {
         address: Option<(&str, SocketAddr)>,
         options: &EngineOptions,
     ) -> anyhow::Result<Engine> {
-        // Fails only if another server of this process has installed it before.
-        let _ = rustls::crypto::ring::default_provider().install_default();
-        let mut headers = HeaderMap::new();
-        if let Some(key) = &options.key {
-            let value = HeaderValue::from_str(&format!("Bearer {}", key.expose_secret()));
-            let mut value = value.map_err(|_| {
-                ConfigError::new(
-                    "AI_MODEL_API_KEY",
-                    "must not contain line ends or control characters",
-                )
-            })?;
-            value.set_sensitive(true);
-            headers.insert(AUTHORIZATION, value);
-        }
-        let http = match address {
-            // The name stays in the Host header and in the certificate check.
-            Some((name, address)) => Client::builder().resolve(name, address),
-            None => Client::builder(),
-        };
-        let http = http
-            .default_headers(headers)
-            .connect_timeout(CONNECT_TIMEOUT)
-            .pool_idle_timeout(POOL_IDLE_TIMEOUT)
-            .tcp_nodelay(true)
-            // Neither a redirect nor a proxy from the environment may send prompts elsewhere.
-            .redirect(redirect::Policy::none())
-            .no_proxy()
-            .referer(false)
-            .build()?;
-        let base_url = base_url.trim_end_matches('/').to_owned();
-        Ok(Engine { http, text_log: UntrustedTextLog::new(options, &base_url), base_url })
+        let base = BaseUrl::parse(base_url)
+            .map_err(|error| ConfigError::new("AI_MODEL_ENDPOINT", error))?;
+        Ok(Engine {
+            http: HttpClients::new(base.configured(), address, options)?,
+            text_log: UntrustedTextLog::new(options, base.configured()),
+            base: Arc::new(base),
+            learned: Arc::default(),
+        })
+    }
+
+    /// The request fields that the engine does not support.
+    pub(crate) fn learned(&self) -> &LearnedLimits {
+        &self.learned
     }
 
     /// Sends a request and returns its response stream. The caller sets the timeout; `headers`
@@ -136,37 +127,47 @@ impl Engine {
         &self,
         operation: Operation,
         headers: HeaderMap,
-        body: impl Into<Body>,
+        body: Bytes,
     ) -> Result<ResponseStream, EngineError> {
-        let url = format!("{}/{}", self.base_url, operation.path());
-        let request = self.http.post(url).headers(headers);
+        let request = self.http.post(self.base.join(operation.path())).headers(headers);
         let request = request.header(CONTENT_TYPE, "application/json").body(body);
         let response = self.send_checked(request).await?;
         Ok(ResponseStream::new(response, self.text_log.clone()))
     }
 
-    /// The models and adapters that it serves.
+    /// The models and adapters that it serves. If there is no list at the base URL, it is requested once with
+    /// or without `/v1`, and the base URL with a list is used from then on.
     pub(crate) async fn models(&self) -> Result<Vec<ListedModel>, EngineError> {
         let list = async {
-            let url = format!("{}/models", self.base_url);
-            let response = self.send_checked(self.http.get(url)).await?;
-            let body = self.read_whole(response, MAX_REPLY_BYTES).await?;
-            let list: ModelList = serde_json::from_slice(&body).map_err(|error| {
-                self.text_log.log("cannot parse an engine's list of models", &body);
-                EngineError::from(&error)
-            })?;
-            Ok(list.data.into_iter().filter_map(ListedModel::validated).take(MAX_MODELS).collect())
+            let chosen = self.base.chosen();
+            let (found, models) = match self.models_at(self.base.join("models")).await {
+                Err(error) if error.is_path_missing() => {
+                    let (other, url) = self.base.join_other("models");
+                    (other, self.models_at(url).await.map_err(|_| error)?)
+                }
+                result => (chosen, result?),
+            };
+            if let Some(base) = self.base.confirm(found) {
+                tracing::info!("the base URL of the engine is {base}");
+            }
+            Ok(models)
         };
         timeout(METADATA_TIMEOUT, list).await.map_err(|_| EngineError::Timeout)?
+    }
+
+    async fn models_at(&self, url: Url) -> Result<Vec<ListedModel>, EngineError> {
+        let response = self.send_checked(self.http.get(url)).await?;
+        let body = self.read_whole(response, MAX_REPLY_BYTES).await?;
+        models::parse_list(&body)
+            .inspect_err(|_| self.text_log.log("cannot parse an engine's list of models", &body))
     }
 
     /// The page of metrics, which vLLM serves beside `/v1`.
     pub(crate) async fn metrics(&self) -> Result<String, EngineError> {
         let page = async {
-            let base = self.base_url.strip_suffix("/v1").unwrap_or(&self.base_url);
-            let url = format!("{base}/metrics");
+            let request = self.http.get(self.base.join_beside("metrics"));
             let response =
-                self.http.get(url).send().await.map_err(|error| EngineError::from(&error))?;
+                self.http.send(request).await.map_err(|error| EngineError::from(&error))?;
             // Not logged: engines without this page would fill the log once a second.
             if !response.status().is_success() {
                 return Err(EngineError::refused(response.status(), None, &[]));
@@ -179,14 +180,16 @@ impl Engine {
 
     /// Sends a request and requires a success status. An error body is logged and dropped.
     async fn send_checked(&self, request: RequestBuilder) -> Result<Response, EngineError> {
-        let response =
-            request.send().await.map_err(|error| self.text_log.connection_error(&error))?;
+        let response = self
+            .http
+            .send(request)
+            .await
+            .map_err(|error| self.text_log.connection_error(&error))?;
         if response.status().is_success() {
             return Ok(response);
         }
         let status = response.status();
-        let wait = response.headers().get(RETRY_AFTER).and_then(|value| value.to_str().ok());
-        let wait = wait.and_then(|text| retry_after::parse(text, SystemTime::now()));
+        let wait = retry_after::from_headers(response.headers(), SystemTime::now());
         let body = self.read_whole(response, MAX_REPLY_BYTES).await.unwrap_or_default();
         self.text_log.log("an engine rejected a request", &body);
         Err(EngineError::refused(status, wait, &body))

@@ -2,7 +2,6 @@
 //! clients, logged and stored.
 
 use std::error::Error as _;
-use std::fmt;
 use std::io::ErrorKind;
 use std::time::Duration;
 
@@ -10,6 +9,8 @@ use reqwest::StatusCode;
 use serde_json::Value;
 use serde_json::error::Category;
 
+use crate::upstream::engine::error_body::ErrorBody;
+use crate::upstream::engine::refusal::RefusalReason;
 use crate::upstream::engine::sse::EventTooLong;
 
 /// An error of an engine or of the connection to it.
@@ -22,11 +23,11 @@ pub(crate) enum EngineError {
     #[error("the engine did not answer in time")]
     Timeout,
     /// The engine answered with an error status.
-    #[error("the engine answered {status}{}", .refusal.suffix())]
+    #[error("the engine answered {status}{refusal}")]
     Refused { status: StatusCode, refusal: RefusalReason, retry_after: Option<Duration> },
-    /// The engine sent an error inside a stream, with this status if it sent one.
-    #[error("the engine ended its stream with an error{}", OptionalStatus(*.0))]
-    StreamError(Option<u16>),
+    /// The engine sent an error inside a stream with status 200, with this status if it sent one.
+    #[error("the engine ended its stream with an error{}{refusal}", spaced(*.status))]
+    StreamError { status: Option<StatusCode>, refusal: RefusalReason },
     /// The stream ended without `[DONE]` or without a finish reason.
     #[error("the engine's stream ended early")]
     Truncated,
@@ -56,15 +57,6 @@ pub(crate) enum TransportError {
     Broken,
 }
 
-/// Why an engine rejected a request, as far as its error body shows.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum RefusalReason {
-    /// Prompt and answer do not fit into the model's context.
-    ContextTooLong,
-    /// Anything else.
-    Other,
-}
-
 /// Why a reply cannot be decoded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum DecodeError {
@@ -72,6 +64,8 @@ pub(crate) enum DecodeError {
     NotJson { line: usize, column: usize },
     #[error("its JSON has an unexpected shape, at line {line}, column {column}")]
     UnexpectedShape { line: usize, column: usize },
+    #[error("it is not a list of models")]
+    NotAModelList,
     #[error("it is not UTF-8")]
     NotUtf8,
     #[error("it is larger than {0} bytes")]
@@ -80,38 +74,9 @@ pub(crate) enum DecodeError {
     EventTooLong,
 }
 
-/// A status at the end of a sentence; empty without one.
-struct OptionalStatus(Option<u16>);
-
-impl fmt::Display for OptionalStatus {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.map_or(Ok(()), |number| write!(f, " {number}"))
-    }
-}
-
-impl RefusalReason {
-    fn suffix(self) -> &'static str {
-        match self {
-            RefusalReason::ContextTooLong => ": the context of the model is too short",
-            RefusalReason::Other => "",
-        }
-    }
-
-    /// vLLM names the parameter; llama.cpp describes it in the message.
-    fn parse(status: StatusCode, body: &[u8]) -> RefusalReason {
-        let body: Option<Value> = serde_json::from_slice(body).ok();
-        let Some(error) = body.as_ref().and_then(|body| body.get("error")) else {
-            return RefusalReason::Other;
-        };
-        let text = |name: &str| error.get(name).and_then(Value::as_str).unwrap_or_default();
-        let message = error.as_str().unwrap_or_else(|| text("message"));
-        let is_long = text("param").starts_with("input_") || message.contains("context");
-        if status == StatusCode::BAD_REQUEST && is_long {
-            RefusalReason::ContextTooLong
-        } else {
-            RefusalReason::Other
-        }
-    }
+/// The number of a status at the end of a sentence; empty without one.
+fn spaced(status: Option<StatusCode>) -> String {
+    status.map(|status| format!(" {}", status.as_u16())).unwrap_or_default()
 }
 
 impl TransportError {
@@ -148,11 +113,18 @@ impl TransportError {
                 () => TransportError::Connect,
             };
         }
+        let closed = [
+            ErrorKind::UnexpectedEof,
+            ErrorKind::ConnectionReset,
+            ErrorKind::ConnectionAborted,
+            ErrorKind::BrokenPipe,
+        ];
+        // hyper's type for the end of a connection before a response has only this text.
+        let is_incomplete =
+            || links().any(|link| link.to_string() == "connection closed before message completed");
         match () {
             () if error.is_timeout() || has(ErrorKind::TimedOut) => TransportError::Timeout,
-            () if has(ErrorKind::UnexpectedEof) || has(ErrorKind::ConnectionReset) => {
-                TransportError::Closed
-            }
+            () if closed.into_iter().any(has) || is_incomplete() => TransportError::Closed,
             () => TransportError::Broken,
         }
     }
@@ -166,7 +138,7 @@ impl EngineError {
             EngineError::Unreachable(_) => "broken",
             EngineError::Timeout => "silent",
             EngineError::Refused { status, .. } => status.as_str(),
-            EngineError::StreamError(_) => "broke_off",
+            EngineError::StreamError { .. } => "broke_off",
             EngineError::Truncated => "truncated",
             EngineError::InvalidReply(_) => "unreadable",
         };
@@ -179,7 +151,34 @@ impl EngineError {
         retry_after: Option<Duration>,
         body: &[u8],
     ) -> EngineError {
-        EngineError::Refused { status, refusal: RefusalReason::parse(status, body), retry_after }
+        let refusal = RefusalReason::classify(status, &ErrorBody::parse(body));
+        EngineError::Refused { status, refusal, retry_after }
+    }
+
+    /// Status and reason of a rejection, whether it came as a status or inside a stream.
+    pub(crate) fn rejection(&self) -> Option<(StatusCode, RefusalReason)> {
+        match self {
+            EngineError::Refused { status, refusal, .. } => Some((*status, *refusal)),
+            EngineError::StreamError { status, refusal } => Some(((*status)?, *refusal)),
+            _ => None,
+        }
+    }
+
+    /// Nothing, or something else than the API, is at this path.
+    pub(super) fn is_path_missing(&self) -> bool {
+        match self {
+            EngineError::Refused { refusal, .. } => *refusal == RefusalReason::PathMissing,
+            EngineError::InvalidReply(reply) => {
+                matches!(reply, DecodeError::NotJson { .. } | DecodeError::NotAModelList)
+            }
+            _ => false,
+        }
+    }
+
+    /// The engine does not accept the credential of this server.
+    pub(crate) fn is_credential_rejected(&self) -> bool {
+        let rejected = [StatusCode::UNAUTHORIZED, StatusCode::FORBIDDEN];
+        self.rejection().is_some_and(|(status, _)| rejected.contains(&status))
     }
 }
 
@@ -208,11 +207,14 @@ impl From<&serde_json::Error> for EngineError {
     }
 }
 
-/// Converts an error inside a stream. Only its status is kept, if it has one.
+/// Converts an error inside a stream, or the event that contains it. Only its status and reason are kept.
 pub(crate) fn stream_error(error: &Value) -> EngineError {
-    let code = error.get("code").or_else(|| error.get("status"));
-    let code = code.and_then(Value::as_u64).and_then(|code| u16::try_from(code).ok());
-    EngineError::StreamError(code.filter(|code| (400..600).contains(code)))
+    let body = ErrorBody::from_value(error);
+    let status = body.status();
+    let refusal = RefusalReason::classify(status.unwrap_or(StatusCode::BAD_REQUEST), &body);
+    // A known reason is the caller's or ours, even if the engine sends no status.
+    let implied = (refusal != RefusalReason::Other).then_some(StatusCode::BAD_REQUEST);
+    EngineError::StreamError { status: status.or(implied), refusal }
 }
 
 #[cfg(test)]
@@ -222,30 +224,31 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_the_status_of_an_error_in_a_stream_is_kept() {
-        for (error, expected) in [
-            (serde_json::json!({"message": "what was asked", "code": 500}), Some(500)),
-            (serde_json::json!({"message": "what was asked", "status": 422}), Some(422)),
-            (serde_json::json!({"code": "what was asked"}), None),
-            (serde_json::json!({"code": 9_999_999}), None),
-            ("what was asked".into(), None),
+    fn an_error_in_a_stream_keeps_its_status_and_reason() {
+        use serde_json::json;
+        let too_long = RefusalReason::ContextTooLong;
+        let vllm = "This model's maximum context length is 8 tokens. However, you requested 9";
+        for (error, status, refusal) in [
+            (json!({"message": "what was asked", "code": 500}), Some(500), RefusalReason::Other),
+            (
+                json!({"message": "what was asked", "status": "422"}),
+                Some(422),
+                RefusalReason::Other,
+            ),
+            (json!({"code": "what was asked"}), None, RefusalReason::Other),
+            (json!({"code": 9_999_999}), None, RefusalReason::Other),
+            ("what was asked".into(), None, RefusalReason::Other),
+            (json!({"message": vllm, "type": "BadRequestError", "code": 400}), Some(400), too_long),
+            (json!({"message": vllm, "type": "invalid_request_error"}), Some(400), too_long),
+            (json!({"message": vllm}), Some(400), too_long),
+            (json!({"type": "InternalServerError"}), Some(500), RefusalReason::Other),
         ] {
-            assert_eq!(stream_error(&error), EngineError::StreamError(expected), "{error}");
-        }
-    }
-
-    #[test]
-    fn an_exceeded_context_is_recognized_by_parameter_or_by_message() {
-        let read = |status: u16, body: &str| {
-            RefusalReason::parse(StatusCode::from_u16(status).unwrap(), body.as_bytes())
-        };
-        let vllm = r#"{"error":{"message":"too much","param":"input_tokens"}}"#;
-        assert_eq!(read(400, vllm), RefusalReason::ContextTooLong);
-        assert_eq!(read(500, vllm), RefusalReason::Other);
-        let llama = r#"{"error":"exceeds the available context size"}"#;
-        assert_eq!(read(400, llama), RefusalReason::ContextTooLong);
-        for other in ["", "no JSON", "{}", r#"{"error":7}"#, r#"{"error":{"message":"no"}}"#] {
-            assert_eq!(read(400, other), RefusalReason::Other, "{other}");
+            let status = status.map(|number| StatusCode::from_u16(number).unwrap());
+            assert_eq!(
+                stream_error(&error),
+                EngineError::StreamError { status, refusal },
+                "{error}"
+            );
         }
     }
 
@@ -283,8 +286,9 @@ mod tests {
             let body = body[shape].as_bytes();
             let status = StatusCode::from_u16(status).unwrap();
             let refused = EngineError::refused(status, None, body);
-            let unread = serde_json::from_slice::<super::super::ModelList>(body).unwrap_err();
-            for error in [refused, EngineError::from(&unread)] {
+            let unread = super::super::models::parse_list(body).unwrap_err();
+            let value = serde_json::from_slice(body).unwrap_or_default();
+            for error in [refused, unread, stream_error(&value)] {
                 let text = format!("{error} {error:?} {}", error.kind());
                 prop_assert!(!text.contains(&word), "{}", text);
             }

@@ -30,6 +30,7 @@ pub(crate) enum ReadOutcome {
 }
 
 /// See the module.
+#[derive(Debug)]
 pub(crate) struct ResponseStream {
     body: reqwest::Body,
     parser: SseParser,

@@ -3,13 +3,30 @@
 
 use std::time::{Duration, SystemTime};
 
+use reqwest::header::{HeaderMap, RETRY_AFTER};
+
+/// A more precise delay, in milliseconds, as OpenAI and Azure send it.
+const RETRY_AFTER_MS: &str = "retry-after-ms";
 /// Lower bound: 0 would make clients retry in a loop.
 const MIN_RETRY_AFTER: Duration = Duration::from_secs(1);
 /// Upper bound.
 const MAX_RETRY_AFTER: Duration = Duration::from_mins(10);
 
+/// The delay that the headers of a response ask for.
+pub(super) fn from_headers(headers: &HeaderMap, now: SystemTime) -> Option<Duration> {
+    let text = |name: &str| headers.get(name).and_then(|value| value.to_str().ok());
+    let precise = text(RETRY_AFTER_MS).and_then(parse_milliseconds);
+    precise.or_else(|| text(RETRY_AFTER.as_str()).and_then(|text| parse(text, now)))
+}
+
+/// Parses milliseconds, rounded up to seconds.
+fn parse_milliseconds(text: &str) -> Option<Duration> {
+    let wait = seconds(text.trim())?.as_secs().div_ceil(1_000);
+    Some(Duration::from_secs(wait).clamp(MIN_RETRY_AFTER, MAX_RETRY_AFTER))
+}
+
 /// Parses seconds or an HTTP date. `None` for anything else, such as a negative number.
-pub(super) fn parse(text: &str, now: SystemTime) -> Option<Duration> {
+fn parse(text: &str, now: SystemTime) -> Option<Duration> {
     let text = text.trim();
     let wait = seconds(text).or_else(|| {
         let until = httpdate::parse_http_date(text).ok()?;
@@ -72,6 +89,26 @@ mod tests {
         ] {
             let expected = expected.map(Duration::from_secs);
             assert_eq!(parse(text, now()), expected, "{text}");
+        }
+    }
+
+    #[test]
+    fn milliseconds_are_preferred_rounded_up_and_bounded() {
+        for (milliseconds, seconds, expected) in [
+            (Some("1500"), Some("9"), Some(2)),
+            (Some("20.5"), None, Some(1)),
+            (Some("999999999999999999999"), None, Some(600)),
+            (Some("soon"), Some("9"), Some(9)),
+            (Some("-5"), None, None),
+            (None, Some("9"), Some(9)),
+            (None, None, None),
+        ] {
+            let mut headers = HeaderMap::new();
+            for (name, value) in [(RETRY_AFTER_MS, milliseconds), ("retry-after", seconds)] {
+                value.map(|value| headers.insert(name, value.parse().unwrap()));
+            }
+            let expected = expected.map(Duration::from_secs);
+            assert_eq!(from_headers(&headers, now()), expected, "{milliseconds:?} {seconds:?}");
         }
     }
 

@@ -45,14 +45,11 @@ impl fmt::Debug for UntrustedTextLog {
 
 impl UntrustedTextLog {
     /// For the engine at this base URL. Its user name and password count as secrets.
-    pub(super) fn new(options: &EngineOptions, base_url: &str) -> UntrustedTextLog {
+    pub(super) fn new(options: &EngineOptions, base: &Url) -> UntrustedTextLog {
         let secrets = || {
             let mut secrets: Vec<_> = options.key.clone().into_iter().collect();
-            let url: Option<Url> = base_url.parse().ok();
-            if let Some(url) =
-                url.filter(|url| !url.username().is_empty() || url.password().is_some())
-            {
-                let (user, password) = (url.username(), url.password().unwrap_or_default());
+            if !base.username().is_empty() || base.password().is_some() {
+                let (user, password) = (base.username(), base.password().unwrap_or_default());
                 let encoded =
                     [password.to_owned(), BASE64_STANDARD.encode(format!("{user}:{password}"))];
                 secrets.extend(encoded.map(SecretString::from));
@@ -92,11 +89,15 @@ fn redact(text: &str, secrets: &[SecretString]) -> String {
 mod tests {
     use super::*;
 
+    fn url(text: &str) -> Url {
+        text.parse().unwrap()
+    }
+
     #[test]
     fn logged_text_has_no_secrets_and_is_truncated() {
         let key = SecretString::from("operator-engine-key-42\n");
         let options = EngineOptions::new(Some(&key), true);
-        let text_log = UntrustedTextLog::new(&options, "http://me:pass-word@engine/v1");
+        let text_log = UntrustedTextLog::new(&options, &url("http://me:pass-word@engine/v1"));
         let secrets = text_log.0.unwrap();
         let basic = BASE64_STANDARD.encode("me:pass-word");
         let text = format!("got operator-engine-key-42, pass-word and Basic {basic}.");
@@ -110,6 +111,6 @@ mod tests {
         let key = SecretString::from(" \n");
         let options = EngineOptions::new(Some(&key), false);
         assert!(options.key.is_none());
-        assert!(UntrustedTextLog::new(&options, "http://engine/v1").0.is_none());
+        assert!(UntrustedTextLog::new(&options, &url("http://engine/v1")).0.is_none());
     }
 }

@@ -4,9 +4,7 @@
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
 
-use reqwest::Url;
-
-use crate::upstream::engine::{Engine, EngineOptions};
+use crate::upstream::engine::{BaseUrl, Engine, EngineOptions};
 
 /// Maximum number of engines of one mesh.
 pub(super) const MAX_ENDPOINTS: usize = 256;
@@ -14,7 +12,7 @@ pub(super) const MAX_ENDPOINTS: usize = 256;
 const DNS_PREFIX: &str = "dns+";
 
 /// One entry of the setting.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub(crate) struct EngineSource {
     /// The base URL.
     url: String,
@@ -33,7 +31,7 @@ impl EngineSource {
         let mut sources: Vec<EngineSource> = Vec::new();
         for text in parts {
             let source = EngineSource::parse(text)?;
-            if !sources.contains(&source) {
+            if !sources.iter().any(|other| other.is_same_engine(&source)) {
                 sources.push(source);
             }
         }
@@ -46,7 +44,8 @@ impl EngineSource {
 
     fn parse(text: &str) -> Result<EngineSource, String> {
         let (is_dns, url) = text.strip_prefix(DNS_PREFIX).map_or((false, text), |url| (true, url));
-        let base: Url = url.parse().map_err(|error| format!("is not a URL: {error}"))?;
+        let base = BaseUrl::parse(url)?;
+        let base = base.configured();
         let is_http = matches!(base.scheme(), "http" | "https");
         match (base.host_str(), base.port_or_known_default()) {
             (Some(host), Some(port)) if is_http => Ok(EngineSource {
@@ -60,6 +59,11 @@ impl EngineSource {
         }
     }
 
+    /// Whether both entries name the same engine, such as with and without `/v1`.
+    fn is_same_engine(&self, other: &EngineSource) -> bool {
+        self.is_dns == other.is_dns && self.endpoint_name(None) == other.endpoint_name(None)
+    }
+
     /// Name of the engine at the URL itself, or at one address of its DNS name.
     pub(super) fn endpoint_name(&self, address: Option<SocketAddr>) -> String {
         let (port, suffix) = (self.port, &self.suffix);
@@ -70,7 +74,7 @@ impl EngineSource {
     }
 
     /// The client of the engine that `endpoint_name` names.
-    pub(super) fn build_engine(
+    pub(crate) fn build_engine(
         &self,
         address: Option<SocketAddr>,
         options: &EngineOptions,
@@ -93,10 +97,23 @@ mod tests {
     #[test]
     fn a_list_of_urls_and_names_is_parsed_and_deduplicated() {
         let sources =
-            EngineSource::parse_list("http://a:1/v1/, dns+https://b/v1,http://a:1/v1,").unwrap();
-        let served_models: Vec<_> =
+            EngineSource::parse_list("http://a:1/v1/, dns+https://b/v1,http://a:1/v1,http://a:1")
+                .unwrap();
+        let parsed: Vec<_> =
             sources.iter().map(|one| (one.url.as_str(), one.port, one.is_dns)).collect();
-        assert_eq!(served_models, [("http://a:1/v1", 1, false), ("https://b/v1", 443, true)]);
+        assert_eq!(parsed, [("http://a:1/v1", 1, false), ("https://b/v1", 443, true)]);
+    }
+
+    #[test]
+    fn the_name_of_an_endpoint_has_neither_operation_nor_query() {
+        for (setting, name) in [
+            ("http://a:1/v1/chat/completions", "a:1"),
+            ("http://a:1/completions/", "a:1"),
+            ("http://a:1/proxy/v1?api-version=7", "a:1/proxy"),
+        ] {
+            let sources = EngineSource::parse_list(setting).unwrap();
+            assert_eq!(sources[0].endpoint_name(None), name);
+        }
     }
 
     #[test]

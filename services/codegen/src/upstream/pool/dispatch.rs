@@ -1,13 +1,11 @@
 //! The retry loop: sends a request to an endpoint, and to another one while attempts fail before
 //! their first token.
 
-use std::future::poll_fn;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use hapa_core::call_stats::CallStats;
-use hapa_core::circuit_breaker::Outcome;
 use reqwest::StatusCode;
 use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
@@ -15,8 +13,9 @@ use tracing::Span;
 
 use super::EnginePool;
 use super::endpoint::{Attempt, Endpoint};
+use super::first_token::await_first_token;
 use super::snapshot::{EndpointQuery, NoEndpoint};
-use crate::upstream::engine::{EngineDelta, EngineError, Operation, ReadOutcome, ResponseStream};
+use crate::upstream::engine::{EngineDelta, EngineError, Operation, RefusalReason, ResponseStream};
 
 /// Maximum number of endpoints that one call tries.
 const MAX_ATTEMPTS: usize = 3;
@@ -45,8 +44,8 @@ pub(crate) struct StartedStream {
     pub(crate) delta: EngineDelta,
     /// Set if the stream failed in the same read as its first token.
     pub(crate) error: Option<EngineError>,
-    attempt: Attempt,
-    requested_model: String,
+    pub(super) attempt: Attempt,
+    pub(super) requested_model: String,
 }
 
 impl StartedStream {
@@ -158,8 +157,11 @@ impl EnginePool {
         if matches!(&error, EngineError::Unreachable(how) if how.is_connect()) {
             endpoint.mark_unreachable(&error);
         }
-        let is_served_elsewhere =
-            is_model_missing(&error) && self.remove_model(&endpoint, &request.model);
+        if has_reason(&error, RefusalReason::PathMissing) {
+            endpoint.mark_operation_missing(request.operation, Instant::now());
+        }
+        let is_served_elsewhere = has_reason(&error, RefusalReason::ModelMissing)
+            && self.remove_model(&endpoint, &request.model);
         let decision = if is_retryable(&error) || is_served_elsewhere {
             self.decide_retry(request, tried)
         } else {
@@ -200,8 +202,12 @@ impl EnginePool {
         let (snapshot, now) = (self.snapshot(), Instant::now());
         let mut tried = tried.to_vec();
         loop {
-            let (model, affinity) = (request.model.as_str(), request.affinity);
-            let query = EndpointQuery { model, affinity, tried: &tried };
+            let query = EndpointQuery {
+                model: &request.model,
+                operation: request.operation,
+                affinity: request.affinity,
+                tried: &tried,
+            };
             let endpoint = snapshot.pick(&query, now, &mut rand::random)?;
             match endpoint.start_attempt(now, self.0.timeouts.attempt) {
                 Ok(attempt) => return Ok(attempt),
@@ -212,62 +218,27 @@ impl EnginePool {
     }
 }
 
-async fn await_first_token(
-    request: &EngineRequest,
-    mut attempt: Attempt,
-) -> Result<StartedStream, EngineError> {
-    let headers = attempt.start_span(&request.span, request.operation);
-    let engine = &attempt.endpoint.engine;
-    let response = engine.send(request.operation, headers, request.body.clone()).await;
-    let mut stream = response.inspect_err(|error| {
-        attempt.record_failure(error);
-        attempt.finish(outcome(error));
-    })?;
-    attempt.record_response();
-    request.answered.cancel();
-    let mut delta = EngineDelta::default();
-    let mut failure = None;
-    while failure.is_none() && !delta.has_begun() && !delta.is_done {
-        failure = match poll_fn(|cx| stream.poll_read(&mut delta, cx)).await {
-            Ok(ReadOutcome::Data) => None,
-            Ok(ReadOutcome::End) => Some(EngineError::Truncated),
-            Err(error) => Some(error),
-        };
-    }
-    if let Some(error) = failure.take_if(|_| !delta.has_begun()) {
-        attempt.record_failure(&error);
-        attempt.finish(outcome(&error));
-        return Err(error);
-    }
-    attempt.finish(Outcome::Success);
-    let requested_model = request.model.clone();
-    Ok(StartedStream { stream, delta, error: failure, attempt, requested_model })
-}
-
-/// What an error before the first token means for the circuit breaker.
-fn outcome(error: &EngineError) -> Outcome {
-    match error {
-        EngineError::Refused { status, .. } => match *status {
-            StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE => Outcome::Neutral,
-            status if status.is_client_error() => Outcome::Success,
-            _ => Outcome::Failure,
-        },
-        _ => Outcome::Failure,
-    }
-}
-
 /// Whether another engine may succeed.
 fn is_retryable(error: &EngineError) -> bool {
-    match error {
-        EngineError::Refused { status, .. } => {
-            !status.is_client_error() || *status == StatusCode::TOO_MANY_REQUESTS
+    let Some((status, refusal)) = error.rejection() else { return true };
+    match refusal {
+        RefusalReason::PathMissing => true,
+        // Without a caller's field the engine refuses something that this server adds.
+        RefusalReason::FieldRefused { field, .. } => field.caller_field().is_none(),
+        RefusalReason::ContextTooLong | RefusalReason::ModelMissing => false,
+        RefusalReason::Other => {
+            let retryable =
+                [StatusCode::REQUEST_TIMEOUT, StatusCode::TOO_EARLY, StatusCode::TOO_MANY_REQUESTS];
+            // Another engine may accept the credential of this server.
+            error.is_credential_rejected()
+                || retryable.contains(&status)
+                || !status.is_client_error()
         }
-        _ => true,
     }
 }
 
-fn is_model_missing(error: &EngineError) -> bool {
-    matches!(error, EngineError::Refused { status: StatusCode::NOT_FOUND, .. })
+fn has_reason(error: &EngineError, reason: RefusalReason) -> bool {
+    error.rejection().is_some_and(|(_, refusal)| refusal == reason)
 }
 
 fn no_endpoint_error(none: &NoEndpoint) -> DispatchError {

@@ -8,6 +8,7 @@ use tokio::time::Instant;
 
 use super::balancer::{Candidate, choose};
 use super::endpoint::Endpoint;
+use crate::upstream::engine::Operation;
 
 #[derive(Default)]
 pub(crate) struct PoolSnapshot {
@@ -74,6 +75,7 @@ pub(super) enum NoEndpoint {
 /// Selection criteria of one request.
 pub(super) struct EndpointQuery<'q> {
     pub(super) model: &'q str,
+    pub(super) operation: Operation,
     pub(super) affinity: Option<u64>,
     /// Ids of the endpoints that this request has tried.
     pub(super) tried: &'q [u64],
@@ -161,14 +163,15 @@ impl PoolSnapshot {
     }
 
     /// Picks an endpoint that serves the model. If none is known to, picks among all, because some
-    /// engines accept any model name. Unreachable endpoints are picked only if no other is left.
+    /// engines accept any model name. Endpoints that are unreachable, or that lack the operation, are picked only
+    /// if no other is left.
     pub(super) fn pick(
         &self,
         query: &EndpointQuery<'_>,
         now: Instant,
         random: &mut impl FnMut() -> u64,
     ) -> Result<&Arc<Endpoint>, NoEndpoint> {
-        let (mut up, mut unreachable) = (Vec::new(), Vec::new());
+        let (mut suitable, mut last_resort) = (Vec::new(), Vec::new());
         let mut next_trial: Option<Instant> = None;
         let mut consider = |index: usize, is_resident: bool| {
             let endpoint = &self.endpoints[index];
@@ -176,8 +179,10 @@ impl PoolSnapshot {
                 return;
             }
             match endpoint.admits(now) {
-                Ok(()) if endpoint.is_up() => up.push((index, endpoint.candidate(is_resident))),
-                Ok(()) => unreachable.push((index, endpoint.candidate(is_resident))),
+                Ok(()) if endpoint.is_up() && !endpoint.lacks(query.operation, now) => {
+                    suitable.push((index, endpoint.candidate(is_resident)));
+                }
+                Ok(()) => last_resort.push((index, endpoint.candidate(is_resident))),
                 Err(at) => next_trial = Some(next_trial.map_or(at, |other| other.min(at))),
             }
         };
@@ -193,7 +198,7 @@ impl PoolSnapshot {
                 }
             }
         }
-        let pickable = if up.is_empty() { unreachable } else { up };
+        let pickable = if suitable.is_empty() { last_resort } else { suitable };
         let (indices, candidates): (Vec<usize>, Vec<Candidate>) = pickable.into_iter().unzip();
         match choose(&candidates, query.affinity, random) {
             Some(chosen) => Ok(&self.endpoints[indices[chosen]]),

@@ -1,0 +1,177 @@
+//! Why an engine rejects a request, as far as its error body shows.
+
+use std::fmt;
+
+use reqwest::StatusCode;
+
+use crate::upstream::engine::error_body::ErrorBody;
+use crate::upstream::engine::request_field::RequestField;
+
+/// Why an engine rejected a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum RefusalReason {
+    /// Prompt and answer do not fit into the model's context.
+    ContextTooLong,
+    /// The engine does not serve the model.
+    ModelMissing,
+    /// The engine does not offer the operation, for this model or at all.
+    PathMissing,
+    /// The engine refuses this field, or only its value.
+    FieldRefused { field: RequestField, is_unsupported: bool },
+    /// Anything else.
+    Other,
+}
+
+impl RefusalReason {
+    /// From a status and the body that came with it.
+    pub(super) fn classify(status: StatusCode, body: &ErrorBody) -> RefusalReason {
+        let is_refusal = status.is_client_error() || status == StatusCode::NOT_IMPLEMENTED;
+        if is_refusal && body.is_operation_missing() {
+            return RefusalReason::PathMissing;
+        }
+        match status {
+            StatusCode::PAYLOAD_TOO_LARGE => RefusalReason::ContextTooLong,
+            StatusCode::NOT_FOUND if body.is_model_missing() => RefusalReason::ModelMissing,
+            StatusCode::NOT_FOUND
+            | StatusCode::METHOD_NOT_ALLOWED
+            | StatusCode::NOT_IMPLEMENTED => RefusalReason::PathMissing,
+            StatusCode::BAD_REQUEST | StatusCode::UNPROCESSABLE_ENTITY => match () {
+                () if body.is_context_too_long() => RefusalReason::ContextTooLong,
+                () if body.has_model_code() => RefusalReason::ModelMissing,
+                () => {
+                    body.refused_field().map_or(RefusalReason::Other, |(field, is_unsupported)| {
+                        RefusalReason::FieldRefused { field, is_unsupported }
+                    })
+                }
+            },
+            _ => RefusalReason::Other,
+        }
+    }
+}
+
+/// Continues a sentence; empty without a known reason.
+impl fmt::Display for RefusalReason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            RefusalReason::ContextTooLong => f.write_str(": the context of the model is too short"),
+            RefusalReason::ModelMissing => f.write_str(": it does not serve the model"),
+            RefusalReason::PathMissing => f.write_str(": it does not offer this operation"),
+            RefusalReason::FieldRefused { field, .. } => {
+                write!(f, ": it refuses the field {}", field.name())
+            }
+            RefusalReason::Other => Ok(()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn classify(status: u16, body: &str) -> RefusalReason {
+        let status = StatusCode::from_u16(status).unwrap();
+        RefusalReason::classify(status, &ErrorBody::parse(body.as_bytes()))
+    }
+
+    #[test]
+    fn an_exceeded_context_is_recognized_by_parameter_code_status_or_message() {
+        for (status, body) in [
+            (400, r#"{"error":{"message":"too much","param":"input_tokens"}}"#),
+            (400, r#"{"error":{"message":"no","code":"context_length_exceeded"}}"#),
+            (400, r#"{"error":{"message":"no","type":"exceed_context_size_error","code":400}}"#),
+            (400, r#"{"error":"exceeds the available context size"}"#),
+            (
+                422,
+                r#"{"error":"Input validation error: `inputs` must have less than 4 tokens. Given: 5","error_type":"validation"}"#,
+            ),
+            (
+                400,
+                r#"{"object":"error","message":"The input (9 tokens) is longer than the model's context length (8 tokens).","type":"BadRequestError","code":400}"#,
+            ),
+            (413, "<html>Request Entity Too Large</html>"),
+        ] {
+            assert_eq!(classify(status, body), RefusalReason::ContextTooLong, "{body}");
+        }
+        assert_eq!(classify(500, r#"{"error":{"param":"input_tokens"}}"#), RefusalReason::Other);
+        for other in [
+            "",
+            "no JSON",
+            "{}",
+            r#"{"error":7}"#,
+            r#"{"error":{"message":"no"}}"#,
+            r#"{"error":{"message":"code_context is not allowed"}}"#,
+            r#"{"error":{"message":"unknown field context"}}"#,
+        ] {
+            assert_eq!(classify(400, other), RefusalReason::Other, "{other}");
+        }
+    }
+
+    #[test]
+    fn only_a_body_that_names_a_model_means_a_missing_model() {
+        for body in [
+            r#"{"error":{"message":"The model `x` does not exist.","type":"NotFoundError","param":"model","code":404}}"#,
+            r#"{"error":{"message":"no access","code":"model_not_found"}}"#,
+            r#"{"error":{"message":"model 'x' not found, try pulling it first","type":"api_error"}}"#,
+            r#"{"error":{"code":"DeploymentNotFound","message":"no such deployment"}}"#,
+        ] {
+            assert_eq!(classify(404, body), RefusalReason::ModelMissing, "{body}");
+        }
+        for (status, body) in [
+            (404, r#"{"detail":"Not Found"}"#),
+            (405, r#"{"detail":"Method Not Allowed"}"#),
+            (404, "<html><h1>404 Not Found</h1>nginx</html>"),
+            (404, r#"{"error":{"code":404,"message":"File Not Found","type":"not_found_error"}}"#),
+            (
+                404,
+                r#"{"error":{"message":"Invalid URL (POST /v1/completions)","type":"invalid_request_error"}}"#,
+            ),
+            (404, "404 page not found"),
+            (404, ""),
+            (
+                501,
+                r#"{"error":{"message":"This server does not support completions","type":"not_supported_error"}}"#,
+            ),
+            (
+                404,
+                r#"{"error":{"message":"This is a chat model and not supported in the v1/completions endpoint.","param":"model"}}"#,
+            ),
+            (400, r#"{"error":{"message":"The model does not support Completions API"}}"#),
+        ] {
+            assert_eq!(classify(status, body), RefusalReason::PathMissing, "{body}");
+        }
+    }
+
+    #[test]
+    fn a_refused_field_is_named_from_the_fixed_list() {
+        let refused = |field, is_unsupported| RefusalReason::FieldRefused { field, is_unsupported };
+        for (status, body, expected) in [
+            (
+                400,
+                r#"{"error":{"message":"Unrecognized request argument supplied: cache_salt","param":null}}"#,
+                refused(RequestField::CacheSalt, true),
+            ),
+            (
+                422,
+                r#"{"detail":[{"type":"extra_forbidden","loc":["body","cache_salt"],"msg":"Extra inputs are not permitted","input":"x"}]}"#,
+                refused(RequestField::CacheSalt, true),
+            ),
+            (
+                400,
+                r#"{"error":{"message":"Unsupported field cache_salt in this context","param":"cache_salt"}}"#,
+                refused(RequestField::CacheSalt, true),
+            ),
+            (
+                400,
+                r#"{"error":{"message":"must be in [0, 2]","param":"temperature"}}"#,
+                refused(RequestField::Temperature, false),
+            ),
+            (
+                400,
+                r#"{"error":{"message":"bad role","param":"messages.[0].role"}}"#,
+                refused(RequestField::Messages, false),
+            ),
+        ] {
+            assert_eq!(classify(status, body), expected, "{body}");
+        }
+    }
+}

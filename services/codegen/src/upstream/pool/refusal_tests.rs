@@ -1,0 +1,150 @@
+//! Tests of what follows a refusal of an engine: another try without a field, another engine, or the caller's
+//! error.
+
+use bytes::Bytes;
+use serde_json::json;
+
+use super::*;
+use crate::upstream::engine::{EngineError, Operation, RefusalReason};
+use crate::upstream::scripted_server::{Received, Reply, ScriptedServer};
+
+const CHAT: &str = "/v1/chat/completions";
+
+async fn server(chat: impl Fn(&Received) -> Reply + Send + Sync + 'static) -> ScriptedServer {
+    ScriptedServer::start(move |request| match request.path.as_str() {
+        CHAT => chat(request),
+        "/v1/models" => Reply::json(200, &json!([{ "id": "m" }])),
+        _ => Reply::json(404, &json!({ "detail": "Not Found" })),
+    })
+    .await
+}
+
+fn answer() -> Reply {
+    Reply::events(&[r#"{"choices":[{"index":0,"delta":{"content":"a"}}]}"#])
+}
+
+fn pool_of(servers: &[&ScriptedServer]) -> EnginePool {
+    let urls: Vec<_> = servers.iter().map(|one| format!("http://{}/v1", one.address)).collect();
+    let sources = EngineSource::parse_list(&urls.join(",")).unwrap();
+    let timeouts = PoolTimeouts { attempt: Duration::from_mins(1), stall: Duration::from_mins(1) };
+    EnginePool::new(sources, EngineOptions::default(), timeouts).unwrap()
+}
+
+async fn call(pool: &EnginePool) -> Result<(), EngineError> {
+    let body = json!({ "model": "m", "cache_salt": "s", "priority": 1, "temperature": 0.3 });
+    let request = EngineRequest {
+        operation: Operation::Chat,
+        body: Bytes::from(body.to_string()),
+        model: "m".to_owned(),
+        affinity: None,
+        report: hapa_core::call_stats::CallStats::default(),
+        answered: CancellationToken::new(),
+        span: tracing::Span::none(),
+    };
+    match pool.start_stream(request).await {
+        Ok(_) => Ok(()),
+        Err(DispatchError::Engine(error)) => Err(error),
+        Err(other) => panic!("{other}"),
+    }
+}
+
+fn fields(request: &Received) -> Vec<&str> {
+    request.body.as_object().unwrap().keys().map(String::as_str).collect()
+}
+
+#[tokio::test]
+async fn refused_extras_are_left_out_at_once_and_from_then_on() {
+    let server = server(|request| match fields(request) {
+        sent if sent.contains(&"cache_salt") => {
+            Reply::json(400, &json!({"error": {"message": "Unrecognized request argument supplied: cache_salt"}}))
+        }
+        // The same inside a stream.
+        sent if sent.contains(&"priority") => {
+            let error = json!({"error": {"message": "Extra inputs are not permitted", "param": "priority", "code": 400}});
+            Reply::events(&[&error.to_string()])
+        }
+        _ => answer(),
+    })
+    .await;
+    let pool = pool_of(&[&server]);
+    for _ in 0..6 {
+        call(&pool).await.unwrap();
+    }
+    let received = server.received(CHAT);
+    assert_eq!(received.len(), 8, "the first call is asked three times");
+    assert_eq!(fields(&received[7]), ["model", "temperature"]);
+    assert_eq!(pool.snapshot().endpoints[0].learned(), ["cache_salt", "priority"]);
+}
+
+#[tokio::test]
+async fn a_field_that_is_refused_without_being_sent_is_not_learned() {
+    let refusal =
+        json!({"error": {"message": "Unsupported field cache_salt", "param": "cache_salt"}});
+    let server = server(move |_| Reply::json(400, &refusal)).await;
+    let pool = pool_of(&[&server]);
+    let error = call(&pool).await.unwrap_err();
+    let (_, refusal) = error.rejection().unwrap();
+    assert!(matches!(refusal, RefusalReason::FieldRefused { .. }), "{error}");
+    assert_eq!(
+        error.to_string(),
+        "the engine answered 400 Bad Request: it refuses the field cache_salt"
+    );
+    assert_eq!(server.received(CHAT).len(), 2);
+    assert!(pool.snapshot().endpoints[0].learned().is_empty());
+}
+
+#[tokio::test]
+async fn a_missing_path_keeps_the_model_and_another_engine_is_asked() {
+    let without = server(|_| Reply::json(404, &json!({ "detail": "Not Found" }))).await;
+    let with = server(|_| answer()).await;
+    let pool = pool_of(&[&without, &with]);
+    for _ in 0..8 {
+        call(&pool).await.unwrap();
+    }
+    assert!(pool.snapshot().endpoints.iter().all(|endpoint| endpoint.lists_model("m")));
+    assert!(without.received(CHAT).len() <= 1, "the engine is avoided for this operation");
+    let alone = pool_of(&[&without]);
+    for _ in 0..8 {
+        let error = call(&alone).await.unwrap_err();
+        assert_eq!(error.rejection().unwrap().1, RefusalReason::PathMissing);
+    }
+    let snapshot = alone.snapshot();
+    assert!(snapshot.serves("m") && snapshot.endpoints[0].is_healthy());
+}
+
+#[tokio::test]
+async fn a_rejection_inside_a_stream_is_the_callers_and_no_failure() {
+    let error = json!({"error": {"message": "This model's maximum context length is 8 tokens.", "type": "BadRequestError", "code": 400}});
+    let refuse = move |_: &Received| Reply::events(&[&error.to_string(), "{}"]);
+    let (first, second) = (server(refuse.clone()).await, server(refuse).await);
+    let pool = pool_of(&[&first, &second]);
+    for _ in 0..8 {
+        let error = call(&pool).await.unwrap_err();
+        assert_eq!(error.rejection().unwrap().1, RefusalReason::ContextTooLong);
+    }
+    assert_eq!(first.received(CHAT).len() + second.received(CHAT).len(), 8, "asked once each");
+    assert!(pool.snapshot().endpoints.iter().all(|endpoint| endpoint.is_healthy()));
+}
+
+#[tokio::test]
+async fn replies_that_can_not_be_read_open_the_circuit() {
+    let server = server(|_| Reply::events(&["garbage"])).await;
+    let pool = pool_of(&[&server]);
+    for _ in 0..5 {
+        let error = call(&pool).await.unwrap_err();
+        assert!(matches!(error, EngineError::InvalidReply(_)), "{error}");
+    }
+    assert!(!pool.snapshot().endpoints[0].is_healthy());
+}
+
+#[tokio::test]
+async fn an_engine_that_rejects_the_credential_is_replaced_by_another() {
+    let closed = server(|_| Reply::json(401, &json!({ "error": "Unauthorized" }))).await;
+    let open = server(|_| answer()).await;
+    let pool = pool_of(&[&closed, &open]);
+    for _ in 0..8 {
+        call(&pool).await.unwrap();
+    }
+    let error = call(&pool_of(&[&closed])).await.unwrap_err();
+    assert!(error.is_credential_rejected());
+}
