@@ -176,7 +176,9 @@ fn kinds_of_oddities_are_distinct() {
     let names: std::collections::BTreeSet<_> =
         Oddity::ALL.iter().map(|kind| kind.as_str()).collect();
     assert_eq!(names.len(), Oddity::ALL.len());
-    Oddity::ALL.iter().for_each(|kind| kind.count());
+    for kind in Oddity::ALL {
+        kind.count();
+    }
 }
 
 #[test]

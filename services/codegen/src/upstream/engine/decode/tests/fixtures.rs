@@ -93,33 +93,33 @@ fn summary(content: &StreamContent, expected: &Value) -> Value {
     let choices = expected["texts"].as_array().unwrap().len();
     let of = |choice| content.texts.get(&choice);
     let text = |choice| of(choice).map(|texts| texts.text.as_str()).unwrap_or_default();
-    let mut summary = json!({ "texts": (0..choices).map(text).collect::<Vec<_>>() });
-    let mut insert = |name: &str, value: Value| {
-        summary[name] = value;
-    };
     let reasoning = of(0).map(|texts| &texts.reasoning).filter(|text| !text.is_empty());
-    reasoning.map(|text| insert("reasoning", json!([text])));
     let refusal = of(0).map(|texts| &texts.refusal).filter(|text| !text.is_empty());
-    refusal.map(|text| insert("refusal", json!(text)));
     let finish: Vec<_> = content.finish_reasons.values().collect();
-    (!finish.is_empty()).then(|| insert("finish", json!(finish)));
-    content.usage.map(|usage| {
+    let usage = content.usage.map(|usage| {
         let Usage { prompt_tokens, completion_tokens, total_tokens, .. } = usage;
         let (reasoning, cached) = (usage.reasoning_tokens, usage.cached_tokens);
-        let row = [prompt_tokens, completion_tokens, total_tokens, reasoning, cached];
-        insert("usage", json!(row));
+        [prompt_tokens, completion_tokens, total_tokens, reasoning, cached]
     });
     let calls = content
         .tool_calls
         .iter()
         .map(|(id, name, arguments)| json!({"id": id, "name": name, "arguments": arguments}));
     let calls: Vec<_> = calls.collect();
-    (!calls.is_empty()).then(|| insert("tool_calls", json!(calls)));
     let logprobs: Vec<_> = content.logprobs.values().filter(|(_, tokens)| *tokens > 0).collect();
-    (!logprobs.is_empty()).then(|| insert("logprobs", json!(logprobs)));
-    content.model.as_ref().map(|model| insert("model", json!(model)));
-    // The status of an error is tested with the errors.
-    content.has_error.then(|| insert("error", expected["error"].clone()));
+    let mut summary = json!({
+        "texts": (0..choices).map(text).collect::<Vec<_>>(),
+        "reasoning": reasoning.map(|text| [text]),
+        "refusal": refusal,
+        "finish": (!finish.is_empty()).then_some(finish),
+        "usage": usage,
+        "tool_calls": (!calls.is_empty()).then_some(calls),
+        "logprobs": (!logprobs.is_empty()).then_some(logprobs),
+        "model": content.model,
+        // The status of an error is tested with the errors.
+        "error": content.has_error.then(|| expected["error"].clone()),
+    });
+    summary.as_object_mut().unwrap().retain(|_, value| !value.is_null());
     summary
 }
 
