@@ -2,9 +2,13 @@
 //! split over two reads, and one read may contain many events.
 //! <https://html.spec.whatwg.org/multipage/server-sent-events.html#event-stream-interpretation>
 //!
-//! Only data and errors matter to this protocol. Three deviations from the standard serve engines:
-//! the end of the body ends an event, JSON without a field name is an event, and an event named
-//! `error` is passed on as `{"error": data}`. The buffers never exceed the size limit.
+//! Only data and errors matter to this protocol. The buffers never exceed the size limit.
+//!
+//! Three deviations from the standard serve engines:
+//!
+//! * The end of the body ends an event.
+//! * JSON without a field name is an event.
+//! * An event named `error` is passed on as `{"error": data}`.
 
 use memchr::{memchr, memchr2};
 use serde::de::IgnoredAny;
@@ -157,8 +161,8 @@ impl SseParser {
         let is_error = std::mem::take(&mut self.is_error);
         let mut buffer = std::mem::take(&mut self.data);
         let result = match buffer.strip_suffix(b"\n") {
-            None | Some(b"") if is_error => Ok(()),
             None => Ok(()),
+            Some(b"") if is_error => Ok(()),
             Some(data) if is_error && !data.starts_with(b"[DONE]") => event(&error_event(data)),
             Some(data) => event(data),
         };

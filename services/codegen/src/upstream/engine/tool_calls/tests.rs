@@ -46,7 +46,7 @@ fn a_repeated_id_or_name_is_not_appended() {
 }
 
 #[test]
-fn calls_with_the_same_index_are_told_apart_by_their_ids() {
+fn calls_with_the_same_index_are_separated_by_their_ids() {
     let parts = [
         part(0, "a", "first", "{"),
         part(0, "", "", "}"),
