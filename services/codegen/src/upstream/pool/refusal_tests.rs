@@ -132,7 +132,7 @@ async fn replies_that_can_not_be_read_open_the_circuit() {
     let pool = pool_of(&[&server]);
     for _ in 0..5 {
         let error = call(&pool).await.unwrap_err();
-        assert!(matches!(error, EngineError::InvalidReply(_)), "{error}");
+        assert!(matches!(error, EngineError::Truncated), "{error}");
     }
     assert!(!pool.snapshot().endpoints[0].is_healthy());
 }
