@@ -46,9 +46,8 @@ fn glossary_paths() -> Vec<(String, String)> {
         let cells: Vec<_> = row.split(" | ").collect();
         let (term, place) = (cells[0], cells[cells.len() - 1]);
         let names = place.split('`').skip(1).step_by(2);
-        let is_path = |name: &&str| name.contains('/') || name.ends_with(".rs");
-        let named = |path: &str| (term.to_owned(), path.to_owned());
-        names.filter(is_path).map(named).collect::<Vec<_>>()
+        let paths = names.filter(|name| name.contains(['/', '.']));
+        paths.map(|path| (term.to_owned(), path.to_owned())).collect::<Vec<_>>()
     });
     paths.collect()
 }

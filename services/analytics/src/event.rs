@@ -34,12 +34,12 @@ pub(crate) struct CallEvent {
     pub(crate) task: String,
     pub(crate) prompt_tokens: i64,
     pub(crate) completion_tokens: i64,
-    /// Part of `completion_tokens`.
-    pub(crate) reasoning_tokens: i64,
     pub(crate) duration_us: i64,
-    pub(crate) time_to_first_token_us: Option<i64>,
     /// As reported. Reports use [`CallEvent::first_answer_token_us`].
     pub(crate) time_to_first_answer_token_us: Option<i64>,
+    /// Part of `completion_tokens`.
+    pub(crate) reasoning_tokens: i64,
+    pub(crate) time_to_first_token_us: Option<i64>,
     pub(crate) inter_token_us: Option<i64>,
     pub(crate) cache: CacheOutcome,
 }

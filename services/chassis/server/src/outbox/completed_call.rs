@@ -143,3 +143,40 @@ fn service(path: &'static str) -> &'static str {
 fn micros(duration: Duration) -> i64 {
     i64::try_from(duration.as_micros()).unwrap_or(i64::MAX)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::net::{IpAddr, Ipv4Addr};
+
+    use hapa_core::access::Rpc;
+
+    use super::*;
+
+    const RPC: Rpc = Rpc::new("/a.B/C", Access::Scope("a:b"));
+
+    /// Milliseconds to the first token and to the first answer token, and tokens of the answer and of reasoning.
+    fn usage(first_ms: Option<u64>, answer_ms: u64, tokens: (u32, u32)) -> UsageEvent {
+        let call = Call::new(None, Some(&RPC), IpAddr::V4(Ipv4Addr::LOCALHOST));
+        if let Some(first_ms) = first_ms {
+            call.stats().set_time_to_first_token(Duration::from_millis(first_ms));
+        }
+        call.stats().set_time_to_first_answer_token(Duration::from_millis(answer_ms));
+        call.stats().set_tokens(1, tokens.0);
+        call.stats().set_reasoning_tokens(tokens.1);
+        let (trace_id, code, elapsed) = ("", Code::Ok, Duration::from_secs(1));
+        let completed =
+            CompletedCall { call: &call, path: RPC.path, trace_id, code, failure: None, elapsed };
+        completed.usage().unwrap()
+    }
+
+    #[test]
+    fn a_usage_event_holds_reasoning_and_never_contradicts_itself() {
+        let event = usage(Some(5), 8, (40, 30));
+        assert_eq!(event.time_to_first_token_us, Some(5_000));
+        assert_eq!(event.time_to_first_answer_token_us, Some(8_000));
+        assert_eq!((event.completion_tokens, event.reasoning_tokens), (40, 30));
+        assert_eq!(usage(Some(5), 4, (0, 0)).time_to_first_answer_token_us, Some(5_000));
+        assert_eq!(usage(None, 4, (0, 0)).time_to_first_answer_token_us, None);
+        assert_eq!(usage(Some(5), 8, (40, 41)).reasoning_tokens, 40);
+    }
+}
