@@ -38,7 +38,7 @@ fn mutation() -> impl Strategy<Value = Mutation> {
         json!(true),
         json!([]),
         json!([1]),
-        json!(["y"]),
+        json!([0, "y"]),
         json!({}),
         json!({"k": 1}),
         json!({"content": "z", "text": "z"}),
