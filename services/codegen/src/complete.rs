@@ -3,6 +3,7 @@
 //! suggested text needs no further engine request.
 
 mod choices;
+mod completion_tokens;
 mod fim;
 mod flight;
 mod params;
@@ -209,7 +210,7 @@ impl Completions {
         let source = flight::ask(self.deps.pool.clone(), request);
         let prompt_tokens = prompt_tokens(&key.body);
         let cost = Cost { lease, turn, prompt_tokens, answered, part };
-        let state = State::new(source, Choices::new(prefix, options, prompt.end_tokens), cost);
+        let state = State::new(source, Choices::new(prefix, options, prompt.control_tokens), cost);
         Ok(if *no_cache { Flights::alone(state) } else { self.flights.launch(key, state) })
     }
 

@@ -4,3 +4,4 @@ pub(crate) mod code_block_tracker;
 pub(crate) mod control_token_filter;
 pub(crate) mod fence;
 pub(crate) mod think_tags;
+pub(crate) mod unfenced;

@@ -78,8 +78,8 @@ impl CodeBlockTracker {
     }
 
     fn end_line(&mut self) {
-        let is_fence = matches!(self.phase, LinePhase::Run | LinePhase::Info)
-            && self.length >= MIN_FENCE_LEN;
+        let is_fence =
+            matches!(self.phase, LinePhase::Run | LinePhase::Info) && self.length >= MIN_FENCE_LEN;
         self.phase = LinePhase::Container;
         if !is_fence {
             return;

@@ -195,7 +195,9 @@ impl FenceSplitter {
     fn resolve_pending(&mut self, is_complete: bool, emit: &mut impl FnMut(Segment<'_>, &str)) {
         loop {
             match self.classify(is_complete) {
-                LineKind::Open(fence, info_word) => self.start_block(Block::Fenced(fence), info_word),
+                LineKind::Open(fence, info_word) => {
+                    self.start_block(Block::Fenced(fence), info_word);
+                }
                 LineKind::OpenHtml(length, info_word) => {
                     let rest = self.pending.split_off(length);
                     self.start_block(Block::Html, info_word);

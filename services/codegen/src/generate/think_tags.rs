@@ -173,8 +173,8 @@ impl ThinkTagSplitter {
         emit: &mut impl FnMut(Part, &str),
     ) -> Step {
         let found = match pair {
-            Some(pair) => tags::find_any(text, std::iter::once((pair, pair.close))),
-            None => tags::find_any(text, tags::closing_tags()),
+            Some(pair) => tags::find_any(text, &std::iter::once((pair, pair.close))),
+            None => tags::find_any(text, &tags::closing_tags()),
         };
         match found {
             Some((0, TagMatch::Found(_, length))) => self.go_to(State::AfterTag, length),
@@ -253,7 +253,8 @@ impl ThinkTagSplitter {
             }
             self.open_tags = self.open_tags.saturating_sub(1);
         }
-        self.open_tags += u32::from(matches!(opening, TagMatch::Found(..)));
+        let is_opening = matches!(opening, TagMatch::Found(..)) && blank <= MAX_BLANK_LEN;
+        self.open_tags += u32::from(is_opening);
         self.go_to(State::MidLine, 0)
     }
 

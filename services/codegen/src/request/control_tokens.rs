@@ -168,9 +168,11 @@ pub(crate) fn escape(text: &str, matches: impl Fn(&str) -> TokenMatch<()>) -> Co
 /// The starts of the tokens without those of struck text.
 fn without_struck_text(text: &str, tokens: &[(usize, usize)]) -> Vec<usize> {
     let token = |index: usize| tokens.get(index).map(|(from, to)| (&text[*from..*to], *from, *to));
-    let is_strike = |index: usize| token(index).is_some_and(|(tag, ..)| tag == "<s>" || tag == "</s>");
+    let is_strike =
+        |index: usize| token(index).is_some_and(|(tag, ..)| tag == "<s>" || tag == "</s>");
     let is_joined = |index: usize| {
-        let gap = token(index).zip(token(index + 1)).map(|((.., to), (_, from, _))| &text[to..from]);
+        let gap =
+            token(index).zip(token(index + 1)).map(|((.., to), (_, from, _))| &text[to..from]);
         gap.is_some_and(|gap| gap.trim().is_empty())
     };
     let is_alone = |index: usize| {
@@ -227,7 +229,13 @@ mod tests {
 
     #[test]
     fn words_between_bars_are_tokens_and_operators_are_not() {
-        for token in ["<|im_start|>", "<|a|>", "<｜fim▁begin｜>", "<｜User｜>", "<|reserved_special_token_0|>"] {
+        for token in [
+            "<|im_start|>",
+            "<|a|>",
+            "<｜fim▁begin｜>",
+            "<｜User｜>",
+            "<|reserved_special_token_0|>",
+        ] {
             assert_eq!(match_barred_word(token), TokenMatch::Token((), token.len()), "{token}");
             for (at, _) in token.char_indices().skip(1) {
                 assert_eq!(match_barred_word(&token[..at]), TokenMatch::Partial, "{token} {at}");

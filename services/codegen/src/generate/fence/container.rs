@@ -58,7 +58,8 @@ fn list_marker_len(text: &str) -> usize {
         return 1;
     }
     let number = text.len() - text.trim_start_matches(|letter: char| letter.is_ascii_digit()).len();
-    let is_marker = number > 0 && is_number(&text[..number]) && text[number..].starts_with(['.', ')']);
+    let is_marker =
+        number > 0 && is_number(&text[..number]) && text[number..].starts_with(['.', ')']);
     if is_marker { number + 1 } else { 0 }
 }
 

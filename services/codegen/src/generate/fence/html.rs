@@ -53,9 +53,7 @@ fn match_tag<'t>(text: &'t str, begin: &str) -> HtmlMatch<&'t str> {
         return HtmlMatch::None;
     }
     match after.split_once('>') {
-        Some((attributes, _)) => {
-            HtmlMatch::Found(attributes, begin.len() + attributes.len() + 1)
-        }
+        Some((attributes, _)) => HtmlMatch::Found(attributes, begin.len() + attributes.len() + 1),
         None => HtmlMatch::Partial,
     }
 }

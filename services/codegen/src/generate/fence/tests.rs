@@ -69,19 +69,21 @@ fn fences_in_lists_and_quotes_lose_their_indentation_and_prefixes() {
         "1. a\n   ```py\n   if x:\n       y\n   ```\n2. b\n",
         &[(Explanation, "1. a\n"), (Code, "if x:\n    y\n"), (Explanation, "2. b\n")],
     );
-    check("- a\n\n      ```py\n      x\n\n  y\n      ```\nb", &[
-        (Explanation, "- a\n\n"),
-        (Code, "x\n\ny\n"),
-        (Explanation, "b"),
-    ]);
-    check("* a\n\t```go\n\tif x {\n\t\ty\n\t```\n", &[(Explanation, "* a\n"), (Code, "if x {\n\ty\n")]);
+    check(
+        "- a\n\n      ```py\n      x\n\n  y\n      ```\nb",
+        &[(Explanation, "- a\n\n"), (Code, "x\n\ny\n"), (Explanation, "b")],
+    );
+    check(
+        "* a\n\t```go\n\tif x {\n\t\ty\n\t```\n",
+        &[(Explanation, "* a\n"), (Code, "if x {\n\ty\n")],
+    );
     check("1. ```py\n   x\n     y\n   ```\n", &[(Code, "x\n  y\n")]);
     check("10) - ~~~\n      x\n~~~\nb", &[(Code, "x\n"), (Explanation, "b")]);
     check("- a\n    ```py\nx\n    y\n```\n", &[(Explanation, "- a\n"), (Code, "x\ny\n")]);
-    check("> ```py\n> >>> x\n>y\n>\n> ```\n> b\n", &[
-        (Code, ">>> x\ny\n\n"),
-        (Explanation, "> b\n"),
-    ]);
+    check(
+        "> ```py\n> >>> x\n>y\n>\n> ```\n> b\n",
+        &[(Code, ">>> x\ny\n\n"), (Explanation, "> b\n")],
+    );
     check("> - ```\n>   x\n>   ```\n", &[(Code, "x\n")]);
     check("> ```\n> x\nb\n```\ny\n```\n", &[(Code, "x\n"), (Explanation, "b\n"), (Code, "y\n")]);
     check("- a\n\nb\n\n    ```\n", &[(Explanation, "- a\n\nb\n\n    ```\n")]);
@@ -91,10 +93,10 @@ fn fences_in_lists_and_quotes_lose_their_indentation_and_prefixes() {
 #[test]
 fn the_first_bare_fence_closes_and_so_does_one_before_a_control_token() {
     use Kind::{Code, Explanation};
-    check("```markdown\n# a\n```python\nx\n```\nb\n", &[
-        (Code, "# a\n```python\nx\n"),
-        (Explanation, "b\n"),
-    ]);
+    check(
+        "```markdown\n# a\n```python\nx\n```\nb\n",
+        &[(Code, "# a\n```python\nx\n"), (Explanation, "b\n")],
+    );
     check("````md\n```py\nx\n```\n````\nb", &[(Code, "```py\nx\n```\n"), (Explanation, "b")]);
     check("```\nx\n```<|im_end|>", &[(Code, "x\n")]);
     check("```\nx\n``` </s>\nb", &[(Code, "x\n"), (Explanation, "b")]);
@@ -106,15 +108,14 @@ fn the_first_bare_fence_closes_and_so_does_one_before_a_control_token() {
 #[test]
 fn html_blocks_are_code_with_decoded_entities() {
     use Kind::{Code, Explanation};
-    check("a\n<pre><code class=\"language-py\">\nif a &lt; b &amp;&amp; c:\n    d = &quot;&#39;\n</code></pre>\nb", &[
-        (Explanation, "a\n"),
-        (Code, "if a < b && c:\n    d = \"'\n"),
-        (Explanation, "b"),
-    ]);
-    check("<PRE class='x'> <code>x &amp;lt; &copy; <b></b></CODE> </pre> and `b`\n", &[
-        (Code, "x &lt; &copy; <b></b>"),
-        (Explanation, " and `b`\n"),
-    ]);
+    check(
+        "a\n<pre><code class=\"language-py\">\nif a &lt; b &amp;&amp; c:\n    d = &quot;&#39;\n</code></pre>\nb",
+        &[(Explanation, "a\n"), (Code, "if a < b && c:\n    d = \"'\n"), (Explanation, "b")],
+    );
+    check(
+        "<PRE class='x'> <code>x &amp;lt; &copy; <b></b></CODE> </pre> and `b`\n",
+        &[(Code, "x &lt; &copy; <b></b>"), (Explanation, " and `b`\n")],
+    );
     check("<pre><code>x</code>y</pre>z", &[(Code, "x</code>y"), (Explanation, "z")]);
     check("<pre><code>x &am", &[(Code, "x &am")]);
     check("<pre>x</pre>\n<p>\n<pre\n", &[(Explanation, "<pre>x</pre>\n<p>\n<pre\n")]);

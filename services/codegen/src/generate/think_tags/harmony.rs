@@ -14,7 +14,10 @@ const START: &str = "<|start|>";
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Header {
     /// A header of this length, and whether its message is the answer.
-    Complete { length: usize, is_answer: bool },
+    Complete {
+        length: usize,
+        is_answer: bool,
+    },
     Partial,
     /// No header.
     None,
@@ -53,5 +56,5 @@ pub(super) fn find_message_end(text: &str) -> Option<(usize, TagMatch<bool>)> {
         (false, START),
         (false, CHANNEL),
     ];
-    find_any(text, ends.into_iter())
+    find_any(text, &ends.into_iter())
 }

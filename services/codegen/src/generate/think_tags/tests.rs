@@ -39,7 +39,11 @@ fn check(expect: Expect, output: &str, expected: (&str, &str, bool)) {
 #[test]
 fn reasoning_at_the_start_is_separated() {
     for (output, reasoning, answer) in [
-        ("<think>\na\n```py\nx\n```\n</think>\n\n```py\ny\n```", "\na\n```py\nx\n```\n", "\n```py\ny\n```"),
+        (
+            "<think>\na\n```py\nx\n```\n</think>\n\n```py\ny\n```",
+            "\na\n```py\nx\n```\n",
+            "\n```py\ny\n```",
+        ),
         (" \n<think>a</think>b", "a", "b"),
         ("<think></think>\r\nb", "", "b"),
         ("<Thinking>a</thinking>\nb", "a", "b"),
@@ -62,7 +66,8 @@ fn reasoning_at_the_start_is_separated() {
 fn harmony_messages_before_the_final_one_are_reasoning() {
     let header = "<|channel|>analysis<|message|>";
     let last = "<|start|>assistant<|channel|>final<|message|>";
-    let call = "<|start|>assistant<|channel|>commentary to=functions.f <|constrain|>json<|message|>";
+    let call =
+        "<|start|>assistant<|channel|>commentary to=functions.f <|constrain|>json<|message|>";
     for (output, reasoning, answer) in [
         (format!("{header}a < b<|end|>{last}c<|return|>"), "a < b", "c<|return|>"),
         (format!("<|start|>assistant{header}a<|end|>\n<|channel|>final<|message|>c"), "a", "c"),
