@@ -9,7 +9,7 @@ use prost::Message as _;
 use crate::complete;
 use crate::generate::control_token_filter::ControlTokenFilter;
 use crate::generate::fence::FenceSplitter;
-use crate::generate::think_tags::{Expect, Part, ThinkTagSplitter};
+use crate::generate::think_tags::{Expect, OutputPart, ThinkTagSplitter};
 use crate::request::generate_params::GenerateParams;
 use crate::request::unicode::{InvisibleCharFilter, strip};
 use crate::upstream::engine::EngineScheduling;
@@ -39,7 +39,7 @@ pub fn stream(bytes: &[u8]) {
     for event in &whole.0 {
         let text = String::from_utf8_lossy(event);
         tags.push(&char_filter.strip(&text), &mut |part, text| {
-            if part == Part::Answer {
+            if part == OutputPart::Answer {
                 splitter.push(&token_filter.push(text), &mut |segment, text| {
                     inspector.push(segment.block, segment.info_word, text);
                 });

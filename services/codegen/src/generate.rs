@@ -3,5 +3,7 @@
 pub(crate) mod code_block_tracker;
 pub(crate) mod control_token_filter;
 pub(crate) mod fence;
+#[cfg(test)]
+mod pieces;
 pub(crate) mod think_tags;
 pub(crate) mod unfenced;
