@@ -178,9 +178,7 @@ impl ThinkTagSplitter {
         };
         match found {
             Some((0, TagMatch::Found(_, length))) => self.go_to(State::AfterTag, length),
-            Some((0, _)) if !is_last => Step::Hold,
-            Some((0, _)) | None => emit_all(OutputPart::Reasoning, text, emit),
-            Some((at, _)) => emit_all(OutputPart::Reasoning, &text[..at], emit),
+            found => emit_reasoning(found.map(|(at, _)| at), text, is_last, emit),
         }
     }
 
@@ -202,9 +200,7 @@ impl ThinkTagSplitter {
             Some((0, TagMatch::Found(is_end, length))) => {
                 self.go_to(State::HarmonyHeader, if is_end { length } else { 0 })
             }
-            Some((0, _)) if !is_last => Step::Hold,
-            Some((0, _)) | None => emit_all(OutputPart::Reasoning, text, emit),
-            Some((at, _)) => emit_all(OutputPart::Reasoning, &text[..at], emit),
+            found => emit_reasoning(found.map(|(at, _)| at), text, is_last, emit),
         }
     }
 
@@ -269,6 +265,20 @@ impl ThinkTagSplitter {
         self.blocks.push(line);
         emit(OutputPart::Answer, line);
         self.go_to(if end.is_some() { State::LineStart } else { State::MidLine }, line.len())
+    }
+}
+
+/// Emits reasoning up to a possible tag. At the end of the output, an incomplete tag is text.
+fn emit_reasoning(
+    tag: Option<usize>,
+    text: &str,
+    is_last: bool,
+    emit: &mut impl FnMut(OutputPart, &str),
+) -> Step {
+    match tag {
+        Some(0) if !is_last => Step::Hold,
+        Some(0) | None => emit_all(OutputPart::Reasoning, text, emit),
+        Some(at) => emit_all(OutputPart::Reasoning, &text[..at], emit),
     }
 }
 
