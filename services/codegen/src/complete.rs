@@ -4,6 +4,7 @@
 
 pub(crate) mod answer;
 mod choices;
+mod completion_tokens;
 mod fim;
 mod params;
 mod scope;
@@ -191,7 +192,7 @@ impl Completions {
                 options.kind.as_str().as_bytes(),
             ],
         });
-        let fold = CompleteFold::new(prefix, options, prompt.end_tokens);
+        let fold = CompleteFold::new(prefix, options, prompt.control_tokens);
         let job = GenerationJob {
             operation: Operation::Completion,
             work: WorkKind::Completion,

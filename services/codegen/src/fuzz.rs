@@ -7,7 +7,9 @@ use hapa_proto::codegen::v1::{CompleteCodeRequest, GenerateCodeRequest, Validate
 use prost::Message as _;
 
 use crate::complete;
+use crate::generate::control_token_filter::ControlTokenFilter;
 use crate::generate::fence::FenceSplitter;
+use crate::generate::think_tags::{Expect, OutputPart, ThinkTagSplitter};
 use crate::request::generate_params::GenerateParams;
 use crate::request::unicode::{InvisibleCharFilter, strip};
 use crate::upstream::engine::EngineScheduling;
@@ -32,10 +34,16 @@ pub fn stream(bytes: &[u8]) {
     assert_eq!(read(usize::from(*length).max(1)), whole, "the pieces make no difference");
     let (mut char_filter, mut splitter, mut inspector) =
         (InvisibleCharFilter::default(), FenceSplitter::default(), CodeInspector::new("python"));
+    let (mut token_filter, mut tags) =
+        (ControlTokenFilter::default(), ThinkTagSplitter::new(Expect::Detect));
     for event in &whole.0 {
         let text = String::from_utf8_lossy(event);
-        splitter.push(&char_filter.strip(&text), &mut |segment, text| {
-            inspector.push(segment.block, segment.info_word, text);
+        tags.push(&char_filter.strip(&text), &mut |part, text| {
+            if part == OutputPart::Answer {
+                splitter.push(&token_filter.push(text), &mut |segment, text| {
+                    inspector.push(segment.block, segment.info_word, text);
+                });
+            }
         });
     }
     assert!(inspector.warnings(false).len() <= 11);

@@ -2,11 +2,14 @@
 
 pub(crate) mod answer;
 mod code_block_tracker;
-mod control_token_filter;
+pub(crate) mod control_token_filter;
 pub(crate) mod events;
 pub(crate) mod fence;
 mod inline_reasoning;
+#[cfg(test)]
+mod pieces;
 pub(crate) mod think_tags;
+pub(crate) mod unfenced;
 
 use std::sync::Arc;
 
@@ -67,8 +70,8 @@ impl Generations {
         let response = self.pipeline.respond_cached(&call, sharing, context, job).await?;
         let named = params.request_id.as_deref();
         let request_id = named.map_or_else(|| Arc::clone(&call.request_id), Arc::from);
-        let task = params.task;
-        Ok(GenerateResponse { response, request_id, model, task, include_reasoning })
+        let GenerateParams { task, language, .. } = params;
+        Ok(GenerateResponse { response, request_id, model, task, language, include_reasoning })
     }
 
     fn prepare(

@@ -10,6 +10,7 @@ mod deadline;
 mod grammar;
 mod imports;
 mod inspector;
+mod program;
 mod request;
 mod rules;
 mod style;
@@ -26,6 +27,7 @@ use crate::request::unicode;
 use crate::validate::deadline::Deadline;
 pub(crate) use crate::validate::grammar::Language;
 pub(crate) use crate::validate::inspector::CodeInspector;
+pub(crate) use crate::validate::program::is_program;
 pub(crate) use crate::validate::request::{ValidationPool, validate_request};
 
 /// The severity of a finding, lowest first.

@@ -2,6 +2,7 @@
 
 use hapa_proto::codegen::v1::{Suggestion, Usage};
 
+use crate::complete::completion_tokens::CompletionTokenFilter;
 use crate::complete::params::CompletionOptions;
 use crate::complete::scope::ScopeDetector;
 use crate::complete::trim::trim_suggestion;
@@ -14,8 +15,6 @@ const MAX_CHOICE_BYTES: usize = 256 * 1024;
 #[derive(Debug)]
 pub(crate) struct Choices {
     list: Vec<Choice>,
-    /// End tokens of the model, if they arrive as text.
-    end_tokens: &'static [String],
     /// The usage that the engine reported at the end.
     usage: UsageCounter,
 }
@@ -25,6 +24,8 @@ struct Choice {
     text: String,
     /// Removes invisible characters.
     char_filter: InvisibleCharFilter,
+    /// Ends the text at control tokens.
+    token_filter: CompletionTokenFilter,
     /// Start of each piece in the text, the sum of its log probabilities, and its number of tokens.
     pieces: Vec<(usize, f64, u32)>,
     scope: ScopeDetector,
@@ -40,11 +41,12 @@ impl Choices {
     pub(crate) fn new(
         prefix: &str,
         options: &CompletionOptions,
-        end_tokens: &'static [String],
+        control_tokens: &'static [String],
     ) -> Choices {
         let choice = || Choice {
             text: String::new(),
             char_filter: InvisibleCharFilter::default(),
+            token_filter: CompletionTokenFilter::new(control_tokens),
             pieces: Vec::new(),
             scope: ScopeDetector::new(options.kind, prefix),
             natural_end: None,
@@ -52,11 +54,8 @@ impl Choices {
             usage: UsageCounter::default(),
             text_pieces: 0,
         };
-        Choices {
-            list: (0..options.max_suggestions).map(|_| choice()).collect(),
-            end_tokens,
-            usage: UsageCounter::default(),
-        }
+        let list = (0..options.max_suggestions).map(|_| choice()).collect();
+        Choices { list, usage: UsageCounter::default() }
     }
 
     pub(crate) fn push(&mut self, delta: EngineDelta) {
@@ -64,7 +63,7 @@ impl Choices {
         for piece in delta.pieces {
             // Choices that were not requested are ignored.
             if let Some(choice) = self.list.get_mut(piece.choice) {
-                choice.push(&piece, self.end_tokens);
+                choice.push(&piece);
             }
         }
     }
@@ -134,27 +133,26 @@ impl Choices {
 }
 
 impl Choice {
-    fn push(&mut self, piece: &Piece, end_tokens: &[String]) {
+    fn push(&mut self, piece: &Piece) {
         self.usage.merge(piece.usage);
         self.text_pieces = self.text_pieces.saturating_add(piece.events);
         self.finish_reason = piece.finish_reason.or(self.finish_reason);
-        let Content::Text(text) = &piece.content else { return };
         if self.natural_end.is_some() {
             return;
         }
+        let text = if let Content::Text(text) = &piece.content { text } else { "" };
         let at = self.text.len();
-        self.text.push_str(&self.char_filter.strip(text));
+        let visible = self.char_filter.strip(text);
+        self.text.push_str(&self.token_filter.push(&visible));
+        if self.finish_reason.is_some() {
+            self.text.push_str(&self.token_filter.end());
+        }
         if piece.logprob_tokens > 0 {
             self.pieces.push((at, piece.logprob, piece.logprob_tokens));
         }
         self.natural_end = self.scope.find_end(&self.text);
-        let mut from = at.saturating_sub(end_tokens.iter().map(String::len).max().unwrap_or(0));
-        while !self.text.is_char_boundary(from) {
-            from -= 1;
-        }
-        let token = end_tokens.iter().filter_map(|end| self.text[from..].find(end)).min();
-        if let Some(token) = token {
-            self.natural_end = Some(self.natural_end.unwrap_or(usize::MAX).min(from + token));
+        if self.token_filter.has_ended() {
+            self.natural_end = self.natural_end.or(Some(self.text.len()));
         }
         if self.text.len() > MAX_CHOICE_BYTES {
             self.natural_end = self.natural_end.or(Some(at));
@@ -178,7 +176,11 @@ impl Choice {
         let text = trim_suggestion(prefix, &options.suffix, self.visible_text());
         // After a cut, the engine's own finish reason does not apply.
         let reason = match self.finish_reason {
-            Some(reason) if text.len() == self.text.trim_end().len() => reason.as_str(),
+            Some(reason)
+                if text.len() == self.text.trim_end().len() && !self.token_filter.has_ended() =>
+            {
+                reason.as_str()
+            }
             _ => "stop",
         };
         (!text.is_empty()).then(|| Suggestion {
@@ -313,14 +315,17 @@ mod tests {
     }
 
     #[test]
-    fn an_end_token_that_arrives_as_text_ends_a_choice() {
-        static ENDS: std::sync::LazyLock<Vec<String>> =
-            std::sync::LazyLock::new(|| vec!["<EOT>".to_owned()]);
-        let params = params("x = ", "block", 1);
-        let mut choices = Choices::new(&params.prefix, &params.options, &ENDS);
-        choices.push(delta(vec![piece(0, "1 한<EO", -0.1), piece(0, "T>rest", -0.1)]));
+    fn a_control_token_that_arrives_as_text_ends_a_choice() {
+        static CONTROL: std::sync::LazyLock<Vec<String>> =
+            std::sync::LazyLock::new(|| vec!["<PRE>".to_owned()]);
+        let params = params("x = ", "block", 3);
+        let mut choices = Choices::new(&params.prefix, &params.options, &CONTROL);
+        choices.push(delta(vec![piece(0, "1 한<PR", -0.1), piece(1, "f(<|cursor|>", -0.1)]));
+        assert_eq!(choices.texts().collect::<Vec<_>>(), ["1 한", "f(", ""]);
+        choices.push(delta(vec![piece(0, "E>rest", -0.1), piece(1, ") <", -0.1), end(1, "stop")]));
+        choices.push(delta(vec![piece(2, "2<|im_end|>", -0.1)]));
         assert!(choices.can_stop_early());
-        assert_eq!(choices.texts().collect::<Vec<_>>(), ["1 한"]);
+        assert_eq!(choices.texts().collect::<Vec<_>>(), ["1 한", "f() <", "2"]);
     }
 
     #[test]

@@ -2,11 +2,13 @@
 //! `prompts/families.toml`. The prompt contains prefix and suffix completely and in order. Text from
 //! clients never acts as a control token.
 
+use std::borrow::Cow;
 use std::sync::LazyLock;
 
 use serde::Deserialize;
 
 use crate::complete::params::CompletionOptions;
+use crate::request::control_tokens::{self, TokenMatch};
 
 /// The content of `prompts/families.toml`.
 #[derive(Debug, Deserialize)]
@@ -39,6 +41,8 @@ static FAMILIES: LazyLock<Families> = LazyLock::new(|| {
 pub(crate) struct FimPrompt {
     pub(crate) prompt: String,
     pub(crate) end_tokens: &'static [String],
+    /// All control tokens of the model's family, for `CompletionTokenFilter`. Empty: the family is unknown.
+    pub(crate) control_tokens: &'static [String],
     /// The suffix was omitted, because the model's control tokens are unknown.
     pub(crate) is_prefix_only: bool,
 }
@@ -62,21 +66,23 @@ pub(crate) fn build_prompt(
     let Some(family) = family else {
         // The model may belong to any family, so the tokens of all families are escaped.
         let control: Vec<_> = FAMILIES.family.iter().flat_map(ModelFamily::markers).collect();
-        let prompt = escape_control_tokens(prefix, &control);
-        return FimPrompt { prompt, end_tokens: &[], is_prefix_only: !suffix.is_empty() };
+        let prompt = escape(prefix, &control);
+        return FimPrompt {
+            prompt: prompt.into_owned(),
+            end_tokens: &[],
+            control_tokens: &[],
+            is_prefix_only: !suffix.is_empty(),
+        };
     };
     let control: Vec<_> = family.control.iter().map(String::as_str).collect();
+    let escape = |text| escape(text, &control);
     let path = match (&family.path, options.file_path.as_str()) {
-        (Some(form), path) if !path.is_empty() => {
-            form.replace("{path}", &escape_control_tokens(path, &control))
-        }
+        (Some(form), path) if !path.is_empty() => form.replace("{path}", &escape(path)),
         _ => String::new(),
     };
     let ModelFamily { before, between, after, ends, .. } = family;
-    let (prefix, suffix) =
-        (escape_control_tokens(prefix, &control), escape_control_tokens(suffix, &control));
-    let prompt = [&path, before, &prefix, between, &suffix, after].map(String::as_str).concat();
-    FimPrompt { prompt, end_tokens: ends, is_prefix_only: false }
+    let prompt = [&*path, before, &escape(prefix), between, &escape(suffix), after].concat();
+    FimPrompt { prompt, end_tokens: ends, control_tokens: &family.control, is_prefix_only: false }
 }
 
 impl ModelFamily {
@@ -86,20 +92,14 @@ impl ModelFamily {
     }
 }
 
-/// Inserts a space after the first character of each control token. A tokenizer then treats the token as
-/// text, and to a model its meaning hardly changes.
-fn escape_control_tokens(text: &str, control: &[&str]) -> String {
-    let mut whole = String::with_capacity(text.len());
-    let mut rest = text;
-    while let Some(letter) = rest.chars().next() {
-        let (first, after) = rest.split_at(letter.len_utf8());
-        whole.push_str(first);
-        if control.iter().any(|token| rest.starts_with(token)) {
-            whole.push(' ');
+/// Escapes these control tokens, and every `<|word|>`: an adapter may have more tokens than its base model.
+fn escape<'t>(text: &'t str, control: &[&str]) -> Cow<'t, str> {
+    control_tokens::escape(text, |rest| {
+        if control.iter().any(|token| rest.starts_with(*token)) {
+            return TokenMatch::Token((), 0);
         }
-        rest = after;
-    }
-    whole
+        control_tokens::match_barred_word(rest)
+    })
 }
 
 #[cfg(test)]
@@ -152,6 +152,14 @@ mod tests {
             "<|file_sep|>src/< |fim_middle|>.py\n<|fim_prefix|>a<|fim_suffix|><|fim_middle|>"
         );
         assert!(!build("starcoder2", "a", "", "a.py").prompt.contains("a.py"));
+    }
+
+    #[test]
+    fn tokens_of_chat_templates_are_escaped_too() {
+        let prompt = build("starcoder2", "<|im_start|>a <s> [INST]", "", "").prompt;
+        assert_eq!(prompt, "<fim_prefix>< |im_start|>a <s> [INST]<fim_suffix><fim_middle>");
+        assert_eq!(build("gpt2", "<|a|><PRE> <|>", "", "").prompt, "< |a|>< PRE> <|>");
+        assert_eq!(build("codellama-7b", "</s>", "", "").prompt, "<PRE> < /s> <SUF> <MID>");
     }
 
     #[test]

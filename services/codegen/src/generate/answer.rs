@@ -9,7 +9,7 @@ use hapa_proto::codegen::v1::stream_generate_code_response::Kind;
 use crate::generate::control_token_filter::ControlTokenFilter;
 use crate::generate::fence::{FenceSplitter, Segment};
 use crate::generate::inline_reasoning::InlineReasoning;
-use crate::generate::think_tags::{Expect, Part, ThinkTagSplitter};
+use crate::generate::think_tags::{Expect, OutputPart, ThinkTagSplitter};
 use crate::request::unicode::InvisibleCharFilter;
 use crate::stream::{AnswerEnd, StreamItem, Track, push_delta};
 use crate::upstream::engine::{Content, EngineDelta, FinishReason, Piece, UsageCounter};
@@ -145,9 +145,9 @@ impl GenerateFold {
         let GenerateFold { think_tags, answer, language, .. } = self;
         let mut is_reclassified = false;
         think_tags.push(&text, &mut |part, text| match part {
-            Part::Reasoning => push_delta(items, Track::Reasoning, text),
-            Part::Answer => answer.push(text, items),
-            Part::Reclassified => {
+            OutputPart::Reasoning => push_delta(items, Track::Reasoning, text),
+            OutputPart::Answer => answer.push(text, items),
+            OutputPart::Reclassified => {
                 is_reclassified = true;
                 *answer = AnswerSplitter::new(language);
                 items.push(StreamItem::Reclassified);
@@ -163,9 +163,9 @@ impl GenerateFold {
     pub(crate) fn flush(&mut self, items: &mut Vec<StreamItem>) {
         let GenerateFold { think_tags, answer, .. } = self;
         think_tags.end(&mut |part, text| match part {
-            Part::Reasoning => push_delta(items, Track::Reasoning, text),
-            Part::Answer => answer.push(text, items),
-            Part::Reclassified => {}
+            OutputPart::Reasoning => push_delta(items, Track::Reasoning, text),
+            OutputPart::Answer => answer.push(text, items),
+            OutputPart::Reclassified => {}
         });
         answer.end(items);
         if self.expected == Expect::Open && think_tags.is_in_reasoning() {

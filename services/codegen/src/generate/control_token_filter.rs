@@ -195,6 +195,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::generate::pieces::cut;
 
     fn filter<'t>(pieces: impl IntoIterator<Item = &'t str>) -> (String, bool, usize) {
         let mut filter = ControlTokenFilter::default();
@@ -277,11 +278,7 @@ mod tests {
             let answer = parts.concat();
             let whole = filter([answer.as_str()]);
             prop_assert_eq!(&filter(answer.split_inclusive(|_| true)), &whole);
-            let mut at: Vec<_> = cuts.iter().map(|cut| answer.floor_char_boundary(cut.index(answer.len() + 1))).collect();
-            at.push(answer.len());
-            at.sort_unstable();
-            let mut from = 0;
-            let pieces: Vec<_> = at.iter().map(|to| { let piece = &answer[from..*to]; from = *to; piece }).collect();
+            let pieces = cut(&answer, &cuts);
             prop_assert_eq!(&filter(pieces), &whole);
         }
     }

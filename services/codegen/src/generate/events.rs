@@ -9,6 +9,7 @@ use hapa_proto::codegen::v1::stream_generate_code_response::{
 };
 use tonic::Status;
 
+use crate::generate::unfenced::looks_like_code;
 use crate::stream::{self, Response, ResponseEvent, Track};
 
 /// A response with the names that its messages contain.
@@ -17,6 +18,7 @@ pub(crate) struct GenerateResponse {
     pub(crate) request_id: Arc<str>,
     pub(crate) model: String,
     pub(crate) task: String,
+    pub(crate) language: String,
     pub(crate) include_reasoning: bool,
 }
 
@@ -47,7 +49,7 @@ impl GenerateResponse {
                 builder.push(event);
             }
         }
-        Ok(builder.build(self.include_reasoning))
+        Ok(builder.build(&self.language, self.include_reasoning))
     }
 
     fn message(&self, event: ResponseEvent) -> Option<Event> {
@@ -139,15 +141,18 @@ impl ReplyBuilder {
         }
     }
 
-    /// The reply. An answer without a code block is returned as code.
-    fn build(mut self, include_reasoning: bool) -> GenerateCodeResponse {
+    /// The reply. An answer without a code block that is code in the requested language is returned as code, and so is
+    /// a truncated one, whose syntax cannot be checked.
+    fn build(mut self, language: &str, include_reasoning: bool) -> GenerateCodeResponse {
+        let reply = &mut self.reply;
         if !include_reasoning {
-            self.reply.reasoning.clear();
+            reply.reasoning.clear();
         }
-        if !self.has_code {
-            self.reply.generated_code = std::mem::take(&mut self.reply.explanation);
+        let is_truncated = reply.finish_reason == "length";
+        if !self.has_code && (is_truncated || looks_like_code(&reply.explanation, language)) {
+            reply.generated_code = std::mem::take(&mut reply.explanation);
         }
-        "success".clone_into(&mut self.reply.status);
+        "success".clone_into(&mut reply.status);
         self.reply
     }
 }

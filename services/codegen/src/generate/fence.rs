@@ -56,11 +56,11 @@ pub(crate) struct FenceSplitter {
     /// HTML tags end here, and a line break after them belongs to them.
     is_after_tag: bool,
     lists: ListContext,
-    open_block: Option<Block>,
+    open_block: Option<OpenBlock>,
 }
 
 #[derive(Clone, Copy, Debug)]
-enum Block {
+enum OpenBlock {
     Fenced(Fence),
     Html,
 }
@@ -106,7 +106,7 @@ enum LineKind {
 impl FenceSplitter {
     /// Adds a piece of the answer and emits all text that certainly is code or explanation.
     pub(crate) fn push(&mut self, text: &str, emit: &mut impl FnMut(Segment<'_>, &str)) {
-        if matches!(self.open_block, Some(Block::Html)) && !self.pending.is_empty() {
+        if matches!(self.open_block, Some(OpenBlock::Html)) && !self.pending.is_empty() {
             let mut joined = std::mem::take(&mut self.pending);
             joined.push_str(text);
             return self.advance(&joined, false, emit);
@@ -116,7 +116,7 @@ impl FenceSplitter {
 
     /// Emits the held-back text at the end of the answer.
     pub(crate) fn end(&mut self, emit: &mut impl FnMut(Segment<'_>, &str)) {
-        if matches!(self.open_block, Some(Block::Html)) {
+        if matches!(self.open_block, Some(OpenBlock::Html)) {
             let pending = std::mem::take(&mut self.pending);
             self.advance(&pending, true, emit);
         } else if !self.pending.is_empty() {
@@ -128,7 +128,7 @@ impl FenceSplitter {
         while !text.is_empty() {
             let length = match self.open_block {
                 _ if self.is_after_tag => self.push_after_tag(text),
-                Some(Block::Html) => self.push_html(text, is_last, emit),
+                Some(OpenBlock::Html) => self.push_html(text, is_last, emit),
                 _ => self.push_line(text, emit),
             };
             text = &text[length..];
@@ -196,11 +196,11 @@ impl FenceSplitter {
         loop {
             match self.classify(is_complete) {
                 LineKind::Open(fence, info_word) => {
-                    self.start_block(Block::Fenced(fence), info_word)
+                    self.start_block(OpenBlock::Fenced(fence), info_word);
                 }
                 LineKind::OpenHtml(length, info_word) => {
                     let rest = self.pending.split_off(length);
-                    self.start_block(Block::Html, info_word);
+                    self.start_block(OpenBlock::Html, info_word);
                     self.is_after_tag = true;
                     self.pending.clear();
                     // Another block cannot start on this line, so this does not recur.
@@ -235,12 +235,12 @@ impl FenceSplitter {
             (false, false) => LineEnd::Unknown,
         };
         match self.open_block {
-            Some(Block::Fenced(fence)) => fence.classify(line, end),
+            Some(OpenBlock::Fenced(fence)) => fence.classify(line, end),
             _ => self.lists.classify(line, end),
         }
     }
 
-    fn start_block(&mut self, block: Block, info_word: String) {
+    fn start_block(&mut self, block: OpenBlock, info_word: String) {
         self.open_block = Some(block);
         self.block_count += 1;
         self.info_word = info_word;

@@ -3,7 +3,7 @@
 //! space before the opening tag and one line break after the closing tag. All other bytes pass through in order.
 //!
 //! Some chat templates contain the opening tag, so the output begins inside of the reasoning: `Expect::Open`.
-//! Otherwise a closing tag on a line of its own shows it afterwards: `Part::Reclassified`.
+//! Otherwise a closing tag on a line of its own shows it afterwards: `OutputPart::Reclassified`.
 //!
 //! Tags elsewhere are text. Only a possible tag is held back, at most 128 bytes of it.
 
@@ -28,7 +28,7 @@ pub(crate) enum Expect {
 
 /// What a text is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Part {
+pub(crate) enum OutputPart {
     Reasoning,
     Answer,
     /// All text so far was reasoning, although it was emitted as `Answer`. The text is empty.
@@ -82,7 +82,7 @@ impl ThinkTagSplitter {
     }
 
     /// Adds a piece of the output and emits all text of which the part is certain.
-    pub(crate) fn push(&mut self, text: &str, emit: &mut impl FnMut(Part, &str)) {
+    pub(crate) fn push(&mut self, text: &str, emit: &mut impl FnMut(OutputPart, &str)) {
         if self.pending.is_empty() {
             return self.advance(text, false, emit);
         }
@@ -92,7 +92,7 @@ impl ThinkTagSplitter {
     }
 
     /// Emits the held-back text at the end of the output.
-    pub(crate) fn end(&mut self, emit: &mut impl FnMut(Part, &str)) {
+    pub(crate) fn end(&mut self, emit: &mut impl FnMut(OutputPart, &str)) {
         let pending = std::mem::take(&mut self.pending);
         self.advance(&pending, true, emit);
     }
@@ -106,7 +106,7 @@ impl ThinkTagSplitter {
         }
     }
 
-    fn advance(&mut self, mut text: &str, is_last: bool, emit: &mut impl FnMut(Part, &str)) {
+    fn advance(&mut self, mut text: &str, is_last: bool, emit: &mut impl FnMut(OutputPart, &str)) {
         while !text.is_empty() {
             let step = match self.state {
                 State::Start => self.start(text, is_last),
@@ -117,7 +117,7 @@ impl ThinkTagSplitter {
                 State::LineStart => self.line_start(text, is_last, emit),
                 State::MidLine => self.mid_line(text, emit),
                 State::AfterReasoning => {
-                    emit(Part::Answer, text);
+                    emit(OutputPart::Answer, text);
                     Step::Done(text.len())
                 }
             };
@@ -170,17 +170,15 @@ impl ThinkTagSplitter {
         pair: Option<&'static TagPair>,
         text: &str,
         is_last: bool,
-        emit: &mut impl FnMut(Part, &str),
+        emit: &mut impl FnMut(OutputPart, &str),
     ) -> Step {
         let found = match pair {
-            Some(pair) => tags::find_any(text, std::iter::once((pair, pair.close))),
-            None => tags::find_any(text, tags::closing_tags()),
+            Some(pair) => tags::find_any(text, &std::iter::once((pair, pair.close))),
+            None => tags::find_any(text, &tags::closing_tags()),
         };
         match found {
             Some((0, TagMatch::Found(_, length))) => self.go_to(State::AfterTag, length),
-            Some((0, _)) if !is_last => Step::Hold,
-            Some((0, _)) | None => emit_all(Part::Reasoning, text, emit),
-            Some((at, _)) => emit_all(Part::Reasoning, &text[..at], emit),
+            found => emit_reasoning(found.map(|(at, _)| at), text, is_last, emit),
         }
     }
 
@@ -196,15 +194,13 @@ impl ThinkTagSplitter {
         &mut self,
         text: &str,
         is_last: bool,
-        emit: &mut impl FnMut(Part, &str),
+        emit: &mut impl FnMut(OutputPart, &str),
     ) -> Step {
         match harmony::find_message_end(text) {
             Some((0, TagMatch::Found(is_end, length))) => {
                 self.go_to(State::HarmonyHeader, if is_end { length } else { 0 })
             }
-            Some((0, _)) if !is_last => Step::Hold,
-            Some((0, _)) | None => emit_all(Part::Reasoning, text, emit),
-            Some((at, _)) => emit_all(Part::Reasoning, &text[..at], emit),
+            found => emit_reasoning(found.map(|(at, _)| at), text, is_last, emit),
         }
     }
 
@@ -212,7 +208,7 @@ impl ThinkTagSplitter {
         &mut self,
         text: &str,
         is_last: bool,
-        emit: &mut impl FnMut(Part, &str),
+        emit: &mut impl FnMut(OutputPart, &str),
     ) -> Step {
         match harmony::read_header(text) {
             Header::Complete { length, is_answer: true } => {
@@ -220,12 +216,17 @@ impl ThinkTagSplitter {
             }
             Header::Complete { length, .. } => self.go_to(State::HarmonyMessage, length),
             Header::Partial if !is_last => Step::Hold,
-            Header::Partial => emit_all(Part::Reasoning, text, emit),
+            Header::Partial => emit_all(OutputPart::Reasoning, text, emit),
             Header::None => self.go_to(State::AfterReasoning, 0),
         }
     }
 
-    fn line_start(&mut self, text: &str, is_last: bool, emit: &mut impl FnMut(Part, &str)) -> Step {
+    fn line_start(
+        &mut self,
+        text: &str,
+        is_last: bool,
+        emit: &mut impl FnMut(OutputPart, &str),
+    ) -> Step {
         let body = text.trim_start_matches([' ', '\t']);
         let blank = text.len() - body.len();
         let closing = tags::match_closing(body);
@@ -248,25 +249,40 @@ impl ThinkTagSplitter {
                 && !self.blocks.is_in_block()
                 && self.open_tags == 0
             {
-                emit(Part::Reclassified, "");
+                emit(OutputPart::Reclassified, "");
                 return self.go_to(State::AfterTag, blank + length + trailing);
             }
             self.open_tags = self.open_tags.saturating_sub(1);
         }
-        self.open_tags += u32::from(matches!(opening, TagMatch::Found(..)));
+        let is_opening = matches!(opening, TagMatch::Found(..)) && blank <= MAX_BLANK_LEN;
+        self.open_tags += u32::from(is_opening);
         self.go_to(State::MidLine, 0)
     }
 
-    fn mid_line(&mut self, text: &str, emit: &mut impl FnMut(Part, &str)) -> Step {
+    fn mid_line(&mut self, text: &str, emit: &mut impl FnMut(OutputPart, &str)) -> Step {
         let end = memchr::memchr(b'\n', text.as_bytes());
         let line = &text[..end.map_or(text.len(), |at| at + 1)];
         self.blocks.push(line);
-        emit(Part::Answer, line);
+        emit(OutputPart::Answer, line);
         self.go_to(if end.is_some() { State::LineStart } else { State::MidLine }, line.len())
     }
 }
 
-fn emit_all(part: Part, text: &str, emit: &mut impl FnMut(Part, &str)) -> Step {
+/// Emits reasoning up to a possible tag. At the end of the output, an incomplete tag is text.
+fn emit_reasoning(
+    tag: Option<usize>,
+    text: &str,
+    is_last: bool,
+    emit: &mut impl FnMut(OutputPart, &str),
+) -> Step {
+    match tag {
+        Some(0) if !is_last => Step::Hold,
+        Some(0) | None => emit_all(OutputPart::Reasoning, text, emit),
+        Some(at) => emit_all(OutputPart::Reasoning, &text[..at], emit),
+    }
+}
+
+fn emit_all(part: OutputPart, text: &str, emit: &mut impl FnMut(OutputPart, &str)) -> Step {
     emit(part, text);
     Step::Done(text.len())
 }

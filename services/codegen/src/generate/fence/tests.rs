@@ -3,6 +3,7 @@
 use proptest::prelude::*;
 
 use super::*;
+use crate::generate::pieces::cut;
 
 fn split<'a>(pieces: impl IntoIterator<Item = &'a str>) -> Vec<(Kind, String)> {
     let (mut splitter, mut parts) = (FenceSplitter::default(), Vec::<(Kind, String)>::new());
@@ -147,12 +148,7 @@ proptest! {
         answer in "([`~]{1,5}| {1,5}|[a-z한&<]|\r?\n|```py\n|\n```\n|- |1\\. |> |\t|<pre><code>|</code></pre>|&lt;| {90}){0,40}",
         cuts in prop::collection::vec(any::<prop::sample::Index>(), 0..20),
     ) {
-        let letters: Vec<_> = answer.char_indices().map(|(at, _)| at).collect();
-        let mut at: Vec<_> = cuts.iter().filter(|_| !letters.is_empty()).map(|cut| letters[cut.index(letters.len())]).collect();
-        at.push(answer.len());
-        at.sort_unstable();
-        let mut from = 0;
-        let pieces: Vec<_> = at.iter().map(|to| { let piece = &answer[from..*to]; from = *to; piece }).collect();
+        let pieces = cut(&answer, &cuts);
         prop_assert_eq!(split(pieces), split([answer.as_str()]));
     }
 

@@ -56,5 +56,5 @@ pub(super) fn find_message_end(text: &str) -> Option<(usize, TagMatch<bool>)> {
         (false, START),
         (false, CHANNEL),
     ];
-    find_any(text, ends.into_iter())
+    find_any(text, &ends.into_iter())
 }

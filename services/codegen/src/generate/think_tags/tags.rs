@@ -71,7 +71,7 @@ pub(super) fn match_any<T>(
 /// Finds the first place where a tag is or may begin.
 pub(super) fn find_any<T>(
     text: &str,
-    tags: impl Iterator<Item = (T, &'static str)> + Clone,
+    tags: &(impl Iterator<Item = (T, &'static str)> + Clone),
 ) -> Option<(usize, TagMatch<T>)> {
     // The first byte of `◁` is 0xE2.
     memchr::memchr3_iter(b'<', b'[', 0xe2, text.as_bytes()).find_map(|at| {

@@ -3,6 +3,7 @@
 use proptest::prelude::*;
 
 use super::*;
+use crate::generate::pieces::cut;
 
 /// The reasoning, the answer, and whether the text was reclassified.
 type Split = (String, String, bool);
@@ -13,10 +14,10 @@ const MAX_PENDING_BYTES: usize = 128;
 fn split<'a>(expect: Expect, pieces: impl IntoIterator<Item = &'a str>) -> Split {
     let mut splitter = ThinkTagSplitter::new(expect);
     let (mut reasoning, mut answer, mut is_reclassified) = Split::default();
-    let mut emit = |part: Part, text: &str| match part {
-        Part::Reasoning => reasoning.push_str(text),
-        Part::Answer => answer.push_str(text),
-        Part::Reclassified => {
+    let mut emit = |part: OutputPart, text: &str| match part {
+        OutputPart::Reasoning => reasoning.push_str(text),
+        OutputPart::Answer => answer.push_str(text),
+        OutputPart::Reclassified => {
             is_reclassified = true;
             reasoning.push_str(&std::mem::take(&mut answer));
         }
@@ -128,11 +129,7 @@ proptest! {
         let output = parts.concat();
         let whole = split(expect, [output.as_str()]);
         prop_assert_eq!(&split(expect, output.split_inclusive(|_| true)), &whole);
-        let mut at: Vec<_> = cuts.iter().map(|cut| output.floor_char_boundary(cut.index(output.len() + 1))).collect();
-        at.push(output.len());
-        at.sort_unstable();
-        let mut from = 0;
-        let pieces: Vec<_> = at.iter().map(|to| { let piece = &output[from..*to]; from = *to; piece }).collect();
+        let pieces = cut(&output, &cuts);
         prop_assert_eq!(&split(expect, pieces), &whole);
     }
 
