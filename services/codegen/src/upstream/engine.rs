@@ -17,7 +17,7 @@ mod request_field;
 mod retry_after;
 pub(crate) mod sse;
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;
 mod untrusted_text;
 mod wire;
 mod wordings;

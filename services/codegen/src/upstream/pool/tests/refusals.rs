@@ -4,11 +4,11 @@
 use bytes::Bytes;
 use serde_json::{Value, json};
 
-use super::*;
+use super::super::*;
+use crate::upstream::engine::tests::scripted_server::{Received, Reply, ScriptedServer};
 use crate::upstream::engine::{
     EngineError, EventAccumulator, Operation, RefusalReason, stream_error,
 };
-use crate::upstream::scripted_server::{Received, Reply, ScriptedServer};
 
 const CHAT: &str = "/v1/chat/completions";
 
