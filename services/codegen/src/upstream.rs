@@ -3,6 +3,4 @@
 
 pub(crate) mod engine;
 pub mod pool;
-#[cfg(test)]
-mod scripted_server;
 pub(crate) mod span;

@@ -20,7 +20,7 @@ async fn names(mesh: &TestMesh) -> Vec<String> {
 /// A request refused with this message and parameter.
 fn refusal(code: u16, message: &str, param: Option<&str>) -> Script {
     let error = json!({ "error": { "message": message, "param": param, "code": code } });
-    Fault::reply(code, error).into()
+    Fault::reply(code, &error).into()
 }
 
 /// The code of the error, its message, and the field that it names.
@@ -129,7 +129,7 @@ async fn a_rejection_inside_a_stream_is_the_callers_and_does_not_open_the_circui
 async fn an_engine_without_an_operation_keeps_its_model() {
     let mesh = TestMesh::start().await;
     mesh.engine.respond_with(|body: &Value| match body["prompt"] {
-        Value::String(_) => Fault::reply(404, json!({ "detail": "Not Found" })).into(),
+        Value::String(_) => Fault::reply(404, &json!({ "detail": "Not Found" })).into(),
         _ => Script::text(ANSWER),
     });
     for _ in 0..6 {

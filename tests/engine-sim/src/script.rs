@@ -89,7 +89,7 @@ impl Fault {
     }
 
     /// This status with a body.
-    pub fn reply(code: u16, body: impl ToString) -> Self {
+    pub fn reply(code: u16, body: &impl ToString) -> Self {
         Self::Reply { code, body: body.to_string() }
     }
 

@@ -21,8 +21,8 @@ mod response;
 mod retry_after;
 pub(crate) mod sse;
 #[cfg(test)]
-mod tests;
-#[cfg_attr(not(test), expect(dead_code, reason = "its consumers are being written"))]
+pub(super) mod tests;
+#[cfg_attr(not(test), expect(dead_code, reason = "no operation offers tools"))]
 mod tool_calls;
 mod untrusted_text;
 mod wordings;

@@ -10,8 +10,6 @@ mod dispatch;
 mod endpoint;
 mod first_token;
 mod health_poll;
-#[cfg(test)]
-mod refusal_tests;
 mod retry_budget;
 mod scrape;
 mod snapshot;

@@ -65,7 +65,7 @@ impl BaseUrl {
     pub(super) fn join_beside(&self, path: &str) -> Url {
         let base = &self.candidates[self.chosen()];
         let root = base.path().trim_end_matches('/');
-        self.with_path(format!("{}/{path}", root.strip_suffix(VERSION_PATH).unwrap_or(root)))
+        self.with_path(&format!("{}/{path}", root.strip_suffix(VERSION_PATH).unwrap_or(root)))
     }
 
     /// Uses a candidate from now on. Returns its text without credentials and query the first time.
@@ -87,12 +87,12 @@ impl BaseUrl {
 
     fn join_candidate(&self, candidate: usize, path: &str) -> Url {
         let base = self.candidates[candidate].path().trim_end_matches('/');
-        self.with_path(format!("{base}/{path}"))
+        self.with_path(&format!("{base}/{path}"))
     }
 
-    fn with_path(&self, path: String) -> Url {
+    fn with_path(&self, path: &str) -> Url {
         let mut url = self.configured().clone();
-        url.set_path(&path);
+        url.set_path(path);
         url.set_query(self.query.as_deref());
         url
     }

@@ -137,8 +137,14 @@ impl ErrorBody {
         self.has_model_code() || self.path == "model" || wordings::is_model_missing(&self.message)
     }
 
-    /// A code that means it without a wording, also where the status is 400.
-    pub(super) fn has_model_code(&self) -> bool {
+    /// The same where the status is 400, which most engines use for other problems.
+    pub(super) fn is_model_rejected(&self) -> bool {
+        self.has_model_code()
+            || (self.path == "model" && wordings::is_model_missing(&self.message))
+            || self.message.contains(wordings::INVALID_MODEL_NAME)
+    }
+
+    fn has_model_code(&self) -> bool {
         wordings::is_model_code(&self.code) || wordings::is_model_code(&self.kind)
     }
 

@@ -37,7 +37,7 @@ impl RefusalReason {
             | StatusCode::NOT_IMPLEMENTED => RefusalReason::PathMissing,
             StatusCode::BAD_REQUEST | StatusCode::UNPROCESSABLE_ENTITY => match () {
                 () if body.is_context_too_long() => RefusalReason::ContextTooLong,
-                () if body.has_model_code() => RefusalReason::ModelMissing,
+                () if body.is_model_rejected() => RefusalReason::ModelMissing,
                 () => {
                     body.refused_field().map_or(RefusalReason::Other, |(field, is_unsupported)| {
                         RefusalReason::FieldRefused { field, is_unsupported }
@@ -116,6 +116,15 @@ mod tests {
         ] {
             assert_eq!(classify(404, body), RefusalReason::ModelMissing, "{body}");
         }
+        for body in [
+            r#"{"error":{"message":"The model `x` does not exist.","param":"model"}}"#,
+            r#"{"error":{"message":"Invalid model name passed in model=x"}}"#,
+            r#"{"error":{"message":"no","code":"model_not_found"}}"#,
+        ] {
+            assert_eq!(classify(400, body), RefusalReason::ModelMissing, "{body}");
+        }
+        let template = r#"{"error":{"message":"model template not found"}}"#;
+        assert_eq!(classify(400, template), RefusalReason::Other);
         for (status, body) in [
             (404, r#"{"detail":"Not Found"}"#),
             (405, r#"{"detail":"Method Not Allowed"}"#),

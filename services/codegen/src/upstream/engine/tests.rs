@@ -1,5 +1,7 @@
 //! Tests of the client against a scripted server.
 
+pub(in crate::upstream) mod scripted_server;
+
 use std::future::poll_fn;
 
 use bytes::Bytes;
@@ -7,8 +9,8 @@ use reqwest::StatusCode;
 use secrecy::SecretString;
 use serde_json::json;
 
+use self::scripted_server::{Reply, ScriptedServer};
 use super::*;
-use crate::upstream::scripted_server::{Reply, ScriptedServer};
 
 fn engine(url: &str) -> Engine {
     let key = SecretString::from("key");

@@ -42,6 +42,9 @@ const MODEL_MISSING: &[Wording] = &[
     ("Together", &["unable to access model"]),
 ];
 
+/// LiteLLM's wording, with status 400.
+pub(super) const INVALID_MODEL_NAME: &str = "invalid model name";
+
 /// Error codes of the same meaning: OpenAI, Azure, Mistral.
 const MODEL_MISSING_CODES: &[&str] = &["model_not_found", "deploymentnotfound", "invalid_model"];
 

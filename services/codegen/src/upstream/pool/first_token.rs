@@ -78,16 +78,16 @@ async fn read_first_token(
 /// What an error before the first token means for the circuit breaker. A reply that cannot be read is a
 /// failure, because callers get no answers; a rejection of one request is not.
 fn outcome(error: &EngineError) -> Outcome {
-    match error.rejection() {
-        Some((_, RefusalReason::PathMissing)) => Outcome::Neutral,
-        Some((
-            StatusCode::REQUEST_TIMEOUT
-            | StatusCode::TOO_EARLY
-            | StatusCode::TOO_MANY_REQUESTS
-            | StatusCode::SERVICE_UNAVAILABLE,
-            _,
-        )) => Outcome::Neutral,
-        Some((status, _)) if status.is_client_error() => Outcome::Success,
+    let Some((status, refusal)) = error.rejection() else { return Outcome::Failure };
+    if refusal == RefusalReason::PathMissing {
+        return Outcome::Neutral;
+    }
+    match status {
+        StatusCode::REQUEST_TIMEOUT
+        | StatusCode::TOO_EARLY
+        | StatusCode::TOO_MANY_REQUESTS
+        | StatusCode::SERVICE_UNAVAILABLE => Outcome::Neutral,
+        status if status.is_client_error() => Outcome::Success,
         _ => Outcome::Failure,
     }
 }

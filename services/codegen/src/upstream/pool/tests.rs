@@ -1,5 +1,7 @@
 //! Tests of endpoints that are added and removed with the addresses of a DNS name.
 
+mod refusals;
+
 use std::future::{pending, ready};
 use std::net::SocketAddr;
 use std::{io, vec};

@@ -9,17 +9,17 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
 
 #[derive(Clone, Debug)]
-pub(super) struct Received {
+pub(in crate::upstream) struct Received {
     /// Path and query.
-    pub(super) path: String,
-    pub(super) head: String,
+    pub(in crate::upstream) path: String,
+    pub(in crate::upstream) head: String,
     /// `null` if it is not JSON.
-    pub(super) body: Value,
+    pub(in crate::upstream) body: Value,
     /// Number of requests before this one.
-    pub(super) index: usize,
+    pub(in crate::upstream) index: usize,
 }
 
-pub(super) enum Reply {
+pub(in crate::upstream) enum Reply {
     /// Status, content type and body.
     Whole(u16, &'static str, String),
     /// The connection closes without a byte.
@@ -29,13 +29,13 @@ pub(super) enum Reply {
 }
 
 impl Reply {
-    pub(super) fn json(status: u16, body: &Value) -> Reply {
+    pub(in crate::upstream) fn json(status: u16, body: &Value) -> Reply {
         Reply::Whole(status, "application/json", body.to_string())
     }
 
     /// A stream of these events.
-    pub(super) fn events(events: &[&str]) -> Reply {
-        let body = events.iter().map(|event| format!("data: {event}\n\n")).collect();
+    pub(in crate::upstream) fn events(events: &[&str]) -> Reply {
+        let body = events.iter().flat_map(|event| ["data: ", event, "\n\n"]).collect();
         Reply::Whole(200, "text/event-stream", body)
     }
 
@@ -54,14 +54,14 @@ impl Reply {
 type Script = dyn Fn(&Received) -> Reply + Send + Sync;
 
 /// A running server. Dropping it stops it.
-pub(super) struct ScriptedServer {
-    pub(super) address: SocketAddr,
+pub(in crate::upstream) struct ScriptedServer {
+    pub(in crate::upstream) address: SocketAddr,
     received: Arc<Mutex<Vec<Received>>>,
     _serving: JoinSet<()>,
 }
 
 impl ScriptedServer {
-    pub(super) async fn start(
+    pub(in crate::upstream) async fn start(
         script: impl Fn(&Received) -> Reply + Send + Sync + 'static,
     ) -> ScriptedServer {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -79,7 +79,7 @@ impl ScriptedServer {
     }
 
     /// The requests to a path, without its query.
-    pub(super) fn received(&self, path: &str) -> Vec<Received> {
+    pub(in crate::upstream) fn received(&self, path: &str) -> Vec<Received> {
         let all = self.received.lock().unwrap_or_else(PoisonError::into_inner);
         all.iter().filter(|one| one.path.split('?').next() == Some(path)).cloned().collect()
     }

@@ -4,9 +4,9 @@
 use bytes::Bytes;
 use serde_json::json;
 
-use super::*;
+use super::super::*;
+use crate::upstream::engine::tests::scripted_server::{Received, Reply, ScriptedServer};
 use crate::upstream::engine::{EngineError, Operation, RefusalReason};
-use crate::upstream::scripted_server::{Received, Reply, ScriptedServer};
 
 const CHAT: &str = "/v1/chat/completions";
 
