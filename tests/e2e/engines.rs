@@ -3,3 +3,4 @@
 mod answers;
 mod error_texts;
 mod pool;
+mod reasoning;

@@ -40,6 +40,7 @@ use crate::upstream::engine::Operation;
 use crate::upstream::pool::balancer;
 
 pub(crate) const TASK: &str = "complete";
+const ONE_SUGGESTION: &str = "temperature 0 makes all suggestions equal, so one was generated";
 const PREFIX_ONLY: &str = "the fill-in-the-middle tokens of this model are unknown, so it has seen \
                            the prefix alone, not the suffix";
 
@@ -117,6 +118,9 @@ impl Completions {
         let mut context = SubscriberContext::new(&call, heartbeat, false);
         if let Some(warning) = warning {
             context.warn(warning);
+        }
+        if params.is_greedy {
+            context.warn(ONE_SUGGESTION.to_owned());
         }
         let scope = SuggestionScope::new(call.actor(), &params);
         let known = if params.no_cache {

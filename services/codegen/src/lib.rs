@@ -40,7 +40,7 @@ use crate::rpc::Codegen;
 use crate::schedule::Scheduler;
 use crate::schedule::budget::Budgets;
 use crate::schedule::fair_queue::{FairQueue, QueueConfig};
-pub use crate::stream::cache::Config as CacheConfig;
+pub use crate::stream::cache::CacheConfig;
 use crate::stream::cache::ResponseCache;
 use crate::stream::{Engines, Pipeline, Timeouts};
 use crate::upstream::engine::EngineOptions;

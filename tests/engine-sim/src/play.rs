@@ -123,7 +123,9 @@ impl<'a, 'w, 'f> Player<'a, 'w, 'f> {
                 }
                 self.tokens += 1;
                 let with_this = sent as u64 + 1;
-                self.event(|body| chunks.token(&token.json, with_this, body)).await?;
+                let is_reasoning = sent < self.script.reasoning;
+                let field = if is_reasoning { "reasoning" } else { "content" };
+                self.event(|body| chunks.token(field, &token.json, with_this, body)).await?;
             }
         }
         self.conclude(request, &chunks).await

@@ -27,6 +27,8 @@ pub struct Script {
     /// The tokens of the second and later choices of a completion.
     pub(super) others: Vec<Arc<[Token]>>,
     pub(super) logprobs: bool,
+    /// Number of tokens that are reasoning.
+    pub(super) reasoning: usize,
     pub(super) first_after: Duration,
     pub(super) gap: Duration,
     pub(super) batch: usize,
@@ -141,6 +143,7 @@ impl Script {
             tokens: tokens.into_iter().map(token).collect(),
             others: Vec::new(),
             logprobs: true,
+            reasoning: 0,
             first_after: Duration::ZERO,
             gap: Duration::ZERO,
             batch: 1,
@@ -184,6 +187,12 @@ impl Script {
     #[must_use]
     pub fn without_logprobs(self) -> Self {
         Self { logprobs: false, ..self }
+    }
+
+    /// Sends the first tokens of a chat as reasoning, as vLLM does with a reasoning parser.
+    #[must_use]
+    pub fn reasoning(self, tokens: usize) -> Self {
+        Self { reasoning: tokens, ..self }
     }
 
     /// Waits this long between the headers and the first chunk.

@@ -82,10 +82,13 @@ impl ChunkWriter {
         self.close(0, into);
     }
 
-    /// `json` is the token's text as a JSON string; `sent` is the number of tokens including this one.
-    pub(super) fn token(&self, json: &str, sent: u64, into: &mut Vec<u8>) {
+    /// `field` is the field of the delta, `json` the token's text as a JSON string, and `sent` the number of tokens
+    /// including this one.
+    pub(super) fn token(&self, field: &str, json: &str, sent: u64, into: &mut Vec<u8>) {
         into.extend_from_slice(self.open.as_bytes());
-        into.extend_from_slice(br#"{"index":0,"delta":{"content":"#);
+        into.extend_from_slice(br#"{"index":0,"delta":{""#);
+        into.extend_from_slice(field.as_bytes());
+        into.extend_from_slice(br#"":"#);
         into.extend_from_slice(json.as_bytes());
         into.extend_from_slice(br#"},"logprobs":null,"finish_reason":null,"token_ids":null}]"#);
         self.close(sent, into);

@@ -26,6 +26,8 @@ pub(crate) struct CompletionParams {
     pub(crate) prefix: String,
     /// Everything but the prefix that determines the suggestions.
     pub(crate) options: CompletionOptions,
+    /// Several suggestions were requested, but only one is generated.
+    pub(crate) is_greedy: bool,
     pub(crate) no_cache: bool,
     pub(crate) session_id: String,
     /// The requested model, if any.
@@ -73,6 +75,10 @@ impl CompletionParams {
         );
         violations.check()?;
         let defaults = task::sampling(TASK);
+        let temperature = request.temperature.unwrap_or(defaults.temperature);
+        let requested = usize::try_from(max_suggestions).unwrap_or(1);
+        // Without randomness all choices would be equal, and vLLM rejects more than one.
+        let is_greedy = temperature <= 0.0 && requested > 1;
         let options = CompletionOptions {
             suffix: request.suffix,
             language: or_default(request.language, "python"),
@@ -81,14 +87,15 @@ impl CompletionParams {
                 .into_iter()
                 .find(|one| one.as_str() == kind)
                 .unwrap_or(CompletionKind::Inline),
-            max_suggestions: usize::try_from(max_suggestions).unwrap_or(1),
-            temperature: request.temperature.unwrap_or(defaults.temperature),
+            max_suggestions: if is_greedy { 1 } else { requested },
+            temperature,
             top_p: request.top_p.unwrap_or(defaults.top_p),
             max_tokens: request.max_tokens.unwrap_or(defaults.max_tokens),
         };
         Ok(CompletionParams {
             prefix: request.prefix,
             options,
+            is_greedy,
             no_cache: request.no_cache,
             session_id: request.session_id,
             model: Some(request.model).filter(|model| !model.is_empty()),
@@ -189,6 +196,21 @@ mod tests {
             ["completion_type"]
         );
         assert_eq!(fields(|request| request.session_id = "x".repeat(129)), ["session_id"]);
+    }
+
+    #[test]
+    fn temperature_0_requests_one_suggestion() {
+        for (temperature, most, expected) in [(0.0, 5, 1), (0.0, 1, 1), (0.1, 5, 5)] {
+            let request = CompleteCodeRequest {
+                prefix: "a".to_owned(),
+                temperature: Some(temperature),
+                max_suggestions: Some(most),
+                ..Default::default()
+            };
+            let params = CompletionParams::validate(request).unwrap();
+            assert_eq!(params.options.max_suggestions, expected);
+            assert_eq!(params.is_greedy, most != i32::try_from(expected).unwrap());
+        }
     }
 
     #[test]

@@ -11,6 +11,7 @@ use tonic::Status;
 
 use crate::generate::unfenced::looks_like_code;
 use crate::stream::{self, Response, ResponseEvent, Track};
+use crate::validate::Language;
 
 /// A response with the names that its messages contain.
 pub(crate) struct GenerateResponse {
@@ -97,6 +98,9 @@ fn finished_message(finished: stream::Finished) -> Finished {
     }
 }
 
+/// Tasks whose answers are prose.
+const PROSE_TASKS: [&str; 2] = ["explain", "review"];
+
 /// Collects the events of a stream into one reply.
 #[derive(Default)]
 struct ReplyBuilder {
@@ -141,15 +145,21 @@ impl ReplyBuilder {
         }
     }
 
-    /// The reply. An answer without a code block that is code in the requested language is returned as code, and so is
-    /// a truncated one, whose syntax cannot be checked.
+    /// The reply. An answer without a code block is returned as code if it is code in the requested language. If that
+    /// cannot be checked, because the answer is truncated or the language has no grammar, the task decides.
     fn build(mut self, language: &str, include_reasoning: bool) -> GenerateCodeResponse {
         let reply = &mut self.reply;
         if !include_reasoning {
             reply.reasoning.clear();
         }
-        let is_truncated = reply.finish_reason == "length";
-        if !self.has_code && (is_truncated || looks_like_code(&reply.explanation, language)) {
+        let is_unchecked =
+            reply.finish_reason == "length" || Language::from_name(language).is_none();
+        let is_code = if is_unchecked {
+            !PROSE_TASKS.contains(&reply.task.as_str())
+        } else {
+            looks_like_code(&reply.explanation, language)
+        };
+        if !self.has_code && is_code {
             reply.generated_code = std::mem::take(&mut reply.explanation);
         }
         "success".clone_into(&mut reply.status);

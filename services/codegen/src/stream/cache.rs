@@ -23,8 +23,8 @@ use tokio_util::sync::CancellationToken;
 
 use self::entry::CacheEntry;
 pub(crate) use self::key::{CacheKey, CacheKeyInput};
-use self::memory::MemoryStore;
-use self::redis::RedisStore;
+use self::memory::MemoryCache;
+use self::redis::RedisCache;
 pub(super) use self::store::CacheGeneration;
 pub(crate) use self::store::StoreStats;
 use self::store::{Lookup, Store};
@@ -39,7 +39,7 @@ const WRITE_QUEUE_CAPACITY: usize = 256;
 /// The settings.
 #[derive(clap::Args, Clone, Debug)]
 #[group(id = "cache")]
-pub struct Config {
+pub struct CacheConfig {
     /// How long an answer is cached, in seconds; 0 turns the cache off.
     #[arg(long, env = "CACHE_TTL", default_value = "1800", value_parser = hapa_core::config::seconds_or_none)]
     pub cache_ttl: Duration,
@@ -59,7 +59,7 @@ struct CacheInner {
     store: Arc<Store>,
     hits: AtomicU64,
     misses: AtomicU64,
-    config: Config,
+    config: CacheConfig,
     writes: mpsc::Sender<PendingWrite>,
 }
 
@@ -91,16 +91,17 @@ pub(super) struct CacheResult {
 
 impl ResponseCache {
     pub(crate) fn new(
-        config: &Config,
+        config: &CacheConfig,
         redis_url: Option<&SecretString>,
         spec: &mut ServiceSpec,
     ) -> anyhow::Result<Self> {
-        let Config { cache_ttl: ttl, max_cache_size: capacity, cache_timeout_seconds } = *config;
+        let CacheConfig { cache_ttl: ttl, max_cache_size: capacity, cache_timeout_seconds } =
+            *config;
         let store = Arc::new(match redis_url {
             _ if ttl.is_zero() => Store::Off,
-            None => Store::Memory(MemoryStore::new(capacity, ttl)),
+            None => Store::Memory(MemoryCache::new(capacity, ttl)),
             Some(url) => {
-                let redis = RedisStore::new(url, cache_timeout_seconds, capacity, ttl)?;
+                let redis = RedisCache::new(url, cache_timeout_seconds, capacity, ttl)?;
                 Store::Redis(Box::new(redis))
             }
         });
@@ -170,7 +171,7 @@ impl ResponseCache {
         (self.0.hits.load(Ordering::Relaxed), self.0.misses.load(Ordering::Relaxed))
     }
 
-    pub(crate) fn config(&self) -> &Config {
+    pub(crate) fn config(&self) -> &CacheConfig {
         &self.0.config
     }
 }

@@ -1,5 +1,5 @@
-//! One answer of an engine, for all its subscribers: waits for its permits, asks an engine, folds what that sends into the
-//! answer, and ends in exactly one of two ways, `Finished` or `Failed`.
+//! One answer of an engine, for all its subscribers. A generation waits for its permits, sends the request to an engine,
+//! folds the deltas into the answer, and ends in exactly one of two ways, `Finished` or `Failed`.
 //!
 //! A generation is pulled: it advances only while it is polled. Dropping it closes the engine's connection, which aborts
 //! the engine, and records what was used.
@@ -103,7 +103,7 @@ impl Generation {
         let (work, estimate) = (job.work, job.estimate);
         let acquire = async move { scheduler.acquire(&call, work, estimate).await };
         Generation {
-            // In the span of the call that started it, whoever polls it.
+            // In the span of the call that started it, independent of the subscriber that polls it.
             stage: Stage::Scheduling(Box::pin(acquire.in_current_span())),
             engines,
             model: job.model,
@@ -267,6 +267,7 @@ impl Generation {
         let is_done = self.delta.is_done;
         self.fold_delta(items);
         in_time?;
+        self.check_reasoning()?;
         let is_complete = self.fold.is_complete();
         match read {
             Ok(ReadOutcome::Data) if is_complete && (is_done || self.fold.can_stop_early()) => {
@@ -277,7 +278,7 @@ impl Generation {
             Ok(ReadOutcome::Data) if is_complete && self.usage_timer.is_none() => {
                 self.usage_timer = Some(Box::pin(sleep_until(Instant::now() + USAGE_TIMEOUT)));
             }
-            Ok(ReadOutcome::Data) => self.check_reasoning()?,
+            Ok(ReadOutcome::Data) => {}
             // Some engines send no [DONE]. After the finish reason, a broken connection loses nothing but the usage.
             Ok(ReadOutcome::End) | Err(_) if is_complete => self.finish(false, items),
             Ok(ReadOutcome::End) => return Err(EngineError::Truncated.into()),

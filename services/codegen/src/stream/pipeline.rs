@@ -1,4 +1,4 @@
-//! The way of a request: a cached answer, the answer in progress to an identical request, or a new generation.
+//! Chooses the source of a response: a cached answer, the answer in progress to an identical request, or a new generation.
 
 use std::sync::Arc;
 
@@ -22,7 +22,7 @@ pub(crate) struct Pipeline {
     in_flight: InFlightRequests,
 }
 
-/// With whom an answer may be shared.
+/// The requests that may share an answer.
 pub(crate) struct Sharing {
     pub(crate) key: CacheKey,
     /// The key or session of the caller. Answers in progress are shared only within it.

@@ -15,7 +15,7 @@ use tonic::Status;
 
 use super::deadlines::{StreamDeadlines, millis};
 use super::item::{AnswerEnd, Delta, Failure, StreamItem, Track};
-use super::shared::{ReadOutcome, Subscription};
+use super::shared::{LogRead, Subscription};
 use crate::error::Error;
 
 /// One event of a response. A response is `Started`, deltas and heartbeats, and one of `Finished` and `Failed`.
@@ -191,7 +191,7 @@ impl Response {
         }
         let mut items = VecDeque::new();
         match subscription.poll_read(&mut items, cx) {
-            Poll::Ready(ReadOutcome::Items) => {
+            Poll::Ready(LogRead::Items) => {
                 subscription.record_chunk_time(&self.context.stats);
                 let in_time = deadlines.record_read();
                 for item in items {
@@ -199,11 +199,11 @@ impl Response {
                 }
                 Poll::Ready(if self.has_ended { Ok(()) } else { in_time })
             }
-            Poll::Ready(ReadOutcome::Ended) => {
+            Poll::Ready(LogRead::Ended) => {
                 self.leave();
                 Poll::Ready(Ok(()))
             }
-            Poll::Ready(ReadOutcome::TooSlow) => Poll::Ready(Err(Error::SlowReader)),
+            Poll::Ready(LogRead::TooSlow) => Poll::Ready(Err(Error::SlowReader)),
             Poll::Pending if self.has_ended => Poll::Pending,
             Poll::Pending => {
                 ready!(deadlines.poll_timer(cx));

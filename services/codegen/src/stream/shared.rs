@@ -63,7 +63,7 @@ struct SubscriberState {
 }
 
 /// The result of a read.
-pub(super) enum ReadOutcome {
+pub(super) enum LogRead {
     /// Items were added.
     Items,
     /// Nothing more will follow.
@@ -121,7 +121,7 @@ impl SharedStream {
         id: u64,
         into: &mut VecDeque<StreamItem>,
         cx: &mut Context<'_>,
-    ) -> Poll<ReadOutcome> {
+    ) -> Poll<LogRead> {
         let mut state = self.state();
         loop {
             if let Some(outcome) = state.read(id, into) {
@@ -129,7 +129,7 @@ impl SharedStream {
             }
             let is_only_one = state.subscribers.len() == 1;
             let Some(generation) = &mut state.generation else {
-                return Poll::Ready(ReadOutcome::Ended);
+                return Poll::Ready(LogRead::Ended);
             };
             // Before the poll, so that a wake-up during the poll reaches this subscriber too.
             self.wakers.insert(id, cx.waker());
@@ -165,7 +165,7 @@ impl Subscription {
         &self,
         into: &mut VecDeque<StreamItem>,
         cx: &mut Context<'_>,
-    ) -> Poll<ReadOutcome> {
+    ) -> Poll<LogRead> {
         self.stream.poll_read(self.id, into, cx)
     }
 
@@ -275,19 +275,19 @@ impl SharedState {
         finish.is_reusable.then(|| (writer, Arc::clone(finish)))
     }
 
-    fn read(&mut self, id: u64, into: &mut VecDeque<StreamItem>) -> Option<ReadOutcome> {
+    fn read(&mut self, id: u64, into: &mut VecDeque<StreamItem>) -> Option<LogRead> {
         let subscriber = self.subscribers.get_mut(&id)?;
         if subscriber.has_timed_out {
-            return Some(ReadOutcome::TooSlow);
+            return Some(LogRead::TooSlow);
         }
         if self.log.read(&mut subscriber.position, into) {
             self.evict_consumed();
-            return Some(ReadOutcome::Items);
+            return Some(LogRead::Items);
         }
         None
     }
 
-    /// Evicts what every subscriber has read, once nobody can join. Gives up the slowest subscribers while the rest is
+    /// Evicts what every subscriber has read, once no other can join. Gives up the slowest subscribers while the rest is
     /// too large.
     fn evict_consumed(&mut self) {
         while !self.is_complete_log {

@@ -43,6 +43,9 @@ pub(super) struct GenerateArgs {
     /// Maximum number of tokens to generate, 1 to 4096.
     #[arg(long)]
     max_tokens: Option<i32>,
+    /// Show the reasoning of models that reason before they answer, on standard error.
+    #[arg(long)]
+    reasoning: bool,
     /// Print one JSON object per stream message.
     #[arg(long, conflicts_with = "raw")]
     json: bool,
@@ -87,6 +90,7 @@ fn request(args: &GenerateArgs) -> Result<GenerateCodeRequest, CliError> {
         model: args.model.clone(),
         temperature: args.temperature,
         max_tokens: args.max_tokens,
+        include_reasoning: args.reasoning,
         user_profile: Some(UserProfile {
             python_skill_level: args.level.clone(),
             ..Default::default()
@@ -146,6 +150,7 @@ impl StreamPrinter {
     fn print_delta(&mut self, kind: Kind, text: &str) -> Result<(), CliError> {
         self.is_mid_line = !text.ends_with('\n');
         match (&self.format, kind) {
+            (_, Kind::Reasoning) => write!(anstream::stderr(), "{DIM}{text}{DIM:#}")?,
             (OutputFormat::Raw, _) => {
                 let mut out = std::io::stdout();
                 out.write_all(text.as_bytes())?;
@@ -180,10 +185,15 @@ impl StreamPrinter {
         let cut =
             if finished.finish_reason == "length" { ", truncated at the token limit" } else { "" };
         let (tokens, total) = (usage.completion_tokens, finished.response_time_ms);
-        let first = finished.time_to_first_token_ms;
+        let (first, answer) =
+            (finished.time_to_first_token_ms, finished.time_to_first_answer_token_ms);
+        let reasoning = match usage.reasoning_tokens {
+            0 => String::new(),
+            count => format!(", {count} of reasoning until {answer} ms"),
+        };
         writeln!(
             anstream::stderr(),
-            "{line_end}{DIM}{tokens} tokens in {total} ms, the first after {first} ms{cut}{DIM:#}"
+            "{line_end}{DIM}{tokens} tokens in {total} ms, the first after {first} ms{reasoning}{cut}{DIM:#}"
         )?;
         Ok(())
     }

@@ -29,7 +29,9 @@ impl CacheEntry {
         let mut parts: Vec<message::Delta> = Vec::new();
         for item in items {
             if matches!(item, StreamItem::Reclassified) {
-                parts.iter_mut().for_each(|part| part.kind = Kind::Reasoning.into());
+                for part in &mut parts {
+                    part.kind = Kind::Reasoning.into();
+                }
             }
             let StreamItem::Delta(Delta { track, text }) = item else { continue };
             let kind = kind_of(*track)?;

@@ -16,7 +16,7 @@ use super::store::{CacheGeneration, Lookup, StoreStats};
 /// Maximum size of all entries together.
 const MAX_BYTES: u64 = 64 * 1024 * 1024;
 
-pub(super) struct MemoryStore {
+pub(super) struct MemoryCache {
     entries: Cache<(CacheGeneration, CacheKey), Arc<CacheEntry>>,
     /// Part of every key, so that clearing is one step.
     generation: RwLock<CacheGeneration>,
@@ -29,7 +29,7 @@ struct Counts {
     evictions: AtomicU64,
 }
 
-impl MemoryStore {
+impl MemoryCache {
     pub(super) fn new(capacity: u32, ttl: Duration) -> Self {
         let counts = Arc::new(Counts::default());
         let counting = Arc::clone(&counts);
@@ -47,7 +47,7 @@ impl MemoryStore {
                 }
             })
             .build();
-        MemoryStore { entries, generation: RwLock::new(CacheGeneration::new()), counts }
+        MemoryCache { entries, generation: RwLock::new(CacheGeneration::new()), counts }
     }
 
     fn generation(&self) -> CacheGeneration {
@@ -114,14 +114,14 @@ mod tests {
         CacheEntry::of_text(&"x".repeat(bytes))
     }
 
-    fn insert(memory: &MemoryStore, number: u32, entry: CacheEntry) {
+    fn insert(memory: &MemoryCache, number: u32, entry: CacheEntry) {
         let generation = memory.look_up(key(number), false).generation.unwrap();
         memory.insert(key(number), generation, entry);
     }
 
     #[test]
     fn entries_and_bytes_are_limited() {
-        let memory = MemoryStore::new(10, TTL);
+        let memory = MemoryCache::new(10, TTL);
         for number in 0..30 {
             insert(&memory, number, answer(100));
         }
@@ -129,7 +129,7 @@ mod tests {
         assert_eq!((stats.entries, stats.evictions), (Some(10), 20));
         assert!(memory.look_up(key(29), true).entry.is_some(), "the newest is there");
         assert!(memory.look_up(key(0), true).entry.is_none());
-        let memory = MemoryStore::new(1_000, TTL);
+        let memory = MemoryCache::new(1_000, TTL);
         for number in 0..200 {
             insert(&memory, number, answer(1_000_000));
         }
@@ -139,7 +139,7 @@ mod tests {
 
     #[test]
     fn an_answer_that_was_looked_up_before_a_clearing_is_not_inserted_after_it() {
-        let memory = MemoryStore::new(10, TTL);
+        let memory = MemoryCache::new(10, TTL);
         insert(&memory, 1, answer(1));
         let before = memory.look_up(key(2), true).generation.unwrap();
         assert_eq!(memory.clear(), 1);

@@ -26,7 +26,7 @@ const CLEAR_BATCH_SIZE: i64 = 1_000;
 const GENERATION: &str = "hapa:{cache}:era";
 const INDEX: &str = "hapa:{cache}:index";
 
-pub(super) struct RedisStore {
+pub(super) struct RedisCache {
     redis: Redis,
     look_up: Script,
     insert: Script,
@@ -41,7 +41,7 @@ fn name(key: CacheKey) -> String {
     format!("hapa:{{cache}}:{}", key.hex())
 }
 
-impl RedisStore {
+impl RedisCache {
     pub(super) fn new(
         url: &SecretString,
         timeout: Duration,
@@ -50,7 +50,7 @@ impl RedisStore {
     ) -> Result<Self, ConfigError> {
         let fallback = "this replica calls the model for every request";
         let options = RedisOptions { reply_timeout: timeout, max_queued: MAX_QUEUED, fallback };
-        Ok(RedisStore {
+        Ok(RedisCache {
             redis: Redis::new(url, options)?,
             look_up: Script::new(include_str!("look_up.lua")),
             insert: Script::new(include_str!("insert.lua")),

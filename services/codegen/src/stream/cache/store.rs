@@ -7,8 +7,8 @@ use uuid::Uuid;
 
 use super::entry::CacheEntry;
 use super::key::CacheKey;
-use super::memory::MemoryStore;
-use super::redis::RedisStore;
+use super::memory::MemoryCache;
+use super::redis::RedisCache;
 
 /// The period between two clearings of the cache. An entry is found only in the generation in which its request was
 /// looked up, so clearing is one step, exact also for answers in progress.
@@ -44,8 +44,8 @@ pub(crate) struct StoreStats {
 pub(super) enum Store {
     /// CACHE_TTL=0.
     Off,
-    Memory(MemoryStore),
-    Redis(Box<RedisStore>),
+    Memory(MemoryCache),
+    Redis(Box<RedisCache>),
 }
 
 impl Store {

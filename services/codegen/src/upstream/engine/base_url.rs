@@ -17,8 +17,8 @@ pub(crate) struct BaseUrl {
     query: Option<String>,
     /// Index of the candidate in use.
     chosen: AtomicUsize,
-    /// An engine has answered at the chosen candidate.
-    is_confirmed: AtomicBool,
+    /// The base URL in use is not the configured one, and this was not reported yet.
+    is_unreported: AtomicBool,
 }
 
 impl BaseUrl {
@@ -34,6 +34,7 @@ impl BaseUrl {
         base.set_fragment(None);
         let path = base.path().trim_end_matches('/');
         let stripped = OPERATION_PATHS.iter().find_map(|end| path.strip_suffix(end));
+        let is_stripped = stripped.is_some();
         let path = stripped.unwrap_or(path).trim_end_matches('/').to_owned();
         let mut other = base.clone();
         base.set_path(&path);
@@ -41,8 +42,8 @@ impl BaseUrl {
             Some(without) => other.set_path(without),
             None => other.set_path(&(path + VERSION_PATH)),
         }
-        let (chosen, is_confirmed) = (AtomicUsize::new(0), AtomicBool::new(false));
-        Ok(BaseUrl { candidates: [base, other], query, chosen, is_confirmed })
+        let (chosen, is_unreported) = (AtomicUsize::new(0), AtomicBool::new(is_stripped));
+        Ok(BaseUrl { candidates: [base, other], query, chosen, is_unreported })
     }
 
     /// The URL as it was set.
@@ -68,11 +69,12 @@ impl BaseUrl {
         self.with_path(&format!("{}/{path}", root.strip_suffix(VERSION_PATH).unwrap_or(root)))
     }
 
-    /// Uses a candidate from now on. Returns its text without credentials and query the first time.
+    /// Uses a candidate from now on. Returns its text, without credentials and query, if it differs from the setting and
+    /// was not reported yet.
     pub(super) fn confirm(&self, candidate: usize) -> Option<String> {
         let before = self.chosen.swap(candidate, Ordering::Relaxed);
-        let was_confirmed = self.is_confirmed.swap(true, Ordering::Relaxed);
-        (!was_confirmed || before != candidate).then(|| {
+        let is_unreported = self.is_unreported.swap(false, Ordering::Relaxed);
+        (is_unreported || before != candidate).then(|| {
             let mut shown = self.candidates[candidate].clone();
             // Both fail only for URLs without a host.
             let _ = shown.set_username("");

@@ -140,15 +140,28 @@ impl ResponseStream {
 
     /// Adds an event whose end is the end of the body.
     fn end(&mut self, delta: &mut EngineDelta) -> Result<(), EngineError> {
-        self.parser.finish(|data| delta.push_event(data))
+        let text_log = &self.text_log;
+        self.parser.finish(|data| push_event(delta, data, text_log))
     }
 
     fn push(&mut self, bytes: &[u8], delta: &mut EngineDelta) -> Result<(), EngineError> {
         let text_log = &self.text_log;
-        self.parser.feed(bytes, |data| {
-            delta
-                .push_event(data)
-                .inspect_err(|_| text_log.log("an engine sent an error or an invalid event", data))
-        })
+        self.parser.feed(bytes, |data| push_event(delta, data, text_log))
     }
+}
+
+fn push_event(
+    delta: &mut EngineDelta,
+    data: &[u8],
+    text_log: &UntrustedTextLog,
+) -> Result<(), EngineError> {
+    let piece_count = delta.pieces.len();
+    let result = delta.push_event(data);
+    let is_empty = delta.pieces.len() == piece_count && delta.usage.is_none() && !delta.is_done;
+    if result.is_err() {
+        text_log.log("an engine sent an error", data);
+    } else if piece_count == 0 && is_empty && delta.model.is_none() {
+        text_log.log("an engine sent an event without content", data);
+    }
+    result
 }
