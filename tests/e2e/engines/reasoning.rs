@@ -130,6 +130,6 @@ async fn reasoning_without_an_answer_is_bounded_and_reported() {
     mesh.engine.script(Script::tokens(["a", "b"]).reasoning(2).hold(1));
     let status = mesh.client().generate_code(question("longer")).await.unwrap_err();
     assert_eq!((incident(&status).0.as_str(), status.code()), ("E5001", Code::DeadlineExceeded));
-    mesh.engine.wait_for_aborted(2).await;
+    mesh.engine.wait_for_aborted(1).await;
     mesh.finish().await;
 }
