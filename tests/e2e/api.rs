@@ -7,6 +7,7 @@ mod failures;
 mod fair_queue;
 pub(crate) mod generate;
 mod idempotency;
+mod kinds_of_text;
 mod limits;
 mod malformed_requests;
 mod slow_readers;

@@ -117,11 +117,11 @@ async fn a_fresh_answer_takes_the_place_of_the_known_one() {
     mesh.engine.script(Script::text("old"));
     ask(&mut client, "q").await.unwrap();
     mesh.engine.script(Script::text("new"));
-    assert_eq!(ask(&mut client, "q").await.unwrap().explanation, "old");
+    assert_eq!(ask(&mut client, "q").await.unwrap().generated_code, "old");
     let read = stream(&mut client, fresh("q")).await;
     assert_eq!((read.explanation.as_str(), read.started.unwrap().cached), ("new", false));
     let known = ask(&mut client, "q").await.unwrap();
-    assert_eq!((known.explanation.as_str(), known.cached), ("new", true));
+    assert_eq!((known.generated_code.as_str(), known.cached), ("new", true));
     assert_eq!(mesh.engine.counts().started, 2);
     mesh.finish().await;
 }

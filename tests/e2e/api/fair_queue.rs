@@ -57,7 +57,7 @@ async fn requests_beyond_the_queue_are_refused_at_once_with_a_retry_delay() {
     mesh.engine.release();
     for calls in [first, second] {
         for reply in calls.join_all().await {
-            assert_eq!(reply.unwrap().into_inner().explanation, "answer");
+            assert_eq!(reply.unwrap().into_inner().generated_code, "answer");
         }
     }
     assert_eq!(mesh.engine.counts().started, 2);

@@ -11,7 +11,6 @@ use tonic::Status;
 
 use crate::generate::unfenced::looks_like_code;
 use crate::stream::{self, Response, ResponseEvent, Track};
-use crate::validate::Language;
 
 /// A response with the names that its messages contain.
 pub(crate) struct GenerateResponse {
@@ -145,21 +144,14 @@ impl ReplyBuilder {
         }
     }
 
-    /// The reply. An answer without a code block is returned as code if it is code in the requested language. If that
-    /// cannot be checked, because the answer is truncated or the language has no grammar, the task decides.
+    /// The reply. An answer without a code block is returned as code, unless the task asks for prose and it is no code.
     fn build(mut self, language: &str, include_reasoning: bool) -> GenerateCodeResponse {
         let reply = &mut self.reply;
         if !include_reasoning {
             reply.reasoning.clear();
         }
-        let is_unchecked =
-            reply.finish_reason == "length" || Language::from_name(language).is_none();
-        let is_code = if is_unchecked {
-            !PROSE_TASKS.contains(&reply.task.as_str())
-        } else {
-            looks_like_code(&reply.explanation, language)
-        };
-        if !self.has_code && is_code {
+        let is_prose_task = PROSE_TASKS.contains(&reply.task.as_str());
+        if !self.has_code && (!is_prose_task || looks_like_code(&reply.explanation, language)) {
             reply.generated_code = std::mem::take(&mut reply.explanation);
         }
         "success".clone_into(&mut reply.status);

@@ -7,6 +7,7 @@
 
 mod base_url;
 mod client;
+mod connection;
 mod decode;
 mod delta;
 mod error;
@@ -27,17 +28,20 @@ mod tool_calls;
 mod untrusted_text;
 mod wordings;
 
+use std::future::poll_fn;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use hapa_core::config::ConfigError;
-use reqwest::header::{CONTENT_TYPE, HeaderMap};
+use http_body_util::Full;
+use reqwest::header::HeaderMap;
 use reqwest::{RequestBuilder, Response, Url};
 use tokio::time::timeout;
 
 use crate::upstream::engine::client::HttpClients;
+use crate::upstream::engine::connection::{ConnectionPool, EngineRequestMessage, PooledResponse};
 use crate::upstream::engine::untrusted_text::UntrustedTextLog;
 
 pub(crate) use crate::upstream::engine::base_url::BaseUrl;
@@ -65,7 +69,12 @@ const MAX_METRICS_PAGE_BYTES: usize = 4 * MAX_REPLY_BYTES;
 /// An HTTP client of one engine.
 #[derive(Clone, Debug)]
 pub(crate) struct Engine {
+    /// For lists of models and metrics.
     http: HttpClients,
+    /// For generations.
+    connections: Arc<ConnectionPool>,
+    /// The headers of every request on `connections`.
+    request_headers: HeaderMap,
     base: Arc<BaseUrl>,
     learned: Arc<LearnedLimits>,
     text_log: UntrustedTextLog,
@@ -110,6 +119,11 @@ impl Engine {
             .map_err(|error| ConfigError::new("AI_MODEL_ENDPOINT", error))?;
         Ok(Engine {
             http: HttpClients::new(base.configured(), address, options)?,
+            request_headers: client::request_headers(base.configured(), options)?,
+            connections: Arc::new(ConnectionPool::new(
+                base.configured(),
+                address.map(|(_, address)| address),
+            )),
             text_log: UntrustedTextLog::new(options, base.configured()),
             base: Arc::new(base),
             learned: Arc::default(),
@@ -129,15 +143,45 @@ impl Engine {
         headers: HeaderMap,
         body: Bytes,
     ) -> Result<ResponseStream, EngineError> {
-        let request = self.http.post(self.base.join(operation.path())).headers(headers);
-        let request = request.header(CONTENT_TYPE, "application/json").body(body);
-        let response = self.send_checked(request).await?;
-        Ok(ResponseStream::new(response, self.text_log.clone()))
+        let request = self.request(operation, headers, body)?;
+        let response = self.connections.send(request).await;
+        let mut response = response.map_err(|error| self.text_log.transport_error(error))?;
+        let status = response.head.status;
+        if status.is_success() {
+            return Ok(ResponseStream::new(response, self.text_log.clone()));
+        }
+        let wait = retry_after::from_headers(&response.head.headers, SystemTime::now());
+        let body = read_error_body(&mut response).await;
+        response.release();
+        self.text_log.log("an engine rejected a request", &body);
+        Err(EngineError::refused(status, wait, &body))
+    }
+
+    fn request(
+        &self,
+        operation: Operation,
+        mut headers: HeaderMap,
+        body: Bytes,
+    ) -> Result<EngineRequestMessage, EngineError> {
+        let url = self.base.join(operation.path());
+        let mut request = http::Request::new(Full::new(body));
+        *request.method_mut() = http::Method::POST;
+        let target = match url.query() {
+            Some(query) => format!("{}?{query}", url.path()),
+            None => url.path().to_owned(),
+        };
+        let target = http::Uri::try_from(target);
+        *request.uri_mut() =
+            target.map_err(|_| EngineError::Unreachable(TransportError::NoAddress))?;
+        headers.extend(self.request_headers.clone());
+        *request.headers_mut() = headers;
+        Ok(request)
     }
 
     /// The models and adapters that it serves. If there is no list at the base URL, it is requested once with
     /// or without `/v1`, and the base URL with a list is used from then on.
     pub(crate) async fn models(&self) -> Result<Vec<ListedModel>, EngineError> {
+        self.connections.evict_idle();
         let list = async {
             let chosen = self.base.chosen();
             let (found, models) = match self.models_at(self.base.join("models")).await {
@@ -209,4 +253,19 @@ impl Engine {
         }
         Ok(body)
     }
+}
+
+/// The body of a rejection. What cannot be read is dropped.
+async fn read_error_body(response: &mut PooledResponse) -> Vec<u8> {
+    let mut body = Vec::new();
+    let read = async {
+        while let Some(Ok(bytes)) = poll_fn(|cx| response.poll_chunk(cx)).await {
+            if body.len() + bytes.len() > MAX_REPLY_BYTES {
+                return;
+            }
+            body.extend_from_slice(&bytes);
+        }
+    };
+    let _ = timeout(METADATA_TIMEOUT, read).await;
+    body
 }

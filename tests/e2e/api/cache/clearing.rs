@@ -79,7 +79,7 @@ async fn an_answer_on_its_way_outlives_a_clearing_and_is_not_kept() {
     mesh.engine.wait_for_started(1).await;
     cache(&mesh).clear_cache(clear("code_generation")).await.unwrap();
     mesh.engine.release();
-    assert_eq!(within("the answer", asking).await.unwrap().explanation, "ab");
+    assert_eq!(within("the answer", asking).await.unwrap().generated_code, "ab");
     assert!(!ask(&mut mesh.client(), "q").await.unwrap().cached);
 }
 

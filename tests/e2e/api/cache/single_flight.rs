@@ -69,7 +69,7 @@ async fn twenty_concurrent_requests_share_one_generation_even_if_the_first_leave
             } else {
                 let reply = client.generate_code(request).await.unwrap().into_inner();
                 assert_eq!((reply.request_id, reply.cached), (request_id, true));
-                (reply.explanation, reply.usage)
+                (reply.generated_code, reply.usage)
             }
         });
     }

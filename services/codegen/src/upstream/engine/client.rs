@@ -5,8 +5,12 @@ use std::net::SocketAddr;
 use std::sync::OnceLock;
 use std::time::Duration;
 
+use base64::Engine as _;
+use base64::prelude::BASE64_STANDARD;
 use hapa_core::config::ConfigError;
-use reqwest::header::{AUTHORIZATION, HeaderMap, HeaderName, HeaderValue};
+use reqwest::header::{
+    ACCEPT, AUTHORIZATION, CONTENT_TYPE, HOST, HeaderMap, HeaderName, HeaderValue,
+};
 use reqwest::{Client, ClientBuilder, RequestBuilder, Response, Url, redirect};
 use secrecy::{ExposeSecret as _, SecretString};
 
@@ -58,10 +62,6 @@ impl HttpClients {
         self.pooled.get(url)
     }
 
-    pub(super) fn post(&self, url: Url) -> RequestBuilder {
-        self.pooled.post(url)
-    }
-
     /// Sends a request. If the connection closes before any byte of a response, sends it once more over a new
     /// connection.
     pub(super) async fn send(&self, request: RequestBuilder) -> reqwest::Result<Response> {
@@ -102,6 +102,32 @@ impl ClientSettings {
             .no_proxy()
             .referer(false)
     }
+}
+
+/// The headers of requests for which no client adds any.
+pub(super) fn request_headers(base: &Url, options: &EngineOptions) -> anyhow::Result<HeaderMap> {
+    let mut headers = match &options.key {
+        Some(key) => key_headers(base, key)?,
+        None => HeaderMap::new(),
+    };
+    let host = base.host_str().unwrap_or_default();
+    let host = match base.port() {
+        Some(port) => format!("{host}:{port}"),
+        None => host.to_owned(),
+    };
+    headers.insert(HOST, HeaderValue::try_from(host)?);
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    headers.insert(ACCEPT, HeaderValue::from_static("*/*"));
+    if !base.username().is_empty() || base.password().is_some() {
+        let decode = |text| percent_encoding::percent_decode_str(text).decode_utf8_lossy();
+        let (user, password) =
+            (decode(base.username()), decode(base.password().unwrap_or_default()));
+        let text = BASE64_STANDARD.encode(format!("{user}:{password}"));
+        let mut value = HeaderValue::try_from(format!("Basic {text}"))?;
+        value.set_sensitive(true);
+        headers.insert(AUTHORIZATION, value);
+    }
+    Ok(headers)
 }
 
 fn key_headers(base: &Url, key: &SecretString) -> Result<HeaderMap, ConfigError> {

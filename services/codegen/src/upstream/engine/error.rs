@@ -79,6 +79,14 @@ fn spaced(status: Option<StatusCode>) -> String {
     status.map(|status| format!(" {}", status.as_u16())).unwrap_or_default()
 }
 
+/// The peer has closed the connection.
+const CLOSED_KINDS: [ErrorKind; 4] = [
+    ErrorKind::UnexpectedEof,
+    ErrorKind::ConnectionReset,
+    ErrorKind::ConnectionAborted,
+    ErrorKind::BrokenPipe,
+];
+
 impl TransportError {
     pub(crate) fn is_connect(self) -> bool {
         match self {
@@ -88,6 +96,20 @@ impl TransportError {
             | TransportError::Tls
             | TransportError::Connect => true,
             TransportError::Closed | TransportError::Timeout | TransportError::Broken => false,
+        }
+    }
+
+    /// For a connection that is open.
+    pub(super) fn classify_hyper(error: &hyper::Error) -> TransportError {
+        let links = || std::iter::successors(error.source(), |&link| link.source());
+        let io = links().find_map(|link| link.downcast_ref::<std::io::Error>());
+        match io.map(std::io::Error::kind) {
+            Some(ErrorKind::TimedOut) => TransportError::Timeout,
+            Some(kind) if CLOSED_KINDS.contains(&kind) => TransportError::Closed,
+            None if error.is_incomplete_message() || error.is_closed() || error.is_canceled() => {
+                TransportError::Closed
+            }
+            _ => TransportError::Broken,
         }
     }
 
@@ -113,18 +135,12 @@ impl TransportError {
                 () => TransportError::Connect,
             };
         }
-        let closed = [
-            ErrorKind::UnexpectedEof,
-            ErrorKind::ConnectionReset,
-            ErrorKind::ConnectionAborted,
-            ErrorKind::BrokenPipe,
-        ];
         // hyper's type for the end of a connection before a response has only this text.
         let is_incomplete =
             || links().any(|link| link.to_string() == "connection closed before message completed");
         match () {
             () if error.is_timeout() || has(ErrorKind::TimedOut) => TransportError::Timeout,
-            () if closed.into_iter().any(has) || is_incomplete() => TransportError::Closed,
+            () if CLOSED_KINDS.into_iter().any(has) || is_incomplete() => TransportError::Closed,
             () => TransportError::Broken,
         }
     }

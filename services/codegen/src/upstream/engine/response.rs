@@ -5,18 +5,17 @@ use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use bytes::Bytes;
-use http_body::Body as _;
-use tokio::time::{Instant, Sleep, sleep};
+use tokio::time::{Sleep, sleep};
 
+use crate::upstream::engine::connection::PooledResponse;
 use crate::upstream::engine::sse::SseParser;
 use crate::upstream::engine::untrusted_text::UntrustedTextLog;
 use crate::upstream::engine::{EngineDelta, EngineError};
 
-/// Chunks closer together than this are a burst and are coalesced.
-const COALESCE_INTERVAL: Duration = Duration::from_micros(500);
-/// Maximum number of chunks in one read.
-const MAX_COALESCED_CHUNKS: usize = 32;
+/// A read ends after so many chunks or bytes, so that an engine that never pauses gives other tasks a turn, and so that
+/// what is read at once stays far below the buffer of a shared stream.
+const MAX_CHUNK_COUNT: usize = 64;
+const MAX_READ_BYTES: usize = 64 * 1024;
 /// Wait for the end of the response after `[DONE]`.
 const DRAIN_TIMEOUT: Duration = Duration::from_millis(50);
 
@@ -32,110 +31,72 @@ pub(crate) enum ReadOutcome {
 /// See the module.
 #[derive(Debug)]
 pub(crate) struct ResponseStream {
-    body: reqwest::Body,
+    response: Option<PooledResponse>,
     parser: SseParser,
     text_log: UntrustedTextLog,
-    last_read: Instant,
-    /// Chunks of the current read.
-    chunk_count: usize,
-    /// The connection's task was given a turn to deliver another chunk of the burst.
-    has_yielded: bool,
-    has_ended: bool,
     drain_timer: Option<Pin<Box<Sleep>>>,
 }
 
 impl ResponseStream {
-    pub(super) fn new(response: reqwest::Response, text_log: UntrustedTextLog) -> ResponseStream {
-        ResponseStream {
-            body: response.into(),
-            parser: SseParser::default(),
-            text_log,
-            last_read: Instant::now(),
-            chunk_count: 0,
-            has_yielded: false,
-            has_ended: false,
-            drain_timer: None,
-        }
+    pub(super) fn new(response: PooledResponse, text_log: UntrustedTextLog) -> ResponseStream {
+        let (response, parser) = (Some(response), SseParser::default());
+        ResponseStream { response, parser, text_log, drain_timer: None }
     }
 
-    /// Waits for the engine, and adds what it has sent to `delta`, also before an error.
-    ///
-    /// An engine writes each token as a separate HTTP chunk. In a burst, chunks that have already arrived are coalesced,
-    /// because a message for each would cost more than the token.
+    /// Waits for the engine, and adds what it has sent to `delta`, also before an error. Everything that has arrived is
+    /// read at once, because a message for each token would cost more than the token.
     pub(crate) fn poll_read(
         &mut self,
         delta: &mut EngineDelta,
         cx: &mut Context<'_>,
     ) -> Poll<Result<ReadOutcome, EngineError>> {
-        loop {
-            match self.poll_chunk(cx) {
+        let mut byte_count = 0;
+        for _ in 0..MAX_CHUNK_COUNT {
+            let Some(response) = &mut self.response else { break };
+            match response.poll_chunk(cx) {
                 Poll::Ready(Some(Ok(bytes))) => {
-                    self.chunk_count += 1;
+                    byte_count += bytes.len();
                     self.push(&bytes, delta)?;
-                    if delta.is_done || !self.is_burst() {
-                        return Poll::Ready(Ok(self.end_read()));
+                    if delta.is_done || byte_count >= MAX_READ_BYTES {
+                        break;
                     }
                 }
                 Poll::Ready(Some(Err(error))) => {
-                    self.end_read();
-                    return Poll::Ready(Err(error));
+                    self.response = None;
+                    return Poll::Ready(Err(self.text_log.transport_error(error)));
                 }
-                Poll::Ready(None) if self.chunk_count > 0 => {
-                    return Poll::Ready(Ok(self.end_read()));
-                }
+                Poll::Ready(None) if byte_count > 0 => break,
                 Poll::Ready(None) => {
                     return Poll::Ready(self.end(delta).map(|()| ReadOutcome::End));
                 }
-                Poll::Pending if self.chunk_count == 0 => return Poll::Pending,
-                Poll::Pending if self.has_yielded => return Poll::Ready(Ok(self.end_read())),
-                Poll::Pending => {
-                    // The connection's task delivers one chunk each time it runs.
-                    self.has_yielded = true;
-                    cx.waker().wake_by_ref();
-                    return Poll::Pending;
-                }
+                Poll::Pending if byte_count > 0 => break,
+                Poll::Pending => return Poll::Pending,
             }
         }
+        Poll::Ready(Ok(ReadOutcome::Data))
     }
 
-    /// Reads the end of the response after `[DONE]`, so that the connection can be reused. Gives up after a short timeout.
+    /// Reads the end of the response after `[DONE]`, and returns its connection to the pool. Gives up after a short
+    /// timeout.
     pub(crate) fn poll_close(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        while let Some(Ok(_)) = match self.poll_chunk(cx) {
-            Poll::Ready(chunk) => chunk,
-            Poll::Pending => {
-                let timer = self.drain_timer.get_or_insert_with(|| Box::pin(sleep(DRAIN_TIMEOUT)));
-                ready!(timer.as_mut().poll(cx));
-                return Poll::Ready(());
-            }
-        } {}
-        Poll::Ready(())
-    }
-
-    fn poll_chunk(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, EngineError>>> {
-        while !self.has_ended {
-            match ready!(Pin::new(&mut self.body).poll_frame(cx)) {
-                Some(Ok(frame)) => {
-                    if let Ok(bytes) = frame.into_data() {
-                        return Poll::Ready(Some(Ok(bytes)));
+        while let Some(response) = &mut self.response {
+            match response.poll_chunk(cx) {
+                Poll::Ready(Some(Ok(_))) => {}
+                Poll::Ready(Some(Err(_))) => self.response = None,
+                Poll::Ready(None) => {
+                    if let Some(response) = self.response.take() {
+                        response.release();
                     }
                 }
-                Some(Err(error)) => {
-                    self.has_ended = true;
-                    return Poll::Ready(Some(Err(self.text_log.connection_error(&error))));
+                Poll::Pending => {
+                    let timer =
+                        self.drain_timer.get_or_insert_with(|| Box::pin(sleep(DRAIN_TIMEOUT)));
+                    ready!(timer.as_mut().poll(cx));
+                    self.response = None;
                 }
-                None => self.has_ended = true,
             }
         }
-        Poll::Ready(None)
-    }
-
-    fn is_burst(&self) -> bool {
-        self.chunk_count < MAX_COALESCED_CHUNKS && self.last_read.elapsed() < COALESCE_INTERVAL
-    }
-
-    fn end_read(&mut self) -> ReadOutcome {
-        (self.chunk_count, self.has_yielded, self.last_read) = (0, false, Instant::now());
-        ReadOutcome::Data
+        Poll::Ready(())
     }
 
     /// Adds an event whose end is the end of the body.

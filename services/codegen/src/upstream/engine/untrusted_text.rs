@@ -11,7 +11,7 @@ use hapa_core::rpc_error::error_chain_text;
 use reqwest::Url;
 use secrecy::{ExposeSecret as _, SecretString};
 
-use crate::upstream::engine::EngineError;
+use crate::upstream::engine::{EngineError, TransportError};
 
 /// Maximum length of one logged text, in characters.
 const MAX_LOGGED_LEN: usize = 2_000;
@@ -66,6 +66,12 @@ impl UntrustedTextLog {
         let text = redact(&String::from_utf8_lossy(text), secrets);
         // Quoted, so that no text can imitate a log line.
         tracing::debug!(text = ?text, "{what}");
+    }
+
+    /// Converts an error of an open connection. It contains no text.
+    pub(super) fn transport_error(&self, error: TransportError) -> EngineError {
+        self.log("a connection to an engine failed", error.to_string().as_bytes());
+        EngineError::Unreachable(error)
     }
 
     /// Logs the causes of a connection error, and converts it.
