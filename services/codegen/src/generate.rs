@@ -95,7 +95,8 @@ impl Generations {
             options: limit.as_ref().map(<[u8; 4]>::as_slice).as_slice(),
         });
         let inline_reasoning = Arc::clone(&self.inline_reasoning);
-        let fold = GenerateFold::new(model, &params.language, inline_reasoning);
+        let owner_and_model = (tenant.unwrap_or_default().to_owned(), model.to_owned());
+        let fold = GenerateFold::new(owner_and_model, &params.language, inline_reasoning);
         let job = GenerationJob {
             operation: Operation::Chat,
             work: WorkKind::Generation,

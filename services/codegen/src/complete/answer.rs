@@ -45,6 +45,10 @@ impl CompleteFold {
         self.choices.is_complete()
     }
 
+    pub(crate) fn has_ended(&self) -> bool {
+        self.choices.have_ended()
+    }
+
     pub(crate) fn can_stop_early(&self) -> bool {
         self.choices.can_stop_early()
     }

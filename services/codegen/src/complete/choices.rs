@@ -71,8 +71,12 @@ impl Choices {
     /// Every choice has reached its natural end, but the engine continues some, so stopping it saves
     /// tokens. If the engine has ended all choices, only its usage is missing, which is worth waiting for.
     pub(crate) fn can_stop_early(&self) -> bool {
+        self.have_ended() && self.list.iter().any(|choice| choice.finish_reason.is_none())
+    }
+
+    /// Whether every requested choice has ended.
+    pub(crate) fn have_ended(&self) -> bool {
         self.list.iter().all(Choice::has_ended)
-            && self.list.iter().any(|choice| choice.finish_reason.is_none())
     }
 
     /// Whether every choice that the engine began is complete. Some engines generate only one choice.

@@ -8,7 +8,7 @@ use hapa_proto::codegen::v1::stream_generate_code_response::Kind;
 
 use crate::generate::control_token_filter::ControlTokenFilter;
 use crate::generate::fence::{FenceSplitter, Segment};
-use crate::generate::inline_reasoning::InlineReasoning;
+use crate::generate::inline_reasoning::{InlineReasoning, OwnerAndModel};
 use crate::generate::think_tags::{Expect, OutputPart, ThinkTagSplitter};
 use crate::request::unicode::InvisibleCharFilter;
 use crate::stream::{AnswerEnd, StreamItem, Track, push_delta};
@@ -21,8 +21,14 @@ pub(crate) struct GenerateFold {
     think_tags: ThinkTagSplitter,
     answer: AnswerSplitter,
     inline_reasoning: Arc<InlineReasoning>,
-    model: String,
+    model: OwnerAndModel,
     expected: Expect,
+    /// The text that counts as reasoning only because that is expected.
+    assumed_reasoning: String,
+    /// The engine separates reasoning itself, so tags in the text have no meaning.
+    has_engine_reasoning: bool,
+    /// The answer whose text is used.
+    choice: Option<usize>,
     language: String,
     finish_reason: Option<FinishReason>,
     usage: UsageCounter,
@@ -85,18 +91,21 @@ fn push_segment(
 
 impl GenerateFold {
     pub(crate) fn new(
-        model: &str,
+        model: OwnerAndModel,
         language: &str,
         inline_reasoning: Arc<InlineReasoning>,
     ) -> GenerateFold {
-        let expected = inline_reasoning.expected(model);
+        let expected = inline_reasoning.expected(&model);
         GenerateFold {
             char_filter: InvisibleCharFilter::default(),
             think_tags: ThinkTagSplitter::new(expected),
             answer: AnswerSplitter::new(language),
             inline_reasoning,
-            model: model.to_owned(),
+            model,
             expected,
+            assumed_reasoning: String::new(),
+            has_engine_reasoning: false,
+            choice: None,
             language: language.to_owned(),
             finish_reason: None,
             usage: UsageCounter::default(),
@@ -110,13 +119,17 @@ impl GenerateFold {
 
     pub(crate) fn push(&mut self, delta: EngineDelta, items: &mut Vec<StreamItem>) {
         self.usage.merge(delta.usage);
-        // One answer was requested.
-        for piece in delta.pieces.into_iter().filter(|piece| piece.choice == 0) {
+        for piece in delta.pieces {
             self.push_piece(piece, items);
         }
     }
 
     fn push_piece(&mut self, piece: Piece, items: &mut Vec<StreamItem>) {
+        // One answer was requested. Some proxies send its reasoning and its text with different indices.
+        let is_text = matches!(piece.content, Content::Text(_) | Content::Refusal(_));
+        if is_text && *self.choice.get_or_insert(piece.choice) != piece.choice {
+            return;
+        }
         self.usage.merge(piece.usage);
         self.token_events = self.token_events.saturating_add(piece.events);
         match piece.content {
@@ -127,6 +140,7 @@ impl GenerateFold {
                 }
             }
             Content::Reasoning(text) => {
+                self.has_engine_reasoning = true;
                 self.reasoning_events = self.reasoning_events.saturating_add(piece.events);
                 push_delta(items, Track::Reasoning, &self.char_filter.strip(&text));
             }
@@ -142,10 +156,20 @@ impl GenerateFold {
 
     fn push_text(&mut self, text: &str, items: &mut Vec<StreamItem>) {
         let text = self.char_filter.strip(text);
-        let GenerateFold { think_tags, answer, language, .. } = self;
+        if self.has_engine_reasoning {
+            self.answer.push(&text, items);
+            return;
+        }
+        let is_assumed = self.expected == Expect::Open;
+        let GenerateFold { think_tags, answer, language, assumed_reasoning, .. } = self;
         let mut is_reclassified = false;
         think_tags.push(&text, &mut |part, text| match part {
-            OutputPart::Reasoning => push_delta(items, Track::Reasoning, text),
+            OutputPart::Reasoning => {
+                if is_assumed {
+                    assumed_reasoning.push_str(text);
+                }
+                push_delta(items, Track::Reasoning, text);
+            }
             OutputPart::Answer => answer.push(text, items),
             OutputPart::Reclassified => {
                 is_reclassified = true;
@@ -160,17 +184,25 @@ impl GenerateFold {
         }
     }
 
-    pub(crate) fn flush(&mut self, items: &mut Vec<StreamItem>) {
-        let GenerateFold { think_tags, answer, .. } = self;
+    /// `is_complete`: the engine has ended the answer.
+    pub(crate) fn flush(&mut self, is_complete: bool, items: &mut Vec<StreamItem>) {
+        let GenerateFold { think_tags, answer, assumed_reasoning, .. } = self;
         think_tags.end(&mut |part, text| match part {
-            OutputPart::Reasoning => push_delta(items, Track::Reasoning, text),
+            OutputPart::Reasoning => {
+                assumed_reasoning.push_str(text);
+                push_delta(items, Track::Reasoning, text);
+            }
             OutputPart::Answer => answer.push(text, items),
             OutputPart::Reclassified => {}
         });
-        answer.end(items);
-        if self.expected == Expect::Open && think_tags.is_in_reasoning() {
+        let is_unclosed = self.expected == Expect::Open && think_tags.is_in_reasoning();
+        if is_unclosed && is_complete && self.finish_reason == Some(FinishReason::Stop) {
+            // The model has not reasoned, so its text is the answer.
             self.inline_reasoning.learn(&self.model, false);
+            self.reasoning_events = 0;
+            answer.push(&std::mem::take(assumed_reasoning), items);
         }
+        answer.end(items);
     }
 
     pub(crate) fn is_complete(&self) -> bool {
@@ -253,3 +285,6 @@ impl GenerateFold {
         self.finish_reason.map(FinishReason::as_str).into_iter().collect()
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -104,15 +104,17 @@ const PROSE_TASKS: [&str; 2] = ["explain", "review"];
 #[derive(Default)]
 struct ReplyBuilder {
     reply: GenerateCodeResponse,
+    /// All text so far, in its order.
+    text: String,
     has_code: bool,
 }
 
 impl ReplyBuilder {
     /// The text so far is reasoning.
     fn reclassify(&mut self) {
-        let GenerateCodeResponse { generated_code, explanation, reasoning, .. } = &mut self.reply;
-        reasoning.push_str(&std::mem::take(explanation));
-        reasoning.push_str(&std::mem::take(generated_code));
+        self.reply.generated_code.clear();
+        self.reply.explanation.clear();
+        self.reply.reasoning = std::mem::take(&mut self.text);
         self.has_code = false;
     }
 
@@ -124,16 +126,10 @@ impl ReplyBuilder {
                 self.reply.task = started.task;
                 self.reply.cached = started.cached;
             }
-            Event::Delta(delta) => match delta.kind() {
-                Kind::Code => {
-                    self.has_code = true;
-                    self.reply.generated_code.push_str(&delta.text);
-                }
-                Kind::Reasoning => self.reply.reasoning.push_str(&delta.text),
-                Kind::Explanation | Kind::Unspecified => {
-                    self.reply.explanation.push_str(&delta.text);
-                }
-            },
+            Event::Delta(delta) => {
+                self.text.push_str(&delta.text);
+                self.push_delta(&delta);
+            }
             Event::Finished(finished) => {
                 self.reply.finish_reason = finished.finish_reason;
                 self.reply.usage = finished.usage;
@@ -141,6 +137,17 @@ impl ReplyBuilder {
                 self.reply.response_time_ms = finished.response_time_ms;
             }
             Event::Heartbeat(_) | Event::Failed(_) => {}
+        }
+    }
+
+    fn push_delta(&mut self, delta: &Delta) {
+        match delta.kind() {
+            Kind::Code => {
+                self.has_code = true;
+                self.reply.generated_code.push_str(&delta.text);
+            }
+            Kind::Reasoning => self.reply.reasoning.push_str(&delta.text),
+            Kind::Explanation | Kind::Unspecified => self.reply.explanation.push_str(&delta.text),
         }
     }
 

@@ -38,10 +38,18 @@ impl Fold {
         }
     }
 
-    /// Appends the text that was held back, at the end of the answer.
-    pub(super) fn flush(&mut self, items: &mut Vec<StreamItem>) {
+    /// Whether the engine has ended every answer that was requested.
+    pub(super) fn has_ended(&self) -> bool {
         match self {
-            Fold::Generate(fold) => fold.flush(items),
+            Fold::Generate(fold) => fold.is_complete(),
+            Fold::Complete(fold) => fold.has_ended(),
+        }
+    }
+
+    /// Appends the text that was held back, at the end of the answer.
+    pub(super) fn flush(&mut self, is_complete: bool, items: &mut Vec<StreamItem>) {
+        match self {
+            Fold::Generate(fold) => fold.flush(is_complete, items),
             Fold::Complete(_) => {}
         }
     }

@@ -205,7 +205,11 @@ impl Generation {
         std::task::ready!(self.deadlines.poll_timer(cx));
         // The timer may have fired between two chunks that are read together.
         self.fold_delta(items);
-        self.deadlines.check()?;
+        match self.deadlines.check() {
+            // The engine has begun fewer answers than requested, and ended all of them.
+            Err(Error::Stalled) if self.fold.is_complete() => self.finish(false, items),
+            result => result?,
+        }
         // The engine is slow to answer: the stream starts, so that its subscribers can receive heartbeats.
         if self.deadlines.is_heartbeat_due() && matches!(self.stage, Stage::Opening(_)) {
             self.start(items);
@@ -269,15 +273,15 @@ impl Generation {
         in_time?;
         self.check_reasoning()?;
         let is_complete = self.fold.is_complete();
+        // Restarted by every read, because some engines repeat the finish reason in each event.
+        self.usage_timer = (is_complete && self.fold.has_ended())
+            .then(|| Box::pin(sleep_until(Instant::now() + USAGE_TIMEOUT)));
         match read {
             Ok(ReadOutcome::Data) if is_complete && (is_done || self.fold.can_stop_early()) => {
                 self.finish(is_done, items);
             }
             // An engine also sends [DONE] after an error, so only a finish reason makes an answer complete.
             Ok(ReadOutcome::Data) if is_done => return Err(EngineError::Truncated.into()),
-            Ok(ReadOutcome::Data) if is_complete && self.usage_timer.is_none() => {
-                self.usage_timer = Some(Box::pin(sleep_until(Instant::now() + USAGE_TIMEOUT)));
-            }
             Ok(ReadOutcome::Data) => {}
             // Some engines send no [DONE]. After the finish reason, a broken connection loses nothing but the usage.
             Ok(ReadOutcome::End) | Err(_) if is_complete => self.finish(false, items),
@@ -304,9 +308,9 @@ impl Generation {
     }
 
     /// Appends the text that was held back.
-    fn flush(&mut self, items: &mut Vec<StreamItem>) {
+    fn flush(&mut self, is_complete: bool, items: &mut Vec<StreamItem>) {
         let first = items.len();
-        self.fold.flush(items);
+        self.fold.flush(is_complete, items);
         self.record_items(&items[first..]);
     }
 
@@ -321,7 +325,7 @@ impl Generation {
 
     /// Ends a complete answer. The engine's connection is closed, unless it can be reused.
     fn finish(&mut self, is_reusable: bool, items: &mut Vec<StreamItem>) {
-        self.flush(items);
+        self.flush(true, items);
         let finish = self.fold.finish();
         self.record(EndOfGeneration::Finished);
         items.push(StreamItem::Finished(Arc::new(finish)));
@@ -339,7 +343,7 @@ impl Generation {
             items.push(StreamItem::Failed(Arc::new(failure)));
             return;
         }
-        self.flush(items);
+        self.flush(false, items);
         let error: RpcError =
             error.into_rpc_error(self.deadlines.has_answer(), self.fold.longest_field());
         self.record(EndOfGeneration::Failed(&error));
