@@ -103,15 +103,13 @@ impl ConnectionPool {
         self: &Arc<Self>,
         request: EngineRequestMessage,
     ) -> Result<PooledResponse, TransportError> {
-        let again = request.clone();
-        let result = match self.take_idle() {
-            Some(connection) => self.exchange(connection, request).await,
-            None => self.exchange(self.connect().await?, request).await,
-        };
-        match result {
-            Err(TransportError::Closed) => self.exchange(self.connect().await?, again).await,
-            result => result,
+        if let Some(connection) = self.take_idle() {
+            let result = self.exchange(connection, request.clone()).await;
+            if !matches!(result, Err(TransportError::Closed)) {
+                return result;
+            }
         }
+        self.exchange(self.connect().await?, request).await
     }
 
     async fn exchange(

@@ -6,6 +6,7 @@ use reqwest::StatusCode;
 
 use crate::upstream::engine::error_body::ErrorBody;
 use crate::upstream::engine::request_field::RequestField;
+use crate::upstream::engine::wordings::Meaning;
 
 /// Why an engine rejected a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -18,6 +19,14 @@ pub(crate) enum RefusalReason {
     PathMissing,
     /// The engine refuses this field, or only its value.
     FieldRefused { field: RequestField, is_unsupported: bool },
+    /// The content filter of the engine rejects the prompt or the answer.
+    ContentFiltered,
+    /// The chat template of the model has no place for a system message.
+    SystemRoleRefused,
+    /// The engine rejects the credential of this server.
+    CredentialRejected,
+    /// The account of this server has no credit or quota left.
+    Unpaid,
     /// Anything else.
     Other,
 }
@@ -26,10 +35,32 @@ impl RefusalReason {
     /// From a status and the body that came with it.
     pub(super) fn classify(status: StatusCode, body: &ErrorBody) -> RefusalReason {
         let is_refusal = status.is_client_error() || status == StatusCode::NOT_IMPLEMENTED;
-        if is_refusal && body.is_operation_missing() {
+        let has_filter_code = body.has_code(Meaning::ContentFiltered);
+        if has_filter_code || is_refusal && body.means(Meaning::ContentFiltered) {
+            return RefusalReason::ContentFiltered;
+        }
+        if body.means(Meaning::SystemRoleRefused) {
+            return RefusalReason::SystemRoleRefused;
+        }
+        if is_refusal && body.means(Meaning::OperationMissing) {
             return RefusalReason::PathMissing;
         }
+        // With 429, words about billing also mean a rate limit.
+        let is_unpaid = status != StatusCode::TOO_MANY_REQUESTS && body.means(Meaning::Unpaid);
+        if is_unpaid || body.has_code(Meaning::Unpaid) {
+            return RefusalReason::Unpaid;
+        }
+        let is_credential = [400, 401, 403].contains(&status.as_u16());
+        if is_credential && body.means(Meaning::CredentialRejected) {
+            return RefusalReason::CredentialRejected;
+        }
+        RefusalReason::classify_by_status(status, body)
+    }
+
+    fn classify_by_status(status: StatusCode, body: &ErrorBody) -> RefusalReason {
         match status {
+            StatusCode::PAYMENT_REQUIRED => RefusalReason::Unpaid,
+            StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => RefusalReason::CredentialRejected,
             StatusCode::PAYLOAD_TOO_LARGE => RefusalReason::ContextTooLong,
             StatusCode::NOT_FOUND if body.is_model_missing() => RefusalReason::ModelMissing,
             StatusCode::NOT_FOUND
@@ -59,6 +90,14 @@ impl fmt::Display for RefusalReason {
             RefusalReason::FieldRefused { field, .. } => {
                 write!(f, ": it refuses the field {}", field.name())
             }
+            RefusalReason::ContentFiltered => f.write_str(": its content filter rejects the request"),
+            RefusalReason::SystemRoleRefused => {
+                f.write_str(": the model accepts no system message")
+            }
+            RefusalReason::CredentialRejected => {
+                f.write_str(": it rejects the credential of this server")
+            }
+            RefusalReason::Unpaid => f.write_str(": its account has no credit left"),
             RefusalReason::Other => Ok(()),
         }
     }
