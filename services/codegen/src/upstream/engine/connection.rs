@@ -3,7 +3,7 @@
 //! connection, which aborts the engine's work.
 //!
 //! Idle connections wait in a pool. An engine may close one at the moment when a request is sent on it. Such a request is
-//! sent once more, over a new connection, if no byte of a response has arrived.
+//! sent once more, over a new connection. A new connection that closes is a failure of the engine.
 
 use std::fmt;
 use std::future::poll_fn;

@@ -67,7 +67,8 @@ mod tests {
         let words = RequestWords::of(request.to_string().as_bytes());
         let escaped = json!(text).to_string();
         let twice = json!(escaped).to_string();
-        for part in [text, &escaped, &twice, "model 'x' does not exist", "MODEL x does \\u00e9not"] {
+        for part in [text, &escaped, &twice, "model 'x' does not exist", "MODEL x does \\u00e9not"]
+        {
             assert!(words.contain(part), "{part}");
         }
         for part in ["", "...", "the model y", "user say"] {

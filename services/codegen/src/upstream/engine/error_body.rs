@@ -4,8 +4,8 @@
 use reqwest::StatusCode;
 use serde_json::Value;
 
-use crate::upstream::engine::request_field::{self, RequestField};
 use crate::upstream::engine::echo::RequestWords;
+use crate::upstream::engine::request_field::{self, RequestField};
 use crate::upstream::engine::wordings::{self, Meaning};
 
 /// Maximum number of characters of a message that are compared. Engines name the problem first, and may
@@ -184,7 +184,9 @@ impl ErrorBody {
         match named {
             Some(field) => {
                 let is_unsupported = in_message == Some(field)
-                    || [&self.code, &self.kind].iter().any(|text| request_field::is_unsupported(text))
+                    || [&self.code, &self.kind]
+                        .iter()
+                        .any(|text| request_field::is_unsupported(text))
                     || request_field::unsupported_words(&self.message)
                         .any(|words| !self.request.contain(words));
                 Some((field, is_unsupported))

@@ -215,7 +215,8 @@ fn changes(body: &Bytes, change: impl FnOnce(&mut Map<String, Value>) -> bool) -
 
 /// Puts the system message before the text of the first message of the user. Returns whether there was one.
 fn merge_system_message(request: &mut Map<String, Value>) -> bool {
-    let Some(messages) = request.get_mut(RequestField::Messages.name()).and_then(Value::as_array_mut)
+    let Some(messages) =
+        request.get_mut(RequestField::Messages.name()).and_then(Value::as_array_mut)
     else {
         return false;
     };

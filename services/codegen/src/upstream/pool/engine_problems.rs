@@ -113,6 +113,8 @@ mod tests {
         }
         assert!(!problems.record_refusal("e", &EngineError::Timeout));
         problems.record_answer();
-        assert!(problems.record_refusal("e", &refused(StatusCode::BAD_REQUEST, RefusalReason::Unpaid)));
+        assert!(
+            problems.record_refusal("e", &refused(StatusCode::BAD_REQUEST, RefusalReason::Unpaid))
+        );
     }
 }

@@ -66,7 +66,9 @@ impl<'a> ContentTexts<'a> {
                 let mut texts = names.iter().map(|name| flat_text(part.get(*name)));
                 push(&mut self.reasoning, &texts.find(|text| !text.is_empty()).unwrap_or_default());
             }
-            "refusal" => push(&mut self.refusal, part_text(part.get("refusal")).unwrap_or_default()),
+            "refusal" => {
+                push(&mut self.refusal, part_text(part.get("refusal")).unwrap_or_default())
+            }
             name => match part_text(part.get("text")) {
                 Some(text) => push(&mut self.text, text),
                 None if name == "text" => {}

@@ -3,8 +3,8 @@
 use reqwest::StatusCode;
 use serde_json::{Map, Value, json};
 
-use crate::upstream::engine::decode::oddity::Oddity;
 use crate::upstream::engine::RefusalReason;
+use crate::upstream::engine::decode::oddity::Oddity;
 use crate::upstream::engine::error_body::ErrorBody;
 
 /// The error of an event, in the form that [`crate::upstream::engine::stream_error`] expects: an object

@@ -52,7 +52,8 @@ impl StreamDecoder {
             delta.push_choice(choice);
         }
         merge_usage(&mut delta.usage, usage);
-        event_error::read(event, choices).map_or(Ok(()), |error| Err(stream_error(&error, &self.request)))
+        event_error::read(event, choices)
+            .map_or(Ok(()), |error| Err(stream_error(&error, &self.request)))
     }
 }
 

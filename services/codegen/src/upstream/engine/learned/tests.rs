@@ -105,8 +105,7 @@ fn an_attempt_leaves_out_four_new_fields_at_most_and_none_that_it_did_not_send()
     };
     assert!(!learn("cache_salt", &Bytes::from_static(b"{\"model\":\"m\"}")));
     assert!(!learn("cache_salt", &Bytes::from_static(b"no JSON")));
-    for name in ["cache_salt", "priority", "logprobs", "stream_options.continuous_usage_stats"]
-    {
+    for name in ["cache_salt", "priority", "logprobs", "stream_options.continuous_usage_stats"] {
         assert!(learn(name, &body()), "{name}");
     }
     assert!(!learn("stream_options", &body()));

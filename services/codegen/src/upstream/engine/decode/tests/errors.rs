@@ -57,8 +57,18 @@ fn an_error_of_an_engine_fails_the_stream() {
 
 #[test]
 fn an_empty_error_is_none() {
-    for value in ["null", "\"\"", "\" \"", "{}", "false", "true", "7", "[]",
-        r#"{"code":0,"message":""}"#, r#"{"code":null,"message":null,"details":[{}]}"#] {
+    for value in [
+        "null",
+        "\"\"",
+        "\" \"",
+        "{}",
+        "false",
+        "true",
+        "7",
+        "[]",
+        r#"{"code":0,"message":""}"#,
+        r#"{"code":null,"message":null,"details":[{}]}"#,
+    ] {
         let event = format!(r#"{{"choices":[{{"text":"a","error":{value}}}],"error":{value}}}"#);
         assert_eq!(text(&[&event]), "a", "{event}");
     }

@@ -158,13 +158,17 @@ fn reference_texts(event: &Value) -> Vec<(usize, String)> {
         let index = choice["index"].as_u64().map_or(Some(position), |index| index.try_into().ok());
         let index = index.filter(|index| *index < 128)?;
         let delta = &choice["delta"];
-        let in_delta = delta.as_str().map_or_else(|| reference_content(&delta["content"]), str::to_owned);
-        let texts = [in_delta, reference_content(&choice["text"]), reference_content(&choice["content"])];
+        let in_delta =
+            delta.as_str().map_or_else(|| reference_content(&delta["content"]), str::to_owned);
+        let texts =
+            [in_delta, reference_content(&choice["text"]), reference_content(&choice["content"])];
         let text = texts.into_iter().find(|text| !text.is_empty());
         // A delta without text may have other content.
         let is_delta = text.is_some() || delta.as_object().is_some_and(|delta| has_content(delta));
         let message = &choice["message"];
-        let whole = || message.as_str().map_or_else(|| reference_content(&message["content"]), str::to_owned);
+        let whole = || {
+            message.as_str().map_or_else(|| reference_content(&message["content"]), str::to_owned)
+        };
         Some((index, text.unwrap_or_else(|| if is_delta { String::new() } else { whole() })))
     };
     choices.iter().enumerate().filter_map(read).collect()

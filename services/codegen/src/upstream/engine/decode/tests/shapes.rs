@@ -109,9 +109,12 @@ fn finish_reasons_are_read_in_any_form() {
     ] {
         assert_eq!(reason(&format!("\"{value}\"")), Some(expected), "{value}");
     }
-    for (value, expected) in
-        [(r#"{"type":"stop"}"#, "stop"), (r#"{"type":"x"}"#, "other"), ("true", "other"), ("7", "other")]
-    {
+    for (value, expected) in [
+        (r#"{"type":"stop"}"#, "stop"),
+        (r#"{"type":"x"}"#, "other"),
+        ("true", "other"),
+        ("7", "other"),
+    ] {
         assert_eq!(reason(value), Some(expected), "{value}");
     }
     for event in [
