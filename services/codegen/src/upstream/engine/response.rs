@@ -74,11 +74,10 @@ impl ResponseStream {
                     self.response = None;
                     return Poll::Ready(Err(self.text_log.transport_error(error)));
                 }
-                Poll::Ready(None) if byte_count > 0 => break,
+                Poll::Ready(None) | Poll::Pending if byte_count > 0 => break,
                 Poll::Ready(None) => {
                     return Poll::Ready(self.end(delta).map(|()| ReadOutcome::End));
                 }
-                Poll::Pending if byte_count > 0 => break,
                 Poll::Pending => return Poll::Pending,
             }
         }

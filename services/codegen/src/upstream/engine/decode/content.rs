@@ -67,7 +67,7 @@ impl<'a> ContentTexts<'a> {
                 push(&mut self.reasoning, &texts.find(|text| !text.is_empty()).unwrap_or_default());
             }
             "refusal" => {
-                push(&mut self.refusal, part_text(part.get("refusal")).unwrap_or_default())
+                push(&mut self.refusal, part_text(part.get("refusal")).unwrap_or_default());
             }
             name => match part_text(part.get("text")) {
                 Some(text) => push(&mut self.text, text),

@@ -164,12 +164,12 @@ fn reference_texts(event: &Value) -> Vec<(usize, String)> {
             [in_delta, reference_content(&choice["text"]), reference_content(&choice["content"])];
         let text = texts.into_iter().find(|text| !text.is_empty());
         // A delta without text may have other content.
-        let is_delta = text.is_some() || delta.as_object().is_some_and(|delta| has_content(delta));
+        let was_streamed = text.is_some() || delta.as_object().is_some_and(has_content);
         let message = &choice["message"];
         let whole = || {
             message.as_str().map_or_else(|| reference_content(&message["content"]), str::to_owned)
         };
-        Some((index, text.unwrap_or_else(|| if is_delta { String::new() } else { whole() })))
+        Some((index, text.unwrap_or_else(|| if was_streamed { String::new() } else { whole() })))
     };
     choices.iter().enumerate().filter_map(read).collect()
 }
