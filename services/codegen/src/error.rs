@@ -189,7 +189,14 @@ fn from_refusal(
             }
             None => engine_failure(error),
         },
-        RefusalReason::Other => engine_failure(error),
+        RefusalReason::ContentFiltered => {
+            let message = "the content filter of the engine rejected the request; change its texts";
+            RpcError::new(ErrorCode::InvalidInput, message)
+        }
+        RefusalReason::SystemRoleRefused
+        | RefusalReason::CredentialRejected
+        | RefusalReason::Unpaid
+        | RefusalReason::Other => engine_failure(error),
     }
 }
 

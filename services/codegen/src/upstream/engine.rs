@@ -10,6 +10,7 @@ mod client;
 mod connection;
 mod decode;
 mod delta;
+mod echo;
 mod error;
 mod error_body;
 mod finish_reason;
@@ -143,18 +144,18 @@ impl Engine {
         headers: HeaderMap,
         body: Bytes,
     ) -> Result<ResponseStream, EngineError> {
-        let request = self.request(operation, headers, body)?;
+        let request = self.request(operation, headers, body.clone())?;
         let response = self.connections.send(request).await;
         let mut response = response.map_err(|error| self.text_log.transport_error(error))?;
         let status = response.head.status;
         if status.is_success() {
-            return Ok(ResponseStream::new(response, self.text_log.clone()));
+            return Ok(ResponseStream::new(response, body, self.text_log.clone()));
         }
         let wait = retry_after::from_headers(&response.head.headers, SystemTime::now());
-        let body = read_error_body(&mut response).await;
+        let error = read_error_body(&mut response).await;
         response.release();
-        self.text_log.log("an engine rejected a request", &body);
-        Err(EngineError::refused(status, wait, &body))
+        self.text_log.log("an engine rejected a request", &error);
+        Err(EngineError::refused_request(status, wait, &error, &body))
     }
 
     fn request(

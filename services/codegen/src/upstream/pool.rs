@@ -8,6 +8,7 @@ pub mod balancer;
 mod discovery;
 mod dispatch;
 mod endpoint;
+mod engine_problems;
 mod first_token;
 mod health_poll;
 mod retry_budget;

@@ -3,7 +3,7 @@
 //! connection, which aborts the engine's work.
 //!
 //! Idle connections wait in a pool. An engine may close one at the moment when a request is sent on it. Such a request is
-//! sent once more, over a new connection, if no byte of a response has arrived.
+//! sent once more, over a new connection. A new connection that closes is a failure of the engine.
 
 use std::fmt;
 use std::future::poll_fn;
@@ -103,15 +103,13 @@ impl ConnectionPool {
         self: &Arc<Self>,
         request: EngineRequestMessage,
     ) -> Result<PooledResponse, TransportError> {
-        let again = request.clone();
-        let result = match self.take_idle() {
-            Some(connection) => self.exchange(connection, request).await,
-            None => self.exchange(self.connect().await?, request).await,
-        };
-        match result {
-            Err(TransportError::Closed) => self.exchange(self.connect().await?, again).await,
-            result => result,
+        if let Some(connection) = self.take_idle() {
+            let result = self.exchange(connection, request.clone()).await;
+            if !matches!(result, Err(TransportError::Closed)) {
+                return result;
+            }
         }
+        self.exchange(self.connect().await?, request).await
     }
 
     async fn exchange(

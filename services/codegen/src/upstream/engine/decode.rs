@@ -14,6 +14,7 @@ mod usual;
 
 use std::borrow::Cow;
 
+use bytes::Bytes;
 use hapa_proto::codegen::v1::Usage;
 
 use crate::upstream::engine::decode::counts::LogprobSum;
@@ -41,15 +42,41 @@ struct ChoiceEvent<'a> {
     usage: Option<Usage>,
 }
 
-impl EngineDelta {
+/// Decodes the events of one response stream.
+#[derive(Debug, Default)]
+pub(crate) struct StreamDecoder {
+    streamed: StreamedChoices,
+    /// The request, so that an error that repeats its words is not classified by them. Empty after the
+    /// first content.
+    request: Bytes,
+}
+
+/// The answers of which deltas have arrived, by their index. A message that follows repeats them.
+#[derive(Debug, Default, PartialEq)]
+struct StreamedChoices {
+    any: u128,
+    /// More than reasoning.
+    answer: u128,
+}
+
+impl StreamDecoder {
+    /// For the response to this request.
+    pub(crate) fn new(request: Bytes) -> StreamDecoder {
+        StreamDecoder { request, ..StreamDecoder::default() }
+    }
+
     /// Adds the data of one event. Fails only if the engine reports an error; what the event contains
     /// besides is added before.
-    pub(crate) fn push_event(&mut self, data: &[u8]) -> Result<(), EngineError> {
+    pub(crate) fn push_event(
+        &mut self,
+        data: &[u8],
+        delta: &mut EngineDelta,
+    ) -> Result<(), EngineError> {
         let mut rest = data.trim_ascii();
         let mut unreadable_lines = 0;
         // Some engines send several values in one event.
-        while !self.is_done && !rest.is_empty() {
-            if let Some(len) = self.push_value(rest)? {
+        while !delta.is_done && !rest.is_empty() {
+            if let Some(len) = self.push_value(rest, delta)? {
                 rest = rest[len..].trim_ascii_start();
                 continue;
             }
@@ -66,20 +93,63 @@ impl EngineDelta {
     }
 
     /// Adds the value at the start and returns its length. `None` if it is no JSON.
-    fn push_value(&mut self, data: &[u8]) -> Result<Option<usize>, EngineError> {
+    fn push_value(
+        &mut self,
+        data: &[u8],
+        delta: &mut EngineDelta,
+    ) -> Result<Option<usize>, EngineError> {
         if data.starts_with(DONE) || data.starts_with(b"\"[DONE]\"") {
-            self.is_done = true;
+            delta.is_done = true;
             return Ok(Some(data.len()));
         }
-        if let Some((event, len)) = UsualEvent::parse(data) {
-            self.push_usual(event);
-            return Ok(Some(len));
+        let len = if let Some((event, len)) = UsualEvent::parse(data) {
+            delta.push_usual(event, &mut self.streamed);
+            len
+        } else {
+            let Some((value, len)) = repair::parse(data) else { return Ok(None) };
+            self.push_lenient(&value, delta)?;
+            len
+        };
+        if self.streamed.any != 0 && !self.request.is_empty() {
+            self.request = Bytes::new();
         }
-        let Some((value, len)) = repair::parse(data) else { return Ok(None) };
-        self.push_lenient(&value)?;
         Ok(Some(len))
     }
+}
 
+impl StreamedChoices {
+    /// Records the content of a delta.
+    fn record(&mut self, event: &ChoiceEvent<'_>) {
+        let bit = 1 << event.choice;
+        if event.has_answer() {
+            self.answer |= bit;
+        }
+        if event.has_answer() || !event.reasoning.is_empty() {
+            self.any |= bit;
+        }
+    }
+
+    /// Removes from a message what deltas have brought before.
+    fn remove_repeated(&self, message: &mut ChoiceEvent<'_>) {
+        let bit = 1 << message.choice;
+        if self.any & bit != 0 {
+            message.reasoning = Cow::default();
+        }
+        if self.answer & bit != 0 {
+            (message.text, message.refusal) = (Cow::default(), Cow::default());
+            message.tool_calls.clear();
+        }
+    }
+}
+
+impl ChoiceEvent<'_> {
+    /// Whether it contains anything but reasoning.
+    fn has_answer(&self) -> bool {
+        !self.text.is_empty() || !self.refusal.is_empty() || !self.tool_calls.is_empty()
+    }
+}
+
+impl EngineDelta {
     fn push_model(&mut self, model: &str) {
         if self.model.is_none() && !model.is_empty() {
             self.model = Some(model.to_owned());
@@ -162,6 +232,14 @@ fn next_value(data: &[u8]) -> &[u8] {
         }
     }
     &[]
+}
+
+#[cfg(test)]
+impl EngineDelta {
+    /// Adds the only event of a stream.
+    fn push_event(&mut self, data: &[u8]) -> Result<(), EngineError> {
+        StreamDecoder::default().push_event(data, self)
+    }
 }
 
 /// Engines also send the words for "none".

@@ -20,7 +20,8 @@ pub(crate) struct EngineDelta {
 /// A part of one answer.
 #[derive(Debug, Default, PartialEq)]
 pub(crate) struct Piece {
-    /// Index of the answer, from 0.
+    /// Index of the answer, from 0. Proxies may number the reasoning and the text of one answer, so it has a meaning only
+    /// if several answers were requested.
     pub(crate) choice: usize,
     pub(crate) content: Content,
     /// Number of events joined in `content`: about the number of tokens. 0 without content.

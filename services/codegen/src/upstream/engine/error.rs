@@ -167,7 +167,18 @@ impl EngineError {
         retry_after: Option<Duration>,
         body: &[u8],
     ) -> EngineError {
-        let refusal = RefusalReason::classify(status, &ErrorBody::parse(body));
+        EngineError::refused_request(status, retry_after, body, &[])
+    }
+
+    /// From an error status and its body, in reply to this request body.
+    pub(super) fn refused_request(
+        status: StatusCode,
+        retry_after: Option<Duration>,
+        body: &[u8],
+        request: &[u8],
+    ) -> EngineError {
+        let body = ErrorBody::parse(body).in_reply_to(request);
+        let refusal = RefusalReason::classify(status, &body);
         EngineError::Refused { status, refusal, retry_after }
     }
 
@@ -193,8 +204,11 @@ impl EngineError {
 
     /// The engine does not accept the credential of this server.
     pub(crate) fn is_credential_rejected(&self) -> bool {
-        let rejected = [StatusCode::UNAUTHORIZED, StatusCode::FORBIDDEN];
-        self.rejection().is_some_and(|(status, _)| rejected.contains(&status))
+        self.has_reason(RefusalReason::CredentialRejected)
+    }
+
+    pub(crate) fn has_reason(&self, reason: RefusalReason) -> bool {
+        self.rejection().is_some_and(|(_, refusal)| refusal == reason)
     }
 }
 
@@ -223,9 +237,10 @@ impl From<&serde_json::Error> for EngineError {
     }
 }
 
-/// Converts an error inside a stream, or the event that contains it. Only its status and reason are kept.
-pub(crate) fn stream_error(error: &Value) -> EngineError {
-    let body = ErrorBody::from_value(error);
+/// Converts an error inside the stream that replies to this request body, or the event that contains the error. Only its
+/// status and reason are kept.
+pub(crate) fn stream_error(error: &Value, request: &[u8]) -> EngineError {
+    let body = ErrorBody::from_value(error).in_reply_to(request);
     let status = body.status();
     let refusal = RefusalReason::classify(status.unwrap_or(StatusCode::BAD_REQUEST), &body);
     // A known reason is the caller's or ours, even if the engine sends no status.
@@ -261,7 +276,7 @@ mod tests {
         ] {
             let status = status.map(|number| StatusCode::from_u16(number).unwrap());
             assert_eq!(
-                stream_error(&error),
+                stream_error(&error, &[]),
                 EngineError::StreamError { status, refusal },
                 "{error}"
             );
@@ -304,7 +319,7 @@ mod tests {
             let refused = EngineError::refused(status, None, body);
             let unread = super::super::models::parse_list(body).unwrap_err();
             let value = serde_json::from_slice(body).unwrap_or_default();
-            for error in [refused, unread, stream_error(&value)] {
+            for error in [refused, unread, stream_error(&value, &[])] {
                 let text = format!("{error} {error:?} {}", error.kind());
                 prop_assert!(!text.contains(&word), "{}", text);
             }

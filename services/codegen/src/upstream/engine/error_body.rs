@@ -4,8 +4,9 @@
 use reqwest::StatusCode;
 use serde_json::Value;
 
+use crate::upstream::engine::echo::RequestWords;
 use crate::upstream::engine::request_field::{self, RequestField};
-use crate::upstream::engine::wordings;
+use crate::upstream::engine::wordings::{self, Meaning};
 
 /// Maximum number of characters of a message that are compared. Engines name the problem first, and may
 /// repeat the prompt after it.
@@ -58,6 +59,10 @@ pub(super) struct ErrorBody {
     /// The named field: `param`, or the location of a validation error.
     path: String,
     number: Option<u16>,
+    /// The code of an error inside the error: Azure.
+    inner_code: String,
+    /// A message that repeats these words says nothing.
+    request: RequestWords,
 }
 
 impl ErrorBody {
@@ -82,6 +87,12 @@ impl ErrorBody {
         error
     }
 
+    /// The same error, as the reply to this request body.
+    pub(super) fn in_reply_to(mut self, request: &[u8]) -> ErrorBody {
+        self.request = RequestWords::of(request);
+        self
+    }
+
     fn read(&mut self, value: &Value, depth: usize) {
         match value {
             Value::String(text) => fill(&mut self.message, text),
@@ -96,6 +107,10 @@ impl ErrorBody {
                         ("loc", Value::Array(parts)) => {
                             let parts: Vec<_> = parts.iter().filter_map(Value::as_str).collect();
                             fill(&mut self.path, &parts.join("."));
+                        }
+                        ("innererror", Value::Object(inner)) => {
+                            let code = inner.get("code").and_then(Value::as_str);
+                            fill(&mut self.inner_code, code.unwrap_or_default());
                         }
                         ("error" | "errors" | "detail", inner) => self.descend(inner, depth),
                         _ => {}
@@ -126,41 +141,54 @@ impl ErrorBody {
         self.number.or_else(named).and_then(|number| StatusCode::from_u16(number).ok())
     }
 
+    /// Whether a code, a type or the message has the meaning.
+    pub(super) fn means(&self, meaning: Meaning) -> bool {
+        self.has_code(meaning) || self.says(meaning)
+    }
+
+    /// Whether a code or a type has the meaning.
+    pub(super) fn has_code(&self, meaning: Meaning) -> bool {
+        [&self.code, &self.kind, &self.inner_code].into_iter().any(|code| meaning.is_code(code))
+    }
+
+    /// Whether the message has the meaning by its own words.
+    fn says(&self, meaning: Meaning) -> bool {
+        meaning.find(&self.message).is_some_and(|words| !self.request.contain(words))
+    }
+
     pub(super) fn is_context_too_long(&self) -> bool {
-        wordings::is_context_code(&self.code)
-            || wordings::is_context_code(&self.kind)
-            || matches!(self.path.as_str(), "input_tokens" | "input_text")
-            || wordings::is_context_too_long(&self.message)
+        matches!(self.path.as_str(), "input_tokens" | "input_text")
+            || self.means(Meaning::ContextTooLong)
     }
 
     pub(super) fn is_model_missing(&self) -> bool {
-        self.has_model_code() || self.path == "model" || wordings::is_model_missing(&self.message)
+        self.path == "model" || self.means(Meaning::ModelMissing)
     }
 
     /// The same where the status is 400, which most engines use for other problems.
     pub(super) fn is_model_rejected(&self) -> bool {
-        self.has_model_code()
-            || (self.path == "model" && wordings::is_model_missing(&self.message))
-            || self.message.contains(wordings::INVALID_MODEL_NAME)
-    }
-
-    fn has_model_code(&self) -> bool {
-        wordings::is_model_code(&self.code) || wordings::is_model_code(&self.kind)
-    }
-
-    pub(super) fn is_operation_missing(&self) -> bool {
-        wordings::is_operation_missing(&self.message)
+        let name = wordings::INVALID_MODEL_NAME;
+        self.has_code(Meaning::ModelMissing)
+            || (self.path == "model" && self.says(Meaning::ModelMissing))
+            || (self.message.contains(name) && !self.request.contain(name))
     }
 
     /// The field that is refused, and whether it or its value is not supported at all.
     pub(super) fn refused_field(&self) -> Option<(RequestField, bool)> {
-        let named =
-            RequestField::from_path(&self.path).or_else(|| RequestField::located_in(&self.message));
-        let in_message = RequestField::refused_in(&self.message);
+        let own = |found: Option<(RequestField, &str)>| {
+            found.filter(|(_, words)| !self.request.contain(words)).map(|(field, _)| field)
+        };
+        let named = RequestField::from_path(&self.path)
+            .or_else(|| own(RequestField::located_in(&self.message)));
+        let in_message = own(RequestField::refused_in(&self.message));
         match named {
             Some(field) => {
-                let texts = [&self.message, &self.code, &self.kind];
-                let is_unsupported = texts.iter().any(|text| request_field::is_unsupported(text));
+                let is_unsupported = in_message == Some(field)
+                    || [&self.code, &self.kind]
+                        .iter()
+                        .any(|text| request_field::is_unsupported(text))
+                    || request_field::unsupported_words(&self.message)
+                        .any(|words| !self.request.contain(words));
                 Some((field, is_unsupported))
             }
             None => in_message.map(|field| (field, true)),

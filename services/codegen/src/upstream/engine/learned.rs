@@ -3,7 +3,8 @@
 //! A field is left out for good only after the engine has accepted a request without it. An error text that
 //! repeats a prompt can therefore not switch off a field.
 
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::collections::HashMap;
+use std::sync::{PoisonError, RwLock};
 
 use bytes::Bytes;
 use serde_json::{Map, Value};
@@ -13,87 +14,147 @@ use crate::upstream::engine::{EngineError, Operation, RefusalReason};
 
 /// Maximum number of fields that one attempt leaves out anew.
 const MAX_NEW_FIELDS: u32 = 4;
+/// Maximum number of models whose limits are known.
+const MAX_MODELS: usize = 1_000;
+/// Name of the message that is merged into another one.
+const SYSTEM_MESSAGE: &str = "system message";
 
-/// What one engine does not support, by operation.
+/// What one engine does not support, by model and operation.
 #[derive(Debug, Default)]
-pub(crate) struct LearnedLimits {
-    chat: AtomicU32,
-    completion: AtomicU32,
+pub(crate) struct LearnedLimits(RwLock<HashMap<String, [Limits; 2]>>);
+
+/// What is not supported.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Limits {
+    fields: FieldSet,
+    /// The model has no system messages, so that the first message of the user contains its text.
+    is_system_refused: bool,
 }
 
 /// A set of request fields.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 struct FieldSet(u32);
 
-/// The fields that one attempt leaves out: those learned before, and new ones.
+/// What one attempt leaves out: what was learned before, and what is new.
 #[derive(Debug)]
 pub(crate) struct Adaptation<'l> {
     limits: &'l LearnedLimits,
     operation: Operation,
-    left_out: FieldSet,
-    new: FieldSet,
+    model: &'l str,
+    left_out: Limits,
+    new: Limits,
 }
 
 impl LearnedLimits {
     /// Begins an attempt.
-    pub(crate) fn adaptation(&self, operation: Operation) -> Adaptation<'_> {
-        let left_out = FieldSet(self.operation(operation).load(Ordering::Relaxed));
-        Adaptation { limits: self, operation, left_out, new: FieldSet::default() }
+    pub(crate) fn adaptation<'l>(&'l self, operation: Operation, model: &'l str) -> Adaptation<'l> {
+        let known = self.0.read().unwrap_or_else(PoisonError::into_inner);
+        let left_out = known.get(model).map(|limits| limits[operation as usize]);
+        let (left_out, new) = (left_out.unwrap_or_default(), Limits::default());
+        Adaptation { limits: self, operation, model, left_out, new }
     }
 
-    /// The names of all fields that are left out, for any operation.
+    /// The names of all fields that are left out, for any model and operation.
     pub(crate) fn names(&self) -> Vec<&'static str> {
-        let all = self.chat.load(Ordering::Relaxed) | self.completion.load(Ordering::Relaxed);
-        FieldSet(all).names().collect()
+        let known = self.0.read().unwrap_or_else(PoisonError::into_inner);
+        let all = known.values().flatten().fold(Limits::default(), |all, one| all.union(*one));
+        all.names().collect()
     }
 
-    fn operation(&self, operation: Operation) -> &AtomicU32 {
-        match operation {
-            Operation::Chat => &self.chat,
-            Operation::Completion => &self.completion,
+    /// Adds limits. Returns those that were not known.
+    fn insert(&self, operation: Operation, model: &str, new: Limits) -> Limits {
+        if new == Limits::default() {
+            return new;
+        }
+        let mut known = self.0.write().unwrap_or_else(PoisonError::into_inner);
+        if known.len() >= MAX_MODELS
+            && !known.contains_key(model)
+            && let Some(any) = known.keys().next().cloned()
+        {
+            known.remove(&any);
+        }
+        let limits = &mut known.entry(model.to_owned()).or_default()[operation as usize];
+        let before = std::mem::replace(limits, limits.union(new));
+        Limits {
+            fields: FieldSet(new.fields.0 & !before.fields.0),
+            is_system_refused: new.is_system_refused && !before.is_system_refused,
         }
     }
 }
 
+impl Limits {
+    fn union(self, other: Limits) -> Limits {
+        Limits {
+            fields: FieldSet(self.fields.0 | other.fields.0),
+            is_system_refused: self.is_system_refused || other.is_system_refused,
+        }
+    }
+
+    fn names(self) -> impl Iterator<Item = &'static str> {
+        self.fields.names().chain(self.is_system_refused.then_some(SYSTEM_MESSAGE))
+    }
+}
+
 impl Adaptation<'_> {
-    /// The body without the fields that are left out.
+    /// The body without what is left out.
     pub(crate) fn apply(&self, body: &Bytes) -> Bytes {
-        if self.left_out == FieldSet::default() {
+        if self.left_out == Limits::default() {
             return body.clone();
         }
         let Ok(Value::Object(mut request)) = serde_json::from_slice(body) else {
             return body.clone();
         };
-        for field in self.left_out.iter() {
+        for field in self.left_out.fields.iter() {
             remove(&mut request, field);
+        }
+        if self.left_out.is_system_refused {
+            merge_system_message(&mut request);
         }
         serde_json::to_vec(&request).map_or_else(|_| body.clone(), Bytes::from)
     }
 
-    /// Leaves out the field that an error names. Returns whether the request is different without it, so that
+    /// Leaves out what an error names. Returns whether the request is different without it, so that
     /// the engine may accept it. `body` is the request before any adaptation.
     pub(crate) fn learn_from(&mut self, error: &EngineError, body: &Bytes) -> bool {
-        let Some((_, RefusalReason::FieldRefused { field, is_unsupported })) = error.rejection()
-        else {
-            return false;
-        };
+        match error.rejection() {
+            Some((_, RefusalReason::FieldRefused { field, is_unsupported })) => {
+                self.leave_out(field, is_unsupported, body)
+            }
+            Some((_, RefusalReason::SystemRoleRefused)) => {
+                let is_new = !std::mem::replace(&mut self.left_out.is_system_refused, true);
+                let is_changed = is_new && changes(body, merge_system_message);
+                self.new.is_system_refused |= is_changed;
+                is_changed
+            }
+            _ => false,
+        }
+    }
+
+    fn leave_out(&mut self, field: RequestField, is_unsupported: bool, body: &Bytes) -> bool {
         let is_learnable =
             is_extra(field) || (is_unsupported && is_optional(field, self.operation));
-        let is_known = self.left_out.contains(field) || self.new.len() >= MAX_NEW_FIELDS;
-        if !is_learnable || is_known || !contains(body, field) {
+        let is_known =
+            self.left_out.fields.contains(field) || self.new.fields.len() >= MAX_NEW_FIELDS;
+        if !is_learnable || is_known || !changes(body, |request| remove(request, field)) {
             return false;
         }
-        self.left_out.insert(field);
-        self.new.insert(field);
+        self.left_out.fields.insert(field);
+        self.new.fields.insert(field);
         true
     }
 
-    /// The engine has accepted the request: the new fields are left out from now on. Returns the names of
-    /// those that no other attempt has learned meanwhile.
+    /// The fields of callers in this request that are left out. A renamed field is not.
+    pub(crate) fn left_out_of_caller(&self, body: &Bytes) -> Vec<&'static str> {
+        let fields = self.left_out.fields.iter().filter(|field| {
+            *field != RequestField::MaxTokens && changes(body, |request| remove(request, *field))
+        });
+        fields.filter_map(RequestField::caller_field).collect()
+    }
+
+    /// The engine has accepted the request: what is new is left out from now on. Returns the names of
+    /// what no other attempt has learned meanwhile.
     pub(crate) fn keep(self) -> Vec<&'static str> {
-        let learned = self.limits.operation(self.operation);
-        let before = learned.fetch_or(self.new.0, Ordering::Relaxed);
-        FieldSet(self.new.0 & !before).names().collect()
+        self.limits.insert(self.operation, self.model, self.new).names().collect()
     }
 }
 
@@ -147,9 +208,28 @@ fn is_optional(field: RequestField, operation: Operation) -> bool {
     }
 }
 
-fn contains(body: &Bytes, field: RequestField) -> bool {
-    serde_json::from_slice(body)
-        .is_ok_and(|mut request: Map<String, Value>| remove(&mut request, field))
+/// Whether a change to the request has an effect.
+fn changes(body: &Bytes, change: impl FnOnce(&mut Map<String, Value>) -> bool) -> bool {
+    serde_json::from_slice(body).is_ok_and(|mut request| change(&mut request))
+}
+
+/// Puts the system message before the text of the first message of the user. Returns whether there was one.
+fn merge_system_message(request: &mut Map<String, Value>) -> bool {
+    let Some(messages) =
+        request.get_mut(RequestField::Messages.name()).and_then(Value::as_array_mut)
+    else {
+        return false;
+    };
+    let [first, second, ..] = messages.as_mut_slice() else { return false };
+    if first["role"] != "system" || second["role"] != "user" {
+        return false;
+    }
+    let (Some(system), Some(user)) = (first["content"].as_str(), second["content"].as_str()) else {
+        return false;
+    };
+    second["content"] = Value::from(format!("{system}\n\n{user}"));
+    messages.remove(0);
+    true
 }
 
 /// Removes a field, or renames it. Returns whether the request had it.
@@ -173,116 +253,4 @@ fn remove(request: &mut Map<String, Value>, field: RequestField) -> bool {
 }
 
 #[cfg(test)]
-mod tests {
-    use reqwest::StatusCode;
-    use serde_json::json;
-
-    use super::*;
-
-    fn body() -> Bytes {
-        let body = json!({
-            "model": "m", "messages": [], "temperature": 0.3, "top_p": 0.9, "max_tokens": 7, "n": 2,
-            "stop": ["x"], "logprobs": 1, "stream": true, "cache_salt": "s", "priority": 1,
-            "stream_options": {"include_usage": true, "continuous_usage_stats": true},
-        });
-        body.to_string().into()
-    }
-
-    fn refused(status: u16, error: &Value) -> EngineError {
-        let body = json!({ "error": error }).to_string();
-        EngineError::refused(StatusCode::from_u16(status).unwrap(), None, body.as_bytes())
-    }
-
-    fn applied(adaptation: &Adaptation<'_>) -> Value {
-        serde_json::from_slice(&adaptation.apply(&body())).unwrap()
-    }
-
-    #[test]
-    fn a_refused_extra_is_left_out_once_the_engine_accepts_the_rest() {
-        let limits = LearnedLimits::default();
-        let mut adaptation = limits.adaptation(Operation::Chat);
-        assert_eq!(adaptation.apply(&body()), body());
-        let error = refused(400, &json!("Unrecognized request argument supplied: cache_salt"));
-        assert!(adaptation.learn_from(&error, &body()));
-        assert!(applied(&adaptation).get("cache_salt").is_none());
-        assert!(!adaptation.learn_from(&error, &body()), "the same refusal again");
-        assert!(limits.names().is_empty(), "the engine has not accepted it yet");
-        assert_eq!(adaptation.keep(), ["cache_salt"]);
-        assert_eq!(limits.names(), ["cache_salt"]);
-        let later = limits.adaptation(Operation::Chat);
-        assert!(applied(&later).get("cache_salt").is_none());
-        assert!(later.keep().is_empty());
-        assert_eq!(limits.adaptation(Operation::Completion).apply(&body()), body());
-    }
-
-    #[test]
-    fn each_field_is_left_out_or_renamed() {
-        let without = |name: &str| {
-            let mut expected: Value = serde_json::from_slice(&body()).unwrap();
-            expected.as_object_mut().unwrap().remove(name);
-            expected
-        };
-        for name in [
-            "cache_salt",
-            "priority",
-            "stream_options",
-            "logprobs",
-            "n",
-            "stop",
-            "temperature",
-            "top_p",
-        ] {
-            let limits = LearnedLimits::default();
-            let mut adaptation = limits.adaptation(Operation::Completion);
-            let error = refused(400, &json!({"param": name, "code": "unsupported_parameter"}));
-            assert!(adaptation.learn_from(&error, &body()), "{name}");
-            assert_eq!(applied(&adaptation), without(name));
-        }
-        let limits = LearnedLimits::default();
-        let mut adaptation = limits.adaptation(Operation::Chat);
-        let words = "Unsupported parameter: 'max_tokens' is not supported with this model. Use 'max_completion_tokens' instead.";
-        assert!(adaptation.learn_from(&refused(400, &json!(words)), &body()));
-        let mut expected = without("max_tokens");
-        expected["max_completion_tokens"] = json!(7);
-        assert_eq!(applied(&adaptation), expected);
-        let nested = json!({"param": "stream_options.continuous_usage_stats"});
-        assert!(adaptation.learn_from(&refused(400, &nested), &body()));
-        assert_eq!(applied(&adaptation)["stream_options"], json!({"include_usage": true}));
-    }
-
-    #[test]
-    fn what_the_caller_must_correct_is_not_learned() {
-        for (status, operation, error) in [
-            (400, Operation::Chat, json!({"message": "must be at most 2", "param": "temperature"})),
-            (
-                400,
-                Operation::Chat,
-                json!({"message": "max_tokens is too large", "param": "max_tokens"}),
-            ),
-            (400, Operation::Completion, json!("Unsupported parameter: 'max_tokens'")),
-            (400, Operation::Chat, json!({"message": "is not supported", "param": "messages"})),
-            (400, Operation::Chat, json!("unknown field context")),
-            (500, Operation::Chat, json!("Unrecognized request argument supplied: cache_salt")),
-        ] {
-            let limits = LearnedLimits::default();
-            let mut adaptation = limits.adaptation(operation);
-            assert!(!adaptation.learn_from(&refused(status, &error), &body()), "{error}");
-        }
-    }
-
-    #[test]
-    fn an_attempt_leaves_out_four_new_fields_at_most_and_none_that_it_did_not_send() {
-        let limits = LearnedLimits::default();
-        let mut adaptation = limits.adaptation(Operation::Chat);
-        let mut learn = |name: &str, body: &Bytes| {
-            adaptation.learn_from(&refused(422, &json!({ "param": name })), body)
-        };
-        assert!(!learn("cache_salt", &Bytes::from_static(b"{\"model\":\"m\"}")));
-        assert!(!learn("cache_salt", &Bytes::from_static(b"no JSON")));
-        for name in ["cache_salt", "priority", "logprobs", "stream_options.continuous_usage_stats"]
-        {
-            assert!(learn(name, &body()), "{name}");
-        }
-        assert!(!learn("stream_options", &body()));
-    }
-}
+mod tests;

@@ -6,6 +6,7 @@ use reqwest::StatusCode;
 
 use crate::upstream::engine::error_body::ErrorBody;
 use crate::upstream::engine::request_field::RequestField;
+use crate::upstream::engine::wordings::Meaning;
 
 /// Why an engine rejected a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -18,6 +19,14 @@ pub(crate) enum RefusalReason {
     PathMissing,
     /// The engine refuses this field, or only its value.
     FieldRefused { field: RequestField, is_unsupported: bool },
+    /// The content filter of the engine rejects the prompt or the answer.
+    ContentFiltered,
+    /// The chat template of the model has no place for a system message.
+    SystemRoleRefused,
+    /// The engine rejects the credential of this server.
+    CredentialRejected,
+    /// The account of this server has no credit or quota left.
+    Unpaid,
     /// Anything else.
     Other,
 }
@@ -26,10 +35,32 @@ impl RefusalReason {
     /// From a status and the body that came with it.
     pub(super) fn classify(status: StatusCode, body: &ErrorBody) -> RefusalReason {
         let is_refusal = status.is_client_error() || status == StatusCode::NOT_IMPLEMENTED;
-        if is_refusal && body.is_operation_missing() {
+        let has_filter_code = body.has_code(Meaning::ContentFiltered);
+        if has_filter_code || is_refusal && body.means(Meaning::ContentFiltered) {
+            return RefusalReason::ContentFiltered;
+        }
+        if body.means(Meaning::SystemRoleRefused) {
+            return RefusalReason::SystemRoleRefused;
+        }
+        if is_refusal && body.means(Meaning::OperationMissing) {
             return RefusalReason::PathMissing;
         }
+        // With 429, words about billing also mean a rate limit.
+        let is_unpaid = status != StatusCode::TOO_MANY_REQUESTS && body.means(Meaning::Unpaid);
+        if is_unpaid || body.has_code(Meaning::Unpaid) {
+            return RefusalReason::Unpaid;
+        }
+        let is_credential = [400, 401, 403].contains(&status.as_u16());
+        if is_credential && body.means(Meaning::CredentialRejected) {
+            return RefusalReason::CredentialRejected;
+        }
+        RefusalReason::classify_by_status(status, body)
+    }
+
+    fn classify_by_status(status: StatusCode, body: &ErrorBody) -> RefusalReason {
         match status {
+            StatusCode::PAYMENT_REQUIRED => RefusalReason::Unpaid,
+            StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => RefusalReason::CredentialRejected,
             StatusCode::PAYLOAD_TOO_LARGE => RefusalReason::ContextTooLong,
             StatusCode::NOT_FOUND if body.is_model_missing() => RefusalReason::ModelMissing,
             StatusCode::NOT_FOUND
@@ -59,6 +90,16 @@ impl fmt::Display for RefusalReason {
             RefusalReason::FieldRefused { field, .. } => {
                 write!(f, ": it refuses the field {}", field.name())
             }
+            RefusalReason::ContentFiltered => {
+                f.write_str(": its content filter rejects the request")
+            }
+            RefusalReason::SystemRoleRefused => {
+                f.write_str(": the model accepts no system message")
+            }
+            RefusalReason::CredentialRejected => {
+                f.write_str(": it rejects the credential of this server")
+            }
+            RefusalReason::Unpaid => f.write_str(": its account has no credit left"),
             RefusalReason::Other => Ok(()),
         }
     }
@@ -181,6 +222,102 @@ mod tests {
             ),
         ] {
             assert_eq!(classify(status, body), expected, "{body}");
+        }
+    }
+
+    #[test]
+    fn a_content_filter_is_recognized_by_code_or_message() {
+        for (status, body) in [
+            (400, r#"{"error":{"message":"The response was filtered","code":"content_filter"}}"#),
+            (400, r#"{"error":{"code":"content_policy_violation"}}"#),
+            (400, r#"{"error":{"code":"x","innererror":{"code":"ResponsibleAIPolicyViolation"}}}"#),
+            (400, r#"{"error":{"code":"DataInspectionFailed"}}"#),
+            (500, r#"{"error":{"code":"data_inspection_failed"}}"#),
+            (403, r#"{"error":{"code":403,"message":"Input was flagged for moderation"}}"#),
+            (400, r#"{"error":"Output blocked by content filtering policy"}"#),
+        ] {
+            assert_eq!(classify(status, body), RefusalReason::ContentFiltered, "{body}");
+        }
+        let other = classify(500, r#"{"error":"input was flagged"}"#);
+        assert_eq!(other, RefusalReason::Other);
+    }
+
+    #[test]
+    fn what_the_operator_must_mend_is_recognized() {
+        use RefusalReason::{CredentialRejected, Other, Unpaid};
+        for (status, body, expected) in [
+            (
+                400,
+                r#"[{"error":{"code":400,"message":"API key not valid. Please pass a valid API key."}}]"#,
+                CredentialRejected,
+            ),
+            (400, r#"{"error":{"message":"Incorrect API key provided"}}"#, CredentialRejected),
+            (401, "", CredentialRejected),
+            (403, r#"{"error":"no access"}"#, CredentialRejected),
+            (
+                400,
+                r#"{"error":{"message":"Your credit balance is too low to access the Anthropic API."}}"#,
+                Unpaid,
+            ),
+            (402, r#"{"error":{"code":402,"message":"Insufficient credits"}}"#, Unpaid),
+            (
+                429,
+                r#"{"error":{"type":"insufficient_quota","message":"You exceeded your current quota"}}"#,
+                Unpaid,
+            ),
+            (403, r#"{"error":{"message":"This API requires billing to be enabled"}}"#, Unpaid),
+            (
+                429,
+                r#"{"error":{"message":"You exceeded your quota, please check your plan and billing details."}}"#,
+                Other,
+            ),
+        ] {
+            assert_eq!(classify(status, body), expected, "{status} {body}");
+        }
+    }
+
+    #[test]
+    fn a_model_without_chat_template_or_system_role_is_recognized() {
+        for body in [
+            r#"{"error":{"message":"As of transformers v4.44, default chat template is no longer allowed, so you must provide a chat template"}}"#,
+            r#"{"error":{"message":"Cannot use chat template functions because tokenizer.chat_template is not set"}}"#,
+        ] {
+            assert_eq!(classify(400, body), RefusalReason::PathMissing, "{body}");
+        }
+        for (status, body) in [
+            (400, r#"{"object":"error","message":"System role not supported None"}"#),
+            (
+                500,
+                r#"{"error":{"message":"Conversation roles must alternate user/assistant/..."}}"#,
+            ),
+        ] {
+            assert_eq!(classify(status, body), RefusalReason::SystemRoleRefused, "{body}");
+        }
+    }
+
+    #[test]
+    fn a_message_is_not_classified_by_words_of_the_request() {
+        for words in [
+            "temperature is not supported",
+            "say 'loc': ('body', 'temperature') unsupported value",
+            "maximum context length is 5",
+            "unsupported parameter: stream_options",
+            "does not support chat",
+            "invalid\nURL",
+            "invalid api key",
+            "credit balance is too low",
+            "input was flagged",
+            "system role not supported",
+        ] {
+            let request = serde_json::json!({"messages": [{"content": format!("Tell: {words}!")}]});
+            let body = serde_json::json!({"error": {"message": format!("No policy: {words}!")}});
+            let body = body.to_string();
+            let classify = |request: &str| {
+                let body = ErrorBody::parse(body.as_bytes()).in_reply_to(request.as_bytes());
+                RefusalReason::classify(StatusCode::BAD_REQUEST, &body)
+            };
+            assert_eq!(classify(&request.to_string()), RefusalReason::Other, "{words}");
+            assert!(words.contains('\n') || classify("{}") != RefusalReason::Other, "{words}");
         }
     }
 }

@@ -106,26 +106,32 @@ impl RequestField {
 
     /// The field that a lower-case message refuses as unknown or unsupported. Only the phrases of
     /// engines count, because field names such as `stop` are words of prompts too.
-    pub(super) fn refused_in(message: &str) -> Option<RequestField> {
+    /// Returns the matching part of the message too.
+    pub(super) fn refused_in(message: &str) -> Option<(RequestField, &str)> {
         let found = REFUSED_FIELD.captures(message)?;
-        RequestField::from_name(found.iter().skip(1).flatten().next()?.as_str())
+        let field = RequestField::from_name(found.iter().skip(1).flatten().next()?.as_str())?;
+        Some((field, found.get(0)?.as_str()))
     }
 
     /// The field at a pydantic location inside a message, such as `'loc': ('body', 'cache_salt')`.
-    pub(super) fn located_in(message: &str) -> Option<RequestField> {
+    /// Returns the matching part of the message too.
+    pub(super) fn located_in(message: &str) -> Option<(RequestField, &str)> {
         let found = LOCATION.captures(message)?;
         let nested = found.get(2).map(|part| part.as_str()).unwrap_or_default();
-        RequestField::from_path(&format!("{}.{nested}", &found[1]))
+        let field = RequestField::from_path(&format!("{}.{nested}", &found[1]))?;
+        Some((field, found.get(0)?.as_str()))
     }
 }
 
 /// Whether a lower-case text, such as an error code, says that a field or its value is not supported.
 pub(super) fn is_unsupported(text: &str) -> bool {
-    UNSUPPORTED_CODES
-        .iter()
-        .chain(PHRASES_BEFORE)
-        .chain(PHRASES_AFTER)
-        .any(|one| text.contains(one))
+    unsupported_words(text).next().is_some()
+}
+
+/// The words by which a lower-case text says it.
+pub(super) fn unsupported_words(text: &str) -> impl Iterator<Item = &'static str> {
+    let all = UNSUPPORTED_CODES.iter().chain(PHRASES_BEFORE).chain(PHRASES_AFTER);
+    all.copied().filter(move |one| text.contains(one))
 }
 
 /// Codes of OpenAI and pydantic.
@@ -239,7 +245,8 @@ mod tests {
             ),
             ("f() got an unexpected keyword argument 'top_p'", RequestField::TopP),
         ] {
-            assert_eq!(RequestField::refused_in(message), Some(field), "{message}");
+            let found = RequestField::refused_in(message).map(|(field, _)| field);
+            assert_eq!(found, Some(field), "{message}");
         }
     }
 
@@ -276,9 +283,10 @@ mod tests {
         }
         let message =
             "[{'type': 'extra_forbidden', 'loc': ('body', 'cache_salt'), 'msg': 'extra'}]";
-        assert_eq!(RequestField::located_in(message), Some(RequestField::CacheSalt));
+        let located = |message| RequestField::located_in(message).map(|(field, _)| field);
+        assert_eq!(located(message), Some(RequestField::CacheSalt));
         let nested = r#"{"loc":["body","stream_options","continuous_usage_stats"],"msg":"extra"}"#;
-        assert_eq!(RequestField::located_in(nested), Some(RequestField::ContinuousUsageStats));
-        assert_eq!(RequestField::located_in("location: body"), None);
+        assert_eq!(located(nested), Some(RequestField::ContinuousUsageStats));
+        assert_eq!(located("location: body"), None);
     }
 }

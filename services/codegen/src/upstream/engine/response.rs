@@ -5,9 +5,11 @@ use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
+use bytes::Bytes;
 use tokio::time::{Sleep, sleep};
 
 use crate::upstream::engine::connection::PooledResponse;
+use crate::upstream::engine::decode::StreamDecoder;
 use crate::upstream::engine::sse::SseParser;
 use crate::upstream::engine::untrusted_text::UntrustedTextLog;
 use crate::upstream::engine::{EngineDelta, EngineError};
@@ -33,14 +35,21 @@ pub(crate) enum ReadOutcome {
 pub(crate) struct ResponseStream {
     response: Option<PooledResponse>,
     parser: SseParser,
+    decoder: StreamDecoder,
     text_log: UntrustedTextLog,
     drain_timer: Option<Pin<Box<Sleep>>>,
 }
 
 impl ResponseStream {
-    pub(super) fn new(response: PooledResponse, text_log: UntrustedTextLog) -> ResponseStream {
+    /// `request` is the body of the request.
+    pub(super) fn new(
+        response: PooledResponse,
+        request: Bytes,
+        text_log: UntrustedTextLog,
+    ) -> ResponseStream {
         let (response, parser) = (Some(response), SseParser::default());
-        ResponseStream { response, parser, text_log, drain_timer: None }
+        let decoder = StreamDecoder::new(request);
+        ResponseStream { response, parser, decoder, text_log, drain_timer: None }
     }
 
     /// Waits for the engine, and adds what it has sent to `delta`, also before an error. Everything that has arrived is
@@ -65,11 +74,10 @@ impl ResponseStream {
                     self.response = None;
                     return Poll::Ready(Err(self.text_log.transport_error(error)));
                 }
-                Poll::Ready(None) if byte_count > 0 => break,
+                Poll::Ready(None) | Poll::Pending if byte_count > 0 => break,
                 Poll::Ready(None) => {
                     return Poll::Ready(self.end(delta).map(|()| ReadOutcome::End));
                 }
-                Poll::Pending if byte_count > 0 => break,
                 Poll::Pending => return Poll::Pending,
             }
         }
@@ -101,23 +109,24 @@ impl ResponseStream {
 
     /// Adds an event whose end is the end of the body.
     fn end(&mut self, delta: &mut EngineDelta) -> Result<(), EngineError> {
-        let text_log = &self.text_log;
-        self.parser.finish(|data| push_event(delta, data, text_log))
+        let ResponseStream { parser, decoder, text_log, .. } = self;
+        parser.finish(|data| push_event(decoder, delta, data, text_log))
     }
 
     fn push(&mut self, bytes: &[u8], delta: &mut EngineDelta) -> Result<(), EngineError> {
-        let text_log = &self.text_log;
-        self.parser.feed(bytes, |data| push_event(delta, data, text_log))
+        let ResponseStream { parser, decoder, text_log, .. } = self;
+        parser.feed(bytes, |data| push_event(decoder, delta, data, text_log))
     }
 }
 
 fn push_event(
+    decoder: &mut StreamDecoder,
     delta: &mut EngineDelta,
     data: &[u8],
     text_log: &UntrustedTextLog,
 ) -> Result<(), EngineError> {
     let piece_count = delta.pieces.len();
-    let result = delta.push_event(data);
+    let result = decoder.push_event(data, delta);
     let is_empty = delta.pieces.len() == piece_count && delta.usage.is_none() && !delta.is_done;
     if result.is_err() {
         text_log.log("an engine sent an error", data);

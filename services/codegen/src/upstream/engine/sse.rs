@@ -102,8 +102,8 @@ impl SseParser {
             // The JSON is incomplete, and a field follows.
             self.end_event(event)?;
         }
-        match line {
-            [] => return self.end_event(event),
+        match line.trim_ascii_start() {
+            [] if line.is_empty() => return self.end_event(event),
             [b'{' | b'[', ..] if self.data.is_empty() => return self.json_line(line, event),
             // JSON that continues a data line.
             [b'{' | b'[', ..] => return Ok(self.append(line)?),

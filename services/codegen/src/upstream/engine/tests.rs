@@ -22,18 +22,23 @@ async fn send(engine: &Engine) -> Result<ResponseStream, EngineError> {
 }
 
 #[tokio::test]
-async fn a_connection_that_closes_before_a_response_is_replaced_once() {
+async fn only_a_reused_connection_that_closes_before_a_response_is_replaced() {
     let server = ScriptedServer::start(|request| match request.index {
-        0 | 2 | 3 => Reply::Close,
+        0 | 2 | 4 | 5 => Reply::Close,
         _ => Reply::events(&["[DONE]"]),
     })
     .await;
     let engine = engine(&format!("http://{}/v1", server.address));
-    assert!(send(&engine).await.is_ok());
-    assert_eq!(server.received("/v1/chat/completions").len(), 2);
-    let error = send(&engine).await.unwrap_err();
-    assert_eq!(error, EngineError::Unreachable(TransportError::Closed));
-    assert_eq!(server.received("/v1/chat/completions").len(), 4);
+    let closed = EngineError::Unreachable(TransportError::Closed);
+    assert_eq!(send(&engine).await.unwrap_err(), closed, "a fresh connection");
+    assert_eq!(server.received("/v1/chat/completions").len(), 1);
+    for sent in [2, 4] {
+        let mut stream = send(&engine).await.unwrap();
+        poll_fn(|cx| stream.poll_close(cx)).await;
+        assert_eq!(server.received("/v1/chat/completions").len(), sent);
+    }
+    assert_eq!(send(&engine).await.unwrap_err(), closed, "a reused and a fresh connection");
+    assert_eq!(server.received("/v1/chat/completions").len(), 6);
 }
 
 #[tokio::test]

@@ -56,46 +56,133 @@ const OPERATION_MISSING: &[Wording] = &[
     ("Ollama", &["does not support generate"]),
     ("Azure", &["operation does not work with the specified model"]),
     ("OpenAI", &["invalid url"]),
+    ("vLLM", &["default chat template is no longer allowed"]),
+    ("vLLM", &["must provide a chat template"]),
+    ("transformers", &["cannot use chat template functions"]),
+    ("various", &["does not have a chat template"]),
 ];
 
-pub(super) fn is_context_too_long(message: &str) -> bool {
-    has_wording(message, CONTEXT_TOO_LONG)
+/// The account of this server has no credit or quota left.
+const UNPAID: &[Wording] = &[
+    ("Anthropic", &["credit balance is too low"]),
+    ("OpenRouter, DeepSeek", &["insufficient credits"]),
+    ("DeepSeek", &["insufficient balance"]),
+    ("OpenAI", &["billing hard limit"]),
+    ("OpenAI", &["billing", "not active"]),
+    ("Google", &["billing to be enabled"]),
+    ("Google", &["billing", "disabled"]),
+    ("various", &["enable billing"]),
+    ("various", &["check your", "billing details"]),
+];
+
+/// Error codes and types of the same meaning.
+const UNPAID_CODES: &[&str] =
+    &["insufficient_quota", "billing_error", "billing_hard_limit_reached", "billing_not_active"];
+
+/// The engine rejects the credential of this server.
+const CREDENTIAL_REJECTED: &[Wording] = &[
+    ("Google", &["api key not valid"]),
+    ("Google", &["api key expired"]),
+    ("various", &["invalid api key"]),
+    ("OpenAI", &["incorrect api key"]),
+];
+
+/// Error codes of the same meaning.
+const CREDENTIAL_CODES: &[&str] = &["invalid_api_key", "api_key_invalid"];
+
+/// A content filter of the engine has rejected the prompt or the answer.
+const CONTENT_FILTERED: &[Wording] = &[
+    ("Azure", &["content management policy"]),
+    ("Anthropic", &["blocked by content filtering policy"]),
+    ("OpenRouter", &["input was flagged"]),
+    ("OpenRouter", &["flagged for moderation"]),
+    ("OpenAI", &["rejected as a result of our safety system"]),
+    ("Alibaba", &["data may contain inappropriate content"]),
+    ("various", &["content policy violation"]),
+];
+
+/// Error codes of the same meaning, without case and punctuation: OpenAI, Azure, Alibaba.
+const CONTENT_FILTERED_CODES: &[&str] = &[
+    "contentfilter",
+    "contentpolicyviolation",
+    "responsibleaipolicyviolation",
+    "datainspectionfailed",
+    "moderationblocked",
+];
+
+/// The chat template of the model has no place for a system message.
+const SYSTEM_ROLE_REFUSED: &[Wording] = &[
+    ("Gemma", &["system role not supported"]),
+    ("various", &["system role is not supported"]),
+    ("various", &["does not support", "system role"]),
+    ("various", &["does not support system messages"]),
+    ("Gemini", &["developer instruction is not enabled"]),
+    ("Llama, Mistral", &["conversation roles must alternate"]),
+];
+
+/// A meaning that engines express by wordings, or by lower-case codes and types.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Meaning {
+    ContextTooLong,
+    ModelMissing,
+    OperationMissing,
+    Unpaid,
+    CredentialRejected,
+    ContentFiltered,
+    SystemRoleRefused,
 }
 
-/// Whether a lower-case code or type means it.
-pub(super) fn is_context_code(code: &str) -> bool {
-    CONTEXT_TOO_LONG_CODES.contains(&code)
-}
+impl Meaning {
+    /// The part of a lower-case message that has the meaning.
+    pub(super) fn find(self, message: &str) -> Option<&str> {
+        self.wordings().iter().find_map(|(_, fragments)| span(message, fragments))
+    }
 
-pub(super) fn is_model_missing(message: &str) -> bool {
-    has_wording(message, MODEL_MISSING)
-}
-
-/// Whether a lower-case code or type means it.
-pub(super) fn is_model_code(code: &str) -> bool {
-    MODEL_MISSING_CODES.contains(&code)
-}
-
-pub(super) fn is_operation_missing(message: &str) -> bool {
-    has_wording(message, OPERATION_MISSING)
-}
-
-fn has_wording(message: &str, wordings: &[Wording]) -> bool {
-    wordings.iter().any(|(_, fragments)| {
-        let mut rest = message;
-        fragments.iter().all(|fragment| match rest.split_once(fragment) {
-            Some((_, after)) => {
-                rest = after;
-                true
+    /// Whether a lower-case code or type means it.
+    pub(super) fn is_code(self, code: &str) -> bool {
+        match self {
+            Meaning::ContextTooLong => CONTEXT_TOO_LONG_CODES.contains(&code),
+            Meaning::ModelMissing => MODEL_MISSING_CODES.contains(&code),
+            Meaning::Unpaid => UNPAID_CODES.contains(&code),
+            Meaning::CredentialRejected => CREDENTIAL_CODES.contains(&code),
+            Meaning::ContentFiltered => {
+                let code: String = code.chars().filter(char::is_ascii_alphanumeric).collect();
+                CONTENT_FILTERED_CODES.contains(&code.as_str())
             }
-            None => false,
-        })
-    })
+            Meaning::OperationMissing | Meaning::SystemRoleRefused => false,
+        }
+    }
+
+    fn wordings(self) -> &'static [Wording] {
+        match self {
+            Meaning::ContextTooLong => CONTEXT_TOO_LONG,
+            Meaning::ModelMissing => MODEL_MISSING,
+            Meaning::OperationMissing => OPERATION_MISSING,
+            Meaning::Unpaid => UNPAID,
+            Meaning::CredentialRejected => CREDENTIAL_REJECTED,
+            Meaning::ContentFiltered => CONTENT_FILTERED,
+            Meaning::SystemRoleRefused => SYSTEM_ROLE_REFUSED,
+        }
+    }
+}
+
+/// From the first fragment to the last one.
+fn span<'m>(message: &'m str, fragments: &[&str]) -> Option<&'m str> {
+    let start = message.find(fragments.first()?)?;
+    let mut end = start;
+    for fragment in fragments {
+        end += message[end..].find(fragment)? + fragment.len();
+    }
+    Some(&message[start..end])
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn has(meaning: Meaning, message: &str) -> bool {
+        meaning.find(message).is_some()
+    }
 
     #[test]
     fn every_wording_of_a_too_long_prompt_is_recognized() {
@@ -118,10 +205,10 @@ mod tests {
             "The input token count (1048577) exceeds the maximum number of tokens allowed (1048575).",
             "prompt is too long: 210000 tokens > 200000 maximum",
         ] {
-            assert!(is_context_too_long(&message.to_lowercase()), "{message}");
+            assert!(has(Meaning::ContextTooLong, &message.to_lowercase()), "{message}");
         }
         for code in CONTEXT_TOO_LONG_CODES {
-            assert!(is_context_code(code));
+            assert!(Meaning::ContextTooLong.is_code(code));
         }
     }
 
@@ -136,7 +223,7 @@ mod tests {
             "inputs must be a string",
             "",
         ] {
-            assert!(!is_context_too_long(&message.to_lowercase()), "{message}");
+            assert!(!has(Meaning::ContextTooLong, &message.to_lowercase()), "{message}");
         }
     }
 
@@ -151,7 +238,7 @@ mod tests {
             "Invalid model name passed in model=x",
             "LoRA adapter 'x' is not loaded",
         ] {
-            assert!(is_model_missing(&message.to_lowercase()), "{message}");
+            assert!(has(Meaning::ModelMissing, &message.to_lowercase()), "{message}");
         }
         for message in [
             "Not Found",
@@ -161,7 +248,7 @@ mod tests {
             "Resource not found",
             "",
         ] {
-            assert!(!is_model_missing(&message.to_lowercase()), "{message}");
+            assert!(!has(Meaning::ModelMissing, &message.to_lowercase()), "{message}");
         }
     }
 
@@ -175,8 +262,8 @@ mod tests {
             "The chatCompletion operation does not work with the specified model, x.",
             "Invalid URL (POST /v1/completions)",
         ] {
-            assert!(is_operation_missing(&message.to_lowercase()), "{message}");
+            assert!(has(Meaning::OperationMissing, &message.to_lowercase()), "{message}");
         }
-        assert!(!is_operation_missing("the model `x` does not exist."));
+        assert!(!has(Meaning::OperationMissing, "the model `x` does not exist."));
     }
 }

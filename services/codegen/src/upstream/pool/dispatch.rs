@@ -44,6 +44,9 @@ pub(crate) struct StartedStream {
     pub(crate) delta: EngineDelta,
     /// Set if the stream failed in the same read as its first token.
     pub(crate) error: Option<EngineError>,
+    /// The fields of callers that the engine does not support, so that its default applies.
+    #[cfg_attr(not(test), expect(dead_code, reason = "callers are not warned yet"))]
+    pub(crate) left_out: Vec<&'static str>,
     pub(super) attempt: Attempt,
     pub(super) requested_model: String,
 }
@@ -157,10 +160,11 @@ impl EnginePool {
         if matches!(&error, EngineError::Unreachable(how) if how.is_connect()) {
             endpoint.mark_unreachable(&error);
         }
-        if has_reason(&error, RefusalReason::PathMissing) {
-            endpoint.mark_operation_missing(request.operation, Instant::now());
+        if error.has_reason(RefusalReason::PathMissing) {
+            let now = Instant::now();
+            endpoint.problems.mark_operation_missing(request.operation, &request.model, now);
         }
-        let is_served_elsewhere = has_reason(&error, RefusalReason::ModelMissing)
+        let is_served_elsewhere = error.has_reason(RefusalReason::ModelMissing)
             && self.remove_model(&endpoint, &request.model);
         let decision = if is_retryable(&error) || is_served_elsewhere {
             self.decide_retry(request, tried)
@@ -222,23 +226,22 @@ impl EnginePool {
 fn is_retryable(error: &EngineError) -> bool {
     let Some((status, refusal)) = error.rejection() else { return true };
     match refusal {
-        RefusalReason::PathMissing => true,
+        // Another engine may accept the credential of this server, or another chat template is there.
+        RefusalReason::PathMissing
+        | RefusalReason::SystemRoleRefused
+        | RefusalReason::CredentialRejected
+        | RefusalReason::Unpaid => true,
         // Without a caller's field the engine refuses something that this server adds.
         RefusalReason::FieldRefused { field, .. } => field.caller_field().is_none(),
-        RefusalReason::ContextTooLong | RefusalReason::ModelMissing => false,
+        RefusalReason::ContextTooLong
+        | RefusalReason::ModelMissing
+        | RefusalReason::ContentFiltered => false,
         RefusalReason::Other => {
             let retryable =
                 [StatusCode::REQUEST_TIMEOUT, StatusCode::TOO_EARLY, StatusCode::TOO_MANY_REQUESTS];
-            // Another engine may accept the credential of this server.
-            error.is_credential_rejected()
-                || retryable.contains(&status)
-                || !status.is_client_error()
+            retryable.contains(&status) || !status.is_client_error()
         }
     }
-}
-
-fn has_reason(error: &EngineError, reason: RefusalReason) -> bool {
-    error.rejection().is_some_and(|(_, refusal)| refusal == reason)
 }
 
 fn no_endpoint_error(none: &NoEndpoint) -> DispatchError {

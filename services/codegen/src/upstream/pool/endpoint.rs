@@ -18,6 +18,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::Span;
 
 use super::balancer::{Candidate, stable_hash};
+use super::engine_problems::EngineProblems;
 use super::scrape::{EngineLoad, StallDetector};
 use crate::upstream::engine::{Engine, EngineError, ListedModel, Operation};
 
@@ -31,9 +32,6 @@ const BREAKER: CircuitBreakerConfig = CircuitBreakerConfig {
     jitter: 0.0,
     trial_timeout: Duration::from_secs(4),
 };
-
-/// How long an endpoint is avoided for an operation that it does not offer.
-const OPERATION_MISSING_PERIOD: Duration = Duration::from_mins(1);
 
 #[derive(Debug, Default)]
 struct ProbeResult {
@@ -62,10 +60,7 @@ pub(super) struct Endpoint {
     running: AtomicU32,
     in_flight_at_probe: AtomicU32,
     cache_permille: AtomicU64,
-    /// Until when chats and completions are sent elsewhere, because the engine does not offer them.
-    missing_until: Mutex<[Option<Instant>; 2]>,
-    /// The engine rejected the credential of this server at the last reply.
-    is_credential_rejected: AtomicBool,
+    pub(super) problems: EngineProblems,
     gauges: EndpointGauges,
 }
 
@@ -109,8 +104,7 @@ impl Endpoint {
             running: AtomicU32::new(0),
             in_flight_at_probe: AtomicU32::new(0),
             cache_permille: AtomicU64::new(0),
-            missing_until: Mutex::default(),
-            is_credential_rejected: AtomicBool::new(false),
+            problems: EngineProblems::default(),
             gauges,
         }
     }
@@ -136,8 +130,8 @@ impl Endpoint {
             futures_util::future::join(self.engine.models(), self.engine.metrics()).await;
         let load = page.map(|page| EngineLoad::parse(&page)).unwrap_or_default();
         // A list that needs no credential does not show that the credential is right.
-        if models.as_ref().is_err_and(EngineError::is_credential_rejected) {
-            self.record_credential(true);
+        if let Err(error) = &models {
+            self.problems.record_refusal(&self.name, error);
         }
         let awaiting_first_token = self.awaiting_first_token.load(Ordering::Relaxed);
         let mut result = lock(&self.probe_result);
@@ -192,21 +186,12 @@ impl Endpoint {
         self.set_is_up(false);
     }
 
-    /// Records whether the engine rejects the credential of this server. Logged when that begins.
-    pub(super) fn record_credential(&self, is_rejected: bool) {
-        if !self.is_credential_rejected.swap(is_rejected, Ordering::Relaxed) && is_rejected {
-            tracing::error!(
-                engine = self.name,
-                "the engine rejects the credential of this server; check AI_MODEL_API_KEY"
-            );
-        }
-    }
-
-    /// Logs the fields that requests to this engine no longer contain.
-    pub(super) fn record_learned(&self, new: &[&'static str]) {
+    /// Logs the fields that requests for this model no longer contain.
+    pub(super) fn record_learned(&self, model: &str, new: &[&'static str]) {
         if !new.is_empty() {
             tracing::warn!(
                 engine = self.name,
+                model,
                 fields = new.join(", "),
                 all = self.learned().join(", "),
                 "the engine does not support these request fields; they are left out from now on"
@@ -214,19 +199,9 @@ impl Endpoint {
         }
     }
 
-    /// Names of the request fields that the engine does not support.
+    /// Names of the request fields that the engine does not support, for any model.
     pub(super) fn learned(&self) -> Vec<&'static str> {
         self.engine.learned().names()
-    }
-
-    /// Avoids the endpoint for an operation that its engine does not offer.
-    pub(super) fn mark_operation_missing(&self, operation: Operation, now: Instant) {
-        lock(&self.missing_until)[operation as usize] = Some(now + OPERATION_MISSING_PERIOD);
-    }
-
-    /// Whether another endpoint should be used for the operation.
-    pub(super) fn lacks(&self, operation: Operation, now: Instant) -> bool {
-        lock(&self.missing_until)[operation as usize].is_some_and(|until| now < until)
     }
 
     /// Removes a model that the engine reports as missing.

@@ -27,25 +27,31 @@ pub(super) async fn await_first_token(
     mut attempt: Attempt,
 ) -> Result<StartedStream, EngineError> {
     let endpoint = Arc::clone(&attempt.endpoint);
-    let mut adaptation = endpoint.engine.learned().adaptation(request.operation);
+    let mut adaptation = endpoint.engine.learned().adaptation(request.operation, &request.model);
     loop {
         let body = adaptation.apply(&request.body);
         let error = match read_first_token(request, body, &mut attempt).await {
             Ok(FirstRead { stream, delta, error }) => {
-                endpoint.record_learned(&adaptation.keep());
-                endpoint.record_credential(false);
+                let left_out = adaptation.left_out_of_caller(&request.body);
+                endpoint.record_learned(&request.model, &adaptation.keep());
+                endpoint.problems.record_answer();
                 attempt.finish(Outcome::Success);
                 let requested_model = request.model.clone();
-                return Ok(StartedStream { stream, delta, error, attempt, requested_model });
+                return Ok(StartedStream {
+                    stream,
+                    delta,
+                    error,
+                    left_out,
+                    attempt,
+                    requested_model,
+                });
             }
             Err(error) => error,
         };
         attempt.record_failure(&error);
         // Nothing was generated, so this neither is a failure nor uses the retry budget.
         if !adaptation.learn_from(&error, &request.body) {
-            if error.is_credential_rejected() {
-                endpoint.record_credential(true);
-            }
+            endpoint.problems.record_refusal(&endpoint.name, &error);
             attempt.finish(outcome(&error));
             return Err(error);
         }
@@ -79,8 +85,12 @@ async fn read_first_token(
 /// failure, because callers get no answers; a rejection of one request is not.
 fn outcome(error: &EngineError) -> Outcome {
     let Some((status, refusal)) = error.rejection() else { return Outcome::Failure };
-    if refusal == RefusalReason::PathMissing {
-        return Outcome::Neutral;
+    match refusal {
+        RefusalReason::PathMissing => return Outcome::Neutral,
+        RefusalReason::ContentFiltered => return Outcome::Success,
+        // Another engine is preferred until the operator has paid.
+        RefusalReason::Unpaid => return Outcome::Failure,
+        _ => {}
     }
     match status {
         StatusCode::REQUEST_TIMEOUT

@@ -179,7 +179,10 @@ impl PoolSnapshot {
                 return;
             }
             match endpoint.admits(now) {
-                Ok(()) if endpoint.is_up() && !endpoint.lacks(query.operation, now) => {
+                Ok(())
+                    if endpoint.is_up()
+                        && !endpoint.problems.lacks(query.operation, query.model, now) =>
+                {
                     suitable.push((index, endpoint.candidate(is_resident)));
                 }
                 Ok(()) => last_resort.push((index, endpoint.candidate(is_resident))),

@@ -30,7 +30,7 @@ pub(super) fn read(value: Option<&Value>, kind: Oddity) -> ContentTexts<'_> {
 
 /// The reasoning of a delta: the first field that contains text. Engines repeat it under two names.
 pub(super) fn reasoning(delta: &Map<String, Value>) -> Cow<'_, str> {
-    for name in ["reasoning_content", "reasoning", "thinking"] {
+    for name in ["reasoning_content", "reasoning", "thinking", "thinking_blocks"] {
         let text = flat_text(delta.get(name));
         if !text.is_empty() {
             return text;
@@ -59,19 +59,29 @@ impl<'a> ContentTexts<'a> {
             Value::Object(part) => part,
             _ => return kind.count(),
         };
-        let string = |name: &str| part.get(name).and_then(Value::as_str).unwrap_or_default();
         match part.get("type").and_then(Value::as_str).unwrap_or("text") {
-            "text" | "output_text" => push(&mut self.text, string("text")),
-            "thinking" | "reasoning" | "reasoning_text" => {
-                // Mistral nests a list of text parts.
+            // Mistral and Databricks nest a list of text parts.
+            name if name.contains("thinking") || name.contains("reasoning") => {
                 let names = ["thinking", "reasoning", "text", "summary", "content"];
-                let value = names.iter().find_map(|name| part.get(*name));
-                push(&mut self.reasoning, &flat_text(value));
+                let mut texts = names.iter().map(|name| flat_text(part.get(*name)));
+                push(&mut self.reasoning, &texts.find(|text| !text.is_empty()).unwrap_or_default());
             }
-            "refusal" => push(&mut self.refusal, string("refusal")),
-            _ => kind.count(),
+            "refusal" => {
+                push(&mut self.refusal, part_text(part.get("refusal")).unwrap_or_default());
+            }
+            name => match part_text(part.get("text")) {
+                Some(text) => push(&mut self.text, text),
+                None if name == "text" => {}
+                None => kind.count(),
+            },
         }
     }
+}
+
+/// A string, or the object in which OpenAI's assistants contain it.
+fn part_text(value: Option<&Value>) -> Option<&str> {
+    let value = value?;
+    value.as_str().or_else(|| value.get("value")?.as_str())
 }
 
 fn push(whole: &mut Cow<'_, str>, text: &str) {

@@ -117,9 +117,14 @@ fn count(counts: &Map<String, Value>, name: &str) -> Option<u32> {
     number.map(|number| number as u32)
 }
 
-/// Adds the sum, which some engines omit. Engines that do not count report zeros.
+/// Adds the sum, which some engines omit. xAI and Gemini count reasoning in the total only. Engines that do
+/// not count report zeros.
 pub(super) fn complete_usage(usage: Usage) -> Option<Usage> {
     let sum = usage.prompt_tokens.saturating_add(usage.completion_tokens);
-    let usage = Usage { total_tokens: usage.total_tokens.max(sum), ..usage };
+    let total_tokens = usage.total_tokens.max(sum);
+    let mut usage = Usage { total_tokens, ..usage };
+    if usage.prompt_tokens > 0 && total_tokens > sum {
+        usage.completion_tokens = total_tokens - usage.prompt_tokens;
+    }
     (usage != Usage::default()).then_some(usage)
 }

@@ -4,6 +4,7 @@ mod agreement;
 mod counts;
 mod errors;
 mod fixtures;
+mod messages;
 mod mutations;
 mod shapes;
 
@@ -14,9 +15,9 @@ use crate::upstream::engine::sse::SseParser;
 
 /// The content of these events.
 fn read(events: &[&str]) -> EngineDelta {
-    let mut delta = EngineDelta::default();
+    let (mut decoder, mut delta) = (StreamDecoder::default(), EngineDelta::default());
     for event in events {
-        delta.push_event(event.as_bytes()).unwrap();
+        decoder.push_event(event.as_bytes(), &mut delta).unwrap();
     }
     delta
 }
@@ -55,13 +56,14 @@ fn text(events: &[&str]) -> String {
 
 /// The content of a body that arrives in these pieces, and its error.
 fn read_body(pieces: &[&[u8]]) -> (EngineDelta, Option<EngineError>) {
-    let (mut parser, mut delta) = (SseParser::default(), EngineDelta::default());
+    let (mut parser, mut decoder) = (SseParser::default(), StreamDecoder::default());
+    let mut delta = EngineDelta::default();
     for piece in pieces {
-        if let Err(error) = parser.feed(piece, |data| delta.push_event(data)) {
+        if let Err(error) = parser.feed(piece, |data| decoder.push_event(data, &mut delta)) {
             return (delta, Some(error));
         }
     }
-    let error = parser.finish(|data| delta.push_event(data)).err();
+    let error = parser.finish(|data| decoder.push_event(data, &mut delta)).err();
     (delta, error)
 }
 
@@ -243,6 +245,6 @@ fn one_json_body_in_place_of_a_stream_is_read() {
     }
     let (delta, error) = read_body(&[br#"{"error":{"message":"no","code":400}}"#]);
     let expected = serde_json::json!({"message": "no", "code": 400});
-    assert_eq!(error, Some(crate::upstream::engine::stream_error(&expected)));
+    assert_eq!(error, Some(crate::upstream::engine::stream_error(&expected, &[])));
     assert!(delta.pieces.is_empty());
 }

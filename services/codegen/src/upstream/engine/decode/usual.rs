@@ -10,7 +10,7 @@ use serde::{Deserialize, Deserializer};
 
 use crate::upstream::engine::decode::counts::{LogprobSum, complete_usage};
 use crate::upstream::engine::decode::oddity::Oddity;
-use crate::upstream::engine::decode::{ChoiceEvent, MAX_ENTRIES, finish_reason};
+use crate::upstream::engine::decode::{ChoiceEvent, MAX_ENTRIES, StreamedChoices, finish_reason};
 use crate::upstream::engine::delta::{EngineDelta, merge_usage};
 
 /// One event of a stream of chat or text completions.
@@ -65,6 +65,8 @@ struct UsualChoice<'a> {
     finish_reason: Option<JsonText<'a>>,
     #[serde(default, rename = "message")]
     _message: Null,
+    #[serde(default, rename = "content")]
+    _content: Null,
     #[serde(default, rename = "error")]
     _error: Null,
     #[serde(default, rename = "usage")]
@@ -83,8 +85,12 @@ struct UsualDelta<'a> {
     reasoning: Option<JsonText<'a>>,
     #[serde(default, rename = "thinking")]
     _thinking: Null,
+    #[serde(default, rename = "thinking_blocks")]
+    _thinking_blocks: Null,
     #[serde(default, rename = "reasoning_details")]
     _reasoning_details: Null,
+    #[serde(default, rename = "finish_reason")]
+    _finish_reason: Null,
     #[serde(default, rename = "refusal")]
     _refusal: Null,
     #[serde(default, rename = "tool_calls")]
@@ -203,7 +209,7 @@ impl<'a> UsualEvent<'a> {
 }
 
 impl EngineDelta {
-    pub(super) fn push_usual(&mut self, event: UsualEvent<'_>) {
+    pub(super) fn push_usual(&mut self, event: UsualEvent<'_>, streamed: &mut StreamedChoices) {
         if let Some(JsonText(model)) = &event.model {
             self.push_model(model);
         }
@@ -214,6 +220,7 @@ impl EngineDelta {
             if is_single {
                 choice.usage = usage.take();
             }
+            streamed.record(&choice);
             self.push_choice(choice);
         }
         merge_usage(&mut self.usage, usage);

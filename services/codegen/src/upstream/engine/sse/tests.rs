@@ -82,6 +82,8 @@ fn json_without_a_field_name_is_an_event() {
     let indented = b"{\n  \"a\": [\n    1\n  ],\n\n  \"b\": \"\\\"{\"\n}\n";
     let whole = "{\n  \"a\": [\n    1\n  ],\n\n  \"b\": \"\\\"{\"\n}";
     assert_eq!(read_body(&[indented]), [whole]);
+    let padded = b"\n   \n\t {\"a\":1}\n  {\"b\":2}\n";
+    assert_eq!(read_body(&[padded]), ["\t {\"a\":1}", "  {\"b\":2}"]);
     // A field ends JSON that is incomplete.
     assert_eq!(read_body(&[b"[\n1\ndata: {}\n\n"]), ["[\n1", "{}"]);
     // JSON below a data line belongs to its event.

@@ -32,17 +32,25 @@ fn pool_of(servers: &[&ScriptedServer]) -> EnginePool {
 
 async fn call(pool: &EnginePool) -> Result<(), EngineError> {
     let body = json!({ "model": "m", "cache_salt": "s", "priority": 1, "temperature": 0.3 });
+    start(pool, "m", &body).await.map(drop)
+}
+
+async fn start(
+    pool: &EnginePool,
+    model: &str,
+    body: &serde_json::Value,
+) -> Result<StartedStream, EngineError> {
     let request = EngineRequest {
         operation: Operation::Chat,
         body: Bytes::from(body.to_string()),
-        model: "m".to_owned(),
+        model: model.to_owned(),
         affinity: None,
         report: hapa_core::call_stats::CallStats::default(),
         answered: CancellationToken::new(),
         span: tracing::Span::none(),
     };
     match pool.start_stream(request).await {
-        Ok(_) => Ok(()),
+        Ok(started) => Ok(started),
         Err(DispatchError::Engine(error)) => Err(error),
         Err(other) => panic!("{other}"),
     }
@@ -147,4 +155,84 @@ async fn an_engine_that_rejects_the_credential_is_replaced_by_another() {
     }
     let error = call(&pool_of(&[&closed])).await.unwrap_err();
     assert!(error.is_credential_rejected());
+}
+
+#[tokio::test]
+async fn what_one_model_lacks_does_not_concern_another() {
+    let refuse = |request: &Received| match request.body["model"].as_str() {
+        Some("m") if request.body.get("temperature").is_some() => Reply::json(
+            400,
+            &json!({"error": {"param": "temperature", "code": "unsupported_value"}}),
+        ),
+        Some("embed") => {
+            Reply::json(400, &json!({"error": {"message": "\"embed\" does not support chat"}}))
+        }
+        _ => answer(),
+    };
+    let server = server(refuse).await;
+    let pool = pool_of(&[&server]);
+    let body = |model: &str| json!({ "model": model, "temperature": 0.3, "top_p": 1 });
+    for _ in 0..2 {
+        let started = start(&pool, "m", &body("m")).await.unwrap();
+        assert_eq!(started.left_out, ["temperature"]);
+    }
+    let other = start(&pool, "other", &body("other")).await.unwrap();
+    assert!(other.left_out.is_empty());
+    let error = start(&pool, "embed", &body("embed")).await.err().unwrap();
+    assert!(error.has_reason(RefusalReason::PathMissing));
+    let endpoint = Arc::clone(&pool.snapshot().endpoints[0]);
+    let lacks = |model: &str| endpoint.problems.lacks(Operation::Chat, model, Instant::now());
+    assert!(lacks("embed") && !lacks("m") && endpoint.is_healthy());
+}
+
+#[tokio::test]
+async fn a_refused_system_message_is_merged_and_asked_again() {
+    let server = server(|request| match request.body["messages"][0]["role"].as_str() {
+        Some("system") => Reply::json(400, &json!({"message": "System role not supported None"})),
+        _ => answer(),
+    })
+    .await;
+    let pool = pool_of(&[&server]);
+    let messages = json!([{"role": "system", "content": "s"}, {"role": "user", "content": "u"}]);
+    for _ in 0..2 {
+        start(&pool, "m", &json!({ "messages": messages })).await.unwrap();
+    }
+    let received = server.received(CHAT);
+    assert_eq!(received.len(), 3, "the second call is merged at once");
+    let merged = json!([{"role": "user", "content": "s\n\nu"}]);
+    assert!(received[1..].iter().all(|request| request.body["messages"] == merged));
+}
+
+#[tokio::test]
+async fn a_content_filter_is_neither_a_failure_nor_asked_elsewhere() {
+    let error = json!({"error": {"message": "filtered", "code": "content_filter"}});
+    let refuse = move |_: &Received| Reply::events(&[&error.to_string()]);
+    let (first, second) = (server(refuse.clone()).await, server(refuse).await);
+    let pool = pool_of(&[&first, &second]);
+    for _ in 0..8 {
+        let error = call(&pool).await.unwrap_err();
+        assert!(error.has_reason(RefusalReason::ContentFiltered));
+        let published = crate::error::Error::from(error).into_rpc_error(false, "");
+        assert_eq!(published.code().to_string(), "E4001");
+    }
+    assert_eq!(first.received(CHAT).len() + second.received(CHAT).len(), 8, "asked once each");
+    assert!(pool.snapshot().endpoints.iter().all(|endpoint| endpoint.is_healthy()));
+}
+
+#[tokio::test]
+async fn an_engine_without_credit_fails_until_another_is_preferred() {
+    let unpaid = server(|_| Reply::json(402, &json!({"error": "Insufficient credits"}))).await;
+    let paid = server(|_| answer()).await;
+    let pool = pool_of(&[&unpaid, &paid]);
+    for _ in 0..8 {
+        call(&pool).await.unwrap();
+    }
+    let alone = pool_of(&[&unpaid]);
+    for _ in 0..5 {
+        let error = call(&alone).await.unwrap_err();
+        assert!(error.has_reason(RefusalReason::Unpaid));
+        let published = crate::error::Error::from(error).into_rpc_error(false, "");
+        assert_eq!(published.code().to_string(), "E5006");
+    }
+    assert!(!alone.snapshot().endpoints[0].is_healthy());
 }

@@ -92,16 +92,18 @@ proptest! {
     #[test]
     fn both_paths_read_the_same(events in prop::collection::vec(event(), 1..6)) {
         let (mut fast, mut lenient) = (EngineDelta::default(), EngineDelta::default());
+        let (mut streamed, mut decoder) = (StreamedChoices::default(), StreamDecoder::default());
         for event in &events {
             let text = event.to_string();
             let (usual, len) = UsualEvent::parse(text.as_bytes()).expect("the usual form");
             prop_assert_eq!(len, text.len());
-            fast.push_usual(usual);
-            lenient.push_lenient(event).unwrap();
+            fast.push_usual(usual, &mut streamed);
+            decoder.push_lenient(event, &mut lenient).unwrap();
         }
         prop_assert_eq!(&fast.pieces, &lenient.pieces);
         prop_assert_eq!(&fast.usage, &lenient.usage);
         prop_assert_eq!(&fast.model, &lenient.model);
+        prop_assert_eq!(&streamed, &decoder.streamed);
     }
 
     #[test]

@@ -127,3 +127,20 @@ fn log_probabilities_are_read_in_any_form() {
     let delta = read(&[&empty]);
     assert_eq!((&delta.pieces[0].content, delta.pieces[0].events), (&Content::None, 0));
 }
+
+#[test]
+fn reasoning_that_only_the_total_contains_counts_as_completion() {
+    for (counts, expected) in [
+        (r#""prompt_tokens":32,"completion_tokens":9,"total_tokens":135"#, (32, 103, 135)),
+        (r#""prompt_tokens":32,"completion_tokens":null,"total_tokens":135"#, (32, 103, 135)),
+        (r#""prompt_tokens":"32","completion_tokens":9,"total_tokens":135"#, (32, 103, 135)),
+        (r#""prompt_tokens":32,"completion_tokens":9,"total_tokens":40"#, (32, 9, 41)),
+        (r#""prompt_tokens":0,"completion_tokens":9,"total_tokens":40"#, (0, 9, 40)),
+        (r#""prompt_tokens":4294967295,"completion_tokens":9"#, (u32::MAX, 9, u32::MAX)),
+    ] {
+        let event = format!(r#"{{"choices":[],"usage":{{{counts}}}}}"#);
+        let usage = usage(&[&event]).unwrap();
+        let found = (usage.prompt_tokens, usage.completion_tokens, usage.total_tokens);
+        assert_eq!(found, expected, "{counts}");
+    }
+}

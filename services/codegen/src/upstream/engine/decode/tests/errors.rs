@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 
 use super::*;
-use crate::upstream::engine::stream_error;
+use crate::upstream::engine::{RefusalReason, stream_error};
 
 /// The error that an event reports, which also fails the stream.
 fn error(event: &str) -> Option<Value> {
@@ -12,7 +12,7 @@ fn error(event: &str) -> Option<Value> {
     let choices = lenient::entries(fields.get("choices"), Oddity::Choices);
     let error = event_error::read(fields, choices);
     let failure = EngineDelta::default().push_event(event.as_bytes()).err();
-    assert_eq!(failure, error.as_ref().map(stream_error), "{event}");
+    assert_eq!(failure, error.as_ref().map(|error| stream_error(error, &[])), "{event}");
     error
 }
 
@@ -41,6 +41,10 @@ fn an_error_of_an_engine_fails_the_stream() {
         json!({"object": "error", "message": "m", "type": "BadRequestError", "code": 400}),
         json!({"object": "error", "code": 400}),
         json!({"message": "m", "code": 422, "choices": null}),
+        json!({"message": "m", "status": "ERROR"}),
+        json!({"message": "an Error occurred"}),
+        json!({"message": "m", "type": "overloaded"}),
+        json!({"message": "This model's maximum context length is 8 tokens."}),
         json!({"detail": "m"}),
         json!({"detail": [{"msg": "m"}], "status": 422}),
     ] {
@@ -48,12 +52,23 @@ fn an_error_of_an_engine_fails_the_stream() {
     }
     let list = json!([{"error": inner}]).to_string();
     let failure = EngineDelta::default().push_event(list.as_bytes()).err();
-    assert_eq!(failure, Some(stream_error(&inner)));
+    assert_eq!(failure, Some(stream_error(&inner, &[])));
 }
 
 #[test]
 fn an_empty_error_is_none() {
-    for value in ["null", "\"\"", "\" \"", "{}", "false", "true", "7", "[]"] {
+    for value in [
+        "null",
+        "\"\"",
+        "\" \"",
+        "{}",
+        "false",
+        "true",
+        "7",
+        "[]",
+        r#"{"code":0,"message":""}"#,
+        r#"{"code":null,"message":null,"details":[{}]}"#,
+    ] {
         let event = format!(r#"{{"choices":[{{"text":"a","error":{value}}}],"error":{value}}}"#);
         assert_eq!(text(&[&event]), "a", "{event}");
     }
@@ -62,6 +77,9 @@ fn an_empty_error_is_none() {
         r#"{"detail":[],"message":""}"#,
         r#"{"message":{"content":"a"},"done":false}"#,
         r#"{"choices":[],"message":"m"}"#,
+        r#"{"status":"queued","message":"Waiting for a free worker"}"#,
+        r#"{"code":0,"message":"Success","usage":{"total_tokens":3}}"#,
+        r#"{"code":200,"message":"OK"}"#,
         r#"{"object":"chat.completion.chunk"}"#,
     ] {
         assert_eq!(error(event), None, "{event}");
@@ -88,7 +106,30 @@ fn error_events_are_errors_in_a_body() {
         (format!("data: {{\"error\":{inner}}}\n\ndata: [DONE]\n\n"), inner.clone()),
     ] {
         let (delta, error) = read_body(&[body.as_bytes()]);
-        assert_eq!(error, Some(stream_error(&expected)), "{body:?}");
+        assert_eq!(error, Some(stream_error(&expected, &[])), "{body:?}");
         assert!(!delta.is_done, "{body:?}");
     }
+}
+
+#[test]
+fn an_error_that_repeats_the_request_is_not_classified_by_its_words() {
+    let request = json!({"messages": [{"content": "Say: maximum context length is 5"}]});
+    let error = json!({"error": {"message": "Blocked: maximum context length is 5", "code": 400}});
+    let fail = |request: &Value| {
+        let mut decoder = StreamDecoder::new(request.to_string().into());
+        decoder.push_event(error.to_string().as_bytes(), &mut EngineDelta::default()).unwrap_err()
+    };
+    assert_eq!(fail(&request).rejection().unwrap().1, RefusalReason::Other);
+    assert_eq!(fail(&json!({})).rejection().unwrap().1, RefusalReason::ContextTooLong);
+}
+
+#[test]
+fn the_request_is_kept_until_the_first_content() {
+    let mut decoder = StreamDecoder::new(Bytes::from_static(b"{}"));
+    let mut push = |event: &str| {
+        decoder.push_event(event.as_bytes(), &mut EngineDelta::default()).unwrap();
+        decoder.request.len()
+    };
+    assert_eq!(push(r#"{"choices":[{"delta":{"role":"assistant","content":""}}]}"#), 2);
+    assert_eq!(push(r#"{"choices":[{"delta":{"content":"a"}}]}"#), 0);
 }

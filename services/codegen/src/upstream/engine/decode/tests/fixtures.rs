@@ -53,11 +53,12 @@ struct StreamContent {
 fn collect(pieces: &[&[u8]]) -> StreamContent {
     let (mut parser, mut content, mut whole) =
         (SseParser::default(), StreamContent::default(), EngineDelta::default());
+    let mut decoder = StreamDecoder::default();
     for piece in pieces.iter().map(Some).chain([None]) {
         let mut delta = EngineDelta { is_done: whole.is_done, ..EngineDelta::default() };
         let result = match piece {
-            Some(piece) => parser.feed(piece, |data| delta.push_event(data)),
-            None => parser.finish(|data| delta.push_event(data)),
+            Some(piece) => parser.feed(piece, |data| decoder.push_event(data, &mut delta)),
+            None => parser.finish(|data| decoder.push_event(data, &mut delta)),
         };
         whole.pieces.append(&mut delta.pieces);
         merge_usage(&mut whole.usage, delta.usage);

@@ -123,9 +123,13 @@ fn event_of(line: &str) -> Option<Value> {
 }
 
 fn reference_content(value: &Value) -> String {
+    let is_text = |fields: &serde_json::Map<String, Value>| {
+        let kind = fields.get("type").and_then(Value::as_str).unwrap_or_default();
+        !["thinking", "reasoning", "refusal"].iter().any(|other| kind.contains(other))
+    };
     let part = |part: &Value| match part {
         Value::String(text) => text.clone(),
-        Value::Object(fields) if fields.get("type").is_none_or(|kind| kind == "text") => {
+        Value::Object(fields) if is_text(fields) => {
             fields.get("text").and_then(Value::as_str).unwrap_or_default().to_owned()
         }
         _ => String::new(),
@@ -135,6 +139,11 @@ fn reference_content(value: &Value) -> String {
         Value::Array(parts) => parts.iter().map(part).collect(),
         other => part(other),
     }
+}
+
+/// Whether a delta without text may have other content. No recorded stream has a message beside one.
+fn has_content(delta: &serde_json::Map<String, Value>) -> bool {
+    delta.keys().any(|name| !["role", "content"].contains(&name.as_str()))
 }
 
 /// The texts of an event by choice, read as simply as possible.
@@ -148,10 +157,19 @@ fn reference_texts(event: &Value) -> Vec<(usize, String)> {
         choice.as_object()?;
         let index = choice["index"].as_u64().map_or(Some(position), |index| index.try_into().ok());
         let index = index.filter(|index| *index < 128)?;
-        let delta = if choice["delta"].is_object() { &choice["delta"] } else { &choice["message"] };
-        let content = reference_content(&delta["content"]);
-        let text = if content.is_empty() { reference_content(&choice["text"]) } else { content };
-        Some((index, text))
+        let delta = &choice["delta"];
+        let in_delta =
+            delta.as_str().map_or_else(|| reference_content(&delta["content"]), str::to_owned);
+        let texts =
+            [in_delta, reference_content(&choice["text"]), reference_content(&choice["content"])];
+        let text = texts.into_iter().find(|text| !text.is_empty());
+        // A delta without text may have other content.
+        let was_streamed = text.is_some() || delta.as_object().is_some_and(has_content);
+        let message = &choice["message"];
+        let whole = || {
+            message.as_str().map_or_else(|| reference_content(&message["content"]), str::to_owned)
+        };
+        Some((index, text.unwrap_or_else(|| if was_streamed { String::new() } else { whole() })))
     };
     choices.iter().enumerate().filter_map(read).collect()
 }

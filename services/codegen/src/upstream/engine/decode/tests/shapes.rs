@@ -14,8 +14,8 @@ fn content_is_read_in_any_form() {
         ("{}", ""),
         (r#"["a","b"]"#, "ab"),
         (
-            r#"[{"type":"text","text":"a"},null,{"text":"b"},7,{"type":"image_url","text":"c"}]"#,
-            "ab",
+            r#"[{"type":"text","text":"a"},null,{"text":"b"},7,{"type":"image_url","text":"c"},{"type":"image_url"}]"#,
+            "abc",
         ),
         (r#"[{"type":"text","text":null},{"type":"output_text","text":"b"}]"#, "b"),
         (r#"{"type":"text","text":"a"}"#, "a"),
@@ -42,7 +42,7 @@ fn choices_of_other_types_are_skipped() {
         ("[]".to_owned(), ""),
         (format!("[null,\"x\",7,[],{{}},{usable}]"), "a"),
         (usable.to_owned(), "a"),
-        (r#"[{"delta":null},{"delta":[]},{"delta":["x"]},{"delta":"x"}]"#.to_owned(), ""),
+        (r#"[{"delta":null},{"delta":[]},{"delta":["x"]},{"delta":7}]"#.to_owned(), ""),
         (r#"[[0,{"content":"x"}],["",0]]"#.to_owned(), ""),
         (r#"[{"delta":null,"message":{"content":"a"}}]"#.to_owned(), "a"),
         (r#"[{"delta":{"content":""},"text":"a"}]"#.to_owned(), "a"),
@@ -87,12 +87,12 @@ fn only_the_first_128_choices_are_read() {
 }
 
 #[test]
-fn finish_reasons_of_other_types_are_none() {
+fn finish_reasons_are_read_in_any_form() {
     let reason = |value: &str| {
         let event = choice_event(&format!(r#""delta":{{"content":"a"}},"finish_reason":{value}"#));
         read(&[&event]).pieces[0].finish_reason.map(FinishReason::as_str)
     };
-    for none in ["null", "\"\"", "\"null\"", "\"None\"", "7", "true", "[]", "{}", "[\"stop\"]"] {
+    for none in ["null", "\"\"", "\"null\"", "\"None\"", "0", "false", "[]", "{}", "[\"stop\"]"] {
         assert_eq!(reason(none), None, "{none}");
     }
     for (value, expected) in [
@@ -108,6 +108,20 @@ fn finish_reasons_of_other_types_are_none() {
         ("no such word", "other"),
     ] {
         assert_eq!(reason(&format!("\"{value}\"")), Some(expected), "{value}");
+    }
+    for (value, expected) in [
+        (r#"{"type":"stop"}"#, "stop"),
+        (r#"{"type":"x"}"#, "other"),
+        ("true", "other"),
+        ("7", "other"),
+    ] {
+        assert_eq!(reason(value), Some(expected), "{value}");
+    }
+    for event in [
+        choice_event(r#""delta":{},"finish_reason":0"#),
+        choice_event(r#""delta":{"content":"","finish_reason":"x"},"finish_reason":null"#),
+    ] {
+        assert_eq!(read(&[&event]).pieces[0].finish_reason, Some(FinishReason::Other), "{event}");
     }
 }
 
