@@ -205,6 +205,7 @@ impl Completions {
             estimate: params.estimate(&body),
             sampling: params.sampling(),
             max_reasoning_tokens: None,
+            caller_fields: params.caller_fields.clone(),
             fold: Fold::Complete(Box::new(fold)),
             body,
         };

@@ -105,6 +105,7 @@ impl Generations {
             estimate: params.estimate(&body),
             sampling: params.sampling(),
             max_reasoning_tokens,
+            caller_fields: params.caller_fields.clone(),
             fold: Fold::Generate(Box::new(fold)),
             body,
         };

@@ -7,8 +7,8 @@ use crate::complete::TASK;
 use crate::complete::fim::FimPrompt;
 use crate::complete::trim::CompletionKind;
 use crate::request::generate_params::{
-    MAX_MODEL_NAME_LEN, MAX_PATH_LEN, MAX_SESSION_ID_LEN, check_lengths, check_location,
-    check_request_id, check_sampling, or_default,
+    MAX_MODEL_NAME_LEN, MAX_PATH_LEN, MAX_SESSION_ID_LEN, caller_fields, check_lengths,
+    check_location, check_request_id, check_sampling, or_default,
 };
 use crate::request::task::{self, Sampling};
 use crate::request::unicode;
@@ -26,6 +26,8 @@ pub(crate) struct CompletionParams {
     pub(crate) prefix: String,
     /// Everything but the prefix that determines the suggestions.
     pub(crate) options: CompletionOptions,
+    /// The sampling parameters that the caller has set.
+    pub(crate) caller_fields: Vec<&'static str>,
     /// Several suggestions were requested, but only one is generated.
     pub(crate) is_greedy: bool,
     pub(crate) no_cache: bool,
@@ -96,6 +98,7 @@ impl CompletionParams {
             prefix: request.prefix,
             options,
             is_greedy,
+            caller_fields: caller_fields(request.temperature, request.top_p),
             no_cache: request.no_cache,
             session_id: request.session_id,
             model: Some(request.model).filter(|model| !model.is_empty()),

@@ -35,6 +35,8 @@ pub(crate) struct GenerateParams {
     /// Groups related requests of the caller; may be empty.
     pub(crate) session_id: String,
     pub(crate) max_reasoning_tokens: Option<u32>,
+    /// The sampling parameters that the caller has set.
+    pub(crate) caller_fields: Vec<&'static str>,
     temperature: f64,
     top_p: f64,
     max_tokens: i32,
@@ -84,6 +86,7 @@ impl GenerateParams {
             model: Some(request.model).filter(|model| !model.is_empty()),
             request_id: Some(request.request_id).filter(|id| !id.is_empty()),
             session_id: request.session_id,
+            caller_fields: caller_fields(request.temperature, request.top_p),
             max_reasoning_tokens: request
                 .max_reasoning_tokens
                 .and_then(|max| u32::try_from(max).ok()),
@@ -124,6 +127,12 @@ impl GenerateParams {
             scheduling,
         })
     }
+}
+
+/// The names of the sampling parameters that are set.
+pub(crate) fn caller_fields(temperature: Option<f64>, top_p: Option<f64>) -> Vec<&'static str> {
+    let fields = [("temperature", temperature.is_some()), ("top_p", top_p.is_some())];
+    fields.into_iter().filter_map(|(name, is_set)| is_set.then_some(name)).collect()
 }
 
 pub(crate) fn or_default(text: String, default: &str) -> String {

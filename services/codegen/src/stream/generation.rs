@@ -45,6 +45,8 @@ pub(crate) struct GenerationJob {
     pub(crate) sampling: Sampling,
     /// Maximum number of reasoning tokens.
     pub(crate) max_reasoning_tokens: Option<u32>,
+    /// The sampling parameters that the caller has set.
+    pub(crate) caller_fields: Vec<&'static str>,
     pub(crate) fold: Fold,
 }
 
@@ -80,6 +82,8 @@ pub(super) struct Generation {
     affinity: Option<u64>,
     sampling: Sampling,
     max_reasoning_tokens: Option<u32>,
+    caller_fields: Vec<&'static str>,
+    warnings: Vec<String>,
     fold: Fold,
     deadlines: StreamDeadlines,
     /// Ends the wait for the usage after the finish reason.
@@ -111,6 +115,8 @@ impl Generation {
             affinity: job.affinity,
             sampling: job.sampling,
             max_reasoning_tokens: job.max_reasoning_tokens,
+            caller_fields: job.caller_fields,
+            warnings: Vec::new(),
             fold: job.fold,
             deadlines,
             usage_timer: None,
@@ -254,6 +260,9 @@ impl Generation {
         {
             span::set_response_model(&self.accounting.span, model);
         }
+        for field in started.left_out.iter().filter(|field| self.caller_fields.contains(field)) {
+            self.warnings.push(format!("the engine does not support {field}; its default applied"));
+        }
         let read = match started.error.take() {
             Some(error) => Err(error),
             None => Ok(ReadOutcome::Data),
@@ -326,7 +335,8 @@ impl Generation {
     /// Ends a complete answer. The engine's connection is closed, unless it can be reused.
     fn finish(&mut self, is_reusable: bool, items: &mut Vec<StreamItem>) {
         self.flush(true, items);
-        let finish = self.fold.finish();
+        let mut finish = self.fold.finish();
+        finish.warnings.append(&mut self.warnings);
         self.record(EndOfGeneration::Finished);
         items.push(StreamItem::Finished(Arc::new(finish)));
         self.stage = match std::mem::replace(&mut self.stage, Stage::Ended) {

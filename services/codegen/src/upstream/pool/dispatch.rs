@@ -45,7 +45,6 @@ pub(crate) struct StartedStream {
     /// Set if the stream failed in the same read as its first token.
     pub(crate) error: Option<EngineError>,
     /// The fields of callers that the engine does not support, so that its default applies.
-    #[cfg_attr(not(test), expect(dead_code, reason = "callers are not warned yet"))]
     pub(crate) left_out: Vec<&'static str>,
     pub(super) attempt: Attempt,
     pub(super) requested_model: String,
