@@ -239,7 +239,11 @@ mod tests {
         let mut kept = String::new();
         for piece in pieces {
             kept.push_str(&filter.push(piece));
-            assert!(filter.pending.len() <= MAX_TOKEN_BYTES + MAX_LOOKAHEAD_BYTES + 8, "{}", filter.pending);
+            assert!(
+                filter.pending.len() <= MAX_TOKEN_BYTES + MAX_LOOKAHEAD_BYTES + 8,
+                "{}",
+                filter.pending
+            );
         }
         kept.push_str(&filter.end());
         (kept, filter.has_ended(), filter.removed_count())

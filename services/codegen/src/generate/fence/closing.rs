@@ -70,6 +70,9 @@ impl Fence {
             self.container.column = self.container.column.min(column);
             self.is_after_text = false;
         }
+        if self.is_after_text && end == LineEnd::Unknown {
+            return LineKind::Undecided;
+        }
         let last = self.container.column;
         let text = LineKind::Text(from + skip_blank(rest, 0, last).0);
         if column > last + MAX_INDENT_LEN {
@@ -84,8 +87,8 @@ impl Fence {
             return text;
         }
         // After a fence of tildes, only white space and tokens can close.
-        let can_close =
-            self.marker == '`' || matches!(after.trim_start().chars().next(), None | Some('<' | '[' | ']'));
+        let can_close = self.marker == '`'
+            || matches!(after.trim_start().chars().next(), None | Some('<' | '[' | ']'));
         match end {
             LineEnd::Unknown if can_close => LineKind::Undecided,
             LineEnd::Unknown => text,
@@ -99,7 +102,8 @@ impl Fence {
         let is_known = end == LineEnd::Known;
         let after = after.trim();
         if is_only_tokens(after) {
-            let is_nested = std::mem::replace(&mut self.depth, self.depth.saturating_sub(1)) > 0;
+            let is_nested = self.depth > 0;
+            self.depth = self.depth.saturating_sub(1);
             return (is_known && !is_nested).then_some(LineKind::Close);
         }
         if self.marker == '~' {
