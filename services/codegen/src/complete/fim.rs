@@ -8,7 +8,7 @@ use std::sync::LazyLock;
 use serde::Deserialize;
 
 use crate::complete::params::CompletionOptions;
-use crate::request::control_tokens::{self, TokenMatch};
+use crate::request::control_tokens::{self, TokenKind, TokenMatch};
 
 /// The content of `prompts/families.toml`.
 #[derive(Debug, Deserialize)]
@@ -92,13 +92,19 @@ impl ModelFamily {
     }
 }
 
-/// Escapes these control tokens, and every `<|word|>`: an adapter may have more tokens than its base model.
+/// Escapes these control tokens, and the unmistakable ones of chat templates, such as every `<|word|>`: an adapter
+/// may have more tokens than its base model.
 fn escape<'t>(text: &'t str, control: &[&str]) -> Cow<'t, str> {
     control_tokens::escape(text, |rest| {
         if control.iter().any(|token| rest.starts_with(*token)) {
             return TokenMatch::Token((), 0);
         }
-        control_tokens::match_barred_word(rest)
+        match control_tokens::match_chat_token(rest) {
+            TokenMatch::Token(TokenKind::Ambiguous, _) => TokenMatch::None,
+            TokenMatch::Token(_, length) => TokenMatch::Token((), length),
+            TokenMatch::Partial => TokenMatch::Partial,
+            TokenMatch::None => TokenMatch::None,
+        }
     })
 }
 
@@ -159,6 +165,8 @@ mod tests {
         let prompt = build("starcoder2", "<|im_start|>a <s> [INST]", "", "").prompt;
         assert_eq!(prompt, "<fim_prefix>< |im_start|>a <s> [INST]<fim_suffix><fim_middle>");
         assert_eq!(build("gpt2", "<|a|><PRE> <|>", "", "").prompt, "< |a|>< PRE> <|>");
+        let gemma = build("qwen2.5-coder", "<start_of_turn>[|user|] a[INST]", "", "").prompt;
+        assert!(gemma.contains("< start_of_turn>[ |user|] a[INST]"), "{gemma}");
         assert_eq!(build("codellama-7b", "</s>", "", "").prompt, "<PRE> < /s> <SUF> <MID>");
     }
 

@@ -1,21 +1,27 @@
 //! Removes control tokens from a streamed answer. Some engines return them as text, and some models continue
-//! after the end of their turn.
+//! after the end of their turn. Answers may also explain chat templates, or contain code that builds them.
 //!
-//! * Unmistakable tokens are removed everywhere. At a token that ends a turn, the answer ends.
-//! * Ambiguous tokens, such as `</s>`, are removed at the start of the answer, directly after a fence, and at
-//!   the end of the answer. In code and as the end of struck text they are kept.
-//! * A token before a quotation mark, a backtick or a backslash is quoted text, and kept: answers may
-//!   explain chat templates, or contain code that builds them.
+//! A token is removed:
+//! * at the start of the answer,
+//! * directly after a fence that closes a block,
+//! * at the end of the answer, if only white space and tokens follow. In a code block, only the end of a turn.
 //!
-//! Only a possible token is held back, at most 64 bytes of it. The result does not depend on the pieces.
+//! At the end of a turn before the role of another message, the answer ends, except in a code block. All other
+//! tokens are kept, and so is a token before a quotation mark, a backtick or a backslash, and the end of struck text.
+//!
+//! A possible token and at most 64 bytes after it are held back. The result does not depend on the pieces.
 
 use std::borrow::Cow;
 
 use crate::generate::code_block_tracker::CodeBlockTracker;
-use crate::request::control_tokens::{TokenKind, TokenMatch, find_start, match_chat_token};
+use crate::request::control_tokens::{
+    TokenKind, TokenMatch, find_start, match_chat_token, starts_with_role,
+};
 
-/// Most bytes that are held back.
-const MAX_PENDING_BYTES: usize = 64;
+/// Most bytes after a token that decide what happens to it.
+const MAX_LOOKAHEAD_BYTES: usize = 64;
+/// The words for roles in chat templates without the tokens around them.
+const ROLES: [&str; 7] = ["user", "assistant", "system", "model", "tool", "human", "developer"];
 
 /// The state of the filter between two pieces of the answer.
 #[derive(Debug, Default)]
@@ -47,6 +53,8 @@ enum Decision {
 enum Following {
     /// Only white space and tokens until the end of the answer.
     End,
+    /// The role of another message, after white space and tokens.
+    Role,
     Text,
     Undecided,
 }
@@ -125,33 +133,37 @@ impl ControlTokenFilter {
             TokenMatch::Partial if !is_last => return Decision::Hold,
             TokenMatch::Partial | TokenMatch::None => return Decision::Keep(1),
         };
-        if kind == TokenKind::Ambiguous {
-            return self.decide_ambiguous(text, length, is_last);
-        }
         match text[length..].chars().next() {
-            None if !is_last => Decision::Hold,
-            Some(next) if is_quote(next) => Decision::Keep(length),
-            _ if kind == TokenKind::End => Decision::EndAnswer,
-            _ => Decision::Remove(length),
+            None if !is_last => return Decision::Hold,
+            Some(next) if is_quote(next) => return Decision::Keep(length),
+            _ => {}
         }
-    }
-
-    fn decide_ambiguous(&mut self, text: &str, length: usize, is_last: bool) -> Decision {
-        if !self.has_text || self.blocks.is_after_fence() {
+        if !self.has_text {
             return Decision::Remove(length);
         }
-        if self.blocks.is_in_block() {
-            return Decision::Keep(length);
+        let is_after_fence = self.blocks.is_after_closing_fence();
+        if self.blocks.is_in_block() && !is_after_fence {
+            return match following(text, length, is_last) {
+                _ if kind != TokenKind::End => Decision::Keep(length),
+                Following::End => Decision::EndAnswer,
+                Following::Undecided => Decision::Hold,
+                Following::Role | Following::Text => Decision::Keep(length),
+            };
         }
-        if &text[..length] == "</s>" && self.open_strikes > 0 {
+        let token = &text[..length];
+        if token == "</s>" && self.open_strikes > 0 {
             self.open_strikes -= 1;
             return Decision::Keep(length);
         }
+        let is_end = kind == TokenKind::End || matches!(token, "</s>" | "<eos>");
         match following(text, length, is_last) {
-            Following::End => Decision::Remove(length),
             Following::Undecided => Decision::Hold,
-            Following::Text => {
-                self.open_strikes += u32::from(&text[..length] == "<s>");
+            Following::End if kind == TokenKind::End => Decision::EndAnswer,
+            Following::Role if is_end => Decision::EndAnswer,
+            Following::End => Decision::Remove(length),
+            _ if is_after_fence => Decision::Remove(length),
+            Following::Role | Following::Text => {
+                self.open_strikes += u32::from(token == "<s>");
                 Decision::Keep(length)
             }
         }
@@ -163,31 +175,55 @@ fn is_quote(next: char) -> bool {
     matches!(next, '"' | '\'' | '`' | '\\')
 }
 
-/// What follows the token of this length. Only the first bytes are read, so that few are held back.
+/// What follows the token of this length.
 fn following(text: &str, length: usize, is_last: bool) -> Following {
-    let window = &text[..text.floor_char_boundary(MAX_PENDING_BYTES)];
+    let window = &text[..text.floor_char_boundary(length + MAX_LOOKAHEAD_BYTES)];
     let at_end = match (window.len() < text.len(), is_last) {
         (true, _) => Following::Text,
         (false, true) => Following::End,
         (false, false) => Following::Undecided,
     };
-    let mut rest = window[length..].trim_start();
-    while !rest.is_empty() {
-        let (kind, length) = match match_chat_token(rest) {
-            TokenMatch::Token(kind, length) => (kind, length),
+    let mut rest = &window[length..];
+    loop {
+        match match_role(rest, at_end) {
+            Following::Text => {}
+            found => return found,
+        }
+        rest = rest.trim_start();
+        if rest.is_empty() {
+            return at_end;
+        }
+        let length = match match_chat_token(rest) {
+            TokenMatch::Token(_, length) => length,
             TokenMatch::Partial if at_end == Following::Undecided => return Following::Undecided,
             TokenMatch::Partial | TokenMatch::None => return Following::Text,
         };
-        match rest[length..].chars().next() {
-            _ if kind == TokenKind::Ambiguous => {}
-            None if at_end != Following::End => return at_end,
+        rest = &rest[length..];
+        match rest.chars().next() {
+            None => return at_end,
             Some(next) if is_quote(next) => return Following::Text,
-            _ if kind == TokenKind::End => return Following::End,
-            _ => {}
+            Some(_) => {}
         }
-        rest = rest[length..].trim_start();
     }
-    at_end
+}
+
+/// Whether a text begins with a role, after white space: `Role`, or else `Text`. A word is a role on a line of its own,
+/// or before a colon.
+fn match_role(text: &str, at_end: Following) -> Following {
+    let body = text.trim_start();
+    if starts_with_role(body) {
+        return Following::Role;
+    }
+    let rest = body.trim_start_matches(|letter: char| letter.is_ascii_alphabetic());
+    let word = &body[..body.len() - rest.len()];
+    let is_role = ROLES.iter().any(|role| role.eq_ignore_ascii_case(word));
+    let has_break = text[..text.len() - body.len()].contains('\n');
+    match rest.chars().next() {
+        Some(':' | '\r' | '\n') if is_role && has_break => Following::Role,
+        None if has_break && at_end == Following::Undecided => Following::Undecided,
+        None if is_role && has_break && at_end == Following::End => Following::Role,
+        _ => Following::Text,
+    }
 }
 
 #[cfg(test)]
@@ -196,13 +232,18 @@ mod tests {
 
     use super::*;
     use crate::generate::pieces::cut;
+    use crate::request::control_tokens::MAX_TOKEN_BYTES;
 
     fn filter<'t>(pieces: impl IntoIterator<Item = &'t str>) -> (String, bool, usize) {
         let mut filter = ControlTokenFilter::default();
         let mut kept = String::new();
         for piece in pieces {
             kept.push_str(&filter.push(piece));
-            assert!(filter.pending.len() <= MAX_PENDING_BYTES, "{}", filter.pending);
+            assert!(
+                filter.pending.len() <= MAX_TOKEN_BYTES + MAX_LOOKAHEAD_BYTES + 8,
+                "{}",
+                filter.pending
+            );
         }
         kept.push_str(&filter.end());
         (kept, filter.has_ended(), filter.removed_count())
@@ -217,21 +258,47 @@ mod tests {
     }
 
     #[test]
-    fn unmistakable_tokens_are_removed_and_ends_end_the_answer() {
-        check("a<|fim_pad|>b<start_of_turn>c", "abc", false);
-        check("a\n<|im_end|>\n<|im_start|>user\nb", "a\n", true);
-        check("한<｜end▁of▁sentence｜>글", "한", true);
-        check("```py\nx = 1\n```<|im_end|>", "```py\nx = 1\n```", true);
-        check("```py\nx = 1<end_of_turn>\n", "```py\nx = 1", true);
+    fn tokens_are_removed_at_the_edges_and_a_new_message_ends_the_answer() {
         check("<|im_start|>a", "a", false);
+        check("<|assistant|>\n```py\nx\n```\n<|im_end|>", "\n```py\nx\n```\n", true);
+        check("<|begin_of_box|>42<|end_of_box|>", "42", false);
+        check("a\n<|im_end|>\n<|im_start|>user\nb", "a\n", true);
+        check("한<｜end▁of▁sentence｜><｜User｜>글", "한", true);
+        check("a<|im_end|>\nuser\nb", "a", true);
+        check("a<|endoftext|>\n\nHuman: b", "a", true);
+        check("a<|eot_id|><|start_header_id|>user", "a", true);
+        check("a</s>\n<|user|>\nb", "a", true);
         check("a [|endofturn|]", "a ", true);
+        check("a<|im_end|>\n<|endoftext|>\n", "a", true);
     }
 
     #[test]
-    fn quoted_tokens_and_operators_are_kept() {
+    fn a_code_block_loses_only_the_end_of_the_turn_after_it() {
+        check("```py\nx = 1\n```<|im_end|>", "```py\nx = 1\n```", true);
+        check("```py\nx = 1\n```<|im_end|>\nand", "```py\nx = 1\n```\nand", false);
+        check("```py\nx = 1```<|im_end|>", "```py\nx = 1```", true);
+        check("```py\nx = 1<end_of_turn>\n", "```py\nx = 1", true);
+        check("```\nx\n```</s>\nand then", "```\nx\n```\nand then", false);
+        for kept in [
+            "```py\nT = \"\"\"<|im_start|>system\n{s}<|im_end|>\n<|im_start|>user\n\"\"\"\n```\nDone.",
+            "```py\na = x[INST]\nb = T[SYSTEM_PROMPT]\nc = [TOOL_CALLS]\n```\n",
+            "```py\np = f'<fim_prefix>{a}<fim_suffix>{b}<fim_middle>'\n```\n",
+            "```jinja\n<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}\n```\nDone\n",
+            "```haskell\nf <|x|> g\n```\n",
+            "```py\nEND = \"<|im_end|>\\n\" + '<|im_start|>'\n```\n",
+        ] {
+            check(kept, kept, false);
+        }
+    }
+
+    #[test]
+    fn tokens_in_text_and_operators_are_kept() {
         for kept in [
             "the token `<|im_end|>` ends a turn",
-            "```py\nEND = \"<|im_end|>\\n\" + '<|im_start|>'\n```\n",
+            "It ends each turn with <|im_end|> and starts it with <|im_start|>.\n",
+            "| token | use |\n|---|---|\n| <|endoftext|> | end |\n",
+            "a <|im_end|>\nusers are",
+            "a<|fim_pad|>b<start_of_turn>c",
             "a <|> b <$> c <| d |> e <|",
             "x < y and z[0] <= w[INSTALL]",
             "a <|im_end",
@@ -244,11 +311,12 @@ mod tests {
     fn ambiguous_tokens_are_removed_only_at_the_edges() {
         check("x = 1\n</s>", "x = 1\n", false);
         check("x = 1</s> \n</s>\n", "x = 1 \n\n", false);
-        check("a </s> <|im_end|>b", "a  ", true);
+        check("a [e~[", "a ", false);
         check("<s> [/INST] a", "  a", false);
-        check("```\nx\n```</s>\nand then", "```\nx\n```\nand then", false);
         for kept in [
             "a </s> b",
+            "a </s> <|im_end|>b",
+            "b = T[SYSTEM_PROMPT] + x",
             "<p>a <s>old</s>",
             "```html\n<s>a</s>\n```\n",
             "```html\na</s>",
@@ -256,7 +324,7 @@ mod tests {
         ] {
             check(kept, kept, false);
         }
-        let far = format!("a</s>{}", " ".repeat(MAX_PENDING_BYTES));
+        let far = format!("a</s>{}", " ".repeat(MAX_LOOKAHEAD_BYTES + 1));
         check(&far, &far, false);
     }
 
@@ -272,7 +340,7 @@ mod tests {
     proptest! {
         #[test]
         fn the_result_does_not_depend_on_the_pieces(
-            parts in prop::collection::vec("<\\|im_end\\|>|<\\|a\\|>|</?s>|\\[INST\\]|<｜U｜>|[<|>\\[\"`]|```\n?|[a한 ]{1,4}|\n| {60}", 0..16),
+            parts in prop::collection::vec("<\\|im_end\\|>|<\\|a\\|>|</?s>|\\[INST\\]|<｜U｜>|<\\|im_start\\|>|user|User:|a:```py|[<|>\\[\"`]|```\n?|[a한 ]{1,4}|\n| {60}", 0..16),
             cuts in prop::collection::vec(any::<prop::sample::Index>(), 0..8),
         ) {
             let answer = parts.concat();

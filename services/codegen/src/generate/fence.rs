@@ -3,27 +3,36 @@
 //! <https://spec.commonmark.org/0.31.2/#fenced-code-blocks>
 //!
 //! The texts, joined, are byte for byte the answer, except for:
-//! * lines that open or close a block,
+//! * lines that open or close a block, and fences at the end of other lines,
 //! * in a block, the indentation of its opening fence and the `>` of its block quotes,
 //! * in an HTML block, entities, which are decoded.
 //!
 //! Models often indent a list's blocks by another width than its items. Therefore a fence in a list may have any
 //! indentation, and code may be indented less than its fence. A fence closes also before a control token.
 //!
+//! Models also forget line breaks around fences of backticks, unlike `CommonMark`:
+//! * "Here it is:```py" opens a block if the line contains no other backticks. Its line break is explanation.
+//! * "```This prints 1." closes a block, and the rest of the line is explanation.
+//! * "print(1)```" closes a block, and its line break is code. Lines of comments and Markdown are excepted.
+//! * "```js" in a block of a named language closes it and opens the next one, if the word is a language. In a block
+//!   without a name it is code. In a Markdown block it opens an inner block, which the next bare fence closes.
+//!
 //! Text is emitted as soon as it cannot belong to such a line, so at most 200 bytes are held back.
 
+mod closing;
 mod container;
 mod html;
 mod info;
+mod line_text;
+mod opening;
 
 use hapa_proto::codegen::v1::stream_generate_code_response::Kind;
 
-use crate::generate::fence::container::{
-    Container, LinePrefix, Unquoted, read_prefix, skip_blank, skip_quotes,
-};
+use crate::generate::fence::closing::Fence;
+use crate::generate::fence::container::{Container, read_prefix};
 use crate::generate::fence::html::HtmlMatch;
-use crate::generate::fence::info::info_word;
-use crate::request::control_tokens::is_only_tokens;
+use crate::generate::fence::line_text::{LineTail, LineText};
+use crate::generate::fence::opening::ListContext;
 
 /// Longest line that can be a fence. Longer lines are not held back.
 const MAX_FENCE_LINE_LEN: usize = 200;
@@ -49,10 +58,11 @@ pub(crate) struct FenceSplitter {
     block_count: usize,
     /// The language of the last block.
     info_word: String,
-    /// The current line while it may be a fence, or possible markup of an HTML block, or else "".
+    /// The text of the current line that may be a fence, or possible markup of an HTML block, or else "".
     pending: String,
-    /// The current line is no fence, so its rest passes through.
-    is_mid_line: bool,
+    position: LinePosition,
+    /// The emitted text of the current line.
+    line_text: LineText,
     /// HTML tags end here, and a line break after them belongs to them.
     is_after_tag: bool,
     lists: ListContext,
@@ -65,19 +75,16 @@ enum OpenBlock {
     Html,
 }
 
-/// The opening fence of a block.
-#[derive(Clone, Copy, Debug)]
-struct Fence {
-    marker: char,
-    length: usize,
-    container: Container,
-}
-
-/// Whether the current line may belong to a list item.
-#[derive(Debug, Default)]
-struct ListContext {
-    is_in_list: bool,
-    is_after_blank: bool,
+/// How the rest of the current line is read.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum LinePosition {
+    /// The line may begin with a fence.
+    #[default]
+    Start,
+    /// The line may end in a fence.
+    Middle,
+    /// The rest of the line belongs to its fence.
+    InFence,
 }
 
 /// Where the text of a line ends.
@@ -91,10 +98,13 @@ enum LineEnd {
 }
 
 enum LineKind {
+    /// A fence opens a block in this language. It also closes an open block.
     Open(Fence, String),
     /// Tags of this length open a block in this language.
     OpenHtml(usize, String),
     Close,
+    /// The fence before this byte closes the block, and the rest of the line is text.
+    CloseBefore(usize),
     /// The line has left the block quote of the block, and is to be read again.
     Leave,
     /// Text, without its first bytes.
@@ -119,9 +129,24 @@ impl FenceSplitter {
         if matches!(self.open_block, Some(OpenBlock::Html)) {
             let pending = std::mem::take(&mut self.pending);
             self.advance(&pending, true, emit);
-        } else if !self.pending.is_empty() {
+            return;
+        }
+        if self.position == LinePosition::Start && !self.pending.is_empty() {
             self.resolve_pending(true, emit);
         }
+        let pending = std::mem::take(&mut self.pending);
+        self.push_middle(&pending, true, emit);
+    }
+
+    /// Whether the text so far ends inside of a block. A line that may yet be a fence does not count.
+    pub(crate) fn is_in_block(&self) -> bool {
+        self.open_block.is_some()
+    }
+
+    /// Whether the text so far ends in a fence that closes a block, if nothing else follows on its line.
+    pub(crate) fn is_after_closing_fence(&self) -> bool {
+        let Some(OpenBlock::Fenced(fence)) = self.open_block else { return false };
+        !self.pending.is_empty() && fence.is_closed_by(&self.pending)
     }
 
     fn advance(&mut self, mut text: &str, is_last: bool, emit: &mut impl FnMut(Segment<'_>, &str)) {
@@ -139,14 +164,61 @@ impl FenceSplitter {
     fn push_line(&mut self, text: &str, emit: &mut impl FnMut(Segment<'_>, &str)) -> usize {
         let end = memchr::memchr(b'\n', text.as_bytes());
         let line = &text[..end.map_or(text.len(), |at| at + 1)];
-        if self.is_mid_line {
-            emit(self.segment(), line);
-            self.is_mid_line = end.is_none();
-        } else {
-            self.pending.push_str(line);
-            self.resolve_pending(end.is_some(), emit);
+        match self.position {
+            LinePosition::Start => {
+                self.pending.push_str(line);
+                self.resolve_pending(end.is_some(), emit);
+            }
+            LinePosition::Middle if self.pending.is_empty() => self.push_middle(line, false, emit),
+            LinePosition::Middle => {
+                let mut joined = std::mem::take(&mut self.pending);
+                joined.push_str(line);
+                self.push_middle(&joined, false, emit);
+            }
+            LinePosition::InFence if end.is_some() => self.position = LinePosition::Start,
+            LinePosition::InFence => {}
         }
         line.len()
+    }
+
+    /// Adds text of a line that does not begin with a fence, up to the end of the line.
+    fn push_middle(&mut self, text: &str, is_last: bool, emit: &mut impl FnMut(Segment<'_>, &str)) {
+        let at = memchr::memchr(b'`', text.as_bytes()).filter(|_| !self.line_text.is_plain());
+        let (before, rest) = text.split_at(at.unwrap_or(text.len()));
+        self.emit_text(before, emit);
+        if rest.is_empty() {
+            return;
+        }
+        let close_len = match self.open_block {
+            Some(OpenBlock::Fenced(fence)) => Some(fence.inline_close_len().unwrap_or(usize::MAX)),
+            _ => None,
+        };
+        match self.line_text.classify(rest, close_len, is_last) {
+            LineTail::Undecided => rest.clone_into(&mut self.pending),
+            LineTail::Text => {
+                self.line_text.set_plain();
+                self.emit_text(rest, emit);
+            }
+            LineTail::Fence(length) => {
+                let (fence, line_break) = rest.split_at(length);
+                self.emit_text(line_break, emit);
+                if self.open_block.take().is_none() {
+                    let (fence, info_word) = self.line_text.open(fence);
+                    self.start_block(OpenBlock::Fenced(fence), info_word);
+                }
+            }
+        }
+    }
+
+    /// Emits text of a line that does not begin with a fence.
+    fn emit_text(&mut self, text: &str, emit: &mut impl FnMut(Segment<'_>, &str)) {
+        if text.is_empty() {
+            return;
+        }
+        self.line_text.push(text);
+        let is_complete = text.ends_with('\n');
+        self.position = if is_complete { LinePosition::Start } else { LinePosition::Middle };
+        emit(self.segment(), text);
     }
 
     /// Drops a line break after tags.
@@ -156,7 +228,9 @@ impl FenceSplitter {
         }
         self.is_after_tag = false;
         let has_break = text.starts_with('\n');
-        self.is_mid_line = self.open_block.is_none() && !has_break;
+        if self.open_block.is_none() && !has_break {
+            (self.position, self.line_text) = (LinePosition::Middle, LineText::plain());
+        }
         usize::from(has_break)
     }
 
@@ -197,6 +271,10 @@ impl FenceSplitter {
             match self.classify(is_complete) {
                 LineKind::Open(fence, info_word) => {
                     self.start_block(OpenBlock::Fenced(fence), info_word);
+                    // A long line can be a fence before its end.
+                    if !is_complete {
+                        self.position = LinePosition::InFence;
+                    }
                 }
                 LineKind::OpenHtml(length, info_word) => {
                     let rest = self.pending.split_off(length);
@@ -207,20 +285,37 @@ impl FenceSplitter {
                     return self.advance(&rest, false, emit);
                 }
                 LineKind::Close => self.open_block = None,
+                LineKind::CloseBefore(from) => {
+                    self.open_block = None;
+                    return self.pass_pending(from, LineText::plain(), emit);
+                }
                 LineKind::Leave => {
                     self.open_block = None;
                     continue;
                 }
                 LineKind::Text(from) => {
-                    if from < self.pending.len() {
-                        emit(self.segment(), &self.pending[from..]);
-                    }
-                    self.is_mid_line = !is_complete;
+                    let container = match self.open_block {
+                        None => read_prefix(&self.pending).container,
+                        Some(_) => Container::default(),
+                    };
+                    return self.pass_pending(from, LineText::new(container), emit);
                 }
                 LineKind::Undecided => return,
             }
             return self.pending.clear();
         }
+    }
+
+    /// Passes on the pending line from this byte as text.
+    fn pass_pending(
+        &mut self,
+        from: usize,
+        line_text: LineText,
+        emit: &mut impl FnMut(Segment<'_>, &str),
+    ) {
+        let line = std::mem::take(&mut self.pending);
+        (self.position, self.line_text) = (LinePosition::Middle, line_text);
+        self.push_middle(&line[from..], false, emit);
     }
 
     fn classify(&mut self, is_complete: bool) -> LineKind {
@@ -234,7 +329,7 @@ impl FenceSplitter {
             (false, true) => LineEnd::Known,
             (false, false) => LineEnd::Unknown,
         };
-        match self.open_block {
+        match &mut self.open_block {
             Some(OpenBlock::Fenced(fence)) => fence.classify(line, end),
             _ => self.lists.classify(line, end),
         }
@@ -249,99 +344,6 @@ impl FenceSplitter {
     fn segment(&self) -> Segment<'_> {
         let kind = if self.open_block.is_some() { Kind::Code } else { Kind::Explanation };
         Segment { kind, block: self.block_count, info_word: &self.info_word }
-    }
-}
-
-impl ListContext {
-    /// Classifies a line outside of code.
-    fn classify(&mut self, line: &str, end: LineEnd) -> LineKind {
-        let prefix = read_prefix(line);
-        if prefix.is_partial && end == LineEnd::Unknown {
-            return LineKind::Undecided;
-        }
-        let column = prefix.container.column;
-        if self.is_in_list || prefix.has_list_marker || column <= MAX_INDENT_LEN {
-            match classify_opening(line, &prefix, end) {
-                LineKind::Text(_) => {}
-                kind => return kind,
-            }
-        }
-        let is_blank = prefix.body.is_empty() && !prefix.has_list_marker;
-        if prefix.has_list_marker {
-            self.is_in_list = true;
-        } else if !is_blank && column == 0 && (self.is_after_blank || line.starts_with('#')) {
-            self.is_in_list = false;
-        }
-        self.is_after_blank = is_blank;
-        LineKind::Text(0)
-    }
-}
-
-/// Classifies a line that may open a block.
-fn classify_opening(line: &str, prefix: &LinePrefix<'_>, end: LineEnd) -> LineKind {
-    let (body, container) = (prefix.body, prefix.container);
-    let Some(marker) = body.chars().next().filter(|marker| matches!(marker, '`' | '~')) else {
-        return classify_tags(line, prefix, end);
-    };
-    let after = body.trim_start_matches(marker);
-    let length = body.len() - after.len();
-    // A backtick after the fence makes the line inline code.
-    let is_inline = marker == '`' && after.contains('`');
-    let is_fence = length >= MIN_FENCE_LEN && !is_inline;
-    match end {
-        LineEnd::Known if is_fence => {
-            LineKind::Open(Fence { marker, length, container }, info_word(after))
-        }
-        LineEnd::Unknown if is_fence || after.is_empty() => LineKind::Undecided,
-        _ => LineKind::Text(0),
-    }
-}
-
-/// Classifies a line that may begin with the tags of an HTML block.
-fn classify_tags(line: &str, prefix: &LinePrefix<'_>, end: LineEnd) -> LineKind {
-    if prefix.container.quotes > 0 {
-        return LineKind::Text(0);
-    }
-    match html::match_open(prefix.body) {
-        HtmlMatch::Found(info_word, length) => {
-            LineKind::OpenHtml(line.len() - prefix.body.len() + length, info_word)
-        }
-        HtmlMatch::Partial if end == LineEnd::Unknown => LineKind::Undecided,
-        HtmlMatch::Partial | HtmlMatch::None => LineKind::Text(0),
-    }
-}
-
-impl Fence {
-    /// Classifies a line of the block that this fence has opened.
-    fn classify(&self, line: &str, end: LineEnd) -> LineKind {
-        let from = match skip_quotes(line, self.container.quotes, end != LineEnd::Unknown) {
-            Unquoted::Rest(from) => from,
-            Unquoted::Partial => return LineKind::Undecided,
-            Unquoted::Missing => return LineKind::Leave,
-        };
-        let (rest, last) = (&line[from..], self.container.column);
-        let text = LineKind::Text(from + skip_blank(rest, 0, last).0);
-        let (blank, column) = skip_blank(rest, 0, usize::MAX);
-        let body = &rest[blank..];
-        if column > last + MAX_INDENT_LEN {
-            return text;
-        }
-        if body.is_empty() {
-            return if end == LineEnd::Unknown { LineKind::Undecided } else { text };
-        }
-        let after = body.trim_start_matches(self.marker);
-        let length = body.len() - after.len();
-        if length == 0 || (length < self.length && !after.is_empty()) {
-            return text;
-        }
-        let after = after.trim_start();
-        match end {
-            LineEnd::Unknown if after.is_empty() || after.starts_with(['<', '[']) => {
-                LineKind::Undecided
-            }
-            LineEnd::Known if length >= self.length && is_only_tokens(after) => LineKind::Close,
-            _ => text,
-        }
     }
 }
 

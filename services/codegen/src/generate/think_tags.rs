@@ -3,18 +3,23 @@
 //! space before the opening tag and one line break after the closing tag. All other bytes pass through in order.
 //!
 //! Some chat templates contain the opening tag, so the output begins inside of the reasoning: `Expect::Open`.
-//! Otherwise a closing tag on a line of its own shows it afterwards: `OutputPart::Reclassified`.
+//! Otherwise a closing tag without an opening one shows it afterwards: `OutputPart::Reclassified`. In a fenced code
+//! block, in quotation marks and in backticks, a closing tag is text.
+//!
+//! Some engines remove only the control tokens of gpt-oss, and `analysis…assistantfinal…` remains.
 //!
 //! Tags elsewhere are text. Only a possible tag is held back, at most 128 bytes of it.
 
 mod harmony;
+mod quotes;
 mod tags;
 
 use crate::generate::code_block_tracker::CodeBlockTracker;
 use crate::generate::think_tags::harmony::Header;
+use crate::generate::think_tags::quotes::LineQuotes;
 use crate::generate::think_tags::tags::{TagMatch, TagPair};
 
-/// Most white space around a tag on its line, in bytes.
+/// Most white space before the first tag, in bytes.
 const MAX_BLANK_LEN: usize = 32;
 
 /// Where the output begins.
@@ -47,10 +52,12 @@ enum State {
     HarmonyMessage,
     /// Between two harmony messages.
     HarmonyHeader,
-    /// In the answer, at the start of a line that may be a closing tag.
-    LineStart,
-    /// In the answer, within a line.
-    MidLine,
+    /// In the reasoning of a harmony output without its control tokens.
+    StrippedReasoning,
+    /// The same, but the text is emitted as answer until the final message shows the reasoning.
+    StrippedAnswer,
+    /// In the answer, which a closing tag may turn into reasoning.
+    Answer,
     /// In the answer, after the reasoning. Tags have no meaning any more.
     AfterReasoning,
 }
@@ -71,14 +78,34 @@ pub(crate) struct ThinkTagSplitter {
     /// A possible tag.
     pending: String,
     blocks: CodeBlockTracker,
-    /// Lines of the answer that are opening tags, without their closing tags.
+    quotes: LineQuotes,
+    /// The opening tags in the answer without their closing tags.
     open_tags: u32,
+    has_closed: bool,
 }
 
 impl ThinkTagSplitter {
     pub(crate) fn new(expect: Expect) -> ThinkTagSplitter {
-        let (pending, blocks) = Default::default();
-        ThinkTagSplitter { expect, state: State::Start, pending, blocks, open_tags: 0 }
+        let (pending, blocks, quotes, open_tags, has_closed) = Default::default();
+        ThinkTagSplitter {
+            expect,
+            state: State::Start,
+            pending,
+            blocks,
+            quotes,
+            open_tags,
+            has_closed,
+        }
+    }
+
+    /// All further text is the answer, for example because the engine separates the reasoning.
+    pub(crate) fn set_answer_only(&mut self) {
+        self.state = State::AfterReasoning;
+    }
+
+    /// Whether a closing tag, or the start of the final message, has ended the reasoning.
+    pub(crate) fn has_closed(&self) -> bool {
+        self.has_closed
     }
 
     /// Adds a piece of the output and emits all text of which the part is certain.
@@ -101,7 +128,10 @@ impl ThinkTagSplitter {
     pub(crate) fn is_in_reasoning(&self) -> bool {
         match self.state {
             State::Start => self.expect == Expect::Open,
-            State::Reasoning(_) | State::HarmonyMessage | State::HarmonyHeader => true,
+            State::Reasoning(_)
+            | State::HarmonyMessage
+            | State::HarmonyHeader
+            | State::StrippedReasoning => true,
             _ => false,
         }
     }
@@ -114,8 +144,10 @@ impl ThinkTagSplitter {
                 State::AfterTag => self.after_tag(text, is_last),
                 State::HarmonyMessage => self.harmony_message(text, is_last, emit),
                 State::HarmonyHeader => self.harmony_header(text, is_last, emit),
-                State::LineStart => self.line_start(text, is_last, emit),
-                State::MidLine => self.mid_line(text, emit),
+                State::StrippedReasoning | State::StrippedAnswer => {
+                    self.stripped(text, is_last, emit)
+                }
+                State::Answer => self.answer(text, is_last, emit),
                 State::AfterReasoning => {
                     emit(OutputPart::Answer, text);
                     Step::Done(text.len())
@@ -136,11 +168,16 @@ impl ThinkTagSplitter {
         Step::Done(length)
     }
 
+    fn close(&mut self, length: usize) -> Step {
+        self.has_closed = true;
+        self.go_to(State::AfterTag, length)
+    }
+
     fn start(&mut self, text: &str, is_last: bool) -> Step {
         let body = text.trim_start();
         let blank = text.len() - body.len();
         let without_tag = match self.expect {
-            Expect::Detect => State::LineStart,
+            Expect::Detect => State::Answer,
             Expect::Open => State::Reasoning(None),
         };
         if blank > MAX_BLANK_LEN {
@@ -150,7 +187,9 @@ impl ThinkTagSplitter {
         let header = harmony::match_header_start(body);
         // The reasoning is empty if the output begins with its closing tag.
         let closing = tags::match_closing(body);
+        let stripped = harmony::match_stripped_start(body);
         let is_partial = body.is_empty()
+            || stripped == TagMatch::Partial
             || opening == TagMatch::Partial
             || header == TagMatch::Partial
             || closing == TagMatch::Partial;
@@ -159,9 +198,15 @@ impl ThinkTagSplitter {
                 self.go_to(State::Reasoning(Some(pair)), blank + length)
             }
             (_, TagMatch::Found(..), _) => self.go_to(State::HarmonyHeader, blank),
-            (.., TagMatch::Found(_, length)) => self.go_to(State::AfterTag, blank + length),
+            (.., TagMatch::Found(_, length)) => self.close(blank + length),
             _ if is_partial && !is_last => Step::Hold,
-            _ => self.go_to(without_tag, 0),
+            _ => match (stripped, self.expect) {
+                (TagMatch::Found((), length), Expect::Open) => {
+                    self.go_to(State::StrippedReasoning, blank + length)
+                }
+                (TagMatch::Found(..), Expect::Detect) => self.go_to(State::StrippedAnswer, 0),
+                _ => self.go_to(without_tag, 0),
+            },
         }
     }
 
@@ -177,8 +222,10 @@ impl ThinkTagSplitter {
             None => tags::find_any(text, &tags::closing_tags()),
         };
         match found {
-            Some((0, TagMatch::Found(_, length))) => self.go_to(State::AfterTag, length),
-            found => emit_reasoning(found.map(|(at, _)| at), text, is_last, emit),
+            Some((0, TagMatch::Found(_, length))) => self.close(length),
+            found => {
+                emit_before(OutputPart::Reasoning, found.map(|(at, _)| at), text, is_last, emit)
+            }
         }
     }
 
@@ -200,7 +247,9 @@ impl ThinkTagSplitter {
             Some((0, TagMatch::Found(is_end, length))) => {
                 self.go_to(State::HarmonyHeader, if is_end { length } else { 0 })
             }
-            found => emit_reasoning(found.map(|(at, _)| at), text, is_last, emit),
+            found => {
+                emit_before(OutputPart::Reasoning, found.map(|(at, _)| at), text, is_last, emit)
+            }
         }
     }
 
@@ -212,6 +261,7 @@ impl ThinkTagSplitter {
     ) -> Step {
         match harmony::read_header(text) {
             Header::Complete { length, is_answer: true } => {
+                self.has_closed = true;
                 self.go_to(State::AfterReasoning, length)
             }
             Header::Complete { length, .. } => self.go_to(State::HarmonyMessage, length),
@@ -221,55 +271,68 @@ impl ThinkTagSplitter {
         }
     }
 
-    fn line_start(
+    /// Searches the start of the final message.
+    fn stripped(
         &mut self,
         text: &str,
         is_last: bool,
         emit: &mut impl FnMut(OutputPart, &str),
     ) -> Step {
-        let body = text.trim_start_matches([' ', '\t']);
-        let blank = text.len() - body.len();
-        let closing = tags::match_closing(body);
-        let opening = tags::match_opening(body);
-        let is_partial =
-            body.is_empty() || closing == TagMatch::Partial || opening == TagMatch::Partial;
-        if blank <= MAX_BLANK_LEN && is_partial && !is_last {
-            return Step::Hold;
-        }
-        if let TagMatch::Found(_, length) = closing
-            && blank <= MAX_BLANK_LEN
-        {
-            let after = body[length..].trim_start_matches([' ', '\t', '\r']);
-            let trailing = body.len() - length - after.len();
-            if after.is_empty() && !is_last && trailing <= MAX_BLANK_LEN {
-                return Step::Hold;
+        let is_answer = matches!(self.state, State::StrippedAnswer);
+        let part = if is_answer { OutputPart::Answer } else { OutputPart::Reasoning };
+        match harmony::find_stripped_final(text) {
+            Some((0, TagMatch::Found((), length))) => {
+                if is_answer {
+                    emit(OutputPart::Reclassified, "");
+                }
+                self.close(length)
             }
-            if trailing <= MAX_BLANK_LEN
-                && (after.is_empty() || after.starts_with('\n'))
-                && !self.blocks.is_in_block()
-                && self.open_tags == 0
-            {
-                emit(OutputPart::Reclassified, "");
-                return self.go_to(State::AfterTag, blank + length + trailing);
-            }
-            self.open_tags = self.open_tags.saturating_sub(1);
+            found => emit_before(part, found.map(|(at, _)| at), text, is_last, emit),
         }
-        let is_opening = matches!(opening, TagMatch::Found(..)) && blank <= MAX_BLANK_LEN;
-        self.open_tags += u32::from(is_opening);
-        self.go_to(State::MidLine, 0)
     }
 
-    fn mid_line(&mut self, text: &str, emit: &mut impl FnMut(OutputPart, &str)) -> Step {
-        let end = memchr::memchr(b'\n', text.as_bytes());
-        let line = &text[..end.map_or(text.len(), |at| at + 1)];
-        self.blocks.push(line);
-        emit(OutputPart::Answer, line);
-        self.go_to(if end.is_some() { State::LineStart } else { State::MidLine }, line.len())
+    fn answer(
+        &mut self,
+        text: &str,
+        is_last: bool,
+        emit: &mut impl FnMut(OutputPart, &str),
+    ) -> Step {
+        let Some((at, found)) = tags::find_any(text, &tags::all_tags()) else {
+            return self.emit_answer(text, emit);
+        };
+        if at > 0 {
+            return self.emit_answer(&text[..at], emit);
+        }
+        let TagMatch::Found(is_closing, length) = found else {
+            return if is_last { self.emit_answer(text, emit) } else { Step::Hold };
+        };
+        if !is_closing {
+            self.open_tags = self.open_tags.saturating_add(1);
+            return self.emit_answer(&text[..length], emit);
+        }
+        let next = text[length..].chars().next();
+        if next.is_none() && !is_last {
+            return Step::Hold;
+        }
+        let is_quoted = self.blocks.is_in_block() || self.quotes.is_quoted(&text[length..]);
+        if self.open_tags == 0 && (!is_quoted || self.blocks.is_after_closing_fence()) {
+            emit(OutputPart::Reclassified, "");
+            return self.close(length);
+        }
+        self.open_tags = self.open_tags.saturating_sub(1);
+        self.emit_answer(&text[..length], emit)
+    }
+
+    fn emit_answer(&mut self, text: &str, emit: &mut impl FnMut(OutputPart, &str)) -> Step {
+        self.blocks.push(text);
+        self.quotes.push(text);
+        emit_all(OutputPart::Answer, text, emit)
     }
 }
 
-/// Emits reasoning up to a possible tag. At the end of the output, an incomplete tag is text.
-fn emit_reasoning(
+/// Emits text up to a possible tag. At the end of the output, an incomplete tag is text.
+fn emit_before(
+    part: OutputPart,
     tag: Option<usize>,
     text: &str,
     is_last: bool,
@@ -277,8 +340,8 @@ fn emit_reasoning(
 ) -> Step {
     match tag {
         Some(0) if !is_last => Step::Hold,
-        Some(0) | None => emit_all(OutputPart::Reasoning, text, emit),
-        Some(at) => emit_all(OutputPart::Reasoning, &text[..at], emit),
+        Some(0) | None => emit_all(part, text, emit),
+        Some(at) => emit_all(part, &text[..at], emit),
     }
 }
 

@@ -11,6 +11,8 @@ use serde::Deserialize;
 
 /// Longest control token. Longer texts are no tokens.
 pub(crate) const MAX_TOKEN_BYTES: usize = 64;
+/// Longest number in a token, in digits.
+const MAX_NUMBER_LEN: usize = 6;
 /// Longest word between bars, in characters.
 const MAX_WORD_LEN: usize = 40;
 
@@ -20,6 +22,8 @@ const MAX_WORD_LEN: usize = 40;
 struct TokenLists {
     unmistakable: Vec<String>,
     ambiguous: Vec<String>,
+    numbered: Vec<String>,
+    roles: Vec<String>,
     ends: Vec<String>,
 }
 
@@ -51,32 +55,64 @@ pub(crate) enum TokenMatch<T> {
 /// Finds the first byte from `from` that may begin a control token.
 pub(crate) fn find_start(text: &str, from: usize) -> Option<usize> {
     let rest = text.as_bytes().get(from..)?;
-    memchr::memchr2(b'<', b'[', rest).map(|at| from + at)
+    memchr::memchr3(b'<', b'[', b']', rest).map(|at| from + at)
 }
 
 /// Matches the start of a text with the tokens of chat templates.
 pub(crate) fn match_chat_token(text: &str) -> TokenMatch<TokenKind> {
     let lists = &*LISTS;
-    let of_list = match_list(text, lists.unmistakable.iter().chain(&lists.ambiguous));
-    let found = match of_list {
-        TokenMatch::None => match_barred_word(text),
-        found => found,
-    };
-    match found {
-        TokenMatch::Token((), length) => {
-            let token = text.get(..length).unwrap_or_default();
+    let found = [
+        match_list(text, lists.unmistakable.iter().chain(&lists.ambiguous)),
+        match_barred_word(text),
+        match_numbered(text, &lists.numbered),
+    ];
+    let is_token = |found: &&TokenMatch<()>| matches!(found, TokenMatch::Token(..));
+    match found.iter().find(is_token) {
+        Some(TokenMatch::Token((), length)) => {
+            let token = text.get(..*length).unwrap_or_default();
+            let is_numbered = found.last().is_some_and(|last| is_token(&last));
             let kind = if lists.ends.iter().any(|end| end == token) {
                 TokenKind::End
-            } else if lists.ambiguous.iter().any(|one| one == token) {
+            } else if is_numbered || lists.ambiguous.iter().any(|one| one == token) {
                 TokenKind::Ambiguous
             } else {
                 TokenKind::Unmistakable
             };
-            TokenMatch::Token(kind, length)
+            TokenMatch::Token(kind, *length)
         }
-        TokenMatch::Partial => TokenMatch::Partial,
-        TokenMatch::None => TokenMatch::None,
+        _ if found.contains(&TokenMatch::Partial) => TokenMatch::Partial,
+        _ => TokenMatch::None,
     }
+}
+
+/// Whether a text starts with a token that opens a message.
+pub(crate) fn starts_with_role(text: &str) -> bool {
+    LISTS.roles.iter().any(|role| text.starts_with(role.as_str()))
+}
+
+/// Matches the start of a text with tokens such as `<extra_id_0>`, of which the beginnings are given.
+fn match_numbered(text: &str, beginnings: &[String]) -> TokenMatch<()> {
+    let mut found = TokenMatch::None;
+    for beginning in beginnings {
+        let Some(number) = text.strip_prefix(beginning.as_str()) else {
+            if beginning.starts_with(text) {
+                found = TokenMatch::Partial;
+            }
+            continue;
+        };
+        let rest = number.trim_start_matches(|letter: char| letter.is_ascii_digit());
+        let digits = number.len() - rest.len();
+        let close = if beginning.starts_with('<') { '>' } else { ']' };
+        return match rest.chars().next() {
+            _ if digits > MAX_NUMBER_LEN => TokenMatch::None,
+            None => TokenMatch::Partial,
+            Some(next) if next == close && digits > 0 => {
+                TokenMatch::Token((), beginning.len() + digits + 1)
+            }
+            Some(_) => TokenMatch::None,
+        };
+    }
+    found
 }
 
 /// Matches the start of a text with any token of a list.
@@ -142,12 +178,11 @@ pub(crate) fn escape_for_chat(text: &str) -> Cow<'_, str> {
     let mut from = 0;
     while let Some(at) = find_start(text, from) {
         match match_chat_token(&text[at..]) {
-            TokenMatch::Token(_, length) => {
-                tokens.push((at, at + length));
-                from = at + length;
-            }
-            TokenMatch::Partial | TokenMatch::None => from = at + 1,
+            TokenMatch::Token(_, length) => tokens.push((at, at + length)),
+            TokenMatch::Partial | TokenMatch::None => {}
         }
+        // Tokens may overlap, as in `]~!b[e~[`.
+        from = at + 1;
     }
     insert_spaces(text, &without_struck_text(text, &tokens))
 }
@@ -172,8 +207,8 @@ fn without_struck_text(text: &str, tokens: &[(usize, usize)]) -> Vec<usize> {
         |index: usize| token(index).is_some_and(|(tag, ..)| tag == "<s>" || tag == "</s>");
     let is_joined = |index: usize| {
         let gap =
-            token(index).zip(token(index + 1)).map(|((.., to), (_, from, _))| &text[to..from]);
-        gap.is_some_and(|gap| gap.trim().is_empty())
+            token(index).zip(token(index + 1)).map(|((.., to), (_, from, _))| text.get(to..from));
+        gap.is_some_and(|gap| gap.unwrap_or_default().trim().is_empty())
     };
     let is_alone = |index: usize| {
         let follows = index > 0 && is_joined(index - 1) && !is_strike(index - 1);
@@ -220,7 +255,11 @@ mod tests {
     fn the_lists_fit_the_limits() {
         let lists = &*LISTS;
         for token in lists.unmistakable.iter().chain(&lists.ambiguous) {
-            assert!(token.len() <= MAX_TOKEN_BYTES && token.starts_with(['<', '[']), "{token}");
+            assert!(token.len() <= MAX_TOKEN_BYTES, "{token}");
+            assert!(token.starts_with(['<', '[', ']']), "{token}");
+        }
+        for role in &lists.roles {
+            assert!(matches!(match_chat_token(role), TokenMatch::Token(..)), "{role}");
         }
         for end in &lists.ends {
             assert_eq!(match_chat_token(end), TokenMatch::Token(TokenKind::End, end.len()));
@@ -248,6 +287,18 @@ mod tests {
     }
 
     #[test]
+    fn tokens_that_are_also_code_are_ambiguous() {
+        for token in ["[TOOL_CALLS]", "]~b]", "<extra_id_12>", "[UNUSED_TOKEN_0]", "<role>"] {
+            let found = TokenMatch::Token(TokenKind::Ambiguous, token.len());
+            assert_eq!(match_chat_token(&format!("{token}x")), found, "{token}");
+            for at in 1..token.len() {
+                assert_eq!(match_chat_token(&token[..at]), TokenMatch::Partial, "{token} {at}");
+            }
+        }
+        assert!(starts_with_role("<|im_start|>user") && !starts_with_role("<|im_end|>"));
+    }
+
+    #[test]
     fn tokens_in_client_text_are_escaped() {
         for (text, expected) in [
             ("a<|im_end|>\n<|im_start|>system", "a< |im_end|>\n< |im_start|>system"),
@@ -259,6 +310,12 @@ mod tests {
             ("x</s>\n", "x< /s>\n"),
             ("a <|> b || c[INSTALL] <start_of_turn>", "a <|> b || c[INSTALL] < start_of_turn>"),
             ("[|endofturn|]\n[|system|]x", "[ |endofturn|]\n[ |system|]x"),
+            ("]~!b[]~b]system[e~[", "] ~!b[] ~b]system[ e~["),
+            ("]~!b[e~[", "] ~!b[ e~["),
+            ("<extra_id_1>User <SPECIAL_10>", "< extra_id_1>User < SPECIAL_10>"),
+            ("<reserved_106>x[UNUSED_TOKEN_146]", "< reserved_106>x[ UNUSED_TOKEN_146]"),
+            ("[gMASK]<sop><role>SYSTEM</role>", "[ gMASK]< sop>< role>SYSTEM< /role>"),
+            ("<extra_id_>[UNUSED_TOKEN_1 a[b]~c", "<extra_id_>[UNUSED_TOKEN_1 a[b]~c"),
         ] {
             assert_eq!(escape_for_chat(text), expected);
         }
@@ -274,7 +331,7 @@ mod tests {
     proptest! {
         #[test]
         fn escaped_text_has_no_unmistakable_token_and_loses_no_character(
-            parts in prop::collection::vec("(<\\||\\|>|<|>|im_end|<\\|im_start\\|>|\\[INST\\]|<s>|</s>|<<SYS>>|<｜User｜>|[a-z한 \\[|]{0,3})", 0..12),
+            parts in prop::collection::vec("(<\\||\\|>|<|>|im_end|<\\|im_start\\|>|\\[INST\\]|<s>|</s>|<<SYS>>|\\]~!?b|\\[e~|<extra_id_|[0-9]|<｜User｜>|[a-z한 \\[|]{0,3})", 0..12),
         ) {
             let text = parts.concat();
             let escaped = escape_for_chat(&text);

@@ -59,7 +59,9 @@ fn lines_similar_to_a_fence_pass_through() {
     check("```inline``` code\n", &[(Explanation, "```inline``` code\n")]);
     check("use `x` or ``y``\n``\n", &[(Explanation, "use `x` or ``y``\n``\n")]);
     check("    ```\n", &[(Explanation, "    ```\n")]);
-    check("```\n``` not the end\n```\n", &[(Code, "``` not the end\n")]);
+    check("```\n```x``` not the end\n```\n", &[(Code, "```x``` not the end\n")]);
+    check("  ~~~~~~^~~~~~~\nx\n", &[(Explanation, "  ~~~~~~^~~~~~~\nx\n")]);
+    check("1. a\n       ~~~~^\n   b\n", &[(Explanation, "1. a\n       ~~~~^\n   b\n")]);
     check("   \n\n  한글\n", &[(Explanation, "   \n\n  한글\n")]);
 }
 
@@ -94,16 +96,70 @@ fn fences_in_lists_and_quotes_lose_their_indentation_and_prefixes() {
 #[test]
 fn the_first_bare_fence_closes_and_so_does_one_before_a_control_token() {
     use Kind::{Code, Explanation};
-    check(
-        "```markdown\n# a\n```python\nx\n```\nb\n",
-        &[(Code, "# a\n```python\nx\n"), (Explanation, "b\n")],
-    );
+    check("```markdown\n# a\n```python\nx\n```\nb\n", &[(Code, "# a\n```python\nx\n```\nb\n")]);
     check("````md\n```py\nx\n```\n````\nb", &[(Code, "```py\nx\n```\n"), (Explanation, "b")]);
     check("```\nx\n```<|im_end|>", &[(Code, "x\n")]);
     check("```\nx\n``` </s>\nb", &[(Code, "x\n"), (Explanation, "b")]);
-    check("```\nx\n```<a>\n", &[(Code, "x\n```<a>\n")]);
+    check("```\nx\n```</a>\n", &[(Code, "x\n"), (Explanation, "</a>\n")]);
     let far = format!("```\n```{}\n", " ".repeat(MAX_FENCE_LINE_LEN));
     check(&far, &[(Code, &far[4..])]);
+}
+
+#[test]
+fn a_fence_after_text_opens_and_one_before_text_or_after_code_closes() {
+    use Kind::{Code, Explanation};
+    for before in ["Here:", "Here: ", "1. **A**:", "**b**"] {
+        let answer = format!("{before}```python\nif x:\n    y\n```\nb\n");
+        let before = format!("{before}\n");
+        check(&answer, &[(Explanation, &before), (Code, "if x:\n    y\n"), (Explanation, "b\n")]);
+    }
+    check("1. A:```\r\n   x\r\n   ```\r\n", &[(Explanation, "1. A:\r\n"), (Code, "x\r\n")]);
+    check("> a ```py {1}\n> x\n> ```\n", &[(Explanation, "> a \n"), (Code, "x\n")]);
+    check("```py\nx\n```This is x.\n\nb\n", &[(Code, "x\n"), (Explanation, "This is x.\n\nb\n")]);
+    check("```py\nf(1)```\nb\n", &[(Code, "f(1)\n"), (Explanation, "b\n")]);
+    check("```py\nf(1)```", &[(Code, "f(1)")]);
+    check("```js\n});```\n```js\nb\n", &[(Code, "});\nb\n")]);
+    for kept in [
+        "a `b` ```\n",
+        "a ```b c d\n",
+        "a ```py\u{e9}\n",
+        "| ```a``` |\n",
+        "/// ```rust\n/// x\n/// ```\n",
+        "a ```",
+    ] {
+        check(kept, &[(Explanation, kept)]);
+    }
+    for code in
+        ["/// ```\n/// x\n", "# a: ```\n", " * ```\n", "s = '''```\n", "`a` + b```\n", "\"```\"\n"]
+    {
+        check(&format!("```rust\n{code}```\nb"), &[(Code, code), (Explanation, "b")]);
+    }
+}
+
+#[test]
+fn blocks_in_blocks_follow_the_word_of_the_outer_one() {
+    use Kind::{Code, Explanation};
+    check(
+        "```markdown\n# T\n\n```bash\nx\n```\n\nMore\n```\nDone.\n",
+        &[(Code, "# T\n\n```bash\nx\n```\n\nMore\n"), (Explanation, "Done.\n")],
+    );
+    check("```md\na```\n```Done it.\n", &[(Code, "a```\n"), (Explanation, "Done it.\n")]);
+    check("```\n```py\nx\n```\nb", &[(Code, "```py\nx\n"), (Explanation, "b")]);
+    let (mut splitter, mut seen) = (FenceSplitter::default(), Vec::new());
+    splitter.push("```py\na\n```js\nb\n```\n", &mut |segment, text| {
+        seen.push((segment.block, segment.info_word.to_owned(), text.to_owned()));
+    });
+    let expected = [(1, "py", "a\n"), (2, "js", "b\n")]
+        .map(|(block, word, text)| (block, word.to_owned(), text.to_owned()));
+    assert_eq!(seen, expected);
+}
+
+#[test]
+fn attributes_with_backticks_and_long_ones_belong_to_the_fence_of_a_language() {
+    use Kind::{Code, Explanation};
+    check("```python {title=\"`a`\"}\nx\n```\nb", &[(Code, "x\n"), (Explanation, "b")]);
+    let long = format!("```python {}\nx\n```\nb", "x".repeat(MAX_FENCE_LINE_LEN));
+    check(&long, &[(Code, "x\n"), (Explanation, "b")]);
 }
 
 #[test]
@@ -145,7 +201,7 @@ fn only_a_possible_fence_is_held_back() {
 proptest! {
     #[test]
     fn the_split_does_not_depend_on_the_pieces(
-        answer in "([`~]{1,5}| {1,5}|[a-z한&<]|\r?\n|```py\n|\n```\n|- |1\\. |> |\t|<pre><code>|</code></pre>|&lt;| {90}){0,40}",
+        answer in "([`~]{1,5}| {1,5}|[a-z한&<]|\r?\n|```py\n|\n```\n|```md\n|a```\n|A b|\\^|- |1\\. |> |\t|<pre><code>|</code></pre>|&lt;| {90}){0,40}",
         cuts in prop::collection::vec(any::<prop::sample::Index>(), 0..20),
     ) {
         let pieces = cut(&answer, &cuts);

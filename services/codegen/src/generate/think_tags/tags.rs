@@ -50,6 +50,11 @@ pub(super) fn closing_tags() -> impl Iterator<Item = (&'static TagPair, &'static
     PAIRS.iter().map(|pair| (pair, pair.close))
 }
 
+/// All tags, and whether they are closing tags.
+pub(super) fn all_tags() -> impl Iterator<Item = (bool, &'static str)> + Clone {
+    PAIRS.iter().flat_map(|pair| [(false, pair.open), (true, pair.close)])
+}
+
 /// Matches the start of a text with tags, ignoring ASCII case.
 pub(super) fn match_any<T>(
     text: &str,

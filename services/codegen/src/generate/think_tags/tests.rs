@@ -85,7 +85,7 @@ fn harmony_messages_before_the_final_one_are_reasoning() {
 #[test]
 fn output_that_begins_inside_of_reasoning_is_reclassified_or_expected() {
     let output = "a\n```py\nx\n```\n  </think>  \n\nb";
-    check(Expect::Detect, output, ("a\n```py\nx\n```\n", "\nb", true));
+    check(Expect::Detect, output, ("a\n```py\nx\n```\n  ", "  \n\nb", true));
     check(Expect::Open, output, ("a\n```py\nx\n```\n  ", "  \n\nb", false));
     check(Expect::Detect, "a\n</think>", ("a\n", "", true));
     check(Expect::Open, "a.</think>\n\nb", ("a.", "\nb", false));
@@ -99,12 +99,57 @@ fn tags_within_an_answer_are_text() {
         "a <think>b</think> c\n",
         "Example:\n<think>\nx\n</think>\ny",
         "```\n</think>\n```\n",
-        "a\n</think> b\n",
+        "print('<b>' + '</think>')\n",
+        "s = \"</think>\"\n",
+        "It writes \"a </think> b\" and 'c </think> d'.\n",
+        "`a </think> b` and (</think>)\n",
+        "```py\ns = 1\n</think>\n```\n",
+        "analysis of the code",
+        "analysisWe begin. assistant",
         "a\n</thin",
         "  \n  x < y[0] ◁ “한”\n",
     ] {
         check(Expect::Detect, answer, ("", answer, false));
     }
+}
+
+#[test]
+fn reasoning_without_an_opening_tag_ends_anywhere_in_a_line() {
+    for (output, reasoning, answer) in [
+        ("We need a loop. Simple.</think>Here:\n", "We need a loop. Simple.", "Here:\n"),
+        ("briefly.</think>391", "briefly.", "391"),
+        ("plan.\n</think>```python\nx\n```\n", "plan.\n", "```python\nx\n```\n"),
+        ("a\n</think> b\n", "a\n", " b\n"),
+        ("It's \"x\" and `y`.</think>\n\nb", "It's \"x\" and `y`.", "\nb"),
+        ("a\n```\nx\n```</think>b", "a\n```\nx\n```", "b"),
+        ("a[/THINK]b", "a", "b"),
+        ("analysisWe add.assistantfinalUse `+`.", "analysisWe add.", "Use `+`."),
+    ] {
+        check(Expect::Detect, output, (reasoning, answer, true));
+    }
+    check(Expect::Open, "analysisWe add.assistantfinalb", ("We add.", "b", false));
+}
+
+#[test]
+fn tags_have_no_meaning_in_an_answer_only() {
+    let mut splitter = ThinkTagSplitter::new(Expect::Open);
+    splitter.set_answer_only();
+    let mut parts = Vec::new();
+    splitter.push("<think>a</think>", &mut |part, text| parts.push((part, text.to_owned())));
+    assert_eq!(parts, [(OutputPart::Answer, "<think>a</think>".to_owned())]);
+    assert!(!splitter.has_closed());
+}
+
+#[test]
+fn a_closing_tag_is_remembered() {
+    let has_closed = |output: &str| {
+        let mut splitter = ThinkTagSplitter::new(Expect::Detect);
+        splitter.push(output, &mut |_, _| ());
+        splitter.has_closed()
+    };
+    assert!(has_closed("<think>a</think>b") && has_closed("a</think>b"));
+    assert!(has_closed("<|channel|>final<|message|>"));
+    assert!(!has_closed("<think>a") && !has_closed("a `</think>`"));
 }
 
 #[test]
@@ -121,7 +166,7 @@ fn the_state_shows_unclosed_reasoning() {
 proptest! {
     #[test]
     fn the_split_does_not_depend_on_the_pieces(
-        parts in prop::collection::vec("</?think>|\\[/?THINK\\]|◁/?think▷|<\\|channel\\|>|<\\|start\\|>|<\\|message\\|>|<\\|end\\|>|final|analysis|```|[a한<◁ ]{1,3}|\r?\n| {33}", 0..14),
+        parts in prop::collection::vec("</?think>|\\[/?THINK\\]|◁/?think▷|<\\|channel\\|>|<\\|start\\|>|<\\|message\\|>|<\\|end\\|>|final|assistant|analysis|A|['`]|\"|```|[a한<◁ ]{1,3}|\r?\n| {33}", 0..14),
         cuts in prop::collection::vec(any::<prop::sample::Index>(), 0..8),
         is_open in any::<bool>(),
     ) {
