@@ -100,10 +100,9 @@ fn escape<'t>(text: &'t str, control: &[&str]) -> Cow<'t, str> {
             return TokenMatch::Token((), 0);
         }
         match control_tokens::match_chat_token(rest) {
-            TokenMatch::Token(TokenKind::Ambiguous, _) => TokenMatch::None,
+            TokenMatch::Token(TokenKind::Ambiguous, _) | TokenMatch::None => TokenMatch::None,
             TokenMatch::Token(_, length) => TokenMatch::Token((), length),
             TokenMatch::Partial => TokenMatch::Partial,
-            TokenMatch::None => TokenMatch::None,
         }
     })
 }

@@ -84,6 +84,16 @@ impl ControlTokenFilter {
         self.has_ended
     }
 
+    /// Whether the text so far ends in a token that ends a turn. More text could still show that it is text.
+    pub(crate) fn is_at_end_of_turn(&self) -> bool {
+        match match_chat_token(&self.pending) {
+            TokenMatch::Token(TokenKind::End, length) => {
+                following(&self.pending, length, true) != Following::Text
+            }
+            _ => self.has_ended,
+        }
+    }
+
     /// The number of removed tokens.
     pub(crate) fn removed_count(&self) -> usize {
         self.removed_count
@@ -326,6 +336,15 @@ mod tests {
         }
         let far = format!("a</s>{}", " ".repeat(MAX_LOOKAHEAD_BYTES + 1));
         check(&far, &far, false);
+    }
+
+    #[test]
+    fn a_held_back_end_of_the_turn_is_reported() {
+        let mut filter = ControlTokenFilter::default();
+        filter.push("a<|im_end|>\n");
+        assert!(filter.is_at_end_of_turn() && !filter.has_ended());
+        assert_eq!(filter.push("is a token"), "<|im_end|>\nis a token");
+        assert!(!filter.is_at_end_of_turn());
     }
 
     #[test]

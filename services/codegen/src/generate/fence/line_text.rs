@@ -12,10 +12,10 @@ const COMMENT_MARKERS: [char; 10] = ['/', '*', '#', '!', ';', '%', '>', '-', '+'
 #[derive(Debug, Default)]
 pub(super) struct LineText {
     container: Container,
-    has_text: bool,
+    /// The first character that is no white space.
+    first: Option<char>,
     /// It contains more than markers of comments.
     has_words: bool,
-    is_comment: bool,
     /// The last three characters.
     last: [char; 3],
     /// No fence can follow, for example because the line contains inline code.
@@ -54,12 +54,7 @@ impl LineText {
         if self.is_plain {
             return;
         }
-        if !self.has_text
-            && let Some(first) = text.trim_start().chars().next()
-        {
-            self.has_text = true;
-            self.is_comment = COMMENT_MARKERS.contains(&first);
-        }
+        self.first = self.first.or_else(|| text.trim_start().chars().next());
         let is_word = |letter: char| !letter.is_whitespace() && !COMMENT_MARKERS.contains(&letter);
         self.has_words = self.has_words || text.contains(is_word);
         let skipped = text.char_indices().rev().nth(2).map_or(0, |(at, _)| at);
@@ -106,7 +101,8 @@ impl LineText {
     /// Whether backticks at the end of this line of code close its block. In a comment, and at the start of a text
     /// in three quotation marks, they are code.
     fn can_close(&self) -> bool {
-        let is_in_comment = self.is_comment && self.last[2].is_whitespace();
+        let is_comment = self.first.is_some_and(|first| COMMENT_MARKERS.contains(&first));
+        let is_in_comment = is_comment && self.last[2].is_whitespace();
         let is_after_quotes = matches!(self.last, ['"', '"', '"'] | ['\'', '\'', '\'']);
         !is_in_comment && !is_after_quotes
     }
