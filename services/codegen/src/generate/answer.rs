@@ -25,8 +25,6 @@ pub(crate) struct GenerateFold {
     expected: Expect,
     /// The text that counts as reasoning only because that is expected.
     assumed_reasoning: String,
-    /// The engine separates reasoning itself, so tags in the text have no meaning.
-    has_engine_reasoning: bool,
     /// The answer whose text is used.
     choice: Option<usize>,
     language: String,
@@ -104,7 +102,6 @@ impl GenerateFold {
             model,
             expected,
             assumed_reasoning: String::new(),
-            has_engine_reasoning: false,
             choice: None,
             language: language.to_owned(),
             finish_reason: None,
@@ -140,7 +137,7 @@ impl GenerateFold {
                 }
             }
             Content::Reasoning(text) => {
-                self.has_engine_reasoning = true;
+                self.think_tags.set_answer_only();
                 self.reasoning_events = self.reasoning_events.saturating_add(piece.events);
                 push_delta(items, Track::Reasoning, &self.char_filter.strip(&text));
             }
@@ -156,10 +153,6 @@ impl GenerateFold {
 
     fn push_text(&mut self, text: &str, items: &mut Vec<StreamItem>) {
         let text = self.char_filter.strip(text);
-        if self.has_engine_reasoning {
-            self.answer.push(&text, items);
-            return;
-        }
         let is_assumed = self.expected == Expect::Open;
         let GenerateFold { think_tags, answer, language, assumed_reasoning, .. } = self;
         let mut is_reclassified = false;
@@ -195,7 +188,7 @@ impl GenerateFold {
             OutputPart::Answer => answer.push(text, items),
             OutputPart::Reclassified => {}
         });
-        let is_unclosed = self.expected == Expect::Open && think_tags.is_in_reasoning();
+        let is_unclosed = self.expected == Expect::Open && !think_tags.has_closed();
         if is_unclosed && is_complete && self.finish_reason == Some(FinishReason::Stop) {
             // The model has not reasoned, so its text is the answer.
             self.inline_reasoning.learn(&self.model, false);
@@ -210,6 +203,12 @@ impl GenerateFold {
             Some(reason) => !reason.is_failure(),
             None => self.answer.control_tokens.has_ended(),
         }
+    }
+
+    /// Whether the answer is complete if nothing more follows: also without a finish reason, after the end of a turn.
+    pub(crate) fn is_complete_at_end(&self) -> bool {
+        let is_at_end = || self.answer.control_tokens.is_at_end_of_turn();
+        self.is_complete() || (self.finish_reason.is_none() && is_at_end())
     }
 
     /// The model continues after the end of its turn.

@@ -30,6 +30,14 @@ impl Fold {
         }
     }
 
+    /// Whether the answer is complete if nothing more follows.
+    pub(super) fn is_complete_at_end(&self) -> bool {
+        match self {
+            Fold::Generate(fold) => fold.is_complete_at_end(),
+            Fold::Complete(fold) => fold.is_complete(),
+        }
+    }
+
     /// Whether the engine would only generate what is not needed.
     pub(super) fn can_stop_early(&self) -> bool {
         match self {

@@ -281,7 +281,9 @@ impl Generation {
         self.fold_delta(items);
         in_time?;
         self.check_reasoning()?;
-        let is_complete = self.fold.is_complete();
+        let has_ended = is_done || !matches!(read, Ok(ReadOutcome::Data));
+        let is_complete =
+            if has_ended { self.fold.is_complete_at_end() } else { self.fold.is_complete() };
         // Restarted by every read, because some engines repeat the finish reason in each event.
         self.usage_timer = (is_complete && self.fold.has_ended())
             .then(|| Box::pin(sleep_until(Instant::now() + USAGE_TIMEOUT)));

@@ -46,6 +46,8 @@ use crate::upstream::engine::connection::{ConnectionPool, EngineRequestMessage, 
 use crate::upstream::engine::untrusted_text::UntrustedTextLog;
 
 pub(crate) use crate::upstream::engine::base_url::BaseUrl;
+#[cfg(test)]
+pub(crate) use crate::upstream::engine::delta::ToolCallDelta;
 pub(crate) use crate::upstream::engine::delta::{Content, EngineDelta, Piece, UsageCounter};
 pub(crate) use crate::upstream::engine::error::{
     DecodeError, EngineError, TransportError, stream_error,

@@ -1,6 +1,7 @@
 //! Tests of the fold of a generation.
 
 use super::*;
+use crate::upstream::engine::ToolCallDelta;
 
 const OWNER: &str = "ann";
 
@@ -114,7 +115,10 @@ fn an_answer_that_answers_nothing_is_reported_and_not_reused() {
         (vec![reasoning("r"), end("stop")], "after its reasoning"),
         (vec![end("content_filter")], "content filter"),
         (vec![piece(0, Content::Refusal("no".to_owned())), end("stop")], "refused"),
-        (vec![piece(0, Content::ToolCall(Default::default())), end("tool_calls")], "tool call"),
+        (
+            vec![piece(0, Content::ToolCall(ToolCallDelta::default())), end("tool_calls")],
+            "tool call",
+        ),
     ] {
         let (_, _, end) = run(fold(&Arc::default(), OWNER), pieces);
         assert!(end.warnings[0].contains(reason), "{:?}", end.warnings);
