@@ -255,7 +255,10 @@ async fn an_engine_that_refuses_the_key_is_reported_in_published_words() {
     assert_clean("ListModels", &told(&status));
     let health = client.get_code_health(GetCodeHealthRequest {}).await.unwrap().into_inner();
     assert_eq!(health.status, "unhealthy");
-    assert_eq!(health.message, "the engine answered 401 Unauthorized");
+    assert_eq!(
+        health.message,
+        "the engine answered 401 Unauthorized: it rejects the credential of this server"
+    );
     let (_, page) = mesh.page("/readyz").await;
     assert!(page.contains("the engine answered 401"), "{page}");
     assert_clean("/readyz", &page);

@@ -1,6 +1,6 @@
 //! The models whose output begins inside of their reasoning, without an opening tag, because the chat template contains
-//! it. Learned from the first answer of a model that closes a reasoning which no tag has opened, and separately for each
-//! owner, because a question can make a model print a tag.
+//! it. Learned from the first answer of a model that closes a reasoning which no tag has opened. Each owner has separate
+//! entries, because a question can make a model print a tag.
 
 use std::collections::HashSet;
 use std::sync::{Mutex, MutexGuard, PoisonError};

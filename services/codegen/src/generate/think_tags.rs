@@ -6,8 +6,6 @@
 //! Otherwise a closing tag without an opening one shows it afterwards: `OutputPart::Reclassified`. In a fenced code
 //! block, in quotation marks and in backticks, a closing tag is text.
 //!
-//! Some engines remove only the control tokens of gpt-oss, and `analysis…assistantfinal…` remains.
-//!
 //! Tags elsewhere are text. Only a possible tag is held back, at most 128 bytes of it.
 
 mod harmony;
@@ -52,10 +50,6 @@ enum State {
     HarmonyMessage,
     /// Between two harmony messages.
     HarmonyHeader,
-    /// In the reasoning of a harmony output without its control tokens.
-    StrippedReasoning,
-    /// The same, but the text is emitted as answer until the final message shows the reasoning.
-    StrippedAnswer,
     /// In the answer, which a closing tag may turn into reasoning.
     Answer,
     /// In the answer, after the reasoning. Tags have no meaning any more.
@@ -128,10 +122,7 @@ impl ThinkTagSplitter {
     pub(crate) fn is_in_reasoning(&self) -> bool {
         match self.state {
             State::Start => self.expect == Expect::Open,
-            State::Reasoning(_)
-            | State::HarmonyMessage
-            | State::HarmonyHeader
-            | State::StrippedReasoning => true,
+            State::Reasoning(_) | State::HarmonyMessage | State::HarmonyHeader => true,
             _ => false,
         }
     }
@@ -144,9 +135,6 @@ impl ThinkTagSplitter {
                 State::AfterTag => self.after_tag(text, is_last),
                 State::HarmonyMessage => self.harmony_message(text, is_last, emit),
                 State::HarmonyHeader => self.harmony_header(text, is_last, emit),
-                State::StrippedReasoning | State::StrippedAnswer => {
-                    self.stripped(text, is_last, emit)
-                }
                 State::Answer => self.answer(text, is_last, emit),
                 State::AfterReasoning => {
                     emit(OutputPart::Answer, text);
@@ -187,9 +175,7 @@ impl ThinkTagSplitter {
         let header = harmony::match_header_start(body);
         // The reasoning is empty if the output begins with its closing tag.
         let closing = tags::match_closing(body);
-        let stripped = harmony::match_stripped_start(body);
         let is_partial = body.is_empty()
-            || stripped == TagMatch::Partial
             || opening == TagMatch::Partial
             || header == TagMatch::Partial
             || closing == TagMatch::Partial;
@@ -200,13 +186,7 @@ impl ThinkTagSplitter {
             (_, TagMatch::Found(..), _) => self.go_to(State::HarmonyHeader, blank),
             (.., TagMatch::Found(_, length)) => self.close(blank + length),
             _ if is_partial && !is_last => Step::Hold,
-            _ => match (stripped, self.expect) {
-                (TagMatch::Found((), length), Expect::Open) => {
-                    self.go_to(State::StrippedReasoning, blank + length)
-                }
-                (TagMatch::Found(..), Expect::Detect) => self.go_to(State::StrippedAnswer, 0),
-                _ => self.go_to(without_tag, 0),
-            },
+            _ => self.go_to(without_tag, 0),
         }
     }
 
@@ -268,26 +248,6 @@ impl ThinkTagSplitter {
             Header::Partial if !is_last => Step::Hold,
             Header::Partial => emit_all(OutputPart::Reasoning, text, emit),
             Header::None => self.go_to(State::AfterReasoning, 0),
-        }
-    }
-
-    /// Searches the start of the final message.
-    fn stripped(
-        &mut self,
-        text: &str,
-        is_last: bool,
-        emit: &mut impl FnMut(OutputPart, &str),
-    ) -> Step {
-        let is_answer = matches!(self.state, State::StrippedAnswer);
-        let part = if is_answer { OutputPart::Answer } else { OutputPart::Reasoning };
-        match harmony::find_stripped_final(text) {
-            Some((0, TagMatch::Found((), length))) => {
-                if is_answer {
-                    emit(OutputPart::Reclassified, "");
-                }
-                self.close(length)
-            }
-            found => emit_before(part, found.map(|(at, _)| at), text, is_last, emit),
         }
     }
 

@@ -125,3 +125,14 @@ fn an_answer_that_answers_nothing_is_reported_and_not_reused() {
         assert!(!end.is_reusable);
     }
 }
+
+#[test]
+fn a_token_that_can_belong_to_no_tag_is_never_held_back() {
+    for first in ["a", "analysis", "x = 1", "Here", "한", "assistant", "s"] {
+        let (mut fold, mut items) = (fold(&Arc::default(), OWNER), Vec::new());
+        let delta = EngineDelta { pieces: vec![text(first)], ..EngineDelta::default() };
+        fold.push(delta, &mut items);
+        let [StreamItem::Delta(delta)] = &items[..] else { panic!("{first:?}: {items:?}") };
+        assert_eq!(delta.text, first);
+    }
+}

@@ -7,7 +7,7 @@ use crate::request::control_tokens::is_only_tokens;
 
 /// What a block contains, by the word of its opening fence.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Content {
+enum BlockContent {
     /// Markdown, which may contain fences of the same length.
     Markdown,
     /// The fence names no language.
@@ -21,7 +21,7 @@ pub(super) struct Fence {
     marker: char,
     length: usize,
     container: Container,
-    content: Content,
+    content: BlockContent,
     /// The number of open blocks in a Markdown block.
     depth: usize,
     /// The first line of code limits the column, because the fence follows text.
@@ -31,9 +31,9 @@ pub(super) struct Fence {
 impl Fence {
     pub(super) fn new(marker: char, length: usize, container: Container, word: &str) -> Fence {
         let content = match word.to_ascii_lowercase().as_str() {
-            "markdown" | "md" => Content::Markdown,
-            "" => Content::Unnamed,
-            _ => Content::Code,
+            "markdown" | "md" => BlockContent::Markdown,
+            "" => BlockContent::Unnamed,
+            _ => BlockContent::Code,
         };
         Fence { marker, length, container, content, depth: 0, is_after_text: false }
     }
@@ -45,7 +45,7 @@ impl Fence {
 
     /// The length of the backticks that can close the block at the end of a line of code.
     pub(super) fn inline_close_len(&self) -> Option<usize> {
-        let can_close = self.marker == '`' && self.content != Content::Markdown;
+        let can_close = self.marker == '`' && self.content != BlockContent::Markdown;
         can_close.then_some(self.length)
     }
 
@@ -111,13 +111,13 @@ impl Fence {
         }
         let is_info = is_known && is_nested_info(after);
         match self.content {
-            Content::Markdown if is_info => {
+            BlockContent::Markdown if is_info => {
                 self.depth += 1;
                 None
             }
-            Content::Unnamed if is_info => None,
+            BlockContent::Unnamed if is_info => None,
             _ if self.depth > 0 => None,
-            Content::Code if is_info && is_language(&info_word(after)) => {
+            BlockContent::Code if is_info && is_language(&info_word(after)) => {
                 let word = info_word(after);
                 Some(LineKind::Open(Fence::new('`', self.length, self.container, &word), word))
             }

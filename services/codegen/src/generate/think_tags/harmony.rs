@@ -9,10 +9,6 @@ use crate::generate::think_tags::tags::{TagMatch, find_any, match_any};
 const MAX_HEADER_BYTES: usize = 120;
 const CHANNEL: &str = "<|channel|>";
 const START: &str = "<|start|>";
-/// What remains of the first header without its control tokens.
-const STRIPPED_ANALYSIS: &str = "analysis";
-/// What remains of the header of the answer.
-const STRIPPED_FINAL: &str = "assistantfinal";
 
 /// What stands between two messages.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -61,30 +57,4 @@ pub(super) fn find_message_end(text: &str) -> Option<(usize, TagMatch<bool>)> {
         (false, CHANNEL),
     ];
     find_any(text, &ends.into_iter())
-}
-
-/// Matches the start of an output without its control tokens: `analysis` before a capital letter or another script.
-pub(super) fn match_stripped_start(text: &str) -> TagMatch<()> {
-    let Some(after) = text.strip_prefix(STRIPPED_ANALYSIS) else {
-        let is_partial = STRIPPED_ANALYSIS.starts_with(text);
-        return if is_partial { TagMatch::Partial } else { TagMatch::None };
-    };
-    match after.chars().next() {
-        None => TagMatch::Partial,
-        Some(next) if next.is_uppercase() || (next.is_alphabetic() && !next.is_ascii()) => {
-            TagMatch::Found((), STRIPPED_ANALYSIS.len())
-        }
-        Some(_) => TagMatch::None,
-    }
-}
-
-/// Finds the start of the final message in an output without its control tokens.
-pub(super) fn find_stripped_final(text: &str) -> Option<(usize, TagMatch<()>)> {
-    memchr::memchr_iter(b'a', text.as_bytes()).find_map(|at| {
-        let rest = &text[at..];
-        if rest.starts_with(STRIPPED_FINAL) {
-            return Some((at, TagMatch::Found((), STRIPPED_FINAL.len())));
-        }
-        STRIPPED_FINAL.starts_with(rest).then_some((at, TagMatch::Partial))
-    })
 }

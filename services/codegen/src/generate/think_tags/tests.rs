@@ -105,7 +105,7 @@ fn tags_within_an_answer_are_text() {
         "`a </think> b` and (</think>)\n",
         "```py\ns = 1\n</think>\n```\n",
         "analysis of the code",
-        "analysisWe begin. assistant",
+        "analysisWe add.assistantfinalUse `+`.",
         "a\n</thin",
         "  \n  x < y[0] ◁ “한”\n",
     ] {
@@ -123,11 +123,9 @@ fn reasoning_without_an_opening_tag_ends_anywhere_in_a_line() {
         ("It's \"x\" and `y`.</think>\n\nb", "It's \"x\" and `y`.", "\nb"),
         ("a\n```\nx\n```</think>b", "a\n```\nx\n```", "b"),
         ("a[/THINK]b", "a", "b"),
-        ("analysisWe add.assistantfinalUse `+`.", "analysisWe add.", "Use `+`."),
     ] {
         check(Expect::Detect, output, (reasoning, answer, true));
     }
-    check(Expect::Open, "analysisWe add.assistantfinalb", ("We add.", "b", false));
 }
 
 #[test]

@@ -14,9 +14,9 @@ use crate::upstream::engine::sse::SseParser;
 use crate::upstream::engine::untrusted_text::UntrustedTextLog;
 use crate::upstream::engine::{EngineDelta, EngineError};
 
-/// A read ends after so many chunks or bytes, so that an engine that never pauses gives other tasks a turn, and so that
-/// what is read at once stays far below the buffer of a shared stream.
+/// Maximum number of chunks in one read. An engine that never pauses then gives other tasks a turn.
 const MAX_CHUNK_COUNT: usize = 64;
+/// A read ends when it exceeds this size, which is far below the buffer of a shared stream.
 const MAX_READ_BYTES: usize = 64 * 1024;
 /// Wait for the end of the response after `[DONE]`.
 const DRAIN_TIMEOUT: Duration = Duration::from_millis(50);
