@@ -68,6 +68,7 @@ async fn each_task_goes_to_its_adapter_and_the_tokens_are_those_that_vllm_counte
     assert_eq!((prompt.parent.as_str(), prompt.replicas_healthy), ("smollm2-135m-instruct", 1));
     let base = listed.models.iter().find(|model| model.default).unwrap();
     assert_eq!((base.name.as_str(), base.max_model_len), ("smollm2-135m-instruct", 4_096));
+    mesh.finish().await;
 }
 
 #[tokio::test]
@@ -90,6 +91,7 @@ async fn a_stream_ends_whole_and_one_that_is_left_is_aborted_in_vllm() {
     // vLLM does not count aborted requests, but 2,000 tokens would take it minutes.
     within("vLLM to notice", async { while counter(RUNNING).await > 0.5 {} }).await;
     assert!(counter(MADE).await - made < 500.0);
+    mesh.finish().await;
 }
 
 #[tokio::test]
@@ -102,6 +104,7 @@ async fn refusals_of_vllm_become_published_errors() {
     let unknown = GenerateCodeRequest { model: "nobody".to_owned(), ..asked("generate") };
     let status = mesh.client().generate_code(unknown).await.unwrap_err();
     assert_eq!((incident(&status).0.as_str(), status.code()), ("E4010", Code::NotFound));
+    mesh.finish().await;
 }
 
 #[tokio::test]
@@ -130,4 +133,5 @@ async fn a_completion_of_a_model_without_a_middle_sees_the_prefix_alone_and_says
         .header("content-type", "application/json")
         .body(body.to_string());
     assert_eq!(refused.send().await.unwrap().status(), 400);
+    mesh.finish().await;
 }
