@@ -15,6 +15,9 @@ use crate::stream::{AnswerEnd, StreamItem, Track, push_delta};
 use crate::upstream::engine::{Content, EngineDelta, FinishReason, Piece, UsageCounter};
 use crate::validate::CodeInspector;
 
+/// Maximum size of the text that is kept in case it is the answer, in bytes. Far more than the tokens of any answer.
+const MAX_ASSUMED_BYTES: usize = 1024 * 1024;
+
 /// See the module.
 pub(crate) struct GenerateFold {
     char_filter: InvisibleCharFilter,
@@ -124,10 +127,10 @@ impl GenerateFold {
     fn push_piece(&mut self, piece: Piece, items: &mut Vec<StreamItem>) {
         // One answer was requested. Some proxies send its reasoning and its text with different indices.
         let is_text = matches!(piece.content, Content::Text(_) | Content::Refusal(_));
+        self.usage.merge(piece.usage);
         if is_text && *self.choice.get_or_insert(piece.choice) != piece.choice {
             return;
         }
-        self.usage.merge(piece.usage);
         self.token_events = self.token_events.saturating_add(piece.events);
         match piece.content {
             Content::Text(text) => {
@@ -153,12 +156,17 @@ impl GenerateFold {
 
     fn push_text(&mut self, text: &str, items: &mut Vec<StreamItem>) {
         let text = self.char_filter.strip(text);
-        let is_assumed = self.expected == Expect::Open;
+        self.split(Some(&text), items);
+    }
+
+    /// Separates the reasoning from a piece of text, or at the end (`None`) from the text that was held back.
+    fn split(&mut self, text: Option<&str>, items: &mut Vec<StreamItem>) {
         let GenerateFold { think_tags, answer, language, assumed_reasoning, .. } = self;
+        let is_assumed = self.expected == Expect::Open;
         let mut is_reclassified = false;
-        think_tags.push(&text, &mut |part, text| match part {
+        let mut emit = |part, text: &str| match part {
             OutputPart::Reasoning => {
-                if is_assumed {
+                if is_assumed && assumed_reasoning.len() + text.len() <= MAX_ASSUMED_BYTES {
                     assumed_reasoning.push_str(text);
                 }
                 push_delta(items, Track::Reasoning, text);
@@ -169,7 +177,11 @@ impl GenerateFold {
                 *answer = AnswerSplitter::new(language);
                 items.push(StreamItem::Reclassified);
             }
-        });
+        };
+        match text {
+            Some(text) => think_tags.push(text, &mut emit),
+            None => think_tags.end(&mut emit),
+        }
         if is_reclassified {
             self.is_reclassified = true;
             self.reasoning_events = self.token_events;
@@ -179,15 +191,8 @@ impl GenerateFold {
 
     /// `is_complete`: the engine has ended the answer.
     pub(crate) fn flush(&mut self, is_complete: bool, items: &mut Vec<StreamItem>) {
+        self.split(None, items);
         let GenerateFold { think_tags, answer, assumed_reasoning, .. } = self;
-        think_tags.end(&mut |part, text| match part {
-            OutputPart::Reasoning => {
-                assumed_reasoning.push_str(text);
-                push_delta(items, Track::Reasoning, text);
-            }
-            OutputPart::Answer => answer.push(text, items),
-            OutputPart::Reclassified => {}
-        });
         let is_unclosed = self.expected == Expect::Open && !think_tags.has_closed();
         if is_unclosed && is_complete && self.finish_reason == Some(FinishReason::Stop) {
             // The model has not reasoned, so its text is the answer.

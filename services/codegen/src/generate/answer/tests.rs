@@ -136,3 +136,11 @@ fn a_token_that_can_belong_to_no_tag_is_never_held_back() {
         assert_eq!(delta.text, first);
     }
 }
+
+#[test]
+fn a_closing_tag_at_the_very_end_makes_all_of_it_reasoning() {
+    let (reasoning, answer, end) =
+        run(fold(&Arc::default(), OWNER), vec![text("a\n"), text("</think>"), end("stop")]);
+    assert_eq!((reasoning.as_str(), answer.as_str()), ("a\n", ""));
+    assert!(end.warnings.iter().any(|warning| warning.contains("empty")), "{:?}", end.warnings);
+}
