@@ -49,13 +49,11 @@ impl CodegenService for Codegen {
         request: Request<GenerateCodeRequest>,
     ) -> Result<Response<Frames>, Status> {
         let mut response = self.generations.start(request).await?;
-        let mut sequence = 0..;
-        let frames = poll_fn(move |cx| response.poll_next(cx)).map(move |event| {
-            let event = event?;
-            let sequence = sequence.next().unwrap_or_default();
-            Ok(StreamGenerateCodeResponse { sequence, event: Some(event) })
-        });
-        Ok(Response::new(Box::pin(frames)))
+        let events = poll_fn(move |cx| response.poll_next(cx));
+        Ok(frames(events, |sequence, event| StreamGenerateCodeResponse {
+            sequence,
+            event: Some(event),
+        }))
     }
 
     async fn complete_code(
@@ -72,13 +70,11 @@ impl CodegenService for Codegen {
         request: Request<CompleteCodeRequest>,
     ) -> Result<Response<Frames<StreamCompleteCodeResponse>>, Status> {
         let mut response = self.completions.start(request).await?;
-        let mut sequence = 0..;
-        let frames = poll_fn(move |cx| response.poll_next(cx)).map(move |event| {
-            let event = event?;
-            let sequence = sequence.next().unwrap_or_default();
-            Ok(StreamCompleteCodeResponse { sequence, event: Some(event) })
-        });
-        Ok(Response::new(Box::pin(frames)))
+        let events = poll_fn(move |cx| response.poll_next(cx));
+        Ok(frames(events, |sequence, event| StreamCompleteCodeResponse {
+            sequence,
+            event: Some(event),
+        }))
     }
 
     async fn validate_code(
@@ -117,4 +113,17 @@ impl Codegen {
     ) -> Result<GenerateCodeResponse, Status> {
         self.generations.start(request).await?.collect().await
     }
+}
+
+/// The messages of a stream: its events, with their sequence numbers.
+fn frames<E: 'static, M: 'static>(
+    events: impl Stream<Item = Result<E, Status>> + Send + 'static,
+    message: fn(u32, E) -> M,
+) -> Response<Frames<M>> {
+    let mut sequence = 0..;
+    Response::new(Box::pin(
+        events.map(move |event| {
+            event.map(|event| message(sequence.next().unwrap_or_default(), event))
+        }),
+    ))
 }

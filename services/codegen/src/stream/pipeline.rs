@@ -3,15 +3,16 @@
 use std::sync::Arc;
 
 use hapa_core::call::Call;
+use hapa_core::call_stats::CallStats;
 use hapa_core::rpc_error::{ErrorCode, RpcError};
 use hapa_store::redis::RedisUnavailable;
 use tonic::Status;
 
-use super::cache::{CacheKey, ResponseCache};
+use super::cache::{CacheKey, CacheWriter, ResponseCache};
 use super::generation::{Engines, Generation, GenerationJob};
-use super::in_flight::InFlightRequests;
+use super::in_flight::{InFlightKey, InFlightRequests};
 use super::respond::{Response, SubscriberContext};
-use super::shared::SharedStream;
+use super::shared::{SharedStream, Subscription};
 
 const CACHE_UNAVAILABLE: &str = "the cache did not answer, so the model was called";
 
@@ -53,20 +54,11 @@ impl Pipeline {
             self.cache.count(true, &context.stats);
             return Ok(Response::known(items, context));
         }
-        let mut writer =
-            found.generation.clone().map(|generation| self.cache.writer(key, generation));
-        let start = |entry| {
-            let generation = Generation::new(job, call, self.engines.clone());
-            SharedStream::start(generation, &context.stats, writer.take(), entry)
-        };
+        let writer = found.generation.clone().map(|generation| self.cache.writer(key, generation));
         let is_shared = !is_fresh && !self.cache.is_off();
-        let subscription = if is_shared {
-            let in_flight_key = (subject, found.generation, key);
-            let subscribe = |stream: &Arc<SharedStream>| stream.subscribe(&context.stats);
-            self.in_flight.get_or_start(in_flight_key, subscribe, |entry| start(Some(entry)))
-        } else {
-            start(None)
-        };
+        let in_flight_key = is_shared.then_some((subject, found.generation, key));
+        let generation = || Generation::new(job, call, self.engines.clone());
+        let subscription = self.get_or_start(in_flight_key, &context.stats, writer, generation);
         let has_joined = subscription.has_joined;
         if is_shared && (has_joined || found.error.is_none()) {
             self.cache.count(has_joined, &context.stats);
@@ -83,18 +75,24 @@ impl Pipeline {
         context: SubscriberContext,
         job: GenerationJob,
     ) -> Response {
-        let start = |entry| {
-            let generation = Generation::new(job, call, self.engines.clone());
-            SharedStream::start(generation, &context.stats, None, entry)
-        };
-        let subscription = if sharing.is_fresh {
-            start(None)
-        } else {
-            let key = (sharing.subject, None, sharing.key);
-            let subscribe = |stream: &Arc<SharedStream>| stream.subscribe(&context.stats);
-            self.in_flight.get_or_start(key, subscribe, |entry| start(Some(entry)))
-        };
+        let key = (!sharing.is_fresh).then_some((sharing.subject, None, sharing.key));
+        let generation = || Generation::new(job, call, self.engines.clone());
+        let subscription = self.get_or_start(key, &context.stats, None, generation);
         Response::subscribed(subscription, context, false)
+    }
+
+    /// Subscribes to the answer in progress with this key, or else to a new one. Without a key, the new one is not shared.
+    fn get_or_start(
+        &self,
+        key: Option<InFlightKey>,
+        stats: &CallStats,
+        writer: Option<CacheWriter>,
+        generation: impl FnOnce() -> Generation,
+    ) -> Subscription {
+        let start = |entry| SharedStream::start(generation(), stats, writer, entry);
+        let Some(key) = key else { return start(None) };
+        let subscribe = |stream: &Arc<SharedStream>| stream.subscribe(stats);
+        self.in_flight.get_or_start(key, subscribe, |entry| start(Some(entry)))
     }
 }
 

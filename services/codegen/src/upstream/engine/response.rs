@@ -61,7 +61,9 @@ impl ResponseStream {
     ) -> Poll<Result<ReadOutcome, EngineError>> {
         let mut byte_count = 0;
         for _ in 0..MAX_CHUNK_COUNT {
-            let Some(response) = &mut self.response else { break };
+            let Some(response) = &mut self.response else {
+                return Poll::Ready(Ok(ReadOutcome::End));
+            };
             match response.poll_chunk(cx) {
                 Poll::Ready(Some(Ok(bytes))) => {
                     byte_count += bytes.len();
