@@ -36,6 +36,7 @@ use crate::client_address::{CertificateRoles, PeerAddress};
 use crate::network_limit::NetworkLimit;
 use crate::rewind_io::RewindIo;
 use crate::slow_reader::{ReaderHandoff, SlowReaderTimeout};
+use crate::workers::Workers;
 
 /// <https://www.rfc-editor.org/rfc/rfc9113#section-3.4>
 const PREFACE: &[u8; PREFACE_LEN] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
@@ -106,18 +107,18 @@ pub(crate) struct Socket {
     pub(crate) tls: Option<Tls>,
 }
 
-/// Accepts connections until `drain.stop_accepting`. Connections and their calls run on `tasks`.
+/// Accepts connections until `drain.stop_accepting`. Connections and their calls run on `workers`, counted by `tasks`.
 pub(crate) async fn accept(
     socket: Socket,
     router: Router,
     limits: ConnectionLimits,
     drain: Drain,
-    tasks: TaskTracker,
+    (workers, tasks): (Arc<Workers>, TaskTracker),
 ) {
     let permits = Arc::new(Semaphore::new(limits.max_connections as usize));
     let networks = NetworkLimit::new(limits.max_per_network as usize, &limits.trusted_proxies);
     let half = limits.max_connections as usize / 2;
-    let serve = |stream, peer: SocketAddr, permit| {
+    let serve = |stream: TcpStream, peer: SocketAddr, permit| {
         let Some(network_permit) = networks.enter(peer.ip()) else {
             metrics::counter!("hapa_connections_refused_total").increment(1);
             return;
@@ -131,8 +132,10 @@ pub(crate) async fn accept(
             reader_timeout: limits.reader_timeout,
             is_crowded: Box::new(move || permits.available_permits() < half),
         };
+        // The worker registers the socket with its own runtime.
+        let Ok(stream) = stream.into_std() else { return };
         let connection = connection(stream, socket.tls.clone(), router.clone(), context);
-        tasks.spawn(hold((permit, network_permit), connection));
+        workers.spawn(&tasks, hold((permit, network_permit), connection));
     };
     loop {
         let accepted = async {
@@ -174,14 +177,16 @@ async fn hold<P>(_permits: P, connection: impl Future<Output = ()>) {
 }
 
 async fn connection(
-    stream: TcpStream,
+    stream: std::net::TcpStream,
     tls: Option<Tls>,
     router: Router,
     context: ConnectionContext,
 ) {
-    if let Err(error) = stream.set_nodelay(true) {
-        return tracing::debug!(%error, "a connection closed at once");
-    }
+    let stream = stream.set_nodelay(true).and_then(|()| TcpStream::from_std(stream));
+    let stream = match stream {
+        Ok(stream) => stream,
+        Err(error) => return tracing::debug!(%error, "a connection closed at once"),
+    };
     let deadline = Instant::now() + PREFACE_TIMEOUT;
     let stop_accepting = context.drain.stop_accepting.clone();
     let too_late = async {

@@ -2,6 +2,8 @@
 //! its name before anything starts.
 
 use std::net::{IpAddr, SocketAddr};
+use std::num::NonZero;
+use std::thread;
 use std::time::Duration;
 
 use clap::{ArgAction, Args};
@@ -60,6 +62,9 @@ pub struct Config {
     /// Whether the server supports gRPC reflection. Default: true, but false if ENVIRONMENT is production.
     #[arg(long, env = "REFLECTION", action = ArgAction::Set)]
     pub reflection: Option<bool>,
+    /// Number of threads that serve connections. Default: one for each processor.
+    #[arg(long, env = "MAX_WORKERS", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    pub max_workers: Option<u16>,
     /// Maximum duration of a call, in seconds. A longer deadline of the client is shortened to it.
     #[arg(long, env = "REQUEST_TIMEOUT", default_value = "300", value_parser = seconds)]
     pub request_timeout: Duration,
@@ -160,6 +165,12 @@ impl Config {
     /// MAX_REQUEST_MEMORY as the size of a semaphore.
     pub(crate) fn max_request_memory(&self) -> usize {
         usize::try_from(self.max_request_memory).unwrap_or(Semaphore::MAX_PERMITS)
+    }
+
+    /// MAX_WORKERS, or the number of processors.
+    pub(crate) fn worker_count(&self) -> usize {
+        let processors = || thread::available_parallelism().map_or(1, NonZero::get);
+        self.max_workers.map_or_else(processors, usize::from)
     }
 
     /// Whether the server supports reflection.

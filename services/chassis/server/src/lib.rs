@@ -15,6 +15,7 @@ mod rewind_io;
 mod server;
 mod server_span;
 mod slow_reader;
+mod workers;
 
 pub use config::Config;
 pub use server::{Listeners, Server};

@@ -36,6 +36,7 @@ use crate::middleware::shared::SharedState;
 use crate::middleware::stack;
 use crate::outbox::{Outbox, Receiver, Receivers};
 use crate::rate_limit::Limiter;
+use crate::workers::Workers;
 use crate::{file_descriptors, probes};
 
 /// Maximum time for background tasks to end.
@@ -263,6 +264,7 @@ impl Server {
         self.check_redis(&limiter);
         self.watch_certificates();
         self.spawn(scheduler_lag::measure());
+        let workers = Arc::new(Workers::start(self.config.worker_count())?);
         // Before the first call, so that the first health report has results.
         self.checks.run().await;
         let router = stack(self.routes.routes().into_axum_router().with_state(()), &shared);
@@ -280,7 +282,8 @@ impl Server {
         self.tasks.spawn(probes);
         let socket = Socket { listener: self.listeners.mesh, tls: self.proof.tls() };
         let limits = connection_limits(config);
-        calls.spawn(accept(socket, router, limits, drain.clone(), calls.clone()));
+        let serving = (Arc::clone(&workers), calls.clone());
+        calls.spawn(accept(socket, router, limits, drain.clone(), serving));
         self.checks.report().await;
         tracing::info!(%address, %metrics_address, "serving");
         let health = self.tasks.spawn(self.checks.watch(draining.clone()));
@@ -300,6 +303,7 @@ impl Server {
         if timeout(TASK_SHUTDOWN_TIMEOUT, self.tasks.wait()).await.is_err() {
             tracing::warn!("a background task did not end in time");
         }
+        drop(workers);
         tracing::info!("stopped");
         Ok(())
     }
