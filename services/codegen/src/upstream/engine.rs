@@ -14,6 +14,7 @@ mod echo;
 mod error;
 mod error_body;
 mod finish_reason;
+mod http1;
 mod learned;
 mod models;
 mod refusal;
@@ -32,11 +33,11 @@ mod wordings;
 use std::future::poll_fn;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::task::{Poll, ready};
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use hapa_core::config::ConfigError;
-use http_body_util::Full;
 use reqwest::header::HeaderMap;
 use reqwest::{RequestBuilder, Response, Url};
 use tokio::time::timeout;
@@ -146,7 +147,7 @@ impl Engine {
         headers: HeaderMap,
         body: Bytes,
     ) -> Result<ResponseStream, EngineError> {
-        let request = self.request(operation, headers, body.clone())?;
+        let request = self.request(operation, headers, body.clone());
         let response = self.connections.send(request).await;
         let mut response = response.map_err(|error| self.text_log.transport_error(error))?;
         let status = response.head.status;
@@ -165,20 +166,11 @@ impl Engine {
         operation: Operation,
         mut headers: HeaderMap,
         body: Bytes,
-    ) -> Result<EngineRequestMessage, EngineError> {
+    ) -> EngineRequestMessage {
         let url = self.base.join(operation.path());
-        let mut request = http::Request::new(Full::new(body));
-        *request.method_mut() = http::Method::POST;
-        let target = match url.query() {
-            Some(query) => format!("{}?{query}", url.path()),
-            None => url.path().to_owned(),
-        };
-        let target = http::Uri::try_from(target);
-        *request.uri_mut() =
-            target.map_err(|_| EngineError::Unreachable(TransportError::NoAddress))?;
         headers.extend(self.request_headers.clone());
-        *request.headers_mut() = headers;
-        Ok(request)
+        let head = http1::request_head((url.path(), url.query()), &headers, body.len());
+        EngineRequestMessage { head, body }
     }
 
     /// The models and adapters that it serves. If there is no list at the base URL, it is requested once with
@@ -261,14 +253,15 @@ impl Engine {
 /// The body of a rejection. What cannot be read is dropped.
 async fn read_error_body(response: &mut PooledResponse) -> Vec<u8> {
     let mut body = Vec::new();
-    let read = async {
-        while let Some(Ok(bytes)) = poll_fn(|cx| response.poll_chunk(cx)).await {
+    let read = poll_fn(|cx| {
+        while let Some(Ok(bytes)) = ready!(response.poll_data(cx)) {
             if body.len() + bytes.len() > MAX_REPLY_BYTES {
-                return;
+                break;
             }
-            body.extend_from_slice(&bytes);
+            body.extend_from_slice(bytes);
         }
-    };
+        Poll::Ready(())
+    });
     let _ = timeout(METADATA_TIMEOUT, read).await;
     body
 }

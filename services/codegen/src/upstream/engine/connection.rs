@@ -7,48 +7,62 @@
 
 use std::fmt;
 use std::future::poll_fn;
+use std::io;
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::task::{Context, Poll, Waker, ready};
+use std::thread::{self, ThreadId};
 use std::time::Duration;
 
-use bytes::Bytes;
-use http_body::Body as _;
-use http_body_util::Full;
-use hyper::body::Incoming;
-use hyper::client::conn::http1;
-use hyper_util::rt::TokioIo;
+use bytes::{Buf as _, Bytes, BytesMut};
 use reqwest::Url;
 use rustls::pki_types::ServerName;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout};
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
+use tokio_util::io::{poll_read_buf, poll_write_buf};
 
 use crate::upstream::engine::TransportError;
+use crate::upstream::engine::http1::{BodyFraming, ResponseHead, parse_head};
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 /// Below the 5 s after which uvicorn, which vLLM runs on, closes idle connections.
 const POOL_IDLE_TIMEOUT: Duration = Duration::from_secs(4);
 /// Maximum number of idle connections to one engine.
 const MAX_IDLE_COUNT: usize = 256;
+/// Space for one read from a socket: some tokens, or after a full read what an engine sends without a pause.
+const READ_BYTES: usize = 4 * 1024;
+const LARGE_READ_BYTES: usize = 32 * 1024;
 
-pub(super) type EngineRequestMessage = http::Request<Full<Bytes>>;
+/// A request. Clones share its bytes.
+#[derive(Clone)]
+pub(super) struct EngineRequestMessage {
+    pub(super) head: Bytes,
+    pub(super) body: Bytes,
+}
 
-type Driver<S> = http1::Connection<TokioIo<S>, Full<Bytes>>;
-
-/// Performs the input and output of one connection.
-enum ConnectionDriver {
-    Plain(Box<Driver<TcpStream>>),
-    Tls(Box<Driver<TlsStream<TcpStream>>>),
+/// The socket of a connection.
+enum Socket {
+    Plain(TcpStream),
+    Tls(Box<TlsStream<TcpStream>>),
 }
 
 /// A connection without a request in progress, or with the one whose response is being read.
 struct EngineConnection {
-    sender: http1::SendRequest<Full<Bytes>>,
-    /// `None` after the connection has ended.
-    driver: Option<ConnectionDriver>,
+    socket: Socket,
+    /// The rest of the request.
+    unsent: bytes::buf::Chain<Bytes, Bytes>,
+    /// What was written has not left the TLS session yet.
+    needs_flush: bool,
+    /// What was received and not read yet.
+    received: BytesMut,
+    /// The next read may use more space, because the last one was full.
+    was_full: bool,
+    /// The thread whose runtime polls the socket. Another thread would have to wait for that one.
+    thread: ThreadId,
 }
 
 /// The connections to one engine.
@@ -65,10 +79,11 @@ pub(super) struct ConnectionPool {
 
 /// A response, with the connection that it is read from.
 pub(super) struct PooledResponse {
-    pub(super) head: http::response::Parts,
-    body: Incoming,
+    pub(super) head: ResponseHead,
     connection: EngineConnection,
     pool: Arc<ConnectionPool>,
+    /// Bytes of `received` that `poll_data` returned last.
+    returned_len: usize,
     has_ended: bool,
 }
 
@@ -115,37 +130,22 @@ impl ConnectionPool {
     async fn exchange(
         self: &Arc<Self>,
         mut connection: EngineConnection,
-        request: EngineRequestMessage,
+        EngineRequestMessage { head, body }: EngineRequestMessage,
     ) -> Result<PooledResponse, TransportError> {
-        let mut response = Box::pin(connection.sender.send_request(request));
-        let driver = &mut connection.driver;
-        let response = poll_fn(|cx| {
-            // Reads what the engine has sent, and writes the request.
-            let has_ended = poll_driver(driver, cx).is_ready();
-            match response.as_mut().poll(cx) {
-                Poll::Pending if has_ended => Poll::Ready(Err(TransportError::Closed)),
-                Poll::Pending => Poll::Pending,
-                Poll::Ready(result) => {
-                    Poll::Ready(result.map_err(|error| TransportError::classify_hyper(&error)))
-                }
-            }
-        })
-        .await;
-        let (head, body) = response?.into_parts();
-        Ok(PooledResponse { head, body, connection, pool: Arc::clone(self), has_ended: false })
+        connection.unsent = head.chain(body);
+        let head = poll_fn(|cx| connection.poll_head(cx)).await?;
+        let pool = Arc::clone(self);
+        Ok(PooledResponse { head, connection, pool, returned_len: 0, has_ended: false })
     }
 
-    /// The connection that was used last, and is still open.
+    /// The open connection that was used last, if there is one of this thread.
     fn take_idle(&self) -> Option<EngineConnection> {
-        let mut idle = self.lock();
-        while let Some((mut connection, since)) = idle.pop() {
-            if since.elapsed() >= POOL_IDLE_TIMEOUT {
-                idle.clear();
-                return None;
-            }
-            let cx = &mut Context::from_waker(Waker::noop());
-            if poll_driver(&mut connection.driver, cx).is_pending() && connection.sender.is_ready()
-            {
+        let (mut idle, thread) = (self.lock(), thread::current().id());
+        while !idle.is_empty() {
+            let own = idle.iter().rposition(|(connection, _)| connection.thread == thread);
+            let index = own.unwrap_or(idle.len() - 1);
+            let (mut connection, since) = idle.remove(index);
+            if since.elapsed() < POOL_IDLE_TIMEOUT && connection.is_open() {
                 return Some(connection);
             }
         }
@@ -170,16 +170,12 @@ impl ConnectionPool {
             let socket = self.connect_socket().await?;
             let _ = socket.set_nodelay(true);
             if !self.uses_tls {
-                let (sender, driver) = handshake(socket).await?;
-                let driver = Some(ConnectionDriver::Plain(Box::new(driver)));
-                return Ok(EngineConnection { sender, driver });
+                return Ok(EngineConnection::new(Socket::Plain(socket)));
             }
             let name = ServerName::try_from(self.host.clone()).map_err(|_| TransportError::Tls)?;
             let connector = self.tls_connector()?;
             let socket = connector.connect(name, socket).await.map_err(|_| TransportError::Tls)?;
-            let (sender, driver) = handshake(socket).await?;
-            let driver = Some(ConnectionDriver::Tls(Box::new(driver)));
-            Ok(EngineConnection { sender, driver })
+            Ok(EngineConnection::new(Socket::Tls(Box::new(socket))))
         };
         timeout(CONNECT_TIMEOUT, connect).await.map_err(|_| TransportError::ConnectTimeout)?
     }
@@ -212,84 +208,203 @@ impl ConnectionPool {
     }
 }
 
-impl PooledResponse {
-    /// The next chunk of the body; `None` at its end. Everything that the socket has received is available without a
-    /// further wake-up.
-    pub(super) fn poll_chunk(
-        &mut self,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Bytes, TransportError>>> {
+impl EngineConnection {
+    fn new(socket: Socket) -> EngineConnection {
+        EngineConnection {
+            socket,
+            unsent: Bytes::new().chain(Bytes::new()),
+            needs_flush: false,
+            received: BytesMut::new(),
+            was_full: false,
+            thread: thread::current().id(),
+        }
+    }
+
+    /// Whether an idle connection can be used: the peer has neither closed it nor sent anything.
+    fn is_open(&mut self) -> bool {
+        self.poll_receive(&mut Context::from_waker(Waker::noop())).is_pending()
+    }
+
+    /// Sends the request, and reads up to the end of the head of its response.
+    fn poll_head(&mut self, cx: &mut Context<'_>) -> Poll<Result<ResponseHead, TransportError>> {
         loop {
-            if self.has_ended {
-                return Poll::Ready(None);
+            // A peer that refuses a request may close its side before the request is complete, with its response sent.
+            let sent = self.poll_send(cx);
+            let received = self.poll_receive(cx);
+            match parse_head(&self.received) {
+                Ok(Some((head, len))) => {
+                    self.received.advance(len);
+                    return Poll::Ready(Ok(head));
+                }
+                Ok(None) => {}
+                Err(_) => return Poll::Ready(Err(TransportError::Broken)),
             }
-            let mut frame = Pin::new(&mut self.body).poll_frame(cx);
-            if frame.is_pending() {
-                let driver_has_ended = poll_driver(&mut self.connection.driver, cx).is_ready();
-                frame = Pin::new(&mut self.body).poll_frame(cx);
-                if frame.is_pending() && driver_has_ended {
-                    self.has_ended = true;
-                    return Poll::Ready(Some(Err(TransportError::Closed)));
+            match (ready!(received), sent) {
+                (Ok(0), Poll::Ready(Err(error))) | (Err(error), _) => {
+                    return Poll::Ready(Err(TransportError::of_open_connection(&error)));
                 }
-            }
-            match ready!(frame) {
-                Some(Ok(frame)) => {
-                    if let Ok(bytes) = frame.into_data() {
-                        return Poll::Ready(Some(Ok(bytes)));
-                    }
+                // Only a connection that closes without an answer may have been closed before the request.
+                (Ok(0), _) if self.received.is_empty() => {
+                    return Poll::Ready(Err(TransportError::Closed));
                 }
-                Some(Err(error)) => {
-                    self.has_ended = true;
-                    self.connection.driver = None;
-                    return Poll::Ready(Some(Err(TransportError::classify_hyper(&error))));
-                }
-                None => self.has_ended = true,
+                (Ok(0), _) => return Poll::Ready(Err(TransportError::Broken)),
+                (Ok(_), _) => {}
             }
         }
     }
 
+    fn poll_send(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        while self.unsent.has_remaining() {
+            let sent = ready!(poll_write_buf(Pin::new(&mut self.socket), cx, &mut self.unsent))?;
+            if sent == 0 {
+                return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
+            }
+            self.needs_flush = true;
+        }
+        if self.needs_flush {
+            ready!(Pin::new(&mut self.socket).poll_flush(cx))?;
+            self.needs_flush = false;
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    /// Reads what the socket has received, up to a limit. 0: the peer has closed.
+    fn poll_receive(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
+        let space = if self.was_full { LARGE_READ_BYTES } else { READ_BYTES };
+        self.received.reserve(space);
+        let before = self.received.capacity() - self.received.len();
+        let read = ready!(poll_read_buf(Pin::new(&mut self.socket), cx, &mut self.received))?;
+        self.was_full = read == before;
+        Poll::Ready(Ok(read))
+    }
+}
+
+impl PooledResponse {
+    /// The next bytes of the body; `None` at its end. Everything that the socket has received is available without a
+    /// further wake-up.
+    pub(super) fn poll_data(
+        &mut self,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<&[u8], TransportError>>> {
+        let read = ready!(self.poll_part(cx));
+        if read.is_err() {
+            self.has_ended = true;
+            self.head.keeps_alive = false;
+        }
+        Poll::Ready(match read {
+            Ok(0) => None,
+            Ok(len) => Some(Ok(&self.connection.received[..len])),
+            Err(error) => Some(Err(error)),
+        })
+    }
+
+    /// Finds the next bytes of the body at the start of what was received. 0: the body has ended.
+    fn poll_part(&mut self, cx: &mut Context<'_>) -> Poll<Result<usize, TransportError>> {
+        let connection = &mut self.connection;
+        connection.received.advance(std::mem::take(&mut self.returned_len));
+        while !self.has_ended {
+            let part = self.head.framing.next_part(&connection.received);
+            let part = part.map_err(|_| TransportError::Broken)?;
+            connection.received.advance(part.framing_len);
+            self.has_ended = part.is_end;
+            if part.data_len > 0 {
+                self.returned_len = part.data_len;
+                return Poll::Ready(Ok(part.data_len));
+            }
+            if part.is_end {
+                break;
+            }
+            // The peer may answer before it has read the whole request. An error is noticed by reading.
+            let _ = connection.poll_send(cx);
+            let received = ready!(connection.poll_receive(cx));
+            match received.map_err(|error| TransportError::of_open_connection(&error))? {
+                0 if self.head.framing == BodyFraming::UntilClose => self.has_ended = true,
+                0 => return Poll::Ready(Err(TransportError::Closed)),
+                _ => {}
+            }
+        }
+        Poll::Ready(Ok(0))
+    }
+
     /// Returns the connection to the pool if the response has ended, or else closes it.
     pub(super) fn release(mut self) {
-        if !self.has_ended || self.connection.driver.is_none() {
-            return;
-        }
-        // Reads the end of the message, after which the connection accepts another request.
-        let cx = &mut Context::from_waker(Waker::noop());
-        if poll_driver(&mut self.connection.driver, cx).is_pending()
-            && self.connection.sender.is_ready()
-        {
+        self.connection.received.advance(self.returned_len);
+        let is_reusable = self.has_ended
+            && self.head.keeps_alive
+            && self.connection.received.is_empty()
+            && !self.connection.unsent.has_remaining()
+            && !self.connection.needs_flush;
+        if is_reusable {
+            // An idle connection needs no buffer.
+            self.connection.received = BytesMut::new();
+            self.connection.was_full = false;
             self.pool.put_idle(self.connection);
         }
     }
 }
 
-async fn handshake<S>(
-    socket: S,
-) -> Result<(http1::SendRequest<Full<Bytes>>, Driver<S>), TransportError>
-where
-    S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Send + Unpin + 'static,
-{
-    let handshake = http1::handshake(TokioIo::new(socket)).await;
-    handshake.map_err(|_| TransportError::Connect)
+impl AsyncRead for Socket {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Socket::Plain(socket) => Pin::new(socket).poll_read(cx, buffer),
+            Socket::Tls(socket) => Pin::new(socket).poll_read(cx, buffer),
+        }
+    }
 }
 
-/// Ready when the connection has ended.
-fn poll_driver(driver: &mut Option<ConnectionDriver>, cx: &mut Context<'_>) -> Poll<()> {
-    let poll = match driver {
-        None => return Poll::Ready(()),
-        Some(ConnectionDriver::Plain(driver)) => Pin::new(driver).poll(cx),
-        Some(ConnectionDriver::Tls(driver)) => Pin::new(driver).poll(cx),
-    };
-    // The error reaches the response too.
-    let _ = ready!(poll);
-    *driver = None;
-    Poll::Ready(())
+impl AsyncWrite for Socket {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        match self.get_mut() {
+            Socket::Plain(socket) => Pin::new(socket).poll_write(cx, bytes),
+            Socket::Tls(socket) => Pin::new(socket).poll_write(cx, bytes),
+        }
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffers: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        match self.get_mut() {
+            Socket::Plain(socket) => Pin::new(socket).poll_write_vectored(cx, buffers),
+            Socket::Tls(socket) => Pin::new(socket).poll_write_vectored(cx, buffers),
+        }
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        match self {
+            Socket::Plain(socket) => socket.is_write_vectored(),
+            Socket::Tls(socket) => socket.is_write_vectored(),
+        }
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Socket::Plain(socket) => Pin::new(socket).poll_flush(cx),
+            Socket::Tls(socket) => Pin::new(socket).poll_flush(cx),
+        }
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Socket::Plain(socket) => Pin::new(socket).poll_shutdown(cx),
+            Socket::Tls(socket) => Pin::new(socket).poll_shutdown(cx),
+        }
+    }
 }
 
-fn classify_connect(error: &std::io::Error) -> TransportError {
+fn classify_connect(error: &io::Error) -> TransportError {
     match error.kind() {
-        std::io::ErrorKind::ConnectionRefused => TransportError::Refused,
-        std::io::ErrorKind::TimedOut => TransportError::ConnectTimeout,
+        io::ErrorKind::ConnectionRefused => TransportError::Refused,
+        io::ErrorKind::TimedOut => TransportError::ConnectTimeout,
         _ => TransportError::Connect,
     }
 }

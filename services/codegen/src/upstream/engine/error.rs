@@ -99,16 +99,11 @@ impl TransportError {
         }
     }
 
-    /// For a connection that is open.
-    pub(super) fn classify_hyper(error: &hyper::Error) -> TransportError {
-        let links = || std::iter::successors(error.source(), |&link| link.source());
-        let io = links().find_map(|link| link.downcast_ref::<std::io::Error>());
-        match io.map(std::io::Error::kind) {
-            Some(ErrorKind::TimedOut) => TransportError::Timeout,
-            Some(kind) if CLOSED_KINDS.contains(&kind) => TransportError::Closed,
-            None if error.is_incomplete_message() || error.is_closed() || error.is_canceled() => {
-                TransportError::Closed
-            }
+    /// For a connection that was open.
+    pub(super) fn of_open_connection(error: &std::io::Error) -> TransportError {
+        match error.kind() {
+            ErrorKind::TimedOut => TransportError::Timeout,
+            kind if CLOSED_KINDS.contains(&kind) => TransportError::Closed,
             _ => TransportError::Broken,
         }
     }

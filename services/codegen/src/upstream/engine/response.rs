@@ -14,9 +14,8 @@ use crate::upstream::engine::sse::SseParser;
 use crate::upstream::engine::untrusted_text::UntrustedTextLog;
 use crate::upstream::engine::{EngineDelta, EngineError};
 
-/// Maximum number of chunks in one read. An engine that never pauses then gives other tasks a turn.
-const MAX_CHUNK_COUNT: usize = 64;
-/// A read ends when it exceeds this size, which is far below the buffer of a shared stream.
+/// A read ends when it exceeds this size, which is far below the buffer of a shared stream. An engine that never pauses
+/// then gives other tasks a turn.
 const MAX_READ_BYTES: usize = 64 * 1024;
 /// Wait for the end of the response after `[DONE]`.
 const DRAIN_TIMEOUT: Duration = Duration::from_millis(50);
@@ -59,22 +58,21 @@ impl ResponseStream {
         delta: &mut EngineDelta,
         cx: &mut Context<'_>,
     ) -> Poll<Result<ReadOutcome, EngineError>> {
+        let ResponseStream { response, parser, decoder, text_log, .. } = self;
         let mut byte_count = 0;
-        for _ in 0..MAX_CHUNK_COUNT {
-            let Some(response) = &mut self.response else {
+        while byte_count < MAX_READ_BYTES && !delta.is_done {
+            let Some(open) = response else {
                 return Poll::Ready(Ok(ReadOutcome::End));
             };
-            match response.poll_chunk(cx) {
+            match open.poll_data(cx) {
                 Poll::Ready(Some(Ok(bytes))) => {
                     byte_count += bytes.len();
-                    self.push(&bytes, delta)?;
-                    if delta.is_done || byte_count >= MAX_READ_BYTES {
-                        break;
-                    }
+                    parser.feed(bytes, |data| push_event(decoder, delta, data, text_log))?;
                 }
                 Poll::Ready(Some(Err(error))) => {
-                    self.response = None;
-                    return Poll::Ready(Err(self.text_log.transport_error(error)));
+                    let error = text_log.transport_error(error);
+                    *response = None;
+                    return Poll::Ready(Err(error));
                 }
                 Poll::Ready(None) | Poll::Pending if byte_count > 0 => break,
                 Poll::Ready(None) => {
@@ -90,7 +88,7 @@ impl ResponseStream {
     /// timeout.
     pub(crate) fn poll_close(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         while let Some(response) = &mut self.response {
-            match response.poll_chunk(cx) {
+            match response.poll_data(cx) {
                 Poll::Ready(Some(Ok(_))) => {}
                 Poll::Ready(Some(Err(_))) => self.response = None,
                 Poll::Ready(None) => {
@@ -113,11 +111,6 @@ impl ResponseStream {
     fn end(&mut self, delta: &mut EngineDelta) -> Result<(), EngineError> {
         let ResponseStream { parser, decoder, text_log, .. } = self;
         parser.finish(|data| push_event(decoder, delta, data, text_log))
-    }
-
-    fn push(&mut self, bytes: &[u8], delta: &mut EngineDelta) -> Result<(), EngineError> {
-        let ResponseStream { parser, decoder, text_log, .. } = self;
-        parser.feed(bytes, |data| push_event(decoder, delta, data, text_log))
     }
 }
 
