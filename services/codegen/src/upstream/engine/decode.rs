@@ -1,13 +1,15 @@
 //! Decodes the events of response streams of chat and text completions. What can be read is used, and
 //! what cannot be read is skipped and counted; only an error that the engine reports fails a stream.
 //!
-//! An event in the usual form is parsed into borrowed structs. Any other event is read field by field.
+//! An event that repeats the pattern of an earlier one is not parsed. One in the usual form is parsed into borrowed
+//! structs. Any other event is read field by field.
 
 mod content;
 mod counts;
 mod event_error;
 mod lenient;
 mod oddity;
+mod pattern;
 mod repair;
 mod tool_call;
 mod usual;
@@ -19,6 +21,7 @@ use hapa_proto::codegen::v1::Usage;
 
 use crate::upstream::engine::decode::counts::LogprobSum;
 use crate::upstream::engine::decode::oddity::Oddity;
+use crate::upstream::engine::decode::pattern::EventPattern;
 use crate::upstream::engine::decode::usual::UsualEvent;
 use crate::upstream::engine::delta::{Content, EngineDelta, Piece, ToolCallDelta, merge_usage};
 use crate::upstream::engine::{EngineError, FinishReason};
@@ -27,6 +30,8 @@ use crate::upstream::engine::{EngineError, FinishReason};
 pub(super) const MAX_ENTRIES: usize = 128;
 /// Maximum number of lines of one event that are not JSON. Bounds the time for an event.
 const MAX_UNREADABLE_LINES: usize = 16;
+/// Maximum number of patterns that one stream learns, so that events without a pattern cost little more.
+const MAX_PATTERNS: u32 = 8;
 const DONE: &[u8] = b"[DONE]";
 
 /// What one event contains about one answer. Empty texts count as absent.
@@ -46,6 +51,9 @@ struct ChoiceEvent<'a> {
 #[derive(Debug, Default)]
 pub(crate) struct StreamDecoder {
     streamed: StreamedChoices,
+    /// The pattern of the latest event that has one.
+    pattern: Option<EventPattern>,
+    learned_patterns: u32,
     /// The request, so that an error that repeats its words is not classified by them. Empty after the
     /// first content.
     request: Bytes,
@@ -102,7 +110,17 @@ impl StreamDecoder {
             delta.is_done = true;
             return Ok(Some(data.len()));
         }
+        if let Some(pattern) = &self.pattern
+            && pattern.push(data, delta, &mut self.streamed)
+        {
+            return Ok(Some(data.len()));
+        }
         let len = if let Some((event, len)) = UsualEvent::parse(data) {
+            if len == data.len() && self.learned_patterns < MAX_PATTERNS {
+                let learned = EventPattern::learn(data, &event);
+                self.learned_patterns += u32::from(learned.is_some());
+                self.pattern = learned.or_else(|| self.pattern.take());
+            }
             delta.push_usual(event, &mut self.streamed);
             len
         } else {

@@ -52,6 +52,17 @@ impl SseParser {
         }
         while let Some(end) = memchr2(b'\n', b'\r', bytes) {
             let (partial, rest) = (&bytes[..end], &bytes[end + 1..]);
+            if let Some(data) = partial.strip_prefix(b"data: ")
+                && let Some(after) = rest.strip_prefix(b"\n")
+                && bytes[end] == b'\n'
+                && data.len() < MAX_EVENT_BYTES
+                && self.is_between_events()
+            {
+                // An event of one line, as almost all are, needs no copy.
+                event(data)?;
+                bytes = after;
+                continue;
+            }
             if self.line.is_empty() {
                 self.end_line(partial, &mut event)?;
             } else {
@@ -77,6 +88,12 @@ impl SseParser {
             self.end_line(&line, &mut event)?;
         }
         self.end_event(&mut event)
+    }
+
+    /// Whether the next line begins an event.
+    fn is_between_events(&self) -> bool {
+        let SseParser { line, data, is_error, json_depth, has_first_line, .. } = self;
+        line.is_empty() && data.is_empty() && !is_error && *json_depth == 0 && *has_first_line
     }
 
     fn buffer(&mut self, bytes: &[u8]) -> Result<(), EventTooLong> {

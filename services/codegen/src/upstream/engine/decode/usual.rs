@@ -142,7 +142,7 @@ struct UsualUsage {
     _prompt_cache_hit_tokens: Null,
 }
 
-#[derive(Debug, Default, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, Deserialize)]
 struct UsualTokenDetails {
     #[serde(default, rename = "")]
     _not_a_list: NotAList,
@@ -157,7 +157,7 @@ struct UsualTokenDetails {
 struct Null;
 
 /// serde reads structs from lists too. This first field refuses them.
-#[derive(Debug, Default)]
+#[derive(Clone, Copy, Debug, Default)]
 struct NotAList;
 
 impl<'de> Deserialize<'de> for NotAList {
@@ -208,12 +208,51 @@ impl<'a> UsualEvent<'a> {
     }
 }
 
+impl<'a> UsualEvent<'a> {
+    /// Its text, if it contains nothing else but counts, and the text is borrowed.
+    pub(super) fn only_text(&self) -> Option<OnlyText<'a, '_>> {
+        let choice = self.choices.first.as_ref().filter(|_| self.choices.others.is_empty())?;
+        if choice.logprobs.is_some() || choice.finish_reason.is_some() {
+            return None;
+        }
+        let delta = choice.delta.as_ref();
+        let used = |text: &Option<JsonText<'a>>| match text {
+            Some(JsonText(Cow::Borrowed(text))) if !text.is_empty() => Some(*text),
+            _ => None,
+        };
+        let answers = [used(&choice.text), delta.and_then(|delta| used(&delta.content))];
+        let reasonings = [
+            delta.and_then(|delta| used(&delta.reasoning_content)),
+            delta.and_then(|delta| used(&delta.reasoning)),
+        ];
+        let mut texts = answers.into_iter().chain(reasonings).flatten();
+        let (text, None) = (texts.next()?, texts.next()) else { return None };
+        Some(OnlyText {
+            text,
+            choice: usize::try_from(choice.index.unwrap_or_default()).ok()?,
+            is_reasoning: reasonings.iter().any(Option::is_some),
+            usage: self.usage.as_ref().and_then(UsualUsage::read),
+            model: self.model.as_ref().map_or("", |JsonText(model)| model),
+        })
+    }
+}
+
+/// The contents of an event that has one text.
+pub(super) struct OnlyText<'a, 'e> {
+    /// A part of the event's bytes.
+    pub(super) text: &'a str,
+    pub(super) choice: usize,
+    pub(super) is_reasoning: bool,
+    pub(super) usage: Option<Usage>,
+    pub(super) model: &'e str,
+}
+
 impl EngineDelta {
     pub(super) fn push_usual(&mut self, event: UsualEvent<'_>, streamed: &mut StreamedChoices) {
         if let Some(JsonText(model)) = &event.model {
             self.push_model(model);
         }
-        let mut usage = event.usage.and_then(UsualUsage::read);
+        let mut usage = event.usage.as_ref().and_then(UsualUsage::read);
         let is_single = event.choices.others.is_empty();
         let choices = event.choices.first.into_iter().chain(event.choices.others);
         for mut choice in choices.zip(0..).filter_map(|(choice, position)| choice.read(position)) {
@@ -266,7 +305,7 @@ impl UsualLogprobs {
 }
 
 impl UsualUsage {
-    fn read(self) -> Option<Usage> {
+    fn read(&self) -> Option<Usage> {
         let prompt = self.prompt_tokens_details.unwrap_or_default();
         let completion = self.completion_tokens_details.unwrap_or_default();
         let reasoning_tokens = completion.reasoning_tokens.or(self.reasoning_tokens);
