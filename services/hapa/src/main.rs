@@ -7,6 +7,10 @@ use std::time::Duration;
 
 use hapa::cli::{CliError, execute, parse};
 
+/// Calls allocate and free much on the threads that serve them, which this allocator does without locks.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 /// Maximum time at exit for work that cannot be cancelled, such as a name lookup on a blocking thread.
 const EXIT_TIMEOUT: Duration = Duration::from_secs(1);
 

@@ -4,6 +4,7 @@
 //! itself (to headers only, as CANCELLED). It waits for silent sockets at shutdown. It can't limit connections that
 //! never send a byte.
 
+use std::convert::Infallible;
 use std::future::pending;
 use std::net::SocketAddr;
 use std::pin::pin;
@@ -11,16 +12,15 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use axum::Router;
 use futures_util::FutureExt as _;
 use hapa_transport::tls::{Tls, negotiated_h2};
 use http::Request;
+use http_body_util::BodyExt as _;
 use hyper::body::Incoming;
 use hyper::rt::Executor;
 use hyper::server::conn::http2;
-use hyper::service::{Service as _, service_fn};
+use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
-use hyper_util::service::TowerToHyperService;
 use ipnet::IpNet;
 use rustls::pki_types::CertificateDer;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite};
@@ -33,6 +33,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::client_address::{CertificateRoles, PeerAddress};
+use crate::middleware::LayeredServices;
 use crate::network_limit::NetworkLimit;
 use crate::rewind_io::RewindIo;
 use crate::slow_reader::{ReaderHandoff, SlowReaderTimeout};
@@ -110,7 +111,7 @@ pub(crate) struct Socket {
 /// Accepts connections until `drain.stop_accepting`. Connections and their calls run on `workers`, counted by `tasks`.
 pub(crate) async fn accept(
     socket: Socket,
-    router: Router,
+    services: LayeredServices,
     limits: ConnectionLimits,
     drain: Drain,
     (workers, tasks): (Arc<Workers>, TaskTracker),
@@ -134,7 +135,7 @@ pub(crate) async fn accept(
         };
         // The worker registers the socket with its own runtime.
         let Ok(stream) = stream.into_std() else { return };
-        let connection = connection(stream, socket.tls.clone(), router.clone(), context);
+        let connection = connection(stream, socket.tls.clone(), services.clone(), context);
         workers.spawn(&tasks, hold((permit, network_permit), connection));
     };
     loop {
@@ -179,7 +180,7 @@ async fn hold<P>(_permits: P, connection: impl Future<Output = ()>) {
 async fn connection(
     stream: std::net::TcpStream,
     tls: Option<Tls>,
-    router: Router,
+    services: LayeredServices,
     context: ConnectionContext,
 ) {
     let stream = stream.set_nodelay(true).and_then(|()| TcpStream::from_std(stream));
@@ -202,7 +203,7 @@ async fn connection(
         let Some(io) = preface else {
             return tracing::debug!("a connection did not start with the HTTP/2 preface");
         };
-        return serve(io, None, router, context).await;
+        return serve(io, None, services, context).await;
     };
     let handshake = timeout_at(deadline, tls_handshake(stream, &tls));
     let handshake = tokio::select! {
@@ -210,7 +211,7 @@ async fn connection(
         () = too_late => return,
     };
     match handshake {
-        Ok((io, roles)) => serve(io, Some(roles), router, context).await,
+        Ok((io, roles)) => serve(io, Some(roles), services, context).await,
         Err(why) => {
             metrics::counter!("hapa_handshakes_refused_total").increment(1);
             tracing::debug!(why, "a TLS handshake failed");
@@ -254,7 +255,7 @@ async fn tls_handshake(
 async fn serve<I>(
     io: PrefacedIo<I>,
     roles: Option<CertificateRoles>,
-    router: Router,
+    services: LayeredServices,
     context: ConnectionContext,
 ) where
     I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
@@ -264,7 +265,6 @@ async fn serve<I>(
     let called = Arc::clone(&has_called);
     let readers = ReaderHandoff::default();
     let executor = TrackedExecutor { tasks, reader_timeout, readers: readers.clone() };
-    let router = TowerToHyperService::new(router);
     let service = service_fn(move |mut request: Request<Incoming>| {
         called.store(true, Ordering::Relaxed);
         request.extensions_mut().insert(readers.start());
@@ -272,7 +272,8 @@ async fn serve<I>(
         if let Some(roles) = &roles {
             request.extensions_mut().insert(roles.clone());
         }
-        router.call(request)
+        let call = services.clone().call(request.map(|body| body.map_err(axum::Error::new)));
+        Box::pin(call.map(Ok::<_, Infallible>))
     });
     let served = http2_builder(executor).serve_connection(TokioIo::new(io), service);
     let mut served = pin!(served);

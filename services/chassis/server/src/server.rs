@@ -30,10 +30,10 @@ use crate::accept::{ConnectionLimits, Drain, MaxConnectionAge, Socket, accept};
 use crate::auth::principal_cache::PrincipalCache;
 use crate::config::Config;
 use crate::health::{Health, HealthChecks, REDIS};
+use crate::middleware::LayeredServices;
 use crate::middleware::admission::Admission;
 use crate::middleware::public_calls::PublicCalls;
 use crate::middleware::shared::SharedState;
-use crate::middleware::stack;
 use crate::outbox::{Outbox, Receiver, Receivers};
 use crate::rate_limit::Limiter;
 use crate::workers::Workers;
@@ -259,7 +259,7 @@ impl Server {
         let metrics_address = self.listeners.metrics.local_addr()?;
         self.open_outbox().await?;
         self.start_exporter();
-        let shared = Arc::new(self.shared_state()?);
+        let shared = self.shared_state()?;
         let limiter = Arc::clone(&shared.admission.limiter);
         self.check_redis(&limiter);
         self.watch_certificates();
@@ -267,7 +267,8 @@ impl Server {
         let workers = Arc::new(Workers::start(self.config.worker_count())?);
         // Before the first call, so that the first health report has results.
         self.checks.run().await;
-        let router = stack(self.routes.routes().into_axum_router().with_state(()), &shared);
+        let services = self.routes.routes().into_axum_router().with_state(());
+        let services = LayeredServices::new(services, shared);
         let calls = TaskTracker::new();
         let stop_accepting = self.shutdown.stop_accepting.clone();
         let drain = Drain { stop_accepting, force_close: self.force_close };
@@ -283,7 +284,7 @@ impl Server {
         let socket = Socket { listener: self.listeners.mesh, tls: self.proof.tls() };
         let limits = connection_limits(config);
         let serving = (Arc::clone(&workers), calls.clone());
-        calls.spawn(accept(socket, router, limits, drain.clone(), serving));
+        calls.spawn(accept(socket, services, limits, drain.clone(), serving));
         self.checks.report().await;
         tracing::info!(%address, %metrics_address, "serving");
         let health = self.tasks.spawn(self.checks.watch(draining.clone()));

@@ -11,8 +11,8 @@ use file::LogFile;
 use hapa_core::config::ConfigError;
 use opentelemetry_sdk::trace::SdkTracer;
 use tracing::Dispatch;
-use tracing_subscriber::filter::FilterExt as _;
-use tracing_subscriber::layer::SubscriberExt as _;
+use tracing_subscriber::filter::{FilterExt as _, Targets};
+use tracing_subscriber::layer::{Filter, Layered, SubscriberExt as _};
 use tracing_subscriber::util::SubscriberInitExt as _;
 use tracing_subscriber::{EnvFilter, Layer, Registry, fmt};
 
@@ -39,17 +39,35 @@ pub fn prepare(log: &LogConfig, tracer: Option<SdkTracer>) -> Result<Dispatch, C
 }
 
 fn build(log: &LogConfig, tracer: Option<SdkTracer>) -> Result<(Dispatch, Log), ConfigError> {
-    let level = level_filter(log)?;
+    // Libraries log warnings only. LOG_LEVEL comes last, so it can override these levels.
+    let directives = format!(
+        "fred=error,h2=warn,hyper=warn,reqwest=warn,sqlx=warn,tower=warn,{}",
+        log.log_level
+    );
+    let invalid = |problem: String| ConfigError::new("LOG_LEVEL", problem);
     let output = open(log)?;
     let lines = line_layer(log, &output);
+    // Directives for spans need the filter that looks at each span that is entered.
+    let dispatch = if directives.contains('[') {
+        let level = EnvFilter::builder().parse(directives);
+        subscriber(lines, level.map_err(|error| invalid(error.to_string()))?, tracer)
+    } else {
+        let level = directives.parse::<Targets>();
+        subscriber(lines, level.map_err(|error| invalid(error.to_string()))?, tracer)
+    };
+    Ok((dispatch, output))
+}
+
+fn subscriber<F>(lines: LineLayer, level: F, tracer: Option<SdkTracer>) -> Dispatch
+where
+    F: Filter<Registry> + Layer<Layered<LineLayer, Registry>> + Send + Sync,
+{
     let Some(tracer) = tracer else {
-        let subscriber = tracing_subscriber::registry().with(lines).with(level);
-        return Ok((subscriber.into(), output));
+        return tracing_subscriber::registry().with(lines).with(level).into();
     };
     // The log level must not affect traces, so it filters only the layer of log lines.
     let lines = lines.with_filter(level.and(trace::log_filter()));
-    let subscriber = tracing_subscriber::registry().with(lines).with(trace::layer(tracer));
-    Ok((subscriber.into(), output))
+    tracing_subscriber::registry().with(lines).with(trace::layer(tracer)).into()
 }
 
 fn open(log: &LogConfig) -> Result<Log, ConfigError> {
@@ -68,7 +86,9 @@ fn open(log: &LogConfig) -> Result<Log, ConfigError> {
     Ok(Log { writer, destination: Destination::File })
 }
 
-fn line_layer(log: &LogConfig, output: &Log) -> Box<dyn Layer<Registry> + Send + Sync> {
+type LineLayer = Box<dyn Layer<Registry> + Send + Sync>;
+
+fn line_layer(log: &LogConfig, output: &Log) -> LineLayer {
     let lines = fmt::layer()
         .with_ansi(output.is_terminal())
         // Internal errors would go to standard error, which may block.
@@ -79,14 +99,4 @@ fn line_layer(log: &LogConfig, output: &Log) -> Box<dyn Layer<Registry> + Send +
     } else {
         lines.compact().fmt_fields(TextFormat).boxed()
     }
-}
-
-fn level_filter(log: &LogConfig) -> Result<EnvFilter, ConfigError> {
-    // Libraries log warnings only. LOG_LEVEL comes last, so it can override these levels.
-    let directives = format!(
-        "fred=error,h2=warn,hyper=warn,reqwest=warn,sqlx=warn,tower=warn,{}",
-        log.log_level
-    );
-    let filter = EnvFilter::builder().parse(directives);
-    filter.map_err(|error| ConfigError::new("LOG_LEVEL", error.to_string()))
 }

@@ -5,18 +5,16 @@
 
 use std::sync::Arc;
 
-use axum::extract::{Request, State};
-use axum::middleware::Next;
-use axum::response::Response;
 use hapa_core::access::{Access, GATEWAY_ROLE, Rpc};
 use hapa_core::call::Call;
 use hapa_core::rpc_error::{ErrorCode, RpcError, published_code};
 use hapa_transport::peer::{MESH_TOKEN, ServiceAuth, gateway_token};
 use http::header::CONTENT_TYPE;
-use http::{HeaderMap, HeaderValue};
+use http::{HeaderMap, HeaderValue, Request, Response};
 use secrecy::{ExposeSecret as _, SecretString};
 use subtle::ConstantTimeEq as _;
 use tokio::time::sleep;
+use tokio_util::sync::WaitForCancellationFutureOwned;
 use tonic::Status;
 
 use crate::auth::principal_cache::{
@@ -24,7 +22,7 @@ use crate::auth::principal_cache::{
     unknown_credential,
 };
 use crate::client_address::CertificateRoles;
-use crate::middleware::body::{PermitBody, RevocableBody, wrap};
+use crate::middleware::body::{PermitBody, RevocableBody, WrappedBody};
 use crate::middleware::response::refuse;
 use crate::middleware::shared::SharedState;
 use crate::rate_limit::failed_attempts::{FailedAttempts, WRONG_PASSWORD_DELAY, network};
@@ -39,12 +37,18 @@ pub(crate) struct Admission {
     attempts: FailedAttempts,
 }
 
+/// The body of a call that ends with its credential.
+type AdmittedBody<B> = WrappedBody<
+    WrappedBody<B, RevocableBody<WaitForCancellationFutureOwned>>,
+    PermitBody<ActiveCallGuard>,
+>;
+
 /// Refuses a call without permission, and runs any other until its credential ends.
-pub(crate) async fn admit(
-    State(shared): State<Arc<SharedState>>,
-    mut request: Request,
-    next: Next,
-) -> Response {
+pub(crate) async fn admit<Q, B: Default>(
+    shared: &SharedState,
+    mut request: Request<Q>,
+    next: impl AsyncFnOnce(Request<Q>) -> Response<B>,
+) -> Response<AdmittedBody<B>> {
     let Some(mut call) = request.extensions().get::<Call>().cloned() else {
         return refuse(RpcError::internal("admission ran without a call"));
     };
@@ -65,7 +69,7 @@ pub(crate) async fn admit(
             Err(fault) => return refuse(fault),
         };
     if let Some(decision) = decision.filter(|decision| decision.retry_after.is_some()) {
-        let mut response = refuse(rate_limited(rpc, &call, decision));
+        let mut response: Response<_> = refuse(rate_limited(rpc, &call, decision));
         write_rate_limit(decision, response.headers_mut());
         return response;
     }
@@ -73,7 +77,7 @@ pub(crate) async fn admit(
     let mut response = if rpc.access == Access::Login {
         shared.admission.run_login(&call, request, next).await
     } else {
-        next.run(request).await
+        next(request).await
     };
     if let Some(decision) = decision {
         write_rate_limit(decision, response.headers_mut());
@@ -82,9 +86,11 @@ pub(crate) async fn admit(
         Some(active_call) if !response.headers().contains_key("grpc-status") => {
             let ended = active_call.ended.clone().cancelled_owned();
             let revocable = RevocableBody::new(ended, credential_ended);
-            response.map(|body| wrap(wrap(body, revocable), PermitBody::new(active_call)))
+            response.map(|body| {
+                WrappedBody::new(WrappedBody::new(body, revocable), PermitBody::new(active_call))
+            })
         }
-        _ => response,
+        _ => response.map(|body| WrappedBody::unwrapped(WrappedBody::unwrapped(body))),
     }
 }
 
@@ -95,7 +101,7 @@ struct PresentedIdentity<'a> {
 }
 
 impl PresentedIdentity<'_> {
-    fn of(request: &Request) -> PresentedIdentity<'_> {
+    fn of<Q>(request: &Request<Q>) -> PresentedIdentity<'_> {
         PresentedIdentity { headers: request.headers(), certificate: request.extensions().get() }
     }
 }
@@ -243,12 +249,17 @@ impl Admission {
 
     /// Runs a method that issues credentials. A network over its limit may run one login at a time, and a wrong
     /// password delays the next one.
-    async fn run_login(&self, call: &Call, mut request: Request, next: Next) -> Response {
+    async fn run_login<Q, B: Default>(
+        &self,
+        call: &Call,
+        mut request: Request<Q>,
+        next: impl AsyncFnOnce(Request<Q>) -> Response<B>,
+    ) -> Response<B> {
         let network: Arc<str> = network(call.address).into();
         let attempts = self.attempts.password_attempts(Arc::clone(&network));
         request.extensions_mut().insert(attempts);
         let Some(over) = self.attempts.over_limit(&network).await else {
-            let response = next.run(request).await;
+            let response = next(request).await;
             if is_bad_credential(&response) {
                 self.attempts.record_failure(&network).await;
             }
@@ -258,7 +269,7 @@ impl Admission {
             Ok(lane) => lane,
             Err(fault) => return refuse(fault),
         };
-        let response = next.run(request).await;
+        let response = next(request).await;
         if !is_bad_credential(&response) {
             return response;
         }
@@ -307,7 +318,7 @@ fn is_set(value: &HeaderValue) -> bool {
 }
 
 /// Whether a login failed because of an unknown credential, and not because one has ended.
-fn is_bad_credential(response: &Response) -> bool {
+fn is_bad_credential<B>(response: &Response<B>) -> bool {
     let status = Status::from_header_map(response.headers());
     let code = status.as_ref().and_then(published_code).map(|(code, _)| code);
     code.is_some_and(|code| code == ErrorCode::BadKey.entry().name)

@@ -3,10 +3,9 @@
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
-use axum::body::Body;
 use bytes::Bytes;
 use hapa_core::rpc_error::RpcError;
-use http_body::{Body as HttpBody, Frame, SizeHint};
+use http_body::{Body, Frame, SizeHint};
 use tonic::Status;
 
 use crate::middleware::response::trailers;
@@ -14,11 +13,24 @@ use crate::middleware::response::trailers;
 /// The result of polling a body for a frame.
 pub(crate) type PolledFrame = Poll<Option<Result<Frame<Bytes>, axum::Error>>>;
 
+/// The body of a request or of a response.
+pub(crate) trait CallBody:
+    Body<Data = Bytes, Error = axum::Error> + Send + Unpin + 'static
+{
+}
+
+impl<B: Body<Data = Bytes, Error = axum::Error> + Send + Unpin + 'static> CallBody for B {}
+
 /// How a wrapper treats the frames of the body that it wraps.
 pub(crate) trait BodyWrapper: Send + Unpin + 'static {
-    /// Polls the wrapped body for its next frame.
-    fn poll_frame(&mut self, body: &mut Body, cx: &mut Context<'_>) -> PolledFrame {
-        Pin::new(body).poll_frame(cx)
+    /// Polls the wrapped body for its next frame. Without a body, there is none. A wrapper that removes the body drops
+    /// the work that feeds it.
+    fn poll_frame<B: CallBody>(
+        &mut self,
+        body: &mut Option<B>,
+        cx: &mut Context<'_>,
+    ) -> PolledFrame {
+        poll_body(body, cx)
     }
 
     /// Whether the wrapper itself has no more frames.
@@ -27,39 +39,57 @@ pub(crate) trait BodyWrapper: Send + Unpin + 'static {
     }
 }
 
-/// A body with its wrapper. The body is dropped first.
-pub(crate) struct WrappedBody<W> {
-    body: Body,
-    wrapper: W,
+/// A body with its wrapper. The body is dropped first. By default, a body without frames.
+pub(crate) struct WrappedBody<B, W> {
+    body: Option<B>,
+    wrapper: Option<W>,
 }
 
-impl<W: BodyWrapper> WrappedBody<W> {
-    pub(crate) fn new(body: Body, wrapper: W) -> WrappedBody<W> {
-        WrappedBody { body, wrapper }
+impl<B, W> Default for WrappedBody<B, W> {
+    fn default() -> Self {
+        WrappedBody { body: None, wrapper: None }
     }
 }
 
-/// Puts a wrapper around a body.
-pub(crate) fn wrap(body: Body, wrapper: impl BodyWrapper) -> Body {
-    Body::new(WrappedBody::new(body, wrapper))
+impl<B, W> WrappedBody<B, W> {
+    pub(crate) fn new(body: B, wrapper: W) -> WrappedBody<B, W> {
+        WrappedBody { body: Some(body), wrapper: Some(wrapper) }
+    }
+
+    /// A body that this layer leaves as it is.
+    pub(crate) fn unwrapped(body: B) -> WrappedBody<B, W> {
+        WrappedBody { body: Some(body), wrapper: None }
+    }
 }
 
-impl<W: BodyWrapper> HttpBody for WrappedBody<W> {
+impl<B: CallBody, W: BodyWrapper> Body for WrappedBody<B, W> {
     type Data = Bytes;
     type Error = axum::Error;
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> PolledFrame {
         let WrappedBody { body, wrapper } = &mut *self;
-        wrapper.poll_frame(body, cx)
+        match wrapper {
+            Some(wrapper) => wrapper.poll_frame(body, cx),
+            None => poll_body(body, cx),
+        }
     }
 
     fn is_end_stream(&self) -> bool {
-        self.wrapper.is_end_stream() && self.body.is_end_stream()
+        self.wrapper.as_ref().is_none_or(BodyWrapper::is_end_stream) && has_ended(&self.body)
     }
 
     fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
+        self.body.as_ref().map_or_else(|| SizeHint::with_exact(0), Body::size_hint)
     }
+}
+
+/// Polls a body, if there is one.
+pub(crate) fn poll_body<B: CallBody>(body: &mut Option<B>, cx: &mut Context<'_>) -> PolledFrame {
+    body.as_mut().map_or(Poll::Ready(None), |body| Pin::new(body).poll_frame(cx))
+}
+
+fn has_ended<B: CallBody>(body: &Option<B>) -> bool {
+    body.as_ref().is_none_or(Body::is_end_stream)
 }
 
 /// Holds a permit until the body is dropped.
@@ -89,15 +119,18 @@ impl<F: Future<Output = ()>> RevocableBody<F> {
 }
 
 impl<F: Future<Output = ()> + Send + 'static> BodyWrapper for RevocableBody<F> {
-    fn poll_frame(&mut self, body: &mut Body, cx: &mut Context<'_>) -> PolledFrame {
-        if let Poll::Ready(frame) = Pin::new(&mut *body).poll_frame(cx) {
+    fn poll_frame<B: CallBody>(
+        &mut self,
+        body: &mut Option<B>,
+        cx: &mut Context<'_>,
+    ) -> PolledFrame {
+        if let Poll::Ready(frame) = poll_body(body, cx) {
             return Poll::Ready(frame);
         }
-        if body.is_end_stream() || self.revoked.as_mut().poll(cx).is_pending() {
+        if has_ended(body) || self.revoked.as_mut().poll(cx).is_pending() {
             return Poll::Pending;
         }
-        // Dropping the body stops the work that feeds it.
-        *body = Body::empty();
+        *body = None;
         Poll::Ready(Some(Ok(trailers(&Status::from((self.fault)())))))
     }
 }

@@ -6,37 +6,39 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::extract::{Request, State};
-use axum::middleware::Next;
-use axum::response::Response;
 use hapa_core::access::Access;
 use hapa_core::call::Call;
 use hapa_core::rpc_error::{ErrorCode, RpcError};
+use http::{Request, Response};
 use tokio::sync::OwnedSemaphorePermit;
 
-use crate::middleware::body::{PermitBody, wrap};
+use crate::middleware::body::{PermitBody, WrappedBody};
 use crate::middleware::public_calls::PublicPermit;
 use crate::middleware::response::refuse;
 use crate::middleware::shared::SharedState;
 
 /// Refuses a call if its pool has no permit left.
-pub(crate) async fn shed_load(
-    State(shared): State<Arc<SharedState>>,
-    request: Request,
-    next: Next,
-) -> Response {
+pub(crate) async fn shed_load<Q, B: Default>(
+    shared: &SharedState,
+    request: Request<Q>,
+    next: impl AsyncFnOnce(Request<Q>) -> Response<B>,
+) -> Response<WrappedBody<B, PermitBody<CallPermit>>> {
     let call = request.extensions().get::<Call>();
     let rpc = call.and_then(|call| call.rpc.map(|rpc| (rpc, call.address)));
     let permit = match rpc {
         // Calls between services must work while users make too many calls.
-        Some((rpc, _)) if rpc.access == Access::Service => return next.run(request).await,
+        Some((rpc, _)) if rpc.access == Access::Service => {
+            return next(request).await.map(WrappedBody::unwrapped);
+        }
         Some((rpc, address)) if rpc.needs_no_credential() => {
             shared.public_calls.enter(rpc, address).map(CallPermit::Public)
         }
         _ => Arc::clone(&shared.in_flight).try_acquire_owned().ok().map(CallPermit::InFlight),
     };
     match permit {
-        Some(permit) => next.run(request).await.map(|body| wrap(body, PermitBody::new(permit))),
+        Some(permit) => {
+            next(request).await.map(|body| WrappedBody::new(body, PermitBody::new(permit)))
+        }
         None => refuse(
             RpcError::new(ErrorCode::Overloaded, "too many calls in progress; try again shortly")
                 .retry_after(Duration::from_secs(1)),
@@ -45,7 +47,7 @@ pub(crate) async fn shed_load(
 }
 
 /// A permit for one call, released when it is dropped.
-enum CallPermit {
+pub(crate) enum CallPermit {
     InFlight(#[expect(dead_code, reason = "held until it is dropped")] OwnedSemaphorePermit),
     Public(#[expect(dead_code, reason = "held until it is dropped")] PublicPermit),
 }

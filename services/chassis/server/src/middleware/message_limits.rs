@@ -10,18 +10,16 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use axum::body::Body;
-use axum::extract::{Request, State};
-use axum::middleware::Next;
-use axum::response::Response;
 use hapa_core::access::Access;
 use hapa_core::call::Call;
 use hapa_core::rpc_error::{ErrorCode, RpcError};
-use http_body::{Body as _, Frame};
+use http::{Request, Response};
+use http_body::Frame;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Sleep, sleep};
 use tonic::Status;
 
-use crate::middleware::body::{BodyWrapper, PolledFrame, wrap};
+use crate::middleware::body::{BodyWrapper, CallBody, PolledFrame, WrappedBody, poll_body};
 use crate::middleware::shared::SharedState;
 
 /// Maximum message length of a caller without a credential, in bytes.
@@ -36,11 +34,11 @@ const MESSAGE_TIMEOUT: Duration = Duration::from_secs(10);
 const PREFIX_LEN: usize = 5;
 
 /// Puts the limits of the caller around the request body.
-pub(crate) async fn limit_messages(
-    State(shared): State<Arc<SharedState>>,
-    request: Request,
-    next: Next,
-) -> Response {
+pub(crate) async fn limit_messages<Q: CallBody, B>(
+    shared: &SharedState,
+    request: Request<Q>,
+    next: impl AsyncFnOnce(Request<Body>) -> Response<B>,
+) -> Response<B> {
     let access = request.extensions().get::<Call>().and_then(|call| call.rpc).map(|rpc| rpc.access);
     let (max_len, memory) = match access {
         Some(Access::Service) => (MAX_SERVICE_MESSAGE_LEN, None),
@@ -49,7 +47,8 @@ pub(crate) async fn limit_messages(
         }
         Some(_) => (MAX_MESSAGE_LEN, Some(Arc::clone(&shared.request_memory))),
     };
-    next.run(request.map(|body| wrap(body, BoundedBody::new(max_len, memory)))).await
+    let bounded = BoundedBody::new(max_len, memory);
+    next(request.map(|body| Body::new(WrappedBody::new(body, bounded)))).await
 }
 
 /// Fails a request body when one of its messages exceeds a limit.
@@ -105,16 +104,20 @@ impl BoundedBody {
         self.timer.get_or_insert_with(|| Box::pin(sleep(MESSAGE_TIMEOUT))).as_mut().poll(cx)
     }
 
-    fn fail(&mut self, body: &mut Body, fault: RpcError) -> PolledFrame {
-        *body = Body::empty();
+    fn fail<B>(&mut self, body: &mut Option<B>, fault: RpcError) -> PolledFrame {
+        *body = None;
         self.reserved = None;
         Poll::Ready(Some(Err(axum::Error::new(Status::from(fault)))))
     }
 }
 
 impl BodyWrapper for BoundedBody {
-    fn poll_frame(&mut self, body: &mut Body, cx: &mut Context<'_>) -> PolledFrame {
-        let Poll::Ready(frame) = Pin::new(&mut *body).poll_frame(cx) else {
+    fn poll_frame<B: CallBody>(
+        &mut self,
+        body: &mut Option<B>,
+        cx: &mut Context<'_>,
+    ) -> PolledFrame {
+        let Poll::Ready(frame) = poll_body(body, cx) else {
             return match self.poll_timer(cx) {
                 Poll::Pending => Poll::Pending,
                 Poll::Ready(()) => {
@@ -194,7 +197,6 @@ mod tests {
     use hapa_core::rpc_error::published_code;
 
     use super::*;
-    use crate::middleware::body::WrappedBody;
 
     fn message(len: usize) -> Vec<u8> {
         let prefix = [&[0][..], &u32::try_from(len).unwrap().to_be_bytes()].concat();
@@ -206,7 +208,7 @@ mod tests {
         Body::from_stream(stream::iter(pieces))
     }
 
-    fn bounded(body: Body, memory: Option<Arc<Semaphore>>) -> WrappedBody<BoundedBody> {
+    fn bounded(body: Body, memory: Option<Arc<Semaphore>>) -> WrappedBody<Body, BoundedBody> {
         WrappedBody::new(body, BoundedBody::new(1_000, memory))
     }
 

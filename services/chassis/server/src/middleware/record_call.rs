@@ -7,14 +7,9 @@
 use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
-use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use axum::body::Body;
-use axum::extract::{Request, State};
-use axum::middleware::Next;
-use axum::response::Response;
 use bytes::Bytes;
 use futures_util::FutureExt as _;
 use hapa_core::access::{Access, Rpc};
@@ -24,13 +19,13 @@ use hapa_core::error_chain;
 use hapa_core::rpc_error::{ErrorCode, RpcError, code_name, published_code, to_published_status};
 use hapa_telemetry::panics;
 use hapa_telemetry::trace::{SpanHandle, is_server_error};
-use http::{HeaderMap, HeaderValue};
-use http_body::{Body as _, Frame};
+use http::{HeaderMap, HeaderValue, Request, Response};
+use http_body::Frame;
 use tonic::{Code, Status};
 use tracing::{Instrument as _, Span};
 
 use crate::client_address::client_address;
-use crate::middleware::body::{BodyWrapper, PolledFrame, wrap};
+use crate::middleware::body::{BodyWrapper, CallBody, PolledFrame, WrappedBody, poll_body};
 use crate::middleware::request_body::RequestAborted;
 use crate::middleware::response::{refuse, trailers, write_status};
 use crate::middleware::shared::SharedState;
@@ -43,21 +38,21 @@ const REQUEST_ID: &str = "x-request-id";
 const UNKNOWN_METHOD: &str = "unknown";
 
 /// Runs a call and records it.
-pub(crate) async fn record_call(
-    State(shared): State<Arc<SharedState>>,
-    mut request: Request,
-    next: Next,
-) -> Response {
+pub(crate) async fn record_call<Q, B: Default>(
+    shared: &SharedState,
+    mut request: Request<Q>,
+    next: impl AsyncFnOnce(Request<WrappedBody<Q, RequestAborted>>) -> Response<B>,
+) -> Response<WrappedBody<B, RecordedBody>> {
     let client_id = request.headers().get(REQUEST_ID).and_then(|value| value.to_str().ok());
     let rpc = shared.table.find(request.uri().path());
     let call = Call::new(client_id, rpc, client_address(&request, &shared.trusted_proxies));
-    let mut recorder = CallRecorder::new(&shared, call.clone(), &request);
+    let mut recorder = CallRecorder::new(shared, call.clone(), &request);
     let (span, path) = (recorder.span.clone(), recorder.path);
     metrics::gauge!("hapa_requests_in_flight", "rpc" => path).increment(1.0);
     request.extensions_mut().insert(call.clone());
     let request = request.map(|body| recorder.request_aborted.watch(body));
 
-    let run = AssertUnwindSafe(next.run(request)).catch_unwind().instrument(span.clone());
+    let run = AssertUnwindSafe(next(request)).catch_unwind().instrument(span.clone());
     let mut response =
         run.await.unwrap_or_else(|panic| span.in_scope(|| refuse(panic_fault(&*panic))));
     if let Ok(id) = HeaderValue::from_str(&call.request_id) {
@@ -67,9 +62,9 @@ pub(crate) async fn record_call(
         if let Some(ack) = recorder.end(response.headers_mut()) {
             ack.await;
         }
-        return response;
+        return response.map(WrappedBody::unwrapped);
     }
-    response.map(|body| wrap(body, RecordedBody { recorder, last: None }))
+    response.map(|body| WrappedBody::new(body, RecordedBody { recorder, last: None }))
 }
 
 fn panic_fault(panic: &(dyn Any + Send)) -> RpcError {
@@ -94,7 +89,7 @@ struct CallRecorder {
 }
 
 impl CallRecorder {
-    fn new(shared: &SharedState, call: Call, request: &Request) -> CallRecorder {
+    fn new<Q>(shared: &SharedState, call: Call, request: &Request<Q>) -> CallRecorder {
         let path = call.rpc.map_or(UNKNOWN_METHOD, |rpc| rpc.path);
         let ServerSpan { span, part, trace_id } = start_server_span(request.headers(), &call, path);
         CallRecorder {
@@ -258,7 +253,7 @@ impl Drop for CallRecorder {
 
 /// Records the call of a response body. The wrapped body is dropped before it, so that a handler that is dropped
 /// still adds its statistics.
-struct RecordedBody {
+pub(crate) struct RecordedBody {
     recorder: CallRecorder,
     /// The last frame, held until the events of the call are written.
     last: Option<(Frame<Bytes>, DurabilityAck)>,
@@ -272,20 +267,24 @@ impl RecordedBody {
         Poll::Ready(self.last.take().map(|(frame, _)| Ok(frame)))
     }
 
-    fn poll_recorded(&mut self, body: &mut Body, cx: &mut Context<'_>) -> PolledFrame {
+    fn poll_recorded<B: CallBody>(
+        &mut self,
+        body: &mut Option<B>,
+        cx: &mut Context<'_>,
+    ) -> PolledFrame {
         if self.last.is_some() {
             return self.poll_last(cx);
         }
         let polled = {
             let _entered = self.recorder.span.enter();
-            catch_unwind(AssertUnwindSafe(|| Pin::new(&mut *body).poll_frame(cx)))
+            catch_unwind(AssertUnwindSafe(|| poll_body(body, cx)))
         };
         let mut frame = match polled {
             Ok(Poll::Pending) => return Poll::Pending,
             Ok(Poll::Ready(Some(Ok(frame)))) => frame,
             Ok(Poll::Ready(other)) => return Poll::Ready(other),
             Err(panic) => {
-                *body = Body::empty();
+                *body = None;
                 trailers(&Status::from(self.recorder.span.in_scope(|| panic_fault(&*panic))))
             }
         };
@@ -301,7 +300,11 @@ impl RecordedBody {
 }
 
 impl BodyWrapper for RecordedBody {
-    fn poll_frame(&mut self, body: &mut Body, cx: &mut Context<'_>) -> PolledFrame {
+    fn poll_frame<B: CallBody>(
+        &mut self,
+        body: &mut Option<B>,
+        cx: &mut Context<'_>,
+    ) -> PolledFrame {
         let polled = self.poll_recorded(body, cx);
         self.recorder.reader.record_poll(&polled);
         polled
@@ -324,7 +327,7 @@ mod tests {
             let mut headers = if is_stream {
                 trailers(&Status::from(fault)).into_trailers().unwrap()
             } else {
-                refuse(fault).headers().clone()
+                refuse::<()>(fault).headers().clone()
             };
             assert!(headers.contains_key(error_chain::CAUSES));
             let status = Status::from_header_map(&headers).unwrap();

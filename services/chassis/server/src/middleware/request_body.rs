@@ -1,14 +1,10 @@
 //! Detects requests that break off. A library's error about such a call is the client's doing.
 
-use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll, ready};
 
-use axum::body::Body;
-use http_body::Body as _;
-
-use crate::middleware::body::{BodyWrapper, PolledFrame, wrap};
+use crate::middleware::body::{BodyWrapper, CallBody, PolledFrame, WrappedBody, poll_body};
 
 /// Whether reading the request body has failed. Clones share one flag.
 #[derive(Clone, Debug, Default)]
@@ -20,14 +16,18 @@ impl RequestAborted {
     }
 
     /// The same body, which sets the flag if it fails.
-    pub(crate) fn watch(&self, body: Body) -> Body {
-        wrap(body, self.clone())
+    pub(crate) fn watch<B>(&self, body: B) -> WrappedBody<B, RequestAborted> {
+        WrappedBody::new(body, self.clone())
     }
 }
 
 impl BodyWrapper for RequestAborted {
-    fn poll_frame(&mut self, body: &mut Body, cx: &mut Context<'_>) -> PolledFrame {
-        let frame = ready!(Pin::new(body).poll_frame(cx));
+    fn poll_frame<B: CallBody>(
+        &mut self,
+        body: &mut Option<B>,
+        cx: &mut Context<'_>,
+    ) -> PolledFrame {
+        let frame = ready!(poll_body(body, cx));
         if let Some(Err(_)) = &frame {
             self.0.store(true, Ordering::Release);
         }

@@ -1,16 +1,14 @@
 //! Failures as gRPC responses: with headers only, or as the last frame of a stream.
 
-use axum::body::Body;
-use axum::response::Response;
 use bytes::Bytes;
 use hapa_core::rpc_error::RpcError;
-use http::HeaderMap;
+use http::{HeaderMap, Response};
 use http_body::Frame;
 use tonic::Status;
 
 /// A failure as a response without a body.
-pub(crate) fn refuse(fault: RpcError) -> Response {
-    Status::from(fault).into_http::<Body>()
+pub(crate) fn refuse<B: Default>(fault: RpcError) -> Response<B> {
+    Status::from(fault).into_http()
 }
 
 /// A status as the trailers of a stream.

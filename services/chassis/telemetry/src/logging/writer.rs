@@ -20,6 +20,8 @@ use super::file::LogFile;
 const MAX_QUEUED_BYTES: usize = 4 * 1024 * 1024;
 /// Memory of a queued line in addition to its text.
 const LINE_OVERHEAD_BYTES: usize = 64;
+/// How long the thread collects lines after it has written some. Lines that are queued meanwhile need no wake-up of it.
+const BATCH_DELAY: Duration = Duration::from_millis(5);
 /// Maximum wait for queued lines at the end of the process.
 const FLUSH_TIMEOUT: Duration = Duration::from_secs(1);
 
@@ -176,11 +178,28 @@ impl Drop for Log {
     }
 }
 
-fn write_lines(messages: &Receiver<Message>, shared: &Shared, mut output: impl Output) {
-    let mut reported = 0;
-    for message in messages {
+fn write_lines(messages: &Receiver<Message>, shared: &Shared, output: impl Output) {
+    let mut lines = LineWriter { shared, output, reported: 0 };
+    while let Ok(message) = messages.recv() {
+        lines.handle(message);
+        messages.try_iter().for_each(|message| lines.handle(message));
+        thread::sleep(BATCH_DELAY);
+    }
+}
+
+/// The thread's part of a [`LogWriter`].
+struct LineWriter<'s, O> {
+    shared: &'s Shared,
+    output: O,
+    /// Number of dropped lines that were logged.
+    reported: u64,
+}
+
+impl<O: Output> LineWriter<'_, O> {
+    fn handle(&mut self, message: Message) {
+        let shared = self.shared;
         if shared.reopen.swap(false, Ordering::AcqRel)
-            && let Err(error) = output.reopen()
+            && let Err(error) = self.output.reopen()
         {
             tracing::error!(%error, "LOG_FILE can't be reopened; the old file remains in use");
         }
@@ -189,22 +208,21 @@ fn write_lines(messages: &Receiver<Message>, shared: &Shared, mut output: impl O
             Message::Flush(written) => {
                 // Fails if the flush has timed out.
                 let _ = written.send(());
-                continue;
+                return;
             }
-            Message::Wake => continue,
+            Message::Wake => return,
         };
-        let written = output.write_line(&line);
+        let written = self.output.write_line(&line);
         shared.queued_bytes.fetch_sub(line.len() + LINE_OVERHEAD_BYTES, Ordering::Relaxed);
         if written.is_err() {
-            shared.drop_line();
-            continue;
+            return shared.drop_line();
         }
         // Only after a successful write, so that a failing report does not cause another one.
         let dropped = shared.dropped.load(Ordering::Relaxed);
         let has_room = shared.queued_bytes.load(Ordering::Relaxed) < MAX_QUEUED_BYTES / 2;
-        if dropped > reported && has_room {
-            tracing::error!(lines = dropped - reported, "log lines were dropped");
-            reported = dropped;
+        if dropped > self.reported && has_room {
+            tracing::error!(lines = dropped - self.reported, "log lines were dropped");
+            self.reported = dropped;
         }
     }
 }
