@@ -63,7 +63,8 @@ impl Store {
         match self {
             Store::Off => Lookup::default(),
             Store::Memory(memory) => memory.look_up(key, reads),
-            Store::Redis(redis) => redis.look_up(key, reads).await,
+            // Boxed, because its future is much larger than those of the other stores.
+            Store::Redis(redis) => Box::pin(redis.look_up(key, reads)).await,
         }
     }
 

@@ -124,7 +124,9 @@ impl ConnectionPool {
                 return result;
             }
         }
-        self.exchange(self.connect().await?, request).await
+        // Boxed, because connecting is rare and its future is large.
+        let connection = Box::pin(self.connect()).await?;
+        self.exchange(connection, request).await
     }
 
     async fn exchange(
