@@ -8,6 +8,7 @@ mod lifecycle;
 mod logs;
 mod make_run;
 mod manifests;
+mod pasted_settings;
 mod renamed_settings;
 mod stores;
 mod traces;

@@ -61,7 +61,7 @@ pub struct Config {
     pub ai_model_api_key: Option<SecretString>,
     /// Whether error texts of engines are logged, at level debug and without secrets. They may repeat
     /// prompts.
-    #[arg(long, env = "LOG_ENGINE_ERRORS", action = ArgAction::Set, default_value_t = false)]
+    #[arg(long, env = "LOG_ENGINE_ERRORS", action = ArgAction::Set, value_parser = hapa_core::config::boolean, default_value_t = false)]
     pub log_engine_errors: bool,
     /// Model of requests that name none; default: the first model that an engine lists.
     #[arg(long, env = "AI_MODEL_NAME")]

@@ -45,7 +45,7 @@ pub struct Config {
     pub error_retention_days: u32,
     /// Whether the service creates and reopens incidents. `false`: it only stores and counts
     /// occurrences.
-    #[arg(long, env = "INCIDENT_TRACKING_ENABLED", action = ArgAction::Set, default_value_t = true)]
+    #[arg(long, env = "INCIDENT_TRACKING_ENABLED", action = ArgAction::Set, value_parser = hapa_core::config::boolean, default_value_t = true)]
     pub incident_tracking_enabled: bool,
 }
 

@@ -36,6 +36,7 @@ mod user;
 mod validate;
 mod version;
 
+use std::ffi::OsString;
 use std::io::Write as _;
 
 use clap::error::ErrorKind;
@@ -43,9 +44,10 @@ use clap::{ArgMatches, CommandFactory as _, FromArgMatches as _, Parser, Subcomm
 
 pub use cli_error::CliError;
 
-use crate::Roles;
+use crate::cli::cli_error::InvalidValue;
 use crate::renamed_settings::{FormerNames, warnings};
 use crate::setting::{Setting, settings};
+use crate::{Roles, env_file};
 
 /// Typed code generation on your own GPUs: a gRPC mesh in front of vLLM, and its tools.
 ///
@@ -124,6 +126,19 @@ enum Command {
 }
 
 impl Command {
+    /// The roles that the command runs, checks or shows the settings of.
+    fn roles(self) -> Option<Roles> {
+        match self {
+            Command::All(args) => Some((*args).into()),
+            Command::Auth(args) => Some((*args).into()),
+            Command::Codegen(args) => Some((*args).into()),
+            Command::Errors(args) if args.subcommand.is_none() => Some((*args).into()),
+            Command::Analytics(args) => Some((*args).into()),
+            Command::Config(args) => Some(args.roles()),
+            _ => None,
+        }
+    }
+
     /// Whether the command runs a server, which writes warnings to its log.
     fn is_role(&self) -> bool {
         match self {
@@ -138,18 +153,70 @@ impl Command {
 
 /// Reads the command line and the environment. Prints help and ends the process where an argument asks for it.
 pub fn parse() -> Result<Cli, CliError> {
+    env_file::load(std::env::args().nth(1).as_deref()).map_err(CliError::InvalidSetting)?;
     let former_names = FormerNames::read();
     let root = Cli::command();
-    let matches = former_names.bind(root.clone()).try_get_matches();
-    let matches = matches.map_err(|error| match error.kind() {
-        ErrorKind::InvalidValue | ErrorKind::ValueValidation => {
-            CliError::invalid_value(&error, &root)
-        }
-        _ => error.exit(),
-    })?;
+    let matches = all_matches(&former_names.bind(root.clone()))?;
     let settings = settings_of_subcommand(&root, &matches, &former_names)?;
-    let cli = Cli::from_arg_matches(&matches).unwrap_or_else(|error| error.exit());
-    Ok(Cli { settings, ..cli })
+    let mut cli = Cli::from_arg_matches(&matches).unwrap_or_else(|error| error.exit());
+    cli.settings = settings;
+    if cli.command.is_role() || matches!(cli.command, Command::Config(_)) {
+        cli.settings.extend(former_names.settings_without_effect());
+    }
+    Ok(cli)
+}
+
+/// Parses the command line and the environment. One error names all invalid variables and flags.
+fn all_matches(root: &clap::Command) -> Result<ArgMatches, CliError> {
+    let (mut command, mut arguments) = (root.clone(), std::env::args_os().collect::<Vec<_>>());
+    let mut problems: Vec<InvalidValue> = Vec::new();
+    loop {
+        let error = match command.clone().try_get_matches_from(&arguments) {
+            Ok(matches) if problems.is_empty() => return Ok(matches),
+            Ok(matches) => {
+                let cli = Cli::from_arg_matches(&matches).ok();
+                let roles = cli.and_then(|cli| cli.command.roles());
+                return Err(CliError::invalid_values(&problems, roles.as_ref()));
+            }
+            Err(error) => error,
+        };
+        match error.kind() {
+            ErrorKind::InvalidValue | ErrorKind::ValueValidation => {}
+            _ if problems.is_empty() => error.exit(),
+            _ => return Err(CliError::invalid_values(&problems, None)),
+        }
+        let problem = InvalidValue::new(&error, root);
+        // Without the flag or the variable, the others are parsed too.
+        if !remove_flag(&mut arguments, &problem.flag) {
+            command = without_variable(command, &problem.name);
+        }
+        if problems.iter().any(|known| *known == problem) {
+            return Err(CliError::invalid_values(&problems, None));
+        }
+        problems.push(problem);
+    }
+}
+
+/// Removes a flag and its value. Returns whether it is there.
+fn remove_flag(arguments: &mut Vec<OsString>, flag: &str) -> bool {
+    let long = format!("--{flag}");
+    let with_value = format!("{long}=");
+    let is_flag = |argument: &OsString| {
+        *argument == *long || argument.to_string_lossy().starts_with(&with_value)
+    };
+    let Some(index) = arguments.iter().position(is_flag) else { return false };
+    let count = if arguments[index] == *long { 2 } else { 1 };
+    arguments.drain(index..arguments.len().min(index + count));
+    true
+}
+
+/// The command and its subcommands, which no longer read a variable.
+fn without_variable(command: clap::Command, name: &str) -> clap::Command {
+    let command = command.mut_args(|argument| match argument.get_env() {
+        Some(variable) if variable == name => argument.env(None::<&str>),
+        _ => argument,
+    });
+    command.mut_subcommands(|subcommand| without_variable(subcommand, name))
 }
 
 /// The settings of the command and of its subcommand.

@@ -1,6 +1,7 @@
 //! The one binary: every role of the mesh, and the commands for its users and operators.
 
 pub mod cli;
+mod env_file;
 mod renamed_settings;
 mod services;
 pub mod setting;
@@ -55,10 +56,11 @@ impl Roles {
         Roles { server, auth: None, codegen: None, errors: None, analytics: None, settings }
     }
 
-    /// Refuses settings that contradict each other; the error names the setting.
+    /// Refuses settings that are invalid together; the error names each of them.
     pub fn check(&self) -> Result<(), ConfigError> {
-        self.server.check()?;
-        self.auth.as_ref().map_or(Ok(()), |auth| hapa_auth::check(auth, &self.server.common))
+        let auth = self.auth.as_ref();
+        let auth = auth.map_or(Ok(()), |auth| hapa_auth::check(auth, &self.server.common));
+        ConfigError::all(self.server.problems().into_iter().chain(auth.err()))
     }
 
     /// The name by which the lock of a data directory identifies its holder.

@@ -23,8 +23,24 @@ const RENAMED: &[RenamedSetting] = &[
     renamed("SESSION_KEY_FILE_ALSO", "SESSION_KEY_FILE_PREVIOUS"),
     renamed("MESH_TOKEN_ALSO", "MESH_TOKEN_PREVIOUS"),
     renamed("COMPLETION_FIRST", "PRIORITIZE_COMPLETIONS"),
+    renamed("VLLM_SERVER_URL", "AI_MODEL_ENDPOINT"),
     renamed("SPOOL_MAX_EVENTS", "OUTBOX_MAX_EVENTS"),
     renamed("SPOOL_MAX_AGE_HOURS", "OUTBOX_MAX_AGE_HOURS"),
+];
+
+/// Settings of the backend that HAPA replaces which have no effect, and what to do instead.
+const WITHOUT_EFFECT: &[(&str, &str)] = &[
+    ("DEBUG", "set LOG_LEVEL=debug"),
+    (
+        "VLLM_MAX_RETRIES",
+        "requests are retried on other engines within a budget, before the first token",
+    ),
+    ("DATABASE_POOL_SIZE", "the pools of connections have fixed sizes"),
+    ("DATABASE_MAX_OVERFLOW", "the pools of connections have fixed sizes"),
+    ("REDIS_PASSWORD", "put it into REDIS_URL: redis://:password@host:6379"),
+    ("ALLOWED_ORIGINS", "set CORS_ORIGINS for the gateway"),
+    ("ACCESS_TOKEN_EXPIRE_MINUTES", "see the settings of sessions in `hapa config`"),
+    ("ALGORITHM", "access tokens are signed with Ed25519"),
 ];
 
 const fn renamed(old: &'static str, new: &'static str) -> RenamedSetting {
@@ -38,12 +54,15 @@ pub(crate) struct FormerNames {
     in_use: Vec<RenamedSetting>,
     /// Both names are set, with different values.
     conflicting: Vec<RenamedSetting>,
+    /// Set, but without effect.
+    without_effect: Vec<(&'static str, &'static str)>,
 }
 
 impl FormerNames {
     /// Reads the environment.
     pub(crate) fn read() -> FormerNames {
         let names = RENAMED.iter().flat_map(|setting| [setting.old, setting.new]);
+        let names = names.chain(WITHOUT_EFFECT.iter().map(|(name, _)| *name));
         let command = Command::new("environment").no_binary_name(true);
         let command = command.args(names.map(|name| Arg::new(name).long(name).env(name)));
         let matches = command.try_get_matches_from([""; 0]).unwrap_or_default();
@@ -60,7 +79,20 @@ impl FormerNames {
                 _ => {}
             }
         }
+        let is_set = |(name, _): &&(&str, &str)| value(name).is_some();
+        names.without_effect = WITHOUT_EFFECT.iter().filter(is_set).copied().collect();
         names
+    }
+
+    /// A row for each variable that is set without effect.
+    pub(crate) fn settings_without_effect(&self) -> impl Iterator<Item = Setting> {
+        self.without_effect.iter().map(|(name, advice)| Setting {
+            name: (*name).to_owned(),
+            value: "(no effect)".to_owned(),
+            source: "environment",
+            former_name: None,
+            advice: Some(advice),
+        })
     }
 
     /// Binds the settings of a command and of its subcommands to the old variables that are in use.
@@ -98,9 +130,12 @@ impl FormerNames {
     }
 }
 
-/// One warning for each setting that comes from an old variable.
+/// One warning for each setting that comes from an old variable, and for each variable without effect.
 pub(crate) fn warnings(settings: &[Setting]) -> impl Iterator<Item = String> {
-    settings.iter().filter_map(|Setting { name, former_name, .. }| {
+    settings.iter().filter_map(|Setting { name, former_name, advice, .. }| {
+        if let Some(advice) = advice {
+            return Some(format!("{name} has no effect: {advice}"));
+        }
         let old = (*former_name)?;
         Some(format!("{old} is the former name of {name} and counts for one release: set {name}"))
     })

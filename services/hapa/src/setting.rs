@@ -20,6 +20,8 @@ pub struct Setting {
     pub source: &'static str,
     /// The former name under which the environment has it.
     pub former_name: Option<&'static str>,
+    /// What to set instead of a variable that has no effect.
+    pub advice: Option<&'static str>,
 }
 
 impl Setting {
@@ -57,7 +59,7 @@ fn setting(argument: &Arg, matches: &ArgMatches) -> Option<Setting> {
     };
     let is_secret = argument.is_hide_env_values_set() && !value.is_empty();
     let value = if is_secret { REDACTED.to_owned() } else { redact_url_password(&value) };
-    Some(Setting { name, value, source, former_name: None })
+    Some(Setting { name, value, source, former_name: None, advice: None })
 }
 
 /// Redacts the user and password of a URL, also in settings that are not secrets.
@@ -87,6 +89,7 @@ mod tests {
             value: value.to_owned(),
             source,
             former_name: None,
+            advice: None,
         };
         let expected = [
             row("HAPA_TEST_PORT", "1", "default"),

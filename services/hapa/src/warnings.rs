@@ -68,9 +68,14 @@ fn security_rows(roles: &Roles) -> [Row; 5] {
     ]
 }
 
-fn peer_rows(roles: &Roles) -> [Row; 2] {
+fn peer_rows(roles: &Roles) -> [Row; 3] {
+    let longest_answer = roles.codegen.as_ref().map(|codegen| codegen.vllm_timeout_seconds);
     let is_unset = |address: &Option<String>| address.as_deref().is_none_or(str::is_empty);
     [
+        (
+            longest_answer.is_some_and(|timeout| timeout > roles.server.request_timeout),
+            "VLLM_TIMEOUT_SECONDS is longer than REQUEST_TIMEOUT, which ends every call: raise REQUEST_TIMEOUT too",
+        ),
         (
             roles.errors.is_none() && is_unset(&roles.server.errors_address),
             "ERRORS_ADDRESS is not set: errors are logged but not reported",

@@ -7,7 +7,9 @@ use std::thread;
 use std::time::Duration;
 
 use clap::{ArgAction, Args};
-use hapa_core::config::{CommonConfig, ConfigError, Environment, bytes, seconds, seconds_or_none};
+use hapa_core::config::{
+    CommonConfig, ConfigError, Environment, bytes, listen_address, seconds, seconds_or_none,
+};
 use hapa_core::secret;
 use hapa_store::database::Engine;
 use hapa_store::redis::check_redis_url;
@@ -26,7 +28,7 @@ use crate::rate_limit::LimitConfig;
 #[group(id = "server")]
 pub struct Config {
     /// Address to listen on.
-    #[arg(long, env = "HOST", default_value = "127.0.0.1")]
+    #[arg(long, env = "HOST", default_value = "127.0.0.1", value_parser = listen_address)]
     pub host: IpAddr,
     /// gRPC port of the mesh; 0 picks a free one.
     #[arg(long, env = "PORT", default_value_t = 50051)]
@@ -60,7 +62,7 @@ pub struct Config {
     #[arg(long, env = "ANALYTICS_ADDRESS")]
     pub analytics_address: Option<String>,
     /// Whether the server supports gRPC reflection. Default: true, but false if ENVIRONMENT is production.
-    #[arg(long, env = "REFLECTION", action = ArgAction::Set)]
+    #[arg(long, env = "REFLECTION", action = ArgAction::Set, value_parser = hapa_core::config::boolean)]
     pub reflection: Option<bool>,
     /// Number of threads that serve connections. Default: one for each processor.
     #[arg(long, env = "MAX_WORKERS", value_parser = clap::value_parser!(u16).range(1..=1024))]
@@ -135,31 +137,41 @@ impl Config {
         (self.host, self.metrics_port).into()
     }
 
-    /// Checks settings that depend on each other.
+    /// Checks settings that depend on each other. The error names each problem.
     pub fn check(&self) -> Result<(), ConfigError> {
+        ConfigError::all(self.problems())
+    }
+
+    /// The problems of settings that depend on each other.
+    pub fn problems(&self) -> Vec<ConfigError> {
         let strength = self.common.secret_strength();
-        let token = secret::validate_configured("MESH_TOKEN", self.mesh_token.as_ref(), strength)?;
-        let certificates = self.tls.files()?.is_some();
-        if !certificates && token.is_none() && self.common.environment == Environment::Production {
-            return Err(ConfigError::new(
-                "MESH_TOKEN",
-                "must be set when ENVIRONMENT is production",
-            ));
-        }
-        secret::validate_configured(
-            "MESH_TOKEN_PREVIOUS",
-            self.mesh_token_previous.as_ref(),
-            strength,
-        )?;
+        let previous = self.mesh_token_previous.as_ref();
+        let previous = secret::validate_configured("MESH_TOKEN_PREVIOUS", previous, strength);
         let addresses = [
             ("AUTH_ADDRESS", &self.auth_address),
             ("ERRORS_ADDRESS", &self.errors_address),
             ("ANALYTICS_ADDRESS", &self.analytics_address),
         ];
-        tls::check_schemes(&self.tls, &addresses)?;
         let store = Engine::from_url(&self.common.store_url(""));
-        store.map_err(|problem| ConfigError::new("DATABASE_URL", problem))?;
-        self.common.redis_url().map_or(Ok(()), check_redis_url)
+        let checks = [
+            self.check_credentials(),
+            previous.map(drop),
+            tls::check_schemes(&self.tls, &addresses),
+            store.map(drop).map_err(|problem| ConfigError::new("DATABASE_URL", problem)),
+            self.common.redis_url().map_or(Ok(()), check_redis_url),
+        ];
+        checks.into_iter().filter_map(Result::err).collect()
+    }
+
+    fn check_credentials(&self) -> Result<(), ConfigError> {
+        let strength = self.common.secret_strength();
+        let token = secret::validate_configured("MESH_TOKEN", self.mesh_token.as_ref(), strength)?;
+        let certificates = self.tls.files()?.is_some();
+        if !certificates && token.is_none() && self.common.environment == Environment::Production {
+            let problem = "must be set when ENVIRONMENT is production";
+            return Err(ConfigError::new("MESH_TOKEN", problem));
+        }
+        Ok(())
     }
 
     /// MAX_REQUEST_MEMORY as the size of a semaphore.

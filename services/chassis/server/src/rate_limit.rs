@@ -35,7 +35,7 @@ const PROBE_INTERVAL: Duration = Duration::from_millis(50);
 #[command(next_help_heading = "Rate limits")]
 pub struct LimitConfig {
     /// Whether rate limits apply.
-    #[arg(long, env = "RATE_LIMIT_ENABLED", action = ArgAction::Set, default_value_t = true)]
+    #[arg(long, env = "RATE_LIMIT_ENABLED", action = ArgAction::Set, value_parser = hapa_core::config::boolean, default_value_t = true)]
     pub rate_limit_enabled: bool,
     /// Calls per key, method and window if neither the key nor the method has its own limit; 0: no limit.
     #[arg(long, env = "DEFAULT_RATE_LIMIT", default_value_t = 100)]

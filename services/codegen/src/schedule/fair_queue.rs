@@ -34,11 +34,11 @@ pub struct QueueConfig {
     pub waiting_timeout_seconds: Duration,
     /// Whether completions take precedence over generations: in the queue, and at engines with vLLM's
     /// `--scheduling-policy priority`. --completion-first is an alias for one release.
-    #[arg(long, alias = "completion-first", env = "PRIORITIZE_COMPLETIONS", action = clap::ArgAction::Set, default_value_t = false)]
+    #[arg(long, alias = "completion-first", env = "PRIORITIZE_COMPLETIONS", action = clap::ArgAction::Set, value_parser = hapa_core::config::boolean, default_value_t = false)]
     pub prioritize_completions: bool,
     /// Whether engines keep a separate prefix cache per tenant (vLLM's `cache_salt`), so that response
     /// times reveal nothing about the prompts of other tenants.
-    #[arg(long, env = "ISOLATE_PREFIX_CACHE", action = clap::ArgAction::Set, default_value_t = true)]
+    #[arg(long, env = "ISOLATE_PREFIX_CACHE", action = clap::ArgAction::Set, value_parser = hapa_core::config::boolean, default_value_t = true)]
     pub isolate_prefix_cache: bool,
 }
 

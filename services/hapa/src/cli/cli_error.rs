@@ -1,6 +1,7 @@
 //! The error of a command: one message with advice, and an exit code that scripts can distinguish.
 
 use std::io::Write as _;
+use std::num::ParseIntError;
 use std::process::ExitCode;
 
 use anstyle::{AnsiColor, Style};
@@ -9,6 +10,8 @@ use clap::error::{ContextKind, ContextValue};
 use hapa_core::config::ConfigError;
 use hapa_core::rpc_error::{ErrorCode, published_code};
 use tonic::{Code, Status};
+
+use crate::Roles;
 
 /// EX_CONFIG of sysexits.h.
 const EX_CONFIG: u8 = 78;
@@ -22,6 +25,44 @@ pub enum CliError {
     Rpc(Box<Status>),
     /// Anything else.
     Other(anyhow::Error),
+}
+
+/// A value that clap refused.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct InvalidValue {
+    /// The environment variable of the setting, or else the flag.
+    pub(super) name: String,
+    /// The flag of the setting, without dashes.
+    pub(super) flag: String,
+    problem: String,
+}
+
+impl InvalidValue {
+    pub(super) fn new(error: &clap::Error, root: &Command) -> InvalidValue {
+        let text = |kind| match error.get(kind) {
+            Some(ContextValue::String(text)) => text.as_str(),
+            _ => "",
+        };
+        let (argument, value) = (text(ContextKind::InvalidArg), text(ContextKind::InvalidValue));
+        let flag = argument.split(' ').next().unwrap_or(argument).trim_start_matches('-');
+        let mut arguments = root.get_subcommands().flat_map(Command::get_arguments);
+        let name = arguments
+            .find(|argument| argument.get_long() == Some(flag))
+            .and_then(|argument| argument.get_env())
+            .map_or_else(|| argument.to_owned(), |name| name.to_string_lossy().into_owned());
+        let problem = match (std::error::Error::source(error), error.get(ContextKind::ValidValue)) {
+            (Some(source), _) if source.is::<ParseIntError>() => {
+                "must be a whole number of the allowed size".to_owned()
+            }
+            (Some(source), _) => source.to_string(),
+            (None, Some(ContextValue::Strings(valid))) => {
+                format!("must be one of {}", valid.join(", "))
+            }
+            _ => "cannot be parsed".to_owned(),
+        };
+        let flag = flag.to_owned();
+        InvalidValue { name, flag, problem: format!("{value:?} {problem}") }
+    }
 }
 
 impl<E: Into<anyhow::Error>> From<E> for CliError {
@@ -38,27 +79,11 @@ impl<E: Into<anyhow::Error>> From<E> for CliError {
 }
 
 impl CliError {
-    /// A value that clap refused, under the name of its environment variable.
-    pub(super) fn invalid_value(error: &clap::Error, root: &Command) -> CliError {
-        let text = |kind| match error.get(kind) {
-            Some(ContextValue::String(text)) => text.as_str(),
-            _ => "",
-        };
-        let (argument, value) = (text(ContextKind::InvalidArg), text(ContextKind::InvalidValue));
-        let flag = argument.split(' ').next().unwrap_or(argument).trim_start_matches('-');
-        let mut arguments = root.get_subcommands().flat_map(Command::get_arguments);
-        let name = arguments
-            .find(|argument| argument.get_long() == Some(flag))
-            .and_then(|argument| argument.get_env())
-            .map_or_else(|| argument.to_owned(), |name| name.to_string_lossy().into_owned());
-        let problem = match (std::error::Error::source(error), error.get(ContextKind::ValidValue)) {
-            (Some(source), _) => source.to_string(),
-            (None, Some(ContextValue::Strings(valid))) => {
-                format!("must be one of {}", valid.join(", "))
-            }
-            _ => "cannot be parsed".to_owned(),
-        };
-        CliError::InvalidSetting(format!("{name}: {value:?} {problem}"))
+    /// The values that clap refused, and the problems of the settings of `roles` besides.
+    pub(super) fn invalid_values(invalid: &[InvalidValue], roles: Option<&Roles>) -> CliError {
+        let lines = invalid.iter().map(|one| format!("{}: {}", one.name, one.problem));
+        let checked = roles.and_then(|roles| roles.check().err()).map(|error| error.to_string());
+        CliError::InvalidSetting(lines.chain(checked).collect::<Vec<_>>().join("\n"))
     }
 
     /// Prints the error to standard error. Nothing is printed if the reader of standard output, such as `head`,
@@ -71,7 +96,12 @@ impl CliError {
         let mut out = anstream::stderr();
         let _ = match self {
             CliError::InvalidSetting(message) => {
-                writeln!(out, "{style}invalid setting:{style:#} {message}")
+                let mut lines = message.lines();
+                let first = lines.next().unwrap_or_default();
+                let written = writeln!(out, "{style}invalid setting:{style:#} {first}");
+                lines.fold(written, |written, line| {
+                    written.and_then(|()| writeln!(out, "{style}invalid setting:{style:#} {line}"))
+                })
             }
             CliError::Rpc(status) => writeln!(out, "{style}error:{style:#} {}", describe(status)),
             CliError::Other(error) => writeln!(out, "{style}error:{style:#} {error:#}"),

@@ -7,7 +7,7 @@ use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
-use hapa_core::config::ConfigError;
+use hapa_core::config::{ConfigError, listen_address};
 use hapa_core::secret::{self, MESH_TOKEN_FILE, Strength};
 use hapa_proto::FILE_DESCRIPTOR_SET;
 use hapa_transport::peer::gateway_token;
@@ -44,7 +44,7 @@ pub(super) struct GatewayArgs {
     #[arg(long, value_name = "DIR", default_value = "data/gateway")]
     out: PathBuf,
     /// Address to listen on.
-    #[arg(long, env = "GATEWAY_HOST", default_value = "127.0.0.1")]
+    #[arg(long, env = "GATEWAY_HOST", default_value = "127.0.0.1", value_parser = listen_address)]
     gateway_host: IpAddr,
     /// Port for gRPC, gRPC-Web and JSON.
     #[arg(long, env = "GATEWAY_PORT", default_value_t = 8000)]

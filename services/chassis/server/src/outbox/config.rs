@@ -16,10 +16,10 @@ pub struct OutboxConfig {
     #[arg(long, alias = "spool-max-age-hours", env = "OUTBOX_MAX_AGE_HOURS", default_value_t = 168, value_parser = clap::value_parser!(u32).range(1..=8760))]
     pub outbox_max_age_hours: u32,
     /// Whether failed calls are reported to the errors service.
-    #[arg(long, env = "ERROR_MONITORING_ENABLED", action = ArgAction::Set, default_value_t = true)]
+    #[arg(long, env = "ERROR_MONITORING_ENABLED", action = ArgAction::Set, value_parser = hapa_core::config::boolean, default_value_t = true)]
     pub error_monitoring_enabled: bool,
     /// Whether the usage of calls is reported to the analytics service.
-    #[arg(long, env = "USAGE_RECORDING_ENABLED", action = ArgAction::Set, default_value_t = true)]
+    #[arg(long, env = "USAGE_RECORDING_ENABLED", action = ArgAction::Set, value_parser = hapa_core::config::boolean, default_value_t = true)]
     pub usage_recording_enabled: bool,
 }
 
