@@ -6,6 +6,7 @@ use std::path::Path;
 
 use dotenvy::Error;
 
+const ENVIRONMENT: &str = "ENVIRONMENT";
 /// Commands that run, check or prepare a server. Commands of its users do not read the file, because they run in
 /// directories of other projects.
 const SERVER_COMMANDS: [&str; 11] = [
@@ -28,7 +29,10 @@ pub(crate) fn load(command: Option<&str>) -> Result<(), String> {
         return Ok(());
     }
     let path = Path::new(".env");
-    let environment = dotenvy::var("ENVIRONMENT").ok().or_else(|| environment_of(path));
+    // Not through clap, whose settings the file may change, and not through dotenvy, which would load `.env` first.
+    let variable = std::env::vars_os().find(|(name, _)| name == ENVIRONMENT);
+    let variable = variable.and_then(|(_, value)| value.into_string().ok());
+    let environment = variable.or_else(|| environment_of(path));
     if let Some(name) =
         environment.filter(|name| name.bytes().all(|byte| byte.is_ascii_alphanumeric()))
     {
@@ -39,7 +43,7 @@ pub(crate) fn load(command: Option<&str>) -> Result<(), String> {
 
 fn environment_of(path: &Path) -> Option<String> {
     let mut variables = dotenvy::from_path_iter(path).ok()?.flatten();
-    variables.find_map(|(name, value)| (name == "ENVIRONMENT").then_some(value))
+    variables.find_map(|(name, value)| (name == ENVIRONMENT).then_some(value))
 }
 
 fn load_file(name: &str) -> Result<(), String> {

@@ -50,7 +50,7 @@ async fn every_setting_of_kubernetes_exists_in_the_binary_and_is_valid() {
             match arguments[0] {
                 "gateway" => command.args(["gateway", "--out"]).arg(folder.path()),
                 "migrate" => continue,
-                _ => command.arg("config"),
+                role => command.args(["config", "--role", role]),
             };
             let output = within("the command", command.envs(filled).output()).await.unwrap();
             let words = String::from_utf8_lossy(&output.stderr);

@@ -13,6 +13,8 @@ use hapa_telemetry::scheduler_lag;
 use tokio::runtime::{Builder, Handle};
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tokio_util::task::TaskTracker;
+use tracing::dispatcher::{self, Dispatch, get_default};
+use tracing::subscriber::NoSubscriber;
 
 /// Maximum number of threads for blocking work of each worker.
 const MAX_BLOCKING_THREADS: usize = 64;
@@ -76,7 +78,12 @@ impl Worker {
             .max_blocking_threads(MAX_BLOCKING_THREADS)
             .build()?;
         let handle = runtime.handle().clone();
+        let subscriber = get_default(Dispatch::clone);
         thread::Builder::new().name(format!("worker-{number}")).spawn(move || {
+            // Without a subscriber of the process, the worker logs to that of the thread that starts it. One for a
+            // thread makes the log calls of all threads slower.
+            let is_unset = get_default(|own| own.is::<NoSubscriber>());
+            let _subscriber = is_unset.then(|| dispatcher::set_default(&subscriber));
             runtime.block_on(async {
                 tokio::select! {
                     () = end.cancelled() => {}

@@ -10,6 +10,8 @@ use crate::cli::CliError;
 use crate::setting::Setting;
 use crate::{AllRolesArgs, Roles};
 
+const ROLES: [&str; 5] = ["all", "auth", "codegen", "errors", "analytics"];
+
 /// The flags of `hapa all`: the command shows the settings that the same flags would give a role.
 #[derive(clap::Args, Clone, Debug)]
 #[command(after_help = "Example:\n  PORT=50052 hapa config --log-level debug")]
@@ -19,15 +21,24 @@ pub(super) struct ConfigArgs {
     /// Print one JSON object of names and values.
     #[arg(long, conflicts_with = "example")]
     json: bool,
+    /// Check the settings as this role does.
+    #[arg(long, value_name = "ROLE", default_value = "all", value_parser = ROLES)]
+    role: String,
     /// Print a commented .env file with every setting and its default.
     #[arg(long)]
     example: bool,
 }
 
 impl ConfigArgs {
-    /// Every role with these settings.
+    /// The roles that are checked, with these settings.
     pub(super) fn roles(&self) -> Roles {
-        self.settings.clone().into()
+        let mut roles = Roles::from(self.settings.clone());
+        let is_checked = |role| self.role == "all" || self.role == role;
+        roles.auth = roles.auth.filter(|_| is_checked("auth"));
+        roles.codegen = roles.codegen.filter(|_| is_checked("codegen"));
+        roles.errors = roles.errors.filter(|_| is_checked("errors"));
+        roles.analytics = roles.analytics.filter(|_| is_checked("analytics"));
+        roles
     }
 }
 
