@@ -2,7 +2,7 @@
 //! the tests are ignored otherwise.
 
 use hapa_proto::codegen::v1::{CompleteCodeRequest, GenerateCodeRequest, ListModelsRequest};
-use hapa_test_harness::{TestMesh, incident, within};
+use hapa_test_harness::{TestMesh, incident, reqwest_client, within};
 use serde_json::json;
 use tonic::Code;
 
@@ -128,7 +128,7 @@ async fn a_completion_of_a_model_without_a_middle_sees_the_prefix_alone_and_says
     // HAPA never sends `suffix`, because vLLM supports it for few models.
     let body =
         json!({"model": "smollm2-135m-instruct", "prompt": "a", "suffix": "b", "max_tokens": 1});
-    let refused = reqwest::Client::new()
+    let refused = reqwest_client()
         .post(format!("{}/completions", url()))
         .header("content-type", "application/json")
         .body(body.to_string());

@@ -12,7 +12,7 @@ use hapa_proto::errors::v1::GetIncidentRequest;
 use hapa_proto::errors::v1::error_tracking_service_client::ErrorTrackingServiceClient;
 use hapa_test_harness::{
     CodegenClient, ECHO_CASES, ECHOING_HOST, ECHOING_MODEL, EchoedModels, EchoingEngine, Identity,
-    TestChannel, TestMesh, TraceCollector, hapa, incident, within,
+    TestChannel, TestMesh, TraceCollector, hapa, incident, reqwest_client, within,
 };
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -73,7 +73,7 @@ impl Meshed {
 
     async fn page(&self, path: &str) -> String {
         let url = format!("http://{}{path}", self.metrics);
-        let http = reqwest::Client::builder().no_proxy().build().unwrap();
+        let http = reqwest_client();
         within(path, http.get(url).send()).await.unwrap().text().await.unwrap()
     }
 

@@ -31,6 +31,6 @@ pub use postgres::{Database, Postgres, Store};
 pub use redis::RedisServer;
 pub use server_process::ServerProcess;
 pub use test_cluster::{AuditClient, RoleProcess, SessionClient, TestCluster, UserClient};
-pub use test_mesh::{CodegenClient, KeyClient, TOKEN, TestMesh};
+pub use test_mesh::{CodegenClient, KeyClient, TOKEN, TestMesh, reqwest_client};
 pub use tools::{Metrics, hapa, incident, refusal, signal, within};
 pub use trace_collector::{CollectedSpan, TraceCollector};

@@ -326,7 +326,8 @@ impl Drop for TestMesh {
 }
 
 /// A plain HTTP client.
-pub(crate) fn reqwest_client() -> reqwest::Client {
+/// An HTTP client, also in a process that has no server yet.
+pub fn reqwest_client() -> reqwest::Client {
     // This fails if a mesh in this process has already installed the same provider.
     let _ = rustls::crypto::ring::default_provider().install_default();
     reqwest::Client::builder().no_proxy().build().expect("a client")

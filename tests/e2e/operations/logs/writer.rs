@@ -13,7 +13,7 @@ use hapa_proto::auth::v1::{CreateSessionRequest, CreateUserRequest};
 use hapa_proto::codegen::v1::codegen_service_client::CodegenServiceClient;
 use hapa_proto::codegen::v1::stream_generate_code_response::Event;
 use hapa_test_harness::{
-    CodegenClient, Identity, Metrics, PASSWORD, TestChannel, hapa, signal, within,
+    CodegenClient, Identity, Metrics, PASSWORD, TestChannel, hapa, reqwest_client, signal, within,
 };
 use serde_json::Value;
 use tempfile::TempDir;
@@ -54,7 +54,7 @@ impl Process {
         let channel = Endpoint::from_shared(format!("http://127.0.0.1:{}", ports[0])).unwrap();
         let channel = channel.connect_lazy();
         let client = CodegenServiceClient::new(Identity::Mesh.on(channel.clone()));
-        let http = reqwest::Client::builder().no_proxy().build().unwrap();
+        let http = reqwest_client();
         let metrics = format!("http://127.0.0.1:{}", ports[1]);
         let process = Process { engine, child, channel, client, http, metrics, folder, said };
         within("the process to be ready", async {
