@@ -128,7 +128,7 @@ async fn while_the_receivers_are_away_calls_go_on_and_all_arrives_later_once() {
     assert!(ids(failures.into_iter().map(|event| event.event_id).collect()) <= 20);
     let file = std::fs::read_dir(mesh.folder()).unwrap();
     let mut names = file.map(|entry| entry.unwrap().file_name().into_string().unwrap());
-    assert!(names.any(|name| name.starts_with("spool-auth-codegen")));
+    assert!(names.any(|name| name.starts_with("outbox-auth-codegen")));
 }
 
 #[tokio::test]

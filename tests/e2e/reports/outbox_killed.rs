@@ -48,7 +48,7 @@ async fn sender() {
     let receivers =
         Receivers { analytics: Some(Receiver { client, is_own_process: false }), errors: None };
     let bounds = OutboxLimits { max_events: 1_000_000, max_age: Duration::from_hours(1) };
-    let path = PathBuf::from(setting(FOLDER)).join("spool-sender.db");
+    let path = PathBuf::from(setting(FOLDER)).join("outbox-sender");
     let work = spool.open(path, bounds, receivers).await.unwrap();
     work.run(|task| drop(tasks.spawn(task)), &CancellationToken::new());
     let mut lines = BufReader::new(tokio::io::stdin()).lines();

@@ -1,15 +1,16 @@
-//! Outbox: usage events and occurrences of failures wait in a file of this process until they are delivered to
+//! Outbox: usage events and occurrences of failures wait in files of this process until they are delivered to
 //! analytics and errors.
 //!
 //! An acknowledged event survives the end of the process. It is delivered at least once, with an id by which its
-//! receiver counts it once. No call waits for the network, and none longer than 50 ms for the file. After that the
+//! receiver counts it once. No call waits for the network, and none longer than 50 ms for the disk. After that the
 //! call goes on, and its event is written later. Events that find the queue full, or that can't be written, are
 //! dropped and counted.
 
+mod append_queue;
 mod completed_call;
 mod config;
-mod encoded_event;
 mod files;
+mod priority;
 mod relay;
 mod state;
 mod store;
@@ -23,35 +24,25 @@ use std::slice;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll, ready};
-use std::time::Duration;
 
 use futures_util::future::BoxFuture;
 use hapa_proto::analytics::v1::UsageEvent;
 use hapa_proto::errors::v1::Occurrence;
 use hapa_transport::peer::{AnalyticsClient, ErrorsClient};
-use prost::Message as _;
-use tokio::sync::{Mutex, mpsc, oneshot};
-use tokio::time::{Timeout, timeout};
+use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 
-use self::encoded_event::{EncodedEvent, EventKind, Priority};
+use self::append_queue::{AppendQueue, CallEvents};
+use self::priority::EventKind;
 use self::relay::Relay;
-use self::state::{DropReason, OutboxState};
+use self::state::OutboxState;
 use self::store::OutboxStore;
-use self::writer::{AppendRequest, OutboxWriter};
+use self::writer::OutboxWriter;
 
 pub(crate) use self::completed_call::CompletedCall;
 pub use self::config::{OutboxConfig, OutboxLimits};
 pub use self::files::{count_events, find_with_user_events, is_outbox_file};
-
-/// Maximum time that a call waits for its events to be written.
-const WRITE_TIMEOUT: Duration = Duration::from_millis(50);
-/// Capacity of the queue in front of the writer, in calls.
-const QUEUE_CAPACITY: usize = 1_024;
-/// The part of the queue for calls with an owner, so that many refused calls do not displace the events of users.
-const OWNER_QUEUE_CAPACITY: usize = QUEUE_CAPACITY / 2;
-/// Capacity of the queue of deletions, one for each relay.
-const DELETE_QUEUE_CAPACITY: usize = 2;
 
 /// The service that receives one kind of event.
 #[derive(Debug)]
@@ -73,7 +64,7 @@ pub struct Receivers {
 
 #[derive(Debug)]
 struct OpenOutbox {
-    appends: mpsc::Sender<AppendRequest>,
+    queue: Arc<AppendQueue>,
     /// Which kinds have a receiver.
     accepts: [bool; 2],
 }
@@ -89,29 +80,27 @@ pub struct Outbox {
 pub struct OutboxTasks {
     writer: OutboxWriter,
     relays: Vec<Relay>,
+    running_relays: TaskTracker,
 }
 
 impl Outbox {
-    /// Opens the file at `path`. It fails if another process has the file open.
+    /// Opens the folder at `path`. It fails if another process has the folder open.
     pub async fn open(
         &self,
         path: PathBuf,
         limits: OutboxLimits,
         receivers: Receivers,
     ) -> anyhow::Result<OutboxTasks> {
-        let (store, reader) = OutboxStore::open(&path).await?;
-        let reader = Arc::new(Mutex::new(reader));
-        let (appends, append_requests) = mpsc::channel(QUEUE_CAPACITY);
-        let (deletes, delete_requests) = mpsc::channel(DELETE_QUEUE_CAPACITY);
+        let store = OutboxStore::open(&path).await?;
+        let (queue, running_relays) = (Arc::new(AppendQueue::default()), TaskTracker::new());
         let accepts = [receivers.analytics.is_some(), receivers.errors.is_some()];
         self.state.max_events.store(limits.max_events, Ordering::Relaxed);
-        let requests = (append_requests, delete_requests);
-        let writer = OutboxWriter::new(store, Arc::clone(&self.state), limits, requests);
-        let relays = Relay::for_receivers(receivers, &reader, &deletes, &self.state);
-        let opened = self.open.set(OpenOutbox { appends, accepts });
+        let relays = Relay::for_receivers(receivers, &queue, &self.state, &running_relays);
+        let writer = OutboxWriter::new(store, Arc::clone(&self.state), limits, Arc::clone(&queue));
+        let opened = self.open.set(OpenOutbox { queue, accepts });
         anyhow::ensure!(opened.is_ok(), "an outbox can be opened once only");
         OutboxState::register_drop_counters();
-        Ok(OutboxTasks { writer, relays })
+        Ok(OutboxTasks { writer, relays, running_relays })
     }
 
     /// Appends the events that have a receiver. The acknowledgement completes when they are written; `None`: there
@@ -142,10 +131,22 @@ impl Outbox {
         occurrences: &[Occurrence],
         needs_ack: bool,
     ) -> Option<DurabilityAck> {
+        let open = self.open.get()?;
+        let usage = usage.filter(|_| self.accepts(EventKind::Usage));
+        let occurrences = if self.accepts(EventKind::Occurrence) { occurrences } else { &[] };
+        let events = CallEvents { usage, occurrences };
+        if events.is_empty() {
+            return None;
+        }
         let (written, ack) = needs_ack.then(oneshot::channel).unzip();
-        let is_queued = self.enqueue(usage, occurrences, written);
-        let ack = ack.filter(|_| is_queued)?;
-        Some(DurabilityAck(Box::pin(timeout(WRITE_TIMEOUT, ack))))
+        match open.queue.push(events, written) {
+            Ok(()) => ack.map(DurabilityAck),
+            Err(reason) => {
+                self.state.record_drop(EventKind::Usage, reason, usage.iter().len() as u64);
+                self.state.record_drop(EventKind::Occurrence, reason, occurrences.len() as u64);
+                None
+            }
+        }
     }
 
     /// A message for operators while events are dropped or about to be.
@@ -172,72 +173,29 @@ impl Outbox {
     fn accepts(&self, kind: EventKind) -> bool {
         self.open.get().is_some_and(|open| open.accepts[kind as usize])
     }
-
-    /// Queues the events that have a receiver. Returns whether any is queued.
-    fn enqueue(
-        &self,
-        usage: Option<&UsageEvent>,
-        occurrences: &[Occurrence],
-        written: Option<oneshot::Sender<()>>,
-    ) -> bool {
-        let Some(open) = self.open.get() else { return false };
-        let has_owner = usage.is_some_and(|event| !event.owner.is_empty())
-            || occurrences.iter().any(|event| !event.owner.is_empty());
-        let events = self.encode(usage, occurrences);
-        if events.is_empty() {
-            return false;
-        }
-        let append = AppendRequest { events, written };
-        let is_reserved = open.appends.capacity() <= OWNER_QUEUE_CAPACITY;
-        let (append, reason) = if is_reserved && !has_owner {
-            (append, DropReason::QueueFull)
-        } else {
-            match open.appends.try_send(append) {
-                Ok(()) => return true,
-                Err(mpsc::error::TrySendError::Full(append)) => (append, DropReason::QueueFull),
-                Err(mpsc::error::TrySendError::Closed(append)) => (append, DropReason::Closed),
-            }
-        };
-        for event in append.events {
-            self.state.record_drop(event.priority.kind(), reason, 1);
-        }
-        false
-    }
-
-    fn encode(&self, usage: Option<&UsageEvent>, occurrences: &[Occurrence]) -> Vec<EncodedEvent> {
-        let usage = usage.filter(|_| self.accepts(EventKind::Usage)).map(|event| {
-            let has_failed = !event.error_code.is_empty();
-            let priority = if has_failed { Priority::FailedUsage } else { Priority::Usage };
-            EncodedEvent { priority, body: event.encode_to_vec() }
-        });
-        let occurrences = occurrences.iter().filter(|_| self.accepts(EventKind::Occurrence));
-        let occurrences = occurrences.map(|event| EncodedEvent {
-            priority: Priority::Occurrence,
-            body: event.encode_to_vec(),
-        });
-        usage.into_iter().chain(occurrences).collect()
-    }
 }
 
 impl OutboxTasks {
     /// Runs until `end`, and then until the remaining events are flushed, at most 2 s.
     pub fn run(self, mut spawn: impl FnMut(BoxFuture<'static, ()>), end: &CancellationToken) {
+        self.running_relays.close();
         for relay in self.relays {
             spawn(Box::pin(relay.run(end.clone())));
         }
-        spawn(Box::pin(self.writer.run(end.clone())));
+        spawn(Box::pin(self.writer.run(self.running_relays, end.clone())));
     }
 }
 
-/// Completes when the events of a call are written, with true, or when the wait for that times out, with false.
+/// Completes when the events of a call are written, with true, or when that fails or takes longer than 50 ms, with
+/// false.
 #[derive(Debug)]
-pub struct DurabilityAck(Pin<Box<Timeout<oneshot::Receiver<()>>>>);
+pub struct DurabilityAck(oneshot::Receiver<()>);
 
 impl Future for DurabilityAck {
     type Output = bool;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<bool> {
-        let written = ready!(self.0.as_mut().poll(cx));
-        Poll::Ready(matches!(written, Ok(Ok(()))))
+        let written = ready!(Pin::new(&mut self.0).poll(cx));
+        Poll::Ready(written.is_ok())
     }
 }

@@ -386,7 +386,7 @@ impl Server {
         if receivers.analytics.is_none() && receivers.errors.is_none() {
             return Ok(());
         }
-        let path = config.common.data_dir.join(format!("spool-{}.db", self.outbox_name()));
+        let path = config.common.data_dir.join(format!("outbox-{}", self.outbox_name()));
         let outbox_tasks = self.outbox.open(path, config.outbox.limits(), receivers).await?;
         outbox_tasks.run(|task| drop(self.tasks.spawn(task)), &self.tasks_end);
         let outbox = self.outbox.clone();

@@ -1,10 +1,9 @@
-//! Relay: delivers one kind of event, at least once, in batches. A batch is deleted only after the reply.
+//! Relay: delivers one kind of event, at least once, in batches. A batch is consumed only after the reply.
 //!
 //! If a receiver fails or hangs, the relay retries with a growing delay. If a receiver refuses a batch as invalid, the
 //! relay halves the batch until it finds the refused event. It drops that event, so that the others are not blocked.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use hapa_core::rpc_error::{ErrorCode, published_code};
@@ -12,16 +11,18 @@ use hapa_proto::analytics::v1::RecordEventsRequest;
 use hapa_proto::errors::v1::ReportOccurrencesRequest;
 use hapa_transport::peer::{AnalyticsClient, ErrorsClient};
 use prost::Message;
-use tokio::sync::{Mutex, mpsc, oneshot};
+use tokio::sync::oneshot;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tokio_util::task::task_tracker::TaskTrackerToken;
 use tonic::{Code, Request, Status};
 
 use super::Receivers;
-use super::encoded_event::EventKind;
+use super::append_queue::{AppendQueue, RelayRequest};
+use super::priority::EventKind;
 use super::state::{DropReason, OutboxState};
-use super::store::{BATCH_SIZE, IdRange, OutboxReader, StoredEvent};
-use super::writer::DeleteRequest;
+use super::store::{BATCH_SIZE, EventBatch};
 
 /// Maximum duration of a delivery.
 const DELIVERY_TIMEOUT: Duration = Duration::from_secs(5);
@@ -32,9 +33,6 @@ const MIN_RETRY_DELAY: Duration = Duration::from_millis(100);
 const MAX_RETRY_DELAY: Duration = Duration::from_secs(10);
 /// Maximum time for the remaining events at the end, so that the writer has time to finish.
 const FLUSH_TIMEOUT: Duration = Duration::from_millis(1_500);
-const CHECKPOINT_INTERVAL: Duration = Duration::from_secs(1);
-/// Pages of the write-ahead log above which the writer must checkpoint it (64 MiB).
-const CHECKPOINT_PAGE_THRESHOLD: i64 = 16_384;
 
 enum ReceiverClient {
     Usage(AnalyticsClient),
@@ -46,13 +44,13 @@ pub(super) struct Relay {
     kind: EventKind,
     client: ReceiverClient,
     is_own_process: bool,
-    reader: Arc<Mutex<OutboxReader>>,
-    deletes: mpsc::Sender<DeleteRequest>,
+    queue: Arc<AppendQueue>,
     state: Arc<OutboxState>,
+    /// The writer ends after the relays.
+    _running: TaskTrackerToken,
     /// Maximum size of the next batch.
     batch_size: usize,
     retry_delay: Duration,
-    last_checkpoint: Instant,
     is_failing: bool,
 }
 
@@ -67,9 +65,9 @@ impl Relay {
     /// A relay for each receiver.
     pub(super) fn for_receivers(
         receivers: Receivers,
-        reader: &Arc<Mutex<OutboxReader>>,
-        deletes: &mpsc::Sender<DeleteRequest>,
+        queue: &Arc<AppendQueue>,
         state: &Arc<OutboxState>,
+        running: &TaskTracker,
     ) -> Vec<Relay> {
         let usage = receivers.analytics.map(|receiver| {
             (EventKind::Usage, ReceiverClient::Usage(receiver.client), receiver.is_own_process)
@@ -85,12 +83,11 @@ impl Relay {
             kind,
             client,
             is_own_process,
-            reader: Arc::clone(reader),
-            deletes: deletes.clone(),
+            queue: Arc::clone(queue),
             state: Arc::clone(state),
+            _running: running.token(),
             batch_size: BATCH_SIZE,
             retry_delay: MIN_RETRY_DELAY,
-            last_checkpoint: Instant::now(),
             is_failing: false,
         };
         usage.into_iter().chain(occurrences).map(relay).collect()
@@ -107,25 +104,23 @@ impl Relay {
     /// Delivers events until `end`, and then the remaining ones, with one attempt.
     async fn relay(&mut self, end: &CancellationToken) {
         loop {
-            self.checkpoint().await;
-            let events = self.reader.lock().await.next(self.kind, self.batch_size).await;
-            let delivered = match events {
-                Ok(events) if events.is_empty() => {
+            let delivered = match self.next().await {
+                Ok(batch) if batch.bodies.is_empty() => {
                     if end.is_cancelled() {
                         return;
                     }
                     self.wait_for_events(end).await;
                     continue;
                 }
-                Ok(events) => {
-                    let is_partial = events.len() < self.batch_size;
-                    let delivered = self.deliver(&events).await;
+                Ok(batch) => {
+                    let is_partial = batch.bodies.len() < self.batch_size;
+                    let delivered = self.deliver(batch).await;
                     if is_partial && delivered.is_ok() {
                         wait_for_batch(end).await;
                     }
                     delivered
                 }
-                Err(error) => Err(error.to_string()),
+                Err(error) => Err(error),
             };
             self.record_result(delivered.as_ref().err());
             if delivered.is_err() {
@@ -143,52 +138,55 @@ impl Relay {
         }
     }
 
+    /// The next batch; an empty one if no event is stored.
+    async fn next(&self) -> Result<EventBatch, String> {
+        if self.state.depth(self.kind) == 0 {
+            return Ok(EventBatch::default());
+        }
+        let (events, batch) = oneshot::channel();
+        self.queue.request(RelayRequest::Next { kind: self.kind, max: self.batch_size, events });
+        let batch = batch.await.map_err(|_| "the outbox has ended".to_owned())?;
+        batch.map_err(|error| format!("the outbox can't be read: {error}"))
+    }
+
     /// Waits for an event, and then for a batch.
     async fn wait_for_events(&self, end: &CancellationToken) {
         tokio::select! {
             () = self.state.more[self.kind as usize].notified() => {}
-            () = sleep(CHECKPOINT_INTERVAL) => return,
             () = end.cancelled() => return,
         }
         wait_for_batch(end).await;
     }
 
-    async fn deliver(&mut self, events: &[StoredEvent]) -> Result<(), String> {
-        let response = timeout(DELIVERY_TIMEOUT, self.client.send(events)).await;
+    async fn deliver(&mut self, batch: EventBatch) -> Result<(), String> {
+        let response = timeout(DELIVERY_TIMEOUT, self.client.send(&batch.bodies)).await;
         let outcome = match response {
             Ok(Ok(())) => DeliveryOutcome::Accepted,
             Ok(Err(status)) if is_refusal(&status) => DeliveryOutcome::Refused,
             Ok(Err(status)) => DeliveryOutcome::Failed(status.to_string()),
             Err(_) => DeliveryOutcome::Failed("no answer".to_owned()),
         };
-        let count = events.len() as u64;
+        let count = batch.bodies.len();
         match outcome {
             DeliveryOutcome::Accepted => {
-                self.delete(events).await?;
+                self.queue.request(RelayRequest::Consume(batch.end));
                 metrics::counter!("hapa_outbox_relayed_total", "kind" => self.kind.label())
-                    .increment(count);
+                    .increment(count as u64);
                 self.batch_size = (self.batch_size * 2).min(BATCH_SIZE);
                 self.retry_delay = MIN_RETRY_DELAY;
                 Ok(())
             }
             DeliveryOutcome::Refused if count > 1 => {
-                self.batch_size = events.len() / 2;
+                self.batch_size = count / 2;
                 Ok(())
             }
             DeliveryOutcome::Refused => {
-                self.delete(events).await?;
-                self.state.record_drop(self.kind, DropReason::Refused, count);
+                self.queue.request(RelayRequest::Consume(batch.end));
+                self.state.record_drop(self.kind, DropReason::Refused, count as u64);
                 Ok(())
             }
             DeliveryOutcome::Failed(error) => Err(error),
         }
-    }
-
-    async fn delete(&self, events: &[StoredEvent]) -> Result<(), String> {
-        let (deleted, is_deleted) = oneshot::channel();
-        let request = DeleteRequest { ranges: id_ranges(events), deleted };
-        self.deletes.send(request).await.map_err(|_| "the outbox has ended".to_owned())?;
-        is_deleted.await.map_err(|_| "delivered events can't be deleted".to_owned())
     }
 
     /// Logs when deliveries start to fail and when they succeed again.
@@ -203,18 +201,6 @@ impl Relay {
         }
         self.is_failing = error.is_some();
     }
-
-    /// Checkpoints the write-ahead log from time to time, and asks the writer to if it has grown too large.
-    async fn checkpoint(&mut self) {
-        if self.last_checkpoint.elapsed() < CHECKPOINT_INTERVAL {
-            return;
-        }
-        let pages = self.reader.lock().await.checkpoint().await;
-        if pages.is_ok_and(|pages| pages > CHECKPOINT_PAGE_THRESHOLD) {
-            self.state.needs_checkpoint.store(true, Ordering::Relaxed);
-        }
-        self.last_checkpoint = Instant::now();
-    }
 }
 
 /// Waits for further events, because a batch costs its receiver little more than one event.
@@ -226,7 +212,7 @@ async fn wait_for_batch(end: &CancellationToken) {
 }
 
 impl ReceiverClient {
-    async fn send(&mut self, events: &[StoredEvent]) -> Result<(), Status> {
+    async fn send(&mut self, events: &[Vec<u8>]) -> Result<(), Status> {
         match self {
             ReceiverClient::Usage(client) => {
                 let request = RecordEventsRequest { events: decode(events)? };
@@ -247,8 +233,8 @@ fn with_timeout<T>(message: T) -> Request<T> {
 }
 
 /// Decodes events. One that can't be decoded counts as refused.
-fn decode<M: Message + Default>(events: &[StoredEvent]) -> Result<Vec<M>, Status> {
-    let messages = events.iter().map(|event| M::decode(event.body.as_slice()));
+fn decode<M: Message + Default>(events: &[Vec<u8>]) -> Result<Vec<M>, Status> {
+    let messages = events.iter().map(|event| M::decode(event.as_slice()));
     let messages: Result<_, _> = messages.collect();
     messages.map_err(|error| Status::invalid_argument(error.to_string()))
 }
@@ -258,16 +244,6 @@ fn is_refusal(status: &Status) -> bool {
     let too_large = ErrorCode::TooLarge.entry().name;
     status.code() == Code::InvalidArgument
         || published_code(status).is_some_and(|(code, _)| code == too_large)
-}
-
-/// The ids of a batch. Its events must be sorted by priority and id.
-fn id_ranges(events: &[StoredEvent]) -> Vec<IdRange> {
-    let groups = events.chunk_by(|left, right| left.priority == right.priority);
-    let range = |events: &[StoredEvent]| {
-        let (first, last) = (events.first()?, events.last()?);
-        Some(IdRange { priority: first.priority, first: first.id, last: last.id })
-    };
-    groups.filter_map(range).collect()
 }
 
 async fn flush_ended(end: &CancellationToken, timeout: Duration) {

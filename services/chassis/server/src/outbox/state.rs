@@ -5,7 +5,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use tokio::sync::Notify;
 
-use super::encoded_event::{EventKind, Priority};
+use super::priority::{EventKind, Priority};
 
 /// How long health reports a dropped event.
 const DROP_REPORT_PERIOD: Duration = Duration::from_mins(1);
@@ -62,8 +62,6 @@ pub(super) struct OutboxState {
     pub(super) is_unwritable: AtomicBool,
     /// Fires when there are more events of a kind to deliver.
     pub(super) more: [Notify; 2],
-    /// The write-ahead log has become so large that the writer must checkpoint it.
-    pub(super) needs_checkpoint: AtomicBool,
 }
 
 impl OutboxState {

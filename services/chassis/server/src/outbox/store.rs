@@ -1,257 +1,209 @@
-//! The outbox file: one table, written by one connection and read by another. All SQL of the outbox is here.
+//! The files of an outbox: a folder with one log for each priority.
 //!
-//! Committed events survive the end of the process, but not a power failure: that would cost every call a wait for
-//! the disk. This process numbers the rows and uses no number twice. So a range of ids identifies delivered events,
-//! whatever is added or dropped in the meantime.
+//! Written events survive the end of the process, but not a power failure: that would cost every call a wait for the
+//! disk. One process uses the folder at a time. Damaged parts of files are reported and skipped, because lost events are
+//! better than a service that can't start.
 
-use std::path::Path;
-use std::time::Duration;
+mod cursor;
+mod event_log;
+mod record;
+mod segment;
+mod sqlite_file;
+#[cfg(test)]
+pub(super) mod tests;
+
+use std::io;
+use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
-use hapa_store::file_lock::{self, FileLock};
-use hapa_store::open::{damage, is_file_damage};
-use hapa_store::sql::{Placeholder, SqlText};
-use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqliteSynchronous};
-use sqlx::{
-    ConnectOptions as _, Connection as _, Error, Executor as _, Row as _, SqliteConnection,
-};
+use hapa_store::file_lock::{self, FileLock, LockMode};
 
-use super::encoded_event::{EncodedEvent, EventKind, Priority};
-use super::state::now_ms;
+use self::event_log::{Damage, EventLog, Position};
+use super::priority::{EventKind, Priority};
 
-/// Maximum number of rows of one INSERT.
-pub(super) const MAX_INSERT_ROWS: usize = 128;
+pub(super) use self::record::{HEADER_LEN, append_record};
+pub(super) use self::sqlite_file::is_sqlite_file;
+
 /// Maximum number of events of one delivery.
 pub(super) const BATCH_SIZE: usize = 500;
 /// Maximum size of one delivery. Receivers accept messages of 4 MiB.
 const MAX_BATCH_BYTES: usize = 1024 * 1024;
-/// Maximum number of rows that one check of their age deletes.
-const EXPIRY_BATCH_SIZE: i64 = 500;
+/// Maximum number of events that one check of their age drops, so that calls need not wait for it.
+const EXPIRY_BATCH_SIZE: u64 = 10_000;
+/// Size of the file that tests whether the disk accepts writes: a block.
+const PROBE_BYTES: usize = 4_096;
 
-const TABLE: &str = "CREATE TABLE IF NOT EXISTS spool
-    (id INTEGER PRIMARY KEY, rank INTEGER NOT NULL, at INTEGER NOT NULL, body BLOB NOT NULL);
-    CREATE INDEX IF NOT EXISTS spool_rank ON spool (rank, id)";
-
-/// The connection that writes.
+#[derive(Debug)]
 pub(super) struct OutboxStore {
-    connection: SqliteConnection,
-    options: SqliteConnectOptions,
-    next_id: i64,
-    /// Stored events by priority.
-    pub(super) depth: [u64; 3],
+    folder: PathBuf,
+    /// By priority.
+    logs: [EventLog; 3],
     /// Excludes other processes.
     lock: Option<FileLock>,
 }
 
-/// The connection that reads.
-#[derive(Debug)]
-pub(super) struct OutboxReader(SqliteConnection);
-
-/// An event in the file.
-#[derive(Debug)]
-pub(super) struct StoredEvent {
-    pub(super) priority: Priority,
-    pub(super) id: i64,
-    pub(super) body: Vec<u8>,
+/// The oldest events of a kind: highest priority first, oldest first.
+#[derive(Debug, Default)]
+pub(super) struct EventBatch {
+    pub(super) bodies: Vec<Vec<u8>>,
+    pub(super) end: BatchEnd,
 }
 
-/// Events of one priority, from the first to the last id, both included.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct IdRange {
-    pub(super) priority: Priority,
-    pub(super) first: i64,
-    pub(super) last: i64,
-}
-
-/// The number of events in a file, which is opened read-only.
-pub(super) async fn count_events(path: &Path) -> anyhow::Result<u64> {
-    let options = SqliteConnectOptions::new().filename(path).read_only(true);
-    let mut connection = options.disable_statement_logging().connect().await?;
-    let row = connection.fetch_one("SELECT COUNT(*) FROM spool").await?;
-    Ok(u64::try_from(row.try_get::<i64, _>(0)?).unwrap_or_default())
-}
-
-/// The oldest events of each kind in a file, which is opened read-only; at most one batch of each.
-pub(super) async fn oldest_events(path: &Path) -> anyhow::Result<Vec<(EventKind, Vec<u8>)>> {
-    let options = SqliteConnectOptions::new().filename(path).read_only(true);
-    let mut reader = OutboxReader(options.disable_statement_logging().connect().await?);
-    let mut oldest = Vec::new();
-    for kind in EventKind::ALL {
-        let events = reader.next(kind, BATCH_SIZE).await?;
-        oldest.extend(events.into_iter().map(|event| (kind, event.body)));
-    }
-    Ok(oldest)
-}
+/// The place after the last event of a batch in each of its logs.
+#[derive(Clone, Debug, Default)]
+pub(super) struct BatchEnd(Vec<(Priority, Position)>);
 
 impl OutboxStore {
-    /// Opens the file. A damaged file is renamed, because lost events are better than a service that can't start.
-    pub(super) async fn open(path: &Path) -> anyhow::Result<(OutboxStore, OutboxReader)> {
-        let lock = lock_file(path).await?;
-        let (mut store, reader) = match OutboxStore::open_locked(path).await {
-            Err(error) if is_damaged(path, &error) => {
-                let (renamed, log) = (path.with_extension("broken"), path.with_extension("db-wal"));
-                tracing::error!(%error, "E5010: the outbox file is damaged and is renamed to {}", renamed.display());
-                std::fs::rename(path, &renamed).context("renaming the damaged outbox file")?;
-                // It may not exist.
-                let _ = std::fs::remove_file(log);
-                OutboxStore::open_locked(path).await?
-            }
-            opened => opened?,
-        };
+    /// Opens the folder, and creates it if it is missing. It fails if another process has it open.
+    pub(super) async fn open(folder: &Path) -> anyhow::Result<OutboxStore> {
+        set_aside_file(folder)?;
+        let (lock_path, name) = (folder.join("lock"), folder.display().to_string());
+        let lock = file_lock::lock(&lock_path, "hapa", LockMode::Exclusive, &name).await?;
+        let path = folder.to_owned();
+        let opened = tokio::task::spawn_blocking(move || OutboxStore::open_logs(&path)).await?;
+        let (mut store, damages) = opened.with_context(|| format!("opening the outbox {name}"))?;
+        for Damage { path, problem, .. } in damages {
+            let path = path.display();
+            tracing::error!("E5010: the outbox file {path} is damaged and is skipped: {problem}");
+        }
         store.lock = Some(lock);
-        Ok((store, reader))
+        sqlite_file::import(folder, &mut store).await?;
+        Ok(store)
     }
 
-    async fn open_locked(path: &Path) -> anyhow::Result<(OutboxStore, OutboxReader)> {
-        let options = SqliteConnectOptions::new()
-            .filename(path)
-            .create_if_missing(true)
-            .journal_mode(SqliteJournalMode::Wal)
-            .synchronous(SqliteSynchronous::Normal)
-            .busy_timeout(Duration::from_secs(1))
-            .statement_cache_capacity(MAX_INSERT_ROWS + 8)
-            // A checkpoint waits for the disk. The reader runs it, because no call waits for the reader.
-            .pragma("wal_autocheckpoint", "0")
-            .pragma("journal_size_limit", "16777216");
-        let opening = || format!("opening the outbox file {}", path.display());
-        let mut connection = options.connect().await.with_context(opening)?;
-        connection.execute(TABLE).await.with_context(opening)?;
-        let last = connection.fetch_one("SELECT coalesce(max(id), 0) FROM spool").await?;
-        let next_id = last.try_get::<i64, _>(0)? + 1;
-        let mut depth = [0; 3];
-        for row in connection.fetch_all("SELECT rank, count(*) FROM spool GROUP BY rank").await? {
-            let (rank, count) = (row.try_get::<i64, _>(0)?, row.try_get::<i64, _>(1)?);
-            let depth = usize::try_from(rank).ok().and_then(|rank| depth.get_mut(rank));
-            *depth.with_context(opening)? = u64::try_from(count)?;
+    fn open_logs(folder: &Path) -> io::Result<(OutboxStore, Vec<Damage>)> {
+        OutboxStore::with_logs(folder, |priority| EventLog::open(folder, priority))
+    }
+
+    /// Reads the folder of another process without changing it.
+    pub(super) fn scan(folder: &Path) -> io::Result<(OutboxStore, Vec<Damage>)> {
+        OutboxStore::with_logs(folder, |priority| EventLog::scan(folder, priority))
+    }
+
+    fn with_logs(
+        folder: &Path,
+        open: impl Fn(Priority) -> io::Result<(EventLog, Vec<Damage>)>,
+    ) -> io::Result<(OutboxStore, Vec<Damage>)> {
+        let [usage, failed_usage, occurrence] = Priority::ALL.map(open);
+        let ((usage, mut damages), (failed_usage, more), (occurrence, last)) =
+            (usage?, failed_usage?, occurrence?);
+        damages.extend(more.into_iter().chain(last));
+        let logs = [usage, failed_usage, occurrence];
+        Ok((OutboxStore { folder: folder.to_owned(), logs, lock: None }, damages))
+    }
+
+    /// Stored events by priority.
+    pub(super) fn depth(&self) -> [u64; 3] {
+        self.logs.each_ref().map(EventLog::depth)
+    }
+
+    /// Appends encoded records of a priority, all or none.
+    pub(super) fn append(
+        &mut self,
+        priority: Priority,
+        records: &[u8],
+        event_count: u64,
+    ) -> io::Result<()> {
+        self.logs[priority as usize].append(records, event_count)
+    }
+
+    /// The next events of a kind to deliver, at most `max`.
+    pub(super) fn next(&mut self, kind: EventKind, max: usize) -> io::Result<EventBatch> {
+        let (mut batch, mut bytes, mut is_full) = (EventBatch::default(), 0, false);
+        for &priority in kind.priorities() {
+            let log = &mut self.logs[priority as usize];
+            if is_full || log.depth() == 0 {
+                continue;
+            }
+            let first = batch.bodies.len();
+            let end = log.read(|body| {
+                bytes += body.len();
+                let is_too_large = bytes > MAX_BATCH_BYTES && !batch.bodies.is_empty();
+                is_full = is_too_large || batch.bodies.len() == max;
+                if !is_full {
+                    batch.bodies.push(body.to_vec());
+                }
+                !is_full
+            })?;
+            if batch.bodies.len() > first {
+                batch.end.0.push((priority, end));
+            } else if !is_full {
+                // Its files were removed.
+                log.advance(end);
+            }
         }
-        let reader = OutboxReader(options.connect().await.with_context(opening)?);
-        Ok((OutboxStore { connection, options, next_id, depth, lock: None }, reader))
+        Ok(batch)
     }
 
-    /// Replaces the connection after a failure, and tests it with a write that adds no event.
-    pub(super) async fn recover(&mut self) -> Result<(), Error> {
-        self.connection = self.options.connect().await?;
-        self.connection.execute("PRAGMA user_version = 1").await.map(drop)
-    }
-
-    /// Inserts events, all or none: one statement is one transaction.
-    pub(super) async fn insert(&mut self, events: &[EncodedEvent]) -> Result<(), Error> {
-        let sql = SqlText::new("INSERT INTO spool (id, rank, at, body) VALUES ");
-        let sql = sql.rows(Placeholder::Anonymous, events.len().max(1), 4, "");
-        let (mut query, at) = (sqlx::query(sql), to_i64(now_ms()));
-        let first = self.next_id;
-        for (id, event) in (first..).zip(events) {
-            let rank = event.priority as i64;
-            query = query.bind(id).bind(rank).bind(at).bind(event.body.as_slice());
-            self.next_id = id + 1;
+    /// Consumes the events of a batch, as far as they have not been dropped in the meantime.
+    pub(super) fn advance(&mut self, end: &BatchEnd) {
+        for &(priority, position) in &end.0 {
+            self.logs[priority as usize].advance(position);
         }
-        query.execute(&mut self.connection).await?;
-        for event in events {
-            self.depth[event.priority as usize] += 1;
-        }
-        Ok(())
     }
 
-    /// Deletes events that were delivered or refused.
-    pub(super) async fn delete(&mut self, range: IdRange) -> Result<(), Error> {
-        let query = sqlx::query("DELETE FROM spool WHERE rank = ? AND id BETWEEN ? AND ?");
-        let query = query.bind(range.priority as i64).bind(range.first).bind(range.last);
-        let deleted = query.execute(&mut self.connection).await?;
-        self.subtract_depth(range.priority, deleted.rows_affected());
-        Ok(())
+    /// Drops the oldest `count` events of a priority. Returns their number.
+    pub(super) fn evict(&mut self, priority: Priority, count: u64) -> io::Result<u64> {
+        self.logs[priority as usize].evict(count)
     }
 
-    /// Deletes the oldest `count` events of a priority.
-    pub(super) async fn evict(&mut self, priority: Priority, count: u64) -> Result<u64, Error> {
-        let query = sqlx::query(
-            "DELETE FROM spool WHERE id IN
-                (SELECT id FROM spool WHERE rank = ? ORDER BY id LIMIT ?)",
-        );
-        let query = query.bind(priority as i64).bind(to_i64(count));
-        let deleted = query.execute(&mut self.connection).await?.rows_affected();
-        self.subtract_depth(priority, deleted);
-        Ok(deleted)
-    }
-
-    /// Deletes events of a priority that are older than `before`, at most one batch.
-    pub(super) async fn expire(&mut self, priority: Priority, before: u64) -> Result<u64, Error> {
-        let query = sqlx::query(
-            "DELETE FROM spool WHERE at < ? AND id IN
-                (SELECT id FROM spool WHERE rank = ? ORDER BY id LIMIT ?)",
-        );
-        let query = query.bind(to_i64(before)).bind(priority as i64).bind(EXPIRY_BATCH_SIZE);
-        let deleted = query.execute(&mut self.connection).await?.rows_affected();
-        self.subtract_depth(priority, deleted);
-        Ok(deleted)
+    /// Drops events of a priority that are older than `before`, at most one batch. Returns their number.
+    pub(super) fn expire(&mut self, priority: Priority, before: u64) -> io::Result<u64> {
+        self.logs[priority as usize].expire(before, EXPIRY_BATCH_SIZE)
     }
 
     /// When the oldest event was stored, in milliseconds since 1970.
-    pub(super) async fn oldest(&mut self) -> Result<Option<u64>, Error> {
-        let row =
-            self.connection.fetch_optional("SELECT at FROM spool ORDER BY id LIMIT 1").await?;
-        row.map(|row| row.try_get::<i64, _>(0)).transpose().map(|at| at.map(i64::cast_unsigned))
+    pub(super) fn oldest(&mut self) -> Option<u64> {
+        self.logs.iter_mut().filter_map(EventLog::oldest).min()
     }
 
-    /// Checkpoints the whole write-ahead log, and truncates it.
-    pub(super) async fn checkpoint(&mut self) -> Result<(), Error> {
-        self.connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").await.map(drop)
-    }
-
-    pub(super) async fn close(self) {
-        // Committed events stay even if this fails.
-        let _ = self.connection.close().await;
-    }
-
-    fn subtract_depth(&mut self, priority: Priority, count: u64) {
-        let depth = &mut self.depth[priority as usize];
-        *depth = depth.saturating_sub(count);
+    /// Tests whether the disk accepts writes, without adding an event.
+    pub(super) fn probe(&self) -> io::Result<()> {
+        let path = self.folder.join("probe");
+        let written = std::fs::write(&path, [0; PROBE_BYTES]);
+        // The next test replaces a file that stays.
+        let _ = std::fs::remove_file(&path);
+        written
     }
 }
 
-impl OutboxReader {
-    /// The next events of a kind to deliver, at most `max`: highest priority first, oldest first.
-    pub(super) async fn next(
-        &mut self,
-        kind: EventKind,
-        max: usize,
-    ) -> Result<Vec<StoredEvent>, Error> {
-        let (mut events, mut bytes) = (Vec::new(), 0);
-        for &priority in kind.priorities() {
-            let query =
-                sqlx::query("SELECT id, body FROM spool WHERE rank = ? ORDER BY id LIMIT ?");
-            let left = i64::try_from(max - events.len()).unwrap_or(i64::MAX);
-            for row in query.bind(priority as i64).bind(left).fetch_all(&mut self.0).await? {
-                let body: Vec<u8> = row.try_get(1)?;
-                bytes += body.len();
-                if bytes > MAX_BATCH_BYTES && !events.is_empty() {
-                    return Ok(events);
-                }
-                events.push(StoredEvent { priority, id: row.try_get(0)?, body });
-            }
-            if events.len() == max {
-                break;
-            }
+/// The number of events in the outbox of another or ended process.
+pub(super) async fn count_events(path: &Path) -> anyhow::Result<u64> {
+    if is_sqlite_file(path) {
+        return sqlite_file::count_events(path).await;
+    }
+    let path = path.to_owned();
+    let (store, damages) = tokio::task::spawn_blocking(move || OutboxStore::scan(&path)).await??;
+    if let Some(Damage { path, problem, .. }) = damages.iter().find(|one| one.is_unreadable) {
+        anyhow::bail!("{} can't be read: {problem}", path.display());
+    }
+    Ok(store.depth().iter().sum())
+}
+
+/// The oldest events of each kind in the outbox of another or ended process; at most one batch of each.
+pub(super) async fn oldest_events(path: &Path) -> anyhow::Result<Vec<(EventKind, Vec<u8>)>> {
+    if is_sqlite_file(path) {
+        return sqlite_file::oldest_events(path).await;
+    }
+    let path = path.to_owned();
+    let read = move || {
+        let (mut store, _) = OutboxStore::scan(&path)?;
+        let mut oldest = Vec::new();
+        for kind in EventKind::ALL {
+            let batch = store.next(kind, BATCH_SIZE)?;
+            oldest.extend(batch.bodies.into_iter().map(|body| (kind, body)));
         }
-        Ok(events)
+        anyhow::Ok(oldest)
+    };
+    tokio::task::spawn_blocking(read).await?
+}
+
+/// Renames a file that has the name of the folder.
+fn set_aside_file(folder: &Path) -> anyhow::Result<()> {
+    if folder.is_file() {
+        let renamed = folder.with_extension("broken");
+        tracing::error!("E5010: the outbox is no folder and is renamed to {}", renamed.display());
+        std::fs::rename(folder, &renamed).context("renaming the damaged outbox")?;
     }
-
-    /// Checkpoints the write-ahead log without blocking the writer. Returns the length of the log in pages.
-    pub(super) async fn checkpoint(&mut self) -> Result<i64, Error> {
-        self.0.fetch_one("PRAGMA wal_checkpoint(PASSIVE)").await?.try_get(1)
-    }
-}
-
-/// Locks the file. SQLite lets two processes share a file, but the numbering of rows does not.
-async fn lock_file(path: &Path) -> anyhow::Result<FileLock> {
-    let (lock_path, name) = (path.with_extension("lock"), path.display().to_string());
-    file_lock::lock(&lock_path, "hapa", file_lock::LockMode::Exclusive, &name).await
-}
-
-/// Whether an error is caused by damage of the file.
-fn is_damaged(path: &Path, error: &anyhow::Error) -> bool {
-    is_file_damage(error) || (path.exists() && matches!(damage(path), Ok(Some(_))))
-}
-
-fn to_i64(number: u64) -> i64 {
-    i64::try_from(number).unwrap_or(i64::MAX)
+    Ok(())
 }

@@ -3,8 +3,9 @@
 use std::collections::HashSet;
 use std::net::SocketAddr;
 use std::sync::Mutex as Lock;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
+use futures_util::FutureExt as _;
 use futures_util::stream::Empty;
 use hapa_proto::analytics::v1::analytics_service_server::{
     AnalyticsService, AnalyticsServiceServer,
@@ -14,14 +15,18 @@ use hapa_proto::analytics::v1::{
     RecordEventsRequest, RecordEventsResponse, WatchPerformanceRequest, WatchPerformanceResponse,
 };
 use hapa_transport::peer;
+use prost::Message as _;
 use secrecy::SecretString;
 use tokio::net::TcpListener;
 use tokio::task::JoinSet;
-use tokio::time::sleep;
+use tokio::time::{sleep, timeout};
 use tonic::transport::Server;
 use tonic::transport::server::TcpIncoming;
 use tonic::{Request, Response, Status};
 
+use super::append_queue::{OWNER_QUEUE_BYTES, OWNER_QUEUE_CAPACITY, QUEUE_BYTES, QUEUE_CAPACITY};
+use super::state::DropReason;
+use super::store::tests::write_sqlite_file;
 use super::*;
 
 const POISON: &str = "/poison";
@@ -105,7 +110,7 @@ async fn open(
     address: SocketAddr,
 ) -> (Outbox, JoinSet<()>) {
     let (outbox, mut tasks) = (Outbox::default(), JoinSet::new());
-    let path = folder.path().join("spool-test.db");
+    let path = folder.path().join("outbox-test");
     let outbox_tasks = outbox.open(path, limits, receivers(address)).await.unwrap();
     outbox_tasks.run(|task| drop(tasks.spawn(task)), &CancellationToken::new());
     (outbox, tasks)
@@ -139,7 +144,7 @@ async fn kill(mut tasks: JoinSet<()>) {
 }
 
 #[tokio::test]
-async fn acknowledged_events_are_there_when_the_file_is_opened_again() {
+async fn acknowledged_events_are_there_when_the_outbox_is_opened_again() {
     let folder = tempfile::tempdir().unwrap();
     let (outbox, tasks) = open(&folder, LIMITS, CLOSED_ADDRESS).await;
     for number in 0..3 {
@@ -179,7 +184,7 @@ async fn calls_without_an_owner_leave_half_of_the_queue_to_the_others() {
     let outbox = Outbox::default();
     // Nothing is written while the tasks do not run.
     let _tasks =
-        outbox.open(folder.path().join("s.db"), LIMITS, receivers(CLOSED_ADDRESS)).await.unwrap();
+        outbox.open(folder.path().join("o"), LIMITS, receivers(CLOSED_ADDRESS)).await.unwrap();
     let append = |owner: &str| {
         let event = UsageEvent { owner: owner.to_owned(), ..usage(1, "E4003") };
         outbox.append(Some(&event), None).is_some()
@@ -233,31 +238,150 @@ async fn events_arrive_once_in_batches_and_a_refused_one_does_not_block_the_othe
 }
 
 #[tokio::test]
-async fn a_file_belongs_to_one_process_and_events_without_a_receiver_are_not_stored() {
+async fn an_outbox_belongs_to_one_process_and_events_without_a_receiver_are_not_stored() {
     assert!(Outbox::default().append(Some(&usage(0, "")), None).is_none());
     let folder = tempfile::tempdir().unwrap();
     let (_outbox, _tasks) = open(&folder, LIMITS, CLOSED_ADDRESS).await;
     let second = Outbox::default();
-    let path = folder.path().join("spool-test.db");
+    let path = folder.path().join("outbox-test");
     let Err(error) = second.open(path, LIMITS, receivers(CLOSED_ADDRESS)).await else {
         panic!("shared")
     };
     assert!(error.to_string().starts_with("DATA_DIR"), "{error}");
     let third = Outbox::default();
     let only = Receivers { errors: None, ..receivers(CLOSED_ADDRESS) };
-    let _third_tasks =
-        third.open(folder.path().join("spool-third.db"), LIMITS, only).await.unwrap();
+    let _third_tasks = third.open(folder.path().join("outbox-third"), LIMITS, only).await.unwrap();
     assert!(third.append(None, Some(&Occurrence::default())).is_none());
 }
 
 #[tokio::test]
-async fn a_file_that_is_not_a_database_is_renamed() {
+async fn calls_without_an_owner_leave_half_of_the_bytes_to_the_others() {
+    let queue = AppendQueue::default();
+    let push = |owner: &str| {
+        let task = "x".repeat(64 * 1024);
+        let event = UsageEvent { owner: owner.to_owned(), task, ..usage(1, "") };
+        queue.push(CallEvents { usage: Some(&event), occurrences: &[] }, None)
+    };
+    let without_owner = (0..QUEUE_CAPACITY).take_while(|_| push("").is_ok()).count();
+    let with_owner = (0..QUEUE_CAPACITY).take_while(|_| push("ann").is_ok()).count();
+    let fits = |bytes: usize| bytes / (64 * 1024) - 1;
+    assert_eq!(without_owner, fits(QUEUE_BYTES - OWNER_QUEUE_BYTES));
+    assert_eq!(without_owner + with_owner, fits(QUEUE_BYTES));
+    assert_eq!(push("ann"), Err(DropReason::QueueFull));
+    queue.close();
+    assert_eq!(push("ann"), Err(DropReason::Closed));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_call_waits_at_most_50_ms_for_a_disk_that_hangs() {
+    let queue = AppendQueue::default();
+    let push = || {
+        let (written, ack) = oneshot::channel();
+        let event = usage(0, "");
+        queue.push(CallEvents { usage: Some(&event), occurrences: &[] }, Some(written)).unwrap();
+        async move { (ack.await.is_ok(), tokio::time::Instant::now()) }
+    };
+    let begin = tokio::time::Instant::now();
+    let calls = async {
+        let first = push();
+        // The writer takes the first call, and the disk hangs from then on.
+        assert!(queue.wait(&mut append_queue::Work::default(), begin));
+        sleep(Duration::from_millis(20)).await;
+        tokio::join!(first, push())
+    };
+    let ((is_first, first), (is_second, second)) = tokio::select! {
+        ended = calls => ended,
+        () = queue.expire_acks() => unreachable!(),
+    };
+    assert!(!is_first && !is_second);
+    let waits = [first - begin, second - begin].map(|wait| wait.as_millis());
+    assert!((50..=51).contains(&waits[0]) && (70..=71).contains(&waits[1]), "{waits:?}");
+}
+
+#[tokio::test]
+async fn an_acknowledgement_follows_the_write() {
+    let folder = tempfile::tempdir().unwrap();
+    let (outbox, path) = (Outbox::default(), folder.path().join("outbox-test"));
+    let opened = outbox.open(path.clone(), LIMITS, receivers(CLOSED_ADDRESS)).await.unwrap();
+    let mut ack = outbox.append(Some(&usage(0, "")), Some(&Occurrence::default())).unwrap();
+    // Nothing is written while the tasks do not run.
+    assert_eq!((&mut ack).now_or_never(), None);
+    assert_eq!(count_events(&path).await.unwrap(), 0);
+    let mut tasks = JoinSet::new();
+    opened.run(|task| drop(tasks.spawn(task)), &CancellationToken::new());
+    if ack.await {
+        assert_eq!(count_events(&path).await.unwrap(), 2);
+    }
+    until("the files", || depths(&outbox) == [1, 0, 1]).await;
+    assert_eq!(count_events(&path).await.unwrap(), 2);
+}
+
+#[tokio::test]
+async fn a_failed_write_is_not_acknowledged_and_health_reports_it_until_writes_succeed() {
+    let folder = tempfile::tempdir().unwrap();
+    let (outbox, _tasks) = open(&folder, LIMITS, CLOSED_ADDRESS).await;
+    let path = folder.path().join("outbox-test");
+    std::fs::remove_dir_all(&path).unwrap();
+    assert!(!outbox.append(Some(&usage(0, "")), None).unwrap().await);
+    let unwritable = Some("E5010: the outbox can't be written, and new events are dropped");
+    until("a report", || outbox.problem() == unwritable).await;
+    assert_eq!(depths(&outbox), [0, 0, 0]);
+    std::fs::create_dir(&path).unwrap();
+    until("recovery", || outbox.problem().is_none()).await;
+    outbox.append(Some(&usage(1, "")), None).unwrap().await;
+    until("the files", || depths(&outbox) == [1, 0, 0]).await;
+    assert_eq!(count_events(&path).await.unwrap(), 1);
+}
+
+#[tokio::test]
+async fn the_events_of_an_earlier_version_are_moved_once_and_its_file_is_removed() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("spool-test.db");
+    let owned = UsageEvent { owner: "ann".to_owned(), ..usage(0, "") };
+    let failed = [1, 2].map(|number| (1, usage(number, "E4001").encode_to_vec()));
+    let [first, second] = failed;
+    let rows = [(0, owned.encode_to_vec()), first, second, (2, Vec::new())];
+    write_sqlite_file(&file, state::now_ms(), rows).await;
+    assert!(is_outbox_file(&file));
+    assert_eq!(count_events(&file).await.unwrap(), 4);
+    assert_eq!(find_with_user_events(folder.path()).await.as_ref(), Some(&file));
+    let fake = FakeAnalytics::default();
+    let mut serving = JoinSet::new();
+    let address = fake.serve(&mut serving).await;
+    let (outbox, tasks) = open(&folder, LIMITS, address).await;
+    until("delivery", || depths(&outbox) == [0, 0, 1]).await;
+    assert_eq!(*fake.ids.lock().unwrap(), ["1", "2", "0"]);
+    kill(tasks).await;
+    let (outbox, _tasks) = open(&folder, LIMITS, address).await;
+    assert_eq!(depths(&outbox), [0, 0, 1]);
+    let names = std::fs::read_dir(folder.path()).unwrap();
+    let names: Vec<_> = names.map(|entry| entry.unwrap().file_name()).collect();
+    assert_eq!(names, ["outbox-test"]);
+}
+
+#[tokio::test]
+async fn a_file_of_an_earlier_version_that_is_not_a_database_is_renamed() {
     let folder = tempfile::tempdir().unwrap();
     std::fs::write(folder.path().join("spool-test.db"), [b'x'; 8_192]).unwrap();
     let (outbox, _tasks) = open(&folder, LIMITS, CLOSED_ADDRESS).await;
     outbox.append(Some(&usage(0, "")), None).unwrap().await;
-    until("the file", || depths(&outbox) == [1, 0, 0]).await;
+    until("the files", || depths(&outbox) == [1, 0, 0]).await;
     assert!(folder.path().join("spool-test.broken").exists());
+}
+
+#[tokio::test]
+async fn only_an_outbox_with_an_event_of_a_user_is_a_sign_of_a_lost_store() {
+    let folder = tempfile::tempdir().unwrap();
+    let (outbox, _tasks) = open(&folder, LIMITS, CLOSED_ADDRESS).await;
+    std::fs::write(folder.path().join("outbox-notes.txt"), "no outbox").unwrap();
+    outbox.append(Some(&usage(0, "")), Some(&Occurrence::default())).unwrap().await;
+    until("the files", || depths(&outbox) == [1, 0, 1]).await;
+    assert_eq!(find_with_user_events(folder.path()).await, None);
+    let owned = UsageEvent { owner: "ann".to_owned(), ..usage(1, "") };
+    outbox.append(Some(&owned), None).unwrap().await;
+    until("the files", || depths(&outbox) == [2, 0, 1]).await;
+    let found = find_with_user_events(folder.path()).await;
+    assert_eq!(found, Some(folder.path().join("outbox-test")));
 }
 
 /// Processor time of this process, user and system, in ticks of 10 ms.

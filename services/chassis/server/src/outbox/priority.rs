@@ -1,4 +1,4 @@
-//! Events as the outbox stores them, with their kinds and priorities.
+//! Kinds and priorities of events.
 
 /// The kind of an event. Each kind has its own relay, so that a failing receiver does not delay the other kind.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -27,7 +27,7 @@ impl EventKind {
     }
 }
 
-/// The priority of an event, lowest first. Its number is stored in the column `rank`.
+/// The priority of an event, lowest first. Each priority has its own log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Priority {
     Usage = 0,
@@ -42,12 +42,13 @@ impl Priority {
     pub(super) fn kind(self) -> EventKind {
         if self == Priority::Occurrence { EventKind::Occurrence } else { EventKind::Usage }
     }
-}
 
-/// An event before it is stored.
-#[derive(Debug)]
-pub(super) struct EncodedEvent {
-    pub(super) priority: Priority,
-    /// The protobuf message.
-    pub(super) body: Vec<u8>,
+    /// The beginning of the names of its files.
+    pub(super) fn file_name(self) -> &'static str {
+        match self {
+            Priority::Usage => "usage",
+            Priority::FailedUsage => "failed-usage",
+            Priority::Occurrence => "occurrence",
+        }
+    }
 }
