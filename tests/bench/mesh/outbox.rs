@@ -13,11 +13,14 @@ use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use crate::decisions::METHOD;
+use crate::gauge;
 use crate::report::{Table, verdict};
 use crate::samples::Samples;
 
 /// Microseconds.
 const TARGET: f64 = 50.0;
+/// Microseconds for one call.
+const CPU_TARGET: f64 = 25.0;
 /// Calls that end at once.
 const WRITER_COUNT: usize = 32;
 /// None is dropped.
@@ -32,13 +35,13 @@ pub(crate) async fn measure(rounds: usize) -> anyhow::Result<Table> {
         peer::AnalyticsClient::new(peer::token_channel(NOBODY, &SecretString::from("any"))?);
     let receivers =
         Receivers { analytics: Some(Receiver { client, is_own_process: false }), errors: None };
-    let work = spool.open(folder.path().join("spool.db"), LIMITS, receivers).await?;
+    let work = spool.open(folder.path().join("outbox-bench"), LIMITS, receivers).await?;
     work.run(|task| drop(tasks.spawn(task)), &CancellationToken::new());
 
     let title = format!("Remembering a call, {rounds} rounds, in us");
     let mut table = Table::new(title, &["", "median", "p99", "target"]);
     for together in [1, WRITER_COUNT] {
-        let Timed { handed, written, late } = timed(&spool, rounds, together).await?;
+        let Timed { handed, written, late, cpu } = timed(&spool, rounds, together).await?;
         let calls =
             if together == 1 { "one call".to_owned() } else { format!("{together} calls at once") };
         let median = handed.median() * 1e3;
@@ -51,6 +54,10 @@ pub(crate) async fn measure(rounds: usize) -> anyhow::Result<Table> {
         let [median, p99] = figures(&written);
         let late = format!("{late} waited 50 ms and went on");
         table.row([format!("until the file has it, {calls}"), median, p99, late]);
+        let call_count = u32::try_from(rounds * together)?;
+        let per_call = format!("{:.1}", (cpu / call_count).as_secs_f64() * 1e6);
+        let (none, target) = (String::new(), format!("< {CPU_TARGET} us"));
+        table.row([format!("CPU time of all threads, {calls}"), per_call, none, target]);
     }
     tasks.shutdown().await;
     Ok(table)
@@ -64,11 +71,14 @@ struct Timed {
     written: Samples,
     /// Number of receipts that arrived only because the maximum wait was over.
     late: usize,
+    /// The CPU time of the process, with that of the receipts' callers.
+    cpu: Duration,
 }
 
 async fn timed(spool: &Outbox, rounds: usize, together: usize) -> anyhow::Result<Timed> {
     let mut timed = Timed::default();
     let mut receipts = Vec::with_capacity(together);
+    let before = gauge::cpu(std::process::id())?;
     for _ in 0..rounds {
         let events: Vec<_> = (0..together).map(|_| event()).collect();
         let begin = Instant::now();
@@ -82,6 +92,7 @@ async fn timed(spool: &Outbox, rounds: usize, together: usize) -> anyhow::Result
         }
         timed.written.push(begin.elapsed());
     }
+    timed.cpu = gauge::cpu(std::process::id())?.saturating_sub(before);
     Ok(timed)
 }
 
