@@ -1,9 +1,13 @@
 #!/usr/bin/env python3
-"""Creates the models of the conformance tests: the small model as safetensors, and four LoRA adapters for it.
+"""Creates the models of the conformance tests: the small model as safetensors, four LoRA adapters for it, and a
+model that reasons.
 
 The adapters are seeded noise. They show that the right adapter is selected; their quality does not matter.
+The model that reasons is the small model with a tokenizer that has the marks of reasoning. It never generates the
+end mark, so everything that it generates is reasoning.
 """
 
+import shutil
 import sys
 from pathlib import Path
 
@@ -12,6 +16,8 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
 ADAPTERS = ["autocomplete", "prompt", "comment", "error-fix"]
+# Special tokens that the model does not use, and the marks that replace them.
+REASONING_MARKS = {"<gh_stars>": "<think>", "<issue_start>": "</think>"}
 
 
 def main(gguf: Path, home: Path) -> None:
@@ -34,6 +40,20 @@ def main(gguf: Path, home: Path) -> None:
                 if "lora_B" in parameter_name:
                     parameter.normal_(std=0.02)
         adapted.save_pretrained(home / name)
+    save_reasoning_model(home / "base", home / "reasoning")
+
+
+def save_reasoning_model(base: Path, folder: Path) -> None:
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    for file in base.iterdir():
+        if file.name == "tokenizer.json":
+            text = file.read_text()
+            for token, mark in REASONING_MARKS.items():
+                text = text.replace(token, mark)
+            (folder / file.name).write_text(text)
+        else:
+            (folder / file.name).symlink_to(Path("..") / base.name / file.name)
 
 
 if __name__ == "__main__":

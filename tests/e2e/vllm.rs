@@ -1,5 +1,5 @@
-//! The simulator's behaviour, checked with a real vLLM. `make test-vllm` starts one and sets HAPA_TEST_ENGINE;
-//! the tests are ignored otherwise.
+//! The simulator's behaviour, checked with a real vLLM. `make test-vllm` starts one with adapters and one with a
+//! reasoning parser, and sets HAPA_TEST_ENGINE and HAPA_TEST_REASONING_ENGINE; the tests are ignored otherwise.
 
 use hapa_proto::codegen::v1::{CompleteCodeRequest, GenerateCodeRequest, ListModelsRequest};
 use hapa_test_harness::{TestMesh, incident, reqwest_client, within};
@@ -19,7 +19,11 @@ fn url() -> String {
 }
 
 async fn mesh() -> TestMesh {
-    let engine = format!("--ai-model-endpoint={}", url());
+    mesh_with(&url()).await
+}
+
+async fn mesh_with(engine: &str) -> TestMesh {
+    let engine = format!("--ai-model-endpoint={engine}");
     TestMesh::start_with(&[
         &engine,
         "--first-token-timeout-seconds=240",
@@ -91,6 +95,26 @@ async fn a_stream_ends_whole_and_one_that_is_left_is_aborted_in_vllm() {
     // vLLM does not count aborted requests, but 2,000 tokens would take it minutes.
     within("vLLM to notice", async { while counter(RUNNING).await > 0.5 {} }).await;
     assert!(counter(MADE).await - made < 500.0);
+    mesh.finish().await;
+}
+
+#[tokio::test]
+#[ignore = "needs a vLLM: make test-vllm"]
+async fn what_the_reasoning_parser_of_vllm_separates_is_shown_on_request_and_counted() {
+    let mesh = mesh_with(&std::env::var("HAPA_TEST_REASONING_ENGINE").expect(WHY)).await;
+    for include_reasoning in [true, false] {
+        let temperature = Some(0.0);
+        let request = GenerateCodeRequest { include_reasoning, temperature, ..asked("generate") };
+        let reply = mesh.client().generate_code(request).await.unwrap().into_inner();
+        assert_eq!(!reply.reasoning.is_empty(), include_reasoning, "{reply:?}");
+        // This model never ends its reasoning.
+        assert_eq!((reply.generated_code.as_str(), reply.explanation.as_str()), ("", ""));
+        let is_reported = reply.warnings.iter().any(|text| text.starts_with("the answer is empty"));
+        assert!(is_reported, "{:?}", reply.warnings);
+        let usage = reply.usage.unwrap();
+        assert!((1..=8).contains(&usage.completion_tokens), "{usage:?}");
+        assert!((1..=usage.completion_tokens).contains(&usage.reasoning_tokens), "{usage:?}");
+    }
     mesh.finish().await;
 }
 
