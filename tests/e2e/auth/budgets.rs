@@ -10,10 +10,13 @@ use hapa_proto::auth::v1::{
     CreateKeyRequest, GetKeyRequest, GetUserRequest, ReserveTokensRequest, SettleTokensRequest,
     Settlement, TokenBudget, TokenUsage, UpdateUserRequest,
 };
-use hapa_proto::codegen::v1::{CompleteCodeRequest, GenerateCodeRequest};
+use hapa_proto::codegen::v1::stream_generate_code_response::Event;
+use hapa_proto::codegen::v1::{
+    CompleteCodeRequest, GenerateCodeRequest, StreamGenerateCodeResponse,
+};
 use hapa_test_harness::{Identity, Store, TestMesh, incident, within};
 use prost_types::FieldMask;
-use tonic::Code;
+use tonic::{Code, Streaming};
 use tonic_types::StatusExt as _;
 
 use crate::api::generate::question;
@@ -233,6 +236,60 @@ async fn cancelled_and_broken_generations_pay_for_the_generated_tokens() {
     mesh.engine.once(Fault::status(500));
     client.generate_code(question("q")).await.unwrap_err();
     assert_eq!(settled(&mesh, &key_id).await, before);
+    mesh.finish().await;
+}
+
+/// Reads heartbeats until the mesh has received this many reasoning tokens; returns their number.
+async fn reasoned(frames: &mut Streaming<StreamGenerateCodeResponse>, tokens: u32) -> i64 {
+    within("the reasoning", async {
+        loop {
+            match frames.message().await.unwrap().unwrap().event.unwrap() {
+                Event::Heartbeat(beat) if beat.reasoning_tokens >= tokens => {
+                    return beat.reasoning_tokens.into();
+                }
+                Event::Started(_) | Event::Heartbeat(_) => {}
+                other => panic!("{other:?} before the end of the reasoning"),
+            }
+        }
+    })
+    .await
+}
+
+#[tokio::test]
+async fn a_stream_that_is_cancelled_in_its_reasoning_pays_for_what_the_model_has_thought() {
+    const REASONING: usize = 1_500;
+    let mesh = TestMesh::start_with(&["--heartbeat-seconds=0.02"]).await;
+    let (key_id, text) = budgeted(&mesh, 1_000_000).await;
+    let thoughts = || Script::tokens(vec!["hm "; REASONING + 10]).reasoning(REASONING);
+    // Cancels once the mesh has received `tokens`: how many it had then, how many the engine had sent,
+    // and how many were booked.
+    let cancel = async |script: Script, tokens: u32| {
+        let before = usage(&mesh, &key_id).await.day_tokens;
+        let aborted = mesh.engine.counts().aborted;
+        mesh.engine.once(script);
+        let mut client = mesh.client_with(&text);
+        let mut frames = client.stream_generate_code(question("q")).await.unwrap().into_inner();
+        let received = reasoned(&mut frames, tokens).await;
+        let reserved = usage(&mesh, &key_id).await.reserved_tokens;
+        assert!(reserved > i64::try_from(REASONING).unwrap(), "max_tokens are held: {reserved}");
+        drop(frames);
+        mesh.engine.wait_for_aborted(aborted + 1).await;
+        let sent = i64::try_from(mesh.engine.aborts().last().unwrap().tokens_sent).unwrap();
+        (received, sent, settled(&mesh, &key_id).await - before)
+    };
+
+    // Without a token the prompt alone is booked. It is the same for all calls.
+    let (received, sent, prompt) = cancel(thoughts().hold(0), 0).await;
+    assert_eq!((received, sent), (0, 0));
+    assert!(prompt > 0);
+    // The engine waits in its reasoning, so the mesh has received every token that was sent.
+    let (received, sent, booked) = cancel(thoughts().hold(700), 700).await;
+    assert_eq!((received, sent, booked - prompt), (700, 700, 700));
+    // The engine continues, so tokens may be on their way when the mesh closes the connection.
+    let (received, sent, booked) = cancel(thoughts().gap(Duration::from_millis(2)), 50).await;
+    let tokens = booked - prompt;
+    assert!((received..=sent).contains(&tokens), "{received} <= {tokens} <= {sent}");
+    assert!(sent < i64::try_from(REASONING).unwrap(), "the engine was stopped in its reasoning");
     mesh.finish().await;
 }
 
