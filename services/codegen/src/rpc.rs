@@ -92,9 +92,10 @@ impl CodegenService for Codegen {
 
     async fn list_models(
         &self,
-        _: Request<ListModelsRequest>,
+        request: Request<ListModelsRequest>,
     ) -> Result<Response<ListModelsResponse>, Status> {
-        Ok(Response::new(self.models.list().await?))
+        let call = Call::from_extensions(request.extensions())?;
+        Ok(Response::new(self.models.list(&call).await?))
     }
 
     async fn get_code_health(

@@ -83,7 +83,8 @@ impl ModelCatalog {
             .ok_or(Error::from(DispatchError::NoModel))
     }
 
-    pub(crate) async fn list(&self) -> Result<ListModelsResponse, Error> {
+    /// The models, and what was learned of the engines if the caller has all permissions.
+    pub(crate) async fn list(&self, call: &Call) -> Result<ListModelsResponse, Error> {
         let mut snapshot = self.pool.ready_snapshot().await;
         if snapshot.unhealthy_summary().healthy_count() == 0 {
             self.pool.refresh().await;
@@ -101,7 +102,8 @@ impl ModelCatalog {
             .collect();
         models.sort_by(|a, b| a.name.cmp(&b.name));
         models.truncate(MAX_LISTED_MODELS);
-        Ok(ListModelsResponse { models })
+        let engine_findings = if call.is_admin() { snapshot.engine_findings() } else { Vec::new() };
+        Ok(ListModelsResponse { models, engine_findings })
     }
 
     /// The health status after a new probe of all engines.

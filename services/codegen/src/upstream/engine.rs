@@ -139,6 +139,11 @@ impl Engine {
         &self.learned
     }
 
+    /// The base URL at which the engine was found, without credentials and query, if it differs from the setting.
+    pub(crate) fn found_base_url(&self) -> Option<String> {
+        self.base.found()
+    }
+
     /// Sends a request and returns its response stream. The caller sets the timeout; `headers`
     /// propagate the trace.
     pub(crate) async fn send(

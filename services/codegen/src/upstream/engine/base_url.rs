@@ -15,10 +15,12 @@ pub(crate) struct BaseUrl {
     candidates: [Url; 2],
     /// Query of every request, such as `api-version=…` of Azure.
     query: Option<String>,
+    /// The path of an operation was removed from the setting.
+    is_stripped: bool,
     /// Index of the candidate in use.
     chosen: AtomicUsize,
-    /// The base URL in use is not the configured one, and this was not reported yet.
-    is_unreported: AtomicBool,
+    /// The engine has listed its models below a candidate.
+    is_confirmed: AtomicBool,
 }
 
 impl BaseUrl {
@@ -42,8 +44,8 @@ impl BaseUrl {
             Some(without) => other.set_path(without),
             None => other.set_path(&(path + VERSION_PATH)),
         }
-        let (chosen, is_unreported) = (AtomicUsize::new(0), AtomicBool::new(is_stripped));
-        Ok(BaseUrl { candidates: [base, other], query, chosen, is_unreported })
+        let (chosen, is_confirmed) = (AtomicUsize::new(0), AtomicBool::new(false));
+        Ok(BaseUrl { candidates: [base, other], query, is_stripped, chosen, is_confirmed })
     }
 
     /// The URL as it was set.
@@ -70,17 +72,27 @@ impl BaseUrl {
     }
 
     /// Uses a candidate from now on. Returns its text, without credentials and query, if it differs from the setting and
-    /// was not reported yet.
+    /// was not returned yet.
     pub(super) fn confirm(&self, candidate: usize) -> Option<String> {
         let before = self.chosen.swap(candidate, Ordering::Relaxed);
-        let is_unreported = self.is_unreported.swap(false, Ordering::Relaxed);
-        (is_unreported || before != candidate).then(|| {
-            let mut shown = self.candidates[candidate].clone();
-            // Both fail only for URLs without a host.
-            let _ = shown.set_username("");
-            let _ = shown.set_password(None);
-            shown.as_str().trim_end_matches('/').to_owned()
-        })
+        let is_first = !self.is_confirmed.swap(true, Ordering::Relaxed);
+        let is_new = before != candidate || (is_first && self.is_stripped);
+        is_new.then(|| self.shown(candidate))
+    }
+
+    /// The confirmed base URL, without credentials and query, if it differs from the setting.
+    pub(super) fn found(&self) -> Option<String> {
+        let chosen = self.chosen();
+        let is_found = self.is_confirmed.load(Ordering::Relaxed);
+        (is_found && (chosen != 0 || self.is_stripped)).then(|| self.shown(chosen))
+    }
+
+    fn shown(&self, candidate: usize) -> String {
+        let mut shown = self.candidates[candidate].clone();
+        // Both fail only for URLs without a host.
+        let _ = shown.set_username("");
+        let _ = shown.set_password(None);
+        shown.as_str().trim_end_matches('/').to_owned()
     }
 
     pub(super) fn chosen(&self) -> usize {
@@ -143,9 +155,27 @@ mod tests {
     fn the_found_base_is_shown_once_and_without_credentials() {
         let base = BaseUrl::parse("http://me:hunter2@h:1/x?key=hunter3").unwrap();
         let (other, _) = base.join_other("models");
+        assert_eq!(base.found(), None);
         assert_eq!(base.confirm(other).as_deref(), Some("http://h:1/x/v1"));
         assert_eq!(base.confirm(other), None);
+        assert_eq!(base.found().as_deref(), Some("http://h:1/x/v1"));
         assert!(base.join("models").as_str().contains("hunter2"));
+    }
+
+    #[test]
+    fn a_base_that_differs_from_the_setting_is_found_once_the_engine_has_confirmed_it() {
+        for (text, found) in [
+            ("http://h:1/v1/", None),
+            ("http://h:1", None),
+            ("http://h:1/v1/chat/completions", Some("http://h:1/v1")),
+        ] {
+            let base = BaseUrl::parse(text).unwrap();
+            assert_eq!(base.found(), None, "{text}");
+            for expected in [found, None] {
+                assert_eq!(base.confirm(0).as_deref(), expected, "{text}");
+                assert_eq!(base.found().as_deref(), found, "{text}");
+            }
+        }
     }
 
     #[test]

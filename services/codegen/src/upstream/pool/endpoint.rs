@@ -10,6 +10,7 @@ use std::time::Duration;
 use hapa_core::circuit_breaker::{
     BreakerState, CallPermit, CircuitBreaker, CircuitBreakerConfig, FailureRate, Outcome,
 };
+use hapa_proto::codegen::v1::EngineFindings;
 use hapa_telemetry::trace::SpanHandle;
 use metrics::Gauge;
 use reqwest::header::HeaderMap;
@@ -202,6 +203,15 @@ impl Endpoint {
     /// Names of the request fields that the engine does not support, for any model.
     pub(super) fn learned(&self) -> Vec<&'static str> {
         self.engine.learned().names()
+    }
+
+    /// What operators should know of the engine; `None` if nothing was learned.
+    pub(super) fn findings(&self) -> Option<EngineFindings> {
+        let base_url = self.engine.found_base_url().unwrap_or_default();
+        let unsupported_fields: Vec<_> = self.learned().into_iter().map(str::to_owned).collect();
+        let is_empty = base_url.is_empty() && unsupported_fields.is_empty();
+        let name = self.name.clone();
+        (!is_empty).then_some(EngineFindings { name, base_url, unsupported_fields })
     }
 
     /// Removes a model that the engine reports as missing.

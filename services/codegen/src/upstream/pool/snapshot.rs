@@ -4,6 +4,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
+use hapa_proto::codegen::v1::EngineFindings;
 use tokio::time::Instant;
 
 use super::balancer::{Candidate, choose};
@@ -146,6 +147,14 @@ impl PoolSnapshot {
         let healthy = self.served_models().find(|model| model.parent.is_empty());
         let first = healthy.or_else(|| bases.next()).or(self.models.first());
         first.map(|model| model.name.as_str())
+    }
+
+    /// What was learned of the engines, sorted by name, without those of which nothing was learned.
+    pub(crate) fn engine_findings(&self) -> Vec<EngineFindings> {
+        let findings = self.endpoints.iter().filter_map(|endpoint| endpoint.findings());
+        let mut findings: Vec<_> = findings.collect();
+        findings.sort_by(|a, b| a.name.cmp(&b.name));
+        findings
     }
 
     /// The problems of the endpoints that are not healthy.

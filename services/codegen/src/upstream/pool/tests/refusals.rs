@@ -2,6 +2,7 @@
 //! error.
 
 use bytes::Bytes;
+use hapa_proto::codegen::v1::EngineFindings;
 use serde_json::json;
 
 use super::super::*;
@@ -25,7 +26,11 @@ fn answer() -> Reply {
 
 fn pool_of(servers: &[&ScriptedServer]) -> EnginePool {
     let urls: Vec<_> = servers.iter().map(|one| format!("http://{}/v1", one.address)).collect();
-    let sources = EngineSource::parse_list(&urls.join(",")).unwrap();
+    pool_at(&urls.join(","))
+}
+
+fn pool_at(urls: &str) -> EnginePool {
+    let sources = EngineSource::parse_list(urls).unwrap();
     let timeouts = PoolTimeouts { attempt: Duration::from_mins(1), stall: Duration::from_mins(1) };
     EnginePool::new(sources, EngineOptions::default(), timeouts).unwrap()
 }
@@ -82,6 +87,39 @@ async fn refused_extras_are_left_out_at_once_and_from_then_on() {
     assert_eq!(received.len(), 8, "the first call is asked three times");
     assert_eq!(fields(&received[7]), ["model", "temperature"]);
     assert_eq!(pool.snapshot().endpoints[0].learned(), ["cache_salt", "priority"]);
+}
+
+#[tokio::test]
+async fn findings_name_the_engines_of_which_something_was_learned() {
+    let refusal =
+        json!({"error": {"message": "Unsupported field cache_salt", "param": "cache_salt"}});
+    let refusing = server(move |request| match fields(request) {
+        sent if sent.contains(&"cache_salt") => Reply::json(400, &refusal),
+        _ => answer(),
+    })
+    .await;
+    let (usual, moved) = (server(|_| answer()).await, server(|_| answer()).await);
+    let urls = format!(
+        "http://{}/v1,http://{}/v1,http://me:hunter2@{}",
+        refusing.address, usual.address, moved.address
+    );
+    let pool = pool_at(&urls);
+    assert!(pool.snapshot().engine_findings().is_empty(), "nothing was asked yet");
+    pool.refresh().await;
+    while pool.snapshot().endpoints[0].learned().is_empty() {
+        call(&pool).await.unwrap();
+    }
+    let finding = |server: &ScriptedServer, base_url: String, fields: &[&str]| EngineFindings {
+        name: server.address.to_string(),
+        base_url,
+        unsupported_fields: fields.iter().map(|field| (*field).to_owned()).collect(),
+    };
+    let mut expected = [
+        finding(&refusing, String::new(), &["cache_salt"]),
+        finding(&moved, format!("http://{}/v1", moved.address), &[]),
+    ];
+    expected.sort_by(|a, b| a.name.cmp(&b.name));
+    assert_eq!(pool.snapshot().engine_findings(), expected);
 }
 
 #[tokio::test]
