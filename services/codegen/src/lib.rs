@@ -150,14 +150,24 @@ const RPCS: &[Rpc] = &[
     Rpc::new("/hapa.codegen.v1.CodegenService/GetCodeHealth", Access::Authenticated),
 ];
 
-/// Requests the list of models of each engine: its length, or the error. Each request has a timeout.
-pub async fn survey(config: &Config) -> Vec<(String, Result<usize, String>)> {
+/// The reply of an engine to a request for its models.
+#[derive(Clone, Debug)]
+pub struct EngineSurvey {
+    /// Number of models and adapters.
+    pub models: usize,
+    /// The base URL in use, without credentials and query, if it differs from the setting.
+    pub found_base_url: Option<String>,
+}
+
+/// Requests the list of models of each engine: its survey, or the error. Each request has a timeout.
+pub async fn survey(config: &Config) -> Vec<(String, Result<EngineSurvey, String>)> {
     let urls = config.ai_model_endpoint.split(',').map(str::trim).filter(|url| !url.is_empty());
     let count_models = async |url: &str| {
         let source = EngineSource::parse_list(url)?.remove(0);
         let engine = source.build_engine(None, &config.engine_options());
         let engine = engine.map_err(|error| error.to_string())?;
-        engine.models().await.map(|models| models.len()).map_err(|error| error.to_string())
+        let models = engine.models().await.map_err(|error| error.to_string())?;
+        Ok(EngineSurvey { models: models.len(), found_base_url: engine.found_base_url() })
     };
     let mut results = Vec::new();
     for url in urls {

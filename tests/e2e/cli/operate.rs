@@ -35,9 +35,10 @@ async fn the_doctor_finds_a_whole_mesh_well() {
     let (mesh, redis) = (TestMesh::start().await, RedisServer::start().await);
     let (gateway, certificates) = (mesh.gateway(&[]).await, Certificates::make().await);
     let (folder, url) = (mesh.folder().display().to_string(), redis.url());
+    let without_version = mesh.engine.url().trim_end_matches("/v1");
     let mut settings = vec![
         ("DATA_DIR", folder.as_str()),
-        ("AI_MODEL_ENDPOINT", mesh.engine.url()),
+        ("AI_MODEL_ENDPOINT", without_version),
         ("REDIS_URL", &url),
         ("GATEWAY_ADDRESS", &gateway.url),
     ];
@@ -63,6 +64,7 @@ async fn the_doctor_finds_a_whole_mesh_well() {
         assert_eq!(state(&report, &format!("gateway route to {role}")), "ok", "{said}");
     }
     assert_eq!(state(&report, "gateway refusals"), "ok", "{said}");
+    assert!(said.contains(&format!("its base URL is {}", mesh.engine.url())), "{said}");
     let (_, shown) = run(&["doctor"], &settings).await;
     assert!(shown.contains("STATE") && !shown.contains("WRONG"), "{shown}");
 }

@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use hapa_codegen::EngineSurvey;
 use hapa_core::rpc_error;
 use hapa_proto::analytics::v1::GetUsageRequest;
 use hapa_proto::analytics::v1::analytics_service_client::AnalyticsServiceClient;
@@ -141,12 +142,16 @@ pub(super) async fn engines(roles: &Roles) -> Vec<Finding> {
     let found = hapa_codegen::survey(config).await;
     let average_ms = start.elapsed().as_secs_f64() * 1e3
         / f64::from(u32::try_from(found.len().max(1)).unwrap_or(1));
-    let row = |(url, models): (String, Result<usize, String>)| {
+    let row = |(url, survey): (String, Result<EngineSurvey, String>)| {
         let what = format!("engine {}", crate::setting::redact_url_password(&url));
-        match models {
-            Ok(0) => Finding::wrong(what, "serves no model", advice),
-            Ok(models) => {
-                Finding::ok(what, format!("serves {models} models, listed in {average_ms:.1} ms"))
+        match survey {
+            Ok(EngineSurvey { models: 0, .. }) => Finding::wrong(what, "serves no model", advice),
+            Ok(EngineSurvey { models, found_base_url }) => {
+                let base_url = found_base_url
+                    .map(|url| format!("; its base URL is {url}"))
+                    .unwrap_or_default();
+                let found = format!("serves {models} models, listed in {average_ms:.1} ms");
+                Finding::ok(what, found + &base_url)
             }
             Err(error) => Finding::wrong(what, error, advice),
         }
