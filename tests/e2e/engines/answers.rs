@@ -1,8 +1,12 @@
 //! Answers of engines other than vLLM: refusals in many wordings, base URLs, and lists of models.
 
 use hapa_engine_sim::{Engine, Fault, Script};
-use hapa_proto::codegen::v1::{CompleteCodeRequest, GenerateCodeRequest, ListModelsRequest};
-use hapa_test_harness::{EchoedModels, EchoingEngine, TestMesh, incident};
+use hapa_proto::auth::v1::CreateKeyRequest;
+use hapa_proto::codegen::v1::codegen_service_client::CodegenServiceClient;
+use hapa_proto::codegen::v1::{
+    CompleteCodeRequest, EngineFindings, GenerateCodeRequest, ListModelsRequest,
+};
+use hapa_test_harness::{EchoedModels, EchoingEngine, Identity, TestMesh, hapa, incident, within};
 use serde_json::{Value, json};
 use tonic::Code;
 use tonic_types::StatusExt as _;
@@ -176,6 +180,49 @@ async fn a_base_url_is_found_whether_or_not_the_setting_has_the_version() {
         assert!(names(&mesh).await.contains(&MODEL.to_owned()), "{path}");
         mesh.finish().await;
     }
+}
+
+#[tokio::test]
+async fn what_was_learned_of_an_engine_is_listed_for_operators_only() {
+    let engine = Engine::start();
+    engine.respond_with(|body| match body {
+        body if !body["cache_salt"].is_null() => {
+            refusal(400, "Unrecognized request argument supplied: cache_salt", None)
+        }
+        _ => Script::text(ANSWER),
+    });
+    let address = engine.address().to_string();
+    let mesh = TestMesh::start_with(&[&format!("--ai-model-endpoint=http://{address}")]).await;
+    let list = async |identity: Identity<'_>| {
+        let mut client = CodegenServiceClient::new(mesh.channel_as(identity));
+        client.list_models(ListModelsRequest {}).await.unwrap().into_inner()
+    };
+    let base_url = format!("http://{address}/v1");
+    let mut expected =
+        EngineFindings { name: address.clone(), base_url, unsupported_fields: Vec::new() };
+    assert_eq!(list(Identity::Mesh).await.engine_findings, [expected.clone()]);
+    mesh.client().generate_code(question("q")).await.unwrap();
+    expected.unsupported_fields.push("cache_salt".to_owned());
+    for admin in [Identity::Mesh, Identity::Key(&mesh.key)] {
+        assert_eq!(list(admin).await.engine_findings, [expected.clone()]);
+    }
+    let user =
+        CreateKeyRequest { scopes: vec!["codegen:generate".to_owned()], ..TestMesh::dev_key() };
+    let user = mesh.create_key(user).await.key_text;
+    let listed = list(Identity::Key(&user)).await;
+    assert!(!listed.models.is_empty() && listed.engine_findings.is_empty(), "{listed:?}");
+
+    for (key, is_shown) in [(&mesh.key, true), (&user, false)] {
+        let mut command = hapa();
+        command.arg("models").env("HAPA_ADDRESS", format!("http://{}", mesh.address));
+        let output = within("the command", command.env("HAPA_API_KEY", key).output()).await;
+        let shown = String::from_utf8(output.unwrap().stdout).unwrap();
+        let row = [&*address, &*expected.base_url, "cache_salt"];
+        let bottom: Vec<_> = shown.lines().last().unwrap().split_whitespace().collect();
+        assert_eq!(bottom == row, is_shown, "{shown}");
+        assert_eq!(shown.contains(&address), is_shown, "{shown}");
+    }
+    mesh.finish().await;
 }
 
 #[tokio::test]

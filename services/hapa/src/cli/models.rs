@@ -1,9 +1,10 @@
-//! `hapa models`: the models and adapters of the engines, with their tasks and health.
+//! `hapa models`: the models and adapters of the engines, with their tasks and health, and for operators what was
+//! learned of the engines.
 
 use std::io::Write as _;
 
 use hapa_proto::codegen::v1::codegen_service_client::CodegenServiceClient;
-use hapa_proto::codegen::v1::{ListModelsRequest, Model};
+use hapa_proto::codegen::v1::{EngineFindings, ListModelsRequest, Model};
 
 use crate::cli::connection::ConnectionArgs;
 use crate::cli::table::table;
@@ -11,7 +12,7 @@ use crate::cli::{CliError, json};
 
 #[derive(clap::Args, Clone, Debug)]
 pub(super) struct ModelsArgs {
-    /// Print one JSON object per model.
+    /// Print one JSON object per model, without the engines.
     #[arg(long)]
     json: bool,
     #[command(flatten)]
@@ -20,17 +21,30 @@ pub(super) struct ModelsArgs {
 
 pub(super) async fn models(args: ModelsArgs) -> Result<(), CliError> {
     let mut client = CodegenServiceClient::new(args.connection.connect_as_user().await?);
-    let models = client.list_models(ListModelsRequest {}).await?.into_inner().models;
+    let listed = client.list_models(ListModelsRequest {}).await?.into_inner();
     if args.json {
-        return json::print_lines(&models);
+        return json::print_lines(&listed.models);
     }
+    let mut out = std::io::stdout();
     let header = ["MODEL", "ADAPTER OF", "TASKS", "STATUS", "ENGINES", "IN MEMORY", "CONTEXT"];
-    writeln!(std::io::stdout(), "{}", table(header, models.into_iter().map(row)))?;
+    writeln!(out, "{}", table(header, listed.models.into_iter().map(row)))?;
+    if !listed.engine_findings.is_empty() {
+        let header = ["ENGINE", "BASE URL FOUND", "REQUEST FIELDS LEFT OUT"];
+        writeln!(out, "\n{}", table(header, listed.engine_findings.into_iter().map(engine_row)))?;
+    }
     Ok(())
 }
 
+fn engine_row(findings: EngineFindings) -> [String; 3] {
+    let fields = findings.unsupported_fields.join(", ");
+    [findings.name, or_dash(findings.base_url), or_dash(fields)]
+}
+
+fn or_dash(text: String) -> String {
+    if text.is_empty() { "-".to_owned() } else { text }
+}
+
 fn row(model: Model) -> [String; 7] {
-    let or_dash = |text: String| if text.is_empty() { "-".to_owned() } else { text };
     let tasks = match (model.tasks.join(" "), model.default) {
         (tasks, false) => tasks,
         (tasks, true) if tasks.is_empty() => "all others".to_owned(),
