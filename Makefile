@@ -6,10 +6,13 @@ PRETTIER := $(WEB)/node_modules/.bin/prettier
 YAML = $(shell git ls-files '*.yaml' '*.yml')
 # End-to-end tests start this binary. With --workspace it shares the build results of `cargo test --workspace`.
 BUILD_FOR_TESTS = cargo build --workspace --bin hapa
+BENCH_RECORDED := tests/bench-peers/recorded.json
+BENCH_PEERS := cargo run --quiet --release --package hapa-bench-peers --
+BENCH_RATIOS := $(BENCH_PEERS) --peers floor --workloads W3,W1a,W1b,W2,W4,W5,W5h
 .DEFAULT_GOAL := help
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  \033[1m%-10s\033[0m %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  \033[1m%-13s\033[0m %s\n", $$1, $$2 }' Makefile
 
 run: ## install missing tools, build, and run engine, mesh and gateway in the foreground; ENGINE=model|sim|URL
 	@infra/tools/install run
@@ -60,7 +63,21 @@ client: $(BUF) ## generate, build and test the TypeScript client
 certs: ## create a test certificate authority and a certificate per role in data/certs
 	@infra/certs data/certs
 
-bench: ## measure the latency that the mesh adds to an engine, in a release build
+bench: bench-build ## compare HAPA with its peers, in a release build; ROUNDS=5 WORKLOADS=W1a,W4 PEERS=floor,envoy
+	@$(BENCH_PEERS) $(if $(ROUNDS),--rounds $(ROUNDS)) $(if $(WORKLOADS),--workloads $(WORKLOADS)) $(if $(PEERS),--peers $(PEERS))
+
+bench-check: bench-build ## compare the ratios of HAPA to the floor with the recorded ones; fails if one is 15 % worse
+	@$(BENCH_RATIOS) --check $(BENCH_RECORDED)
+
+bench-record: bench-build ## record the ratios of HAPA to the floor for bench-check
+	@$(BENCH_RATIOS) --record $(BENCH_RECORDED)
+
+# hapa is built by itself, so that it has the features of a release.
+bench-build:
+	@infra/tools/install bench
+	@cargo build --release --package hapa
+
+bench-mesh: ## measure parts of the mesh: admission, traces, outbox, hostile clients and stalled readers
 	@infra/tools/install run
 	cargo build --release --package hapa --package hapa-bench --bin hapa
 	cargo bench --package hapa --package hapa-bench --bench mesh
@@ -105,4 +122,4 @@ $(BUF): $(WEB)/package-lock.json
 	npm --prefix $(WEB) ci --no-audit --no-fund --silent
 	@touch $@
 
-.PHONY: help run build test test-unit test-e2e policy lint proto release-proto client certs bench bench-store load test-vllm fuzz advisories release sbom fmt clean
+.PHONY: help run build test test-unit test-e2e policy lint proto release-proto client certs bench bench-check bench-record bench-build bench-mesh bench-store load test-vllm fuzz advisories release sbom fmt clean
