@@ -1,11 +1,8 @@
 //! The engine simulator in a separate process, so that its work does not count as the load generator's. It is
 //! this binary again, controlled by standard input.
-//!
-//! Times cross the process boundary as time since the epoch, the one clock that both sides can read. A sample
-//! lasts a few milliseconds, so only a clock change during it could spoil it.
 
 use std::process::Stdio;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use hapa_engine_sim::{Fault, Script};
@@ -29,14 +26,8 @@ const WAIT_TIMEOUT: Duration = Duration::from_secs(15);
 pub(crate) struct Play {
     pub(crate) tokens: usize,
     pub(crate) gap: Duration,
-    pub(crate) silence: Option<Silence>,
-}
-
-/// Where the engine stops sending, without ending the stream.
-#[derive(Clone, Copy, Debug)]
-pub(crate) enum Silence {
-    BeforeTheFirst,
-    After(usize),
+    /// Tokens after which it stops sending, without ending the stream.
+    pub(crate) silence: Option<usize>,
 }
 
 impl Play {
@@ -46,11 +37,7 @@ impl Play {
     }
 
     fn words(self) -> String {
-        let silence = match self.silence {
-            None => "-".to_owned(),
-            Some(Silence::BeforeTheFirst) => "first".to_owned(),
-            Some(Silence::After(tokens)) => tokens.to_string(),
-        };
+        let silence = self.silence.map_or_else(|| "-".to_owned(), |tokens| tokens.to_string());
         format!("play {} {} {silence}", self.tokens, self.gap.as_micros())
     }
 
@@ -61,7 +48,6 @@ impl Play {
             .gap(Duration::from_micros(gap.parse().ok()?));
         Some(match *silence {
             "-" => script,
-            "first" => script.fault(Fault::HangAfterHeaders),
             after => script.fault(Fault::StallAfter(after.parse().ok()?)),
         })
     }
@@ -94,17 +80,6 @@ impl Engine {
     /// Answers every request from now on this way.
     pub(crate) async fn play(&mut self, play: Play) -> anyhow::Result<()> {
         self.order(&play.words()).await.map(drop)
-    }
-
-    /// How many clients have left before the end.
-    pub(crate) async fn aborted(&mut self) -> anyhow::Result<u64> {
-        Ok(self.order("aborted").await?.parse()?)
-    }
-
-    /// When it noticed that the `n`-th client had left.
-    pub(crate) async fn noticed(&mut self, n: u64) -> anyhow::Result<SystemTime> {
-        let nanos = self.order(&format!("noticed {n}")).await?.parse()?;
-        Ok(UNIX_EPOCH + Duration::from_nanos(nanos))
     }
 
     /// Waits until it has no active generation.
@@ -145,20 +120,10 @@ async fn obey(engine: &hapa_engine_sim::Engine, order: &str) -> anyhow::Result<S
             engine.script(Play::read(words).context("a play that can't be read")?);
             String::new()
         }
-        ["aborted"] => engine.counts().aborted.to_string(),
-        ["noticed", n] => {
-            let at = engine.wait_for_aborted(n.parse()?).await;
-            since_epoch(at)?.as_nanos().to_string()
-        }
         ["idle"] => {
             engine.wait_until(|counts| counts.in_flight() == 0).await;
             String::new()
         }
         _ => bail!("an order that can't be read: {order}"),
     })
-}
-
-fn since_epoch(at: Instant) -> anyhow::Result<Duration> {
-    let (now, instant) = (SystemTime::now(), Instant::now());
-    Ok(now.duration_since(UNIX_EPOCH)?.saturating_sub(instant.duration_since(at)))
 }

@@ -47,11 +47,6 @@ impl Connection {
         Ok(Connection { stream, unread: Vec::with_capacity(READ_SIZE), body: Body::default() })
     }
 
-    /// A new connection to the same place.
-    pub(crate) async fn another(&self) -> anyhow::Result<Self> {
-        Self::open(self.stream.peer_addr()?).await
-    }
-
     /// Asks, and waits for the headers; returns the status.
     pub(crate) async fn ask(&mut self, ask: &Ask) -> anyhow::Result<u16> {
         self.unread.clear();

@@ -1,21 +1,15 @@
-//! Costs of the mesh in comparison with the engine itself and with a plain Envoy, in one run on one
-//! machine. Ratios therefore carry over where absolute numbers do not. Authentication, an active
-//! rate limit, logs at info level and metrics are on.
+//! Costs of single parts of the mesh, each in comparison with the same run without it. Ratios therefore carry over
+//! where absolute numbers do not. Authentication, an active rate limit, logs at info level and metrics are on.
 //!
-//! `make bench` builds what it needs and runs it.
+//! `make bench-mesh` builds what it needs and runs it. `make bench` compares the whole with its peers.
 
-mod cached;
 mod caller;
 mod completion;
-mod cost;
 mod decisions;
 mod engine;
-mod first_token;
 mod gauge;
 mod hostile_clients;
 mod http;
-mod leaving;
-mod open;
 mod outbox;
 mod readers;
 mod report;
@@ -24,7 +18,6 @@ mod samples;
 mod share;
 mod shared_limit;
 mod stage;
-mod streams;
 mod traces;
 
 use std::io::Write as _;
@@ -35,7 +28,6 @@ use anyhow::{Context as _, bail, ensure};
 use clap::{Parser, ValueEnum};
 use tokio::signal::unix::{SignalKind, signal};
 
-use crate::cost::Pace;
 use crate::report::Table;
 use crate::stage::{Stage, repository};
 
@@ -68,18 +60,13 @@ struct Args {
 /// What can be measured.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum Section {
-    FirstToken,
-    Cost,
-    Leaving,
     Admission,
     Traces,
     Route,
     Spool,
-    Cache,
     Completion,
     Readers,
     Strangers,
-    Open,
 }
 
 /// What is measured.
@@ -94,39 +81,16 @@ pub(crate) struct Binaries {
 struct Extent {
     rounds: usize,
     sections: usize,
-    section: Duration,
-    hold: Duration,
-    drops: usize,
 }
 
-const FULL: Extent = Extent {
-    rounds: 3_000,
-    sections: 4,
-    section: Duration::from_secs(3),
-    hold: Duration::from_secs(8),
-    drops: 300,
-};
-const QUICK: Extent = Extent {
-    rounds: 300,
-    sections: 1,
-    section: Duration::from_millis(1_200),
-    hold: Duration::from_millis(1_200),
-    drops: 30,
-};
+const FULL: Extent = Extent { rounds: 3_000, sections: 4 };
+const QUICK: Extent = Extent { rounds: 300, sections: 1 };
 
 const ABOUT: &str = "\
 All on one machine, over loopback, with a simulated engine. On in the mesh: keys, a limit that
 counts (1,000,000 a minute), logs at info, metrics. Answers are fresh ones, each kept as the next
 would find it, where nothing else is said. Compare within this run, not with others.
 ";
-
-const PACED: Pace = Pace { streams: 50, gap: Duration::from_millis(20) };
-const UNPACED: Pace = Pace { streams: 4, gap: Duration::ZERO };
-/// Numbers of open streams. The gaps are so long that two cores do not limit the streams.
-const OPEN: [Pace; 2] = [
-    Pace { streams: 200, gap: Duration::from_millis(50) },
-    Pace { streams: 1_000, gap: Duration::from_millis(100) },
-];
 
 /// One thread, so that the load generator does not take cores from the measured processes.
 #[tokio::main(flavor = "current_thread")]
@@ -159,20 +123,9 @@ async fn bench(args: &Args) -> anyhow::Result<String> {
     if matches!(args.only, Some(Section::Route | Section::Spool)) {
         return Ok(report);
     }
-    say(from, "starting the engine, the mesh, the gateway and a plain Envoy");
+    say(from, "starting the engine, the mesh and the gateway");
     let binaries = binaries(args)?;
     let mut stage = Stage::start(&binaries, None).await?;
-    if wanted(Section::FirstToken) {
-        say(from, "first token");
-        add(first_token::measure(&mut stage, extent.rounds).await?);
-    }
-    if wanted(Section::Cost) {
-        costs(&mut stage, extent, from, &mut add).await?;
-    }
-    if wanted(Section::Leaving) {
-        say(from, "clients who leave");
-        add(leaving::measure(&mut stage, extent.drops).await?);
-    }
     if wanted(Section::Admission) {
         admission(&mut stage, extent, from, &mut add).await?;
     }
@@ -182,9 +135,6 @@ async fn bench(args: &Args) -> anyhow::Result<String> {
         say(from, "calls that are followed");
         let tables = traces::measure(&binaries, share::LOADS, extent.sections * 5).await?;
         tables.into_iter().for_each(&mut add);
-    }
-    if wanted(Section::Open) {
-        open_streams(&binaries, extent, from, &mut add).await?;
     }
     say(from, "done");
     Ok(report)
@@ -197,10 +147,6 @@ async fn answers(
     from: Instant,
     add: &mut impl FnMut(Table),
 ) -> anyhow::Result<()> {
-    if wanted(Section::Cache) {
-        say(from, "known answers");
-        add(cached::measure(stage, extent.rounds).await?);
-    }
     if wanted(Section::Completion) {
         say(from, "completions");
         add(completion::measure(stage, extent.rounds).await?);
@@ -212,19 +158,6 @@ async fn answers(
     if wanted(Section::Strangers) {
         say(from, "strangers at the door");
         add(hostile_clients::measure(stage, extent.sections, extent.rounds).await?);
-    }
-    Ok(())
-}
-
-async fn costs(
-    stage: &mut Stage,
-    extent: Extent,
-    from: Instant,
-    add: &mut impl FnMut(Table),
-) -> anyhow::Result<()> {
-    for pace in [PACED, UNPACED] {
-        say(from, "processor time per token");
-        add(cost::measure(stage, pace, extent.sections, extent.section).await?);
     }
     Ok(())
 }
@@ -259,20 +192,6 @@ async fn admission(
     for load in share::LOADS {
         say(from, "admission's share of an answer");
         add(share::measure(stage, load, extent.sections * 10).await?);
-    }
-    Ok(())
-}
-
-async fn open_streams(
-    binaries: &Binaries,
-    extent: Extent,
-    from: Instant,
-    add: &mut impl FnMut(Table),
-) -> anyhow::Result<()> {
-    for Pace { streams, gap } in OPEN {
-        say(from, &format!("{streams} open streams, with everything started anew"));
-        let mut stage = Stage::start(binaries, None).await?;
-        add(open::measure(&mut stage, streams, gap, extent.hold).await?);
     }
     Ok(())
 }

@@ -11,8 +11,7 @@ use tokio::task::JoinSet;
 use tokio::time::sleep;
 
 use crate::caller::{Caller, Way};
-use crate::cost::{micros, pace};
-use crate::engine::{Play, Silence};
+use crate::engine::Play;
 use crate::gauge::{self, ratio};
 use crate::report::{Table, verdict};
 use crate::stage::Stage;
@@ -78,7 +77,7 @@ pub(crate) async fn measure(
 
 /// Processor time of an answer, in microseconds.
 pub(crate) async fn answer(stage: &mut Stage, load: Load, kind: Kind) -> anyhow::Result<f64> {
-    let silence = (!kind.ends).then_some(Silence::After(ANSWER));
+    let silence = (!kind.ends).then_some(ANSWER);
     let tokens = if kind.ends { ANSWER } else { ANSWER + 1 };
     stage.engine.play(Play { tokens, gap: load.gap, silence }).await?;
     let mut callers = Caller::many(stage, kind.way, load.all()).await?;
@@ -99,7 +98,7 @@ pub(crate) async fn answer(stage: &mut Stage, load: Load, kind: Kind) -> anyhow:
 
     drop(open);
     stage.engine.idle().await?;
-    Ok(micros(cpu, load.all() as u64))
+    Ok(cpu.as_secs_f64() * 1e6 / ratio(load.all() as u64, 1))
 }
 
 /// Returns the callers. Their answers continue until they are dropped.
@@ -117,6 +116,14 @@ async fn one_after_the_other(mut callers: Vec<Caller>, ends: bool) -> anyhow::Re
         }
     }
     Ok(callers)
+}
+
+pub(crate) fn pace(gap: Duration) -> String {
+    if gap == Duration::ZERO {
+        "as fast as they go".to_owned()
+    } else {
+        format!("a token every {gap:?}")
+    }
 }
 
 fn table(load: Load, costs: &[Vec<f64>; 4]) -> Table {

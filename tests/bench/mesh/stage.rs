@@ -1,5 +1,4 @@
-//! The measured processes: the engine, `hapa all`, the gateway as users run it, and a plain Envoy that only
-//! proxies the engine. They use loopback only.
+//! The measured processes: the engine, `hapa all`, and the gateway as users run it. They use loopback only.
 //!
 //! Invariant: the processes end with this one, however it ends.
 
@@ -24,14 +23,12 @@ const WAIT_TIMEOUT: Duration = Duration::from_secs(20);
 const TRIES: usize = 3;
 /// The highest limit that a key can have: it never refuses here, and is counted all the same.
 const LIMIT: &str = "*=1000000/60";
-const PLAIN_ENVOY: &str = include_str!("plain-envoy.yaml");
 
 /// The running processes.
 pub(crate) struct Stage {
     pub(crate) engine: Engine,
     pub(crate) hapa: ChildProcess,
     pub(crate) gateway: ChildProcess,
-    pub(crate) plain: ChildProcess,
     pub(crate) key: String,
     pub(crate) mesh_token: SecretString,
     _folder: TempDir,
@@ -73,7 +70,6 @@ impl Stage {
     async fn try_start(binaries: &Binaries, collector: Option<&str>) -> anyhow::Result<Self> {
         let folder = tempfile::tempdir()?;
         let engine = Engine::start().await?;
-        let plain = start_plain(binaries, folder.path(), engine.port)?;
         let (mut hapa, metrics) = start_hapa(binaries, folder.path(), engine.port, collector)?;
         ready(&mut hapa, loopback(metrics), &Ask::get("/readyz", "")).await.context("hapa")?;
         let key = make_key(binaries, folder.path(), hapa.port).await?;
@@ -83,10 +79,7 @@ impl Stage {
         let address = gateway.address();
         let health = Ask::get("/api/v1/code/health", &key);
         ready(&mut gateway, address, &health).await.context("the gateway")?;
-        let mut stage = Stage { engine, hapa, gateway, plain, key, mesh_token, _folder: folder };
-        let address = stage.plain.address();
-        ready(&mut stage.plain, address, &Ask::get("/v1/models", "")).await.context("Envoy")?;
-        Ok(stage)
+        Ok(Stage { engine, hapa, gateway, key, mesh_token, _folder: folder })
     }
 }
 
@@ -138,15 +131,6 @@ async fn start_gateway(
     command.env("ENVOY_ADMIN_PORT", admin.to_string());
     run(command).await?;
     start_envoy(binaries, &out.join("envoy.yaml"), port)
-}
-
-fn start_plain(binaries: &Binaries, folder: &Path, engine: u16) -> anyhow::Result<ChildProcess> {
-    let [port] = free_ports()?;
-    let config = folder.join("plain-envoy.yaml");
-    let ports = [("${PORT}", port), ("${ENGINE_PORT}", engine)];
-    let fill = |text: String, (name, port): (&str, u16)| text.replace(name, &port.to_string());
-    fs::write(&config, ports.into_iter().fold(PLAIN_ENVOY.to_owned(), fill))?;
-    start_envoy(binaries, &config, port)
 }
 
 /// As `make run` starts it.

@@ -4,10 +4,9 @@
 use hapa_test_harness::TraceCollector;
 
 use crate::Binaries;
-use crate::cost::pace;
 use crate::gauge::ratio;
 use crate::report::{Table, times};
-use crate::share::{ANSWER, FOLLOWED, Load, answer, quarter};
+use crate::share::{ANSWER, FOLLOWED, Load, answer, pace, quarter};
 use crate::stage::Stage;
 
 pub(crate) async fn measure(
