@@ -190,7 +190,7 @@ fn all_matches(root: &clap::Command) -> Result<ArgMatches, CliError> {
         if !remove_flag(&mut arguments, &problem.flag) {
             command = without_variable(command, &problem.name);
         }
-        if problems.iter().any(|known| *known == problem) {
+        if problems.contains(&problem) {
             return Err(CliError::invalid_values(&problems, None));
         }
         problems.push(problem);

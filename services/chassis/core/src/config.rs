@@ -1,5 +1,6 @@
 //! Settings that every service shares, parsers of setting values, and the error for an invalid value.
 
+use std::fmt::Write as _;
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -41,7 +42,8 @@ impl ConfigError {
         let mut problems = problems.into_iter();
         let Some(mut first) = problems.next() else { return Ok(()) };
         for other in problems {
-            first.problem += &format!("\n{other}");
+            // Writing to a string does not fail.
+            let _ = write!(first.problem, "\n{other}");
         }
         Err(first)
     }

@@ -299,11 +299,7 @@ impl Server {
         tokio::time::sleep(config.drain_delay_seconds).await;
         let drain_timeout = config.drain_timeout_seconds;
         end_calls(&drain, &calls, &self.shutdown.end_streams, drain_timeout).await;
-        self.tasks.close();
-        self.tasks_end.cancel();
-        if timeout(TASK_SHUTDOWN_TIMEOUT, self.tasks.wait()).await.is_err() {
-            tracing::warn!("a background task did not end in time");
-        }
+        end_tasks(&self.tasks, &self.tasks_end).await;
         drop(workers);
         tracing::info!("stopped");
         Ok(())
@@ -456,6 +452,15 @@ fn connection_limits(config: &Config) -> ConnectionLimits {
         trusted_proxies: config.trusted_proxies.clone(),
         reader_timeout: config.reader_timeout_seconds,
         max_age: (!age.is_zero()).then_some(max_age),
+    }
+}
+
+/// Ends the background tasks.
+async fn end_tasks(tasks: &TaskTracker, end: &CancellationToken) {
+    tasks.close();
+    end.cancel();
+    if timeout(TASK_SHUTDOWN_TIMEOUT, tasks.wait()).await.is_err() {
+        tracing::warn!("a background task did not end in time");
     }
 }
 

@@ -1,5 +1,5 @@
-//! The threads that serve connections. Each has a runtime of its own, so that a call, its connection and its connection
-//! to an engine stay on one thread: handing work to another thread costs more than the work of a token.
+//! The threads that serve connections. Each has a runtime of its own, so that a call and its connections stay on one
+//! thread. To hand work to another thread costs more than the work for a token.
 //!
 //! Background work, such as the stores' and the outbox', runs on the runtime that started the server.
 
@@ -82,7 +82,7 @@ impl Worker {
         thread::Builder::new().name(format!("worker-{number}")).spawn(move || {
             // Without a subscriber of the process, the worker logs to that of the thread that starts it. One for a
             // thread makes the log calls of all threads slower.
-            let is_unset = get_default(|own| own.is::<NoSubscriber>());
+            let is_unset = get_default(Dispatch::is::<NoSubscriber>);
             let _subscriber = is_unset.then(|| dispatcher::set_default(&subscriber));
             runtime.block_on(async {
                 tokio::select! {

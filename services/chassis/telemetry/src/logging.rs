@@ -47,7 +47,7 @@ fn build(log: &LogConfig, tracer: Option<SdkTracer>) -> Result<(Dispatch, Log), 
     let invalid = |problem: String| ConfigError::new("LOG_LEVEL", problem);
     let output = open(log)?;
     let lines = line_layer(log, &output);
-    // Directives for spans need the filter that looks at each span that is entered.
+    // Only this filter supports directives for spans. It costs more, because it examines every span.
     let dispatch = if directives.contains('[') {
         let level = EnvFilter::builder().parse(directives);
         subscriber(lines, level.map_err(|error| invalid(error.to_string()))?, tracer)

@@ -75,7 +75,8 @@ impl<B: CallBody, W: BodyWrapper> Body for WrappedBody<B, W> {
     }
 
     fn is_end_stream(&self) -> bool {
-        self.wrapper.as_ref().is_none_or(BodyWrapper::is_end_stream) && has_ended(&self.body)
+        self.wrapper.as_ref().is_none_or(BodyWrapper::is_end_stream)
+            && has_ended(self.body.as_ref())
     }
 
     fn size_hint(&self) -> SizeHint {
@@ -88,8 +89,8 @@ pub(crate) fn poll_body<B: CallBody>(body: &mut Option<B>, cx: &mut Context<'_>)
     body.as_mut().map_or(Poll::Ready(None), |body| Pin::new(body).poll_frame(cx))
 }
 
-fn has_ended<B: CallBody>(body: &Option<B>) -> bool {
-    body.as_ref().is_none_or(Body::is_end_stream)
+fn has_ended<B: CallBody>(body: Option<&B>) -> bool {
+    body.is_none_or(Body::is_end_stream)
 }
 
 /// Holds a permit until the body is dropped.
@@ -127,7 +128,7 @@ impl<F: Future<Output = ()> + Send + 'static> BodyWrapper for RevocableBody<F> {
         if let Poll::Ready(frame) = poll_body(body, cx) {
             return Poll::Ready(frame);
         }
-        if has_ended(body) || self.revoked.as_mut().poll(cx).is_pending() {
+        if has_ended(body.as_ref()) || self.revoked.as_mut().poll(cx).is_pending() {
             return Poll::Pending;
         }
         *body = None;

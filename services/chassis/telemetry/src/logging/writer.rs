@@ -182,7 +182,9 @@ fn write_lines(messages: &Receiver<Message>, shared: &Shared, output: impl Outpu
     let mut lines = LineWriter { shared, output, reported: 0 };
     while let Ok(message) = messages.recv() {
         lines.handle(message);
-        messages.try_iter().for_each(|message| lines.handle(message));
+        for message in messages.try_iter() {
+            lines.handle(message);
+        }
         thread::sleep(BATCH_DELAY);
     }
 }

@@ -148,7 +148,7 @@ fn framing(status: StatusCode, headers: &HeaderMap) -> Result<BodyFraming, Malfo
         return Ok(if is_chunked { BodyFraming::chunked() } else { BodyFraming::UntilClose });
     }
     let mut length = None;
-    for value in headers.get_all(CONTENT_LENGTH).iter() {
+    for value in &headers.get_all(CONTENT_LENGTH) {
         let text = value.to_str().map_err(|_| Malformed)?.trim();
         let is_number = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
         let number = text.parse::<u64>().ok().filter(|_| is_number).ok_or(Malformed)?;

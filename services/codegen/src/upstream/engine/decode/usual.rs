@@ -215,6 +215,8 @@ impl<'a> UsualEvent<'a> {
         if choice.logprobs.is_some() || choice.finish_reason.is_some() {
             return None;
         }
+        let index = usize::try_from(choice.index.unwrap_or_default()).ok();
+        let index = index.filter(|index| *index < MAX_ENTRIES)?;
         let delta = choice.delta.as_ref();
         let used = |text: &Option<JsonText<'a>>| match text {
             Some(JsonText(Cow::Borrowed(text))) if !text.is_empty() => Some(*text),
@@ -229,7 +231,7 @@ impl<'a> UsualEvent<'a> {
         let (text, None) = (texts.next()?, texts.next()) else { return None };
         Some(OnlyText {
             text,
-            choice: usize::try_from(choice.index.unwrap_or_default()).ok()?,
+            choice: index,
             is_reasoning: reasonings.iter().any(Option::is_some),
             usage: self.usage.as_ref().and_then(UsualUsage::read),
             model: self.model.as_ref().map_or("", |JsonText(model)| model),
