@@ -22,9 +22,6 @@ const MAX_QUIET_CORES: f64 = 0.2;
 /// Wait for other processes before a load begins anyway.
 const QUIET_TIMEOUT: Duration = Duration::from_secs(10);
 const QUIET_PERIOD: Duration = Duration::from_millis(300);
-/// Beyond these processors of others a load is repeated.
-const MAX_FOREIGN_CORES: f64 = 0.25;
-const MAX_STOLEN_CORES: f64 = 0.05;
 /// The least disturbed of these counts.
 const MAX_TRIES: usize = 3;
 /// Wait for streams that a system has not aborted.
@@ -103,8 +100,7 @@ pub(crate) fn undisturbed(mut load: impl FnMut() -> anyhow::Result<Run>) -> anyh
     for _ in 0..MAX_TRIES {
         wait_quiet();
         let run = load()?;
-        let is_quiet = run.report.foreign_cores <= MAX_FOREIGN_CORES
-            && run.report.stolen_cores <= MAX_STOLEN_CORES;
+        let is_quiet = run.is_quiet();
         if best.as_ref().is_none_or(|best| noise(&run) < noise(best)) {
             best = Some(run);
         }

@@ -52,7 +52,8 @@ pub(crate) fn record(results: &Results, file: &Path) -> anyhow::Result<ExitCode>
 
 /// Compares the ratios of this run with those of a file, and fails if one is worse.
 pub(crate) fn check(results: &Results, file: &Path) -> anyhow::Result<ExitCode> {
-    let text = fs::read_to_string(file).with_context(|| format!("reading {}", file.display()))?;
+    let missing = || format!("reading {}; `make bench-record` writes it", file.display());
+    let text = fs::read_to_string(file).with_context(missing)?;
     let recorded: BTreeMap<String, f64> = serde_json::from_str(&text)?;
     let (table, worse) = compared(&recorded, &ratios(results));
     ensure!(!table.rows.is_empty(), "no recorded ratio was measured");

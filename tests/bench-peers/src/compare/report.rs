@@ -87,6 +87,15 @@ fn remarks(results: &Results) -> Vec<String> {
             found.push(format!("{}: {count} errors, such as: {kind}", system.title()));
         }
     }
+    for run in results.runs.iter().filter(|run| !run.is_quiet()) {
+        found.push(format!(
+            "Disturbed: {} of {}: other processes used {} processors, the hypervisor {}",
+            run.workload.name(),
+            run.system.title(),
+            figure(Some(run.report.foreign_cores)),
+            figure(Some(run.report.stolen_cores)),
+        ));
+    }
     let foreign = median(results.runs.iter().map(|run| run.report.foreign_cores));
     let stolen = median(results.runs.iter().map(|run| run.report.stolen_cores));
     let cores = std::thread::available_parallelism().map_or(0, usize::from);

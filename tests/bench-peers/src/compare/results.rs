@@ -12,6 +12,10 @@ use crate::compare::workload::Workload;
 use crate::process::float;
 use crate::spec::{LoadReport, Quantiles};
 
+/// Beyond these processors of others a load is disturbed, and is repeated.
+const MAX_FOREIGN_CORES: f64 = 0.25;
+const MAX_STOLEN_CORES: f64 = 0.05;
+
 /// One load on one system.
 #[derive(Clone, Debug, Deserialize, Serialize)]
 pub(crate) struct Run {
@@ -34,6 +38,11 @@ pub(crate) struct Results {
 }
 
 impl Run {
+    pub(crate) fn is_quiet(&self) -> bool {
+        self.report.foreign_cores <= MAX_FOREIGN_CORES
+            && self.report.stolen_cores <= MAX_STOLEN_CORES
+    }
+
     pub(crate) fn cpu_per_token(&self) -> Option<f64> {
         per(self.report.cpu_us, self.report.tokens)
     }
