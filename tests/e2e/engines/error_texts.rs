@@ -12,7 +12,7 @@ use hapa_proto::errors::v1::GetIncidentRequest;
 use hapa_proto::errors::v1::error_tracking_service_client::ErrorTrackingServiceClient;
 use hapa_test_harness::{
     CodegenClient, ECHO_CASES, ECHOING_HOST, ECHOING_MODEL, EchoedModels, EchoingEngine, Identity,
-    TestChannel, TestMesh, TraceCollector, hapa, incident, reqwest_client, within,
+    TestChannel, TestMesh, TraceCollector, files_with, hapa, incident, reqwest_client, within,
 };
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -99,15 +99,8 @@ impl Meshed {
 
     /// The process's data files that contain `word`.
     fn files_with(&self, word: &str) -> Vec<PathBuf> {
-        let data = std::fs::read_dir(self.folder.path().join("data")).unwrap();
-        let files = data.map(|entry| entry.unwrap().path());
-        files.filter(|file| holds(file, word)).collect()
+        files_with(&self.folder.path().join("data"), word)
     }
-}
-
-fn holds(file: &Path, word: &str) -> bool {
-    let bytes = std::fs::read(file).unwrap_or_default();
-    bytes.windows(word.len()).any(|found| found == word.as_bytes())
 }
 
 fn lines(file: &Path) -> Vec<Value> {

@@ -1,7 +1,5 @@
 //! Recorded data of calls: each failure of a client, each used token, no secret and no prompt.
 
-use std::path::Path;
-
 use hapa_engine_sim::{Fault, Script};
 use hapa_proto::analytics::v1::GetUsageRequest;
 use hapa_proto::analytics::v1::analytics_service_client::AnalyticsServiceClient;
@@ -9,7 +7,7 @@ use hapa_proto::auth::v1::{CreateKeyRequest, RateLimit};
 use hapa_proto::codegen::v1::GenerateCodeRequest;
 use hapa_proto::errors::v1::GetIncidentRequest;
 use hapa_proto::errors::v1::error_tracking_service_client::ErrorTrackingServiceClient;
-use hapa_test_harness::{Identity, PASSWORD, Store, TestMesh, incident, within};
+use hapa_test_harness::{Identity, PASSWORD, Store, TestMesh, files_with, incident, within};
 use tonic::Status;
 
 use crate::api::generate::{question, stream};
@@ -72,14 +70,6 @@ async fn every_failure_that_was_shown_is_found_by_its_id() {
     }
 }
 
-/// Whether any file below a folder holds a text.
-fn files_hold(folder: &Path, text: &str) -> bool {
-    std::fs::read_dir(folder).unwrap().any(|entry| {
-        let bytes = std::fs::read(entry.unwrap().path()).unwrap_or_default();
-        bytes.windows(text.len()).any(|window| window == text.as_bytes())
-    })
-}
-
 #[tokio::test]
 async fn no_prompt_answer_or_credential_is_remembered() {
     for store in Store::both().await {
@@ -106,7 +96,7 @@ async fn no_prompt_answer_or_credential_is_remembered() {
         let secrets = [CANARY, &mesh.key[17..], PASSWORD, &kim.access_token, &kim.refresh_token];
         for secret in secrets {
             assert!(!store.holds(secret).await, "{secret} stands in the store");
-            assert!(!files_hold(mesh.folder(), secret), "{secret} stands in a file");
+            assert!(files_with(mesh.folder(), secret).is_empty(), "{secret} stands in a file");
             assert!(!metrics.text().contains(secret), "{secret} stands in a metric");
         }
         mesh.finish().await;

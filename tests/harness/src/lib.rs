@@ -32,5 +32,5 @@ pub use redis::RedisServer;
 pub use server_process::ServerProcess;
 pub use test_cluster::{AuditClient, RoleProcess, SessionClient, TestCluster, UserClient};
 pub use test_mesh::{CodegenClient, KeyClient, TOKEN, TestMesh, reqwest_client};
-pub use tools::{Metrics, hapa, incident, refusal, signal, within};
+pub use tools::{Metrics, files_with, hapa, incident, refusal, signal, within};
 pub use trace_collector::{CollectedSpan, TraceCollector};

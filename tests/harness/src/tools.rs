@@ -1,6 +1,6 @@
 //! Helpers of tests: a time limit for every wait, the binary, and details of errors.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use serde_json::Value;
@@ -141,4 +141,19 @@ impl Metrics {
     pub fn text(&self) -> &str {
         &self.0
     }
+}
+
+/// The files of a folder, and of the folders in it, that contain a text. A file that is removed meanwhile does not.
+pub fn files_with(folder: &Path, text: &str) -> Vec<PathBuf> {
+    let entries = std::fs::read_dir(folder).expect("a folder");
+    let paths = entries.map(|entry| entry.expect("an entry").path());
+    let found = paths.flat_map(|path| {
+        if path.is_dir() {
+            return files_with(&path, text);
+        }
+        let bytes = std::fs::read(&path).unwrap_or_default();
+        let holds = bytes.windows(text.len()).any(|window| window == text.as_bytes());
+        if holds { vec![path] } else { Vec::new() }
+    });
+    found.collect()
 }
