@@ -123,3 +123,15 @@ async fn the_example_is_an_env_file_that_changes_nothing() {
     assert!(with_file.status.success(), "{}", text(&with_file.stderr));
     assert_eq!(with_file.stdout, plain.stdout);
 }
+
+#[tokio::test]
+async fn a_gateway_on_the_port_of_the_mesh_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut command = in_folder(folder.path(), &["gateway", "--out=gateway"]);
+    command.env("PORT", "8000");
+    let done = run(command).await;
+    let error = text(&done.stderr);
+    assert_eq!(done.status.code(), Some(78), "{error}");
+    assert!(error.contains("GATEWAY_PORT: 8000 is PORT too"), "{error}");
+    assert!(!folder.path().join("gateway/envoy.yaml").exists());
+}

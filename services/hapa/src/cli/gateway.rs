@@ -129,10 +129,24 @@ pub(super) fn write(args: &GatewayArgs) -> Result<(), CliError> {
     Ok(())
 }
 
+/// Refuses the port of the mesh on this machine.
+fn check_ports(args: &GatewayArgs) -> Result<(), ConfigError> {
+    let services =
+        [&args.codegen_address, &args.auth_address, &args.analytics_address, &args.errors_address];
+    let uses_port = services.iter().any(|address| address.as_deref().is_none_or(str::is_empty));
+    if uses_port && args.gateway_port == args.port && args.port != 0 {
+        let problem =
+            format!("{} is PORT too, the port of the mesh; choose another one", args.port);
+        return Err(ConfigError::new("GATEWAY_PORT", problem));
+    }
+    Ok(())
+}
+
 fn render(args: &GatewayArgs, descriptors: &Path) -> Result<String, CliError> {
     let endpoints_of = |setting, address: &Option<String>| {
         endpoints(setting, address.as_deref().unwrap_or_default(), args.port)
     };
+    check_ports(args)?;
     check_schemes(args)?;
     let traces = args.otel_exporter_otlp_endpoint.as_deref().filter(|traces| !traces.is_empty());
     let (traces_host, traces_port) = match traces {
