@@ -42,12 +42,21 @@ pub(crate) fn load(command: Option<&str>) -> Result<(), String> {
 }
 
 fn environment_of(path: &Path) -> Option<String> {
-    let mut variables = dotenvy::from_path_iter(path).ok()?.flatten();
+    if !path.is_file() {
+        return None;
+    }
+    // Up to a line that can't be read, which the load of the file names.
+    let mut variables = dotenvy::from_path_iter(path).ok()?.map_while(Result::ok);
     variables.find_map(|(name, value)| (name == ENVIRONMENT).then_some(value))
 }
 
 fn load_file(name: &str) -> Result<(), String> {
-    match dotenvy::from_path(Path::new(name)) {
+    let path = Path::new(name);
+    // Python projects have virtual environments in folders of this name.
+    if path.is_dir() {
+        return Ok(());
+    }
+    match dotenvy::from_path(path) {
         Ok(()) => Ok(()),
         Err(Error::Io(error)) if error.kind() == ErrorKind::NotFound => Ok(()),
         Err(Error::Io(error)) => Err(format!("{name}: can't be read: {}", error.kind())),

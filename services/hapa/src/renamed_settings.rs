@@ -39,8 +39,11 @@ const WITHOUT_EFFECT: &[(&str, &str)] = &[
     ("DATABASE_MAX_OVERFLOW", "the pools of connections have fixed sizes"),
     ("REDIS_PASSWORD", "put it into REDIS_URL: redis://:password@host:6379"),
     ("ALLOWED_ORIGINS", "set CORS_ORIGINS for the gateway"),
-    ("ACCESS_TOKEN_EXPIRE_MINUTES", "see the settings of sessions in `hapa config`"),
-    ("ALGORITHM", "access tokens are signed with Ed25519"),
+    ("ACCESS_TOKEN_EXPIRE_MINUTES", "set ACCESS_TOKEN_MINUTES"),
+    (
+        "ALGORITHM",
+        "access tokens are signed with HS256, or with Ed25519 if SESSION_KEY_FILE is set",
+    ),
 ];
 
 const fn renamed(old: &'static str, new: &'static str) -> RenamedSetting {

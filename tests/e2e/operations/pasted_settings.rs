@@ -135,3 +135,11 @@ async fn a_gateway_on_the_port_of_the_mesh_is_refused() {
     assert!(error.contains("GATEWAY_PORT: 8000 is PORT too"), "{error}");
     assert!(!folder.path().join("gateway/envoy.yaml").exists());
 }
+
+#[tokio::test]
+async fn a_folder_with_the_name_of_an_env_file_is_ignored() {
+    let folder = tempfile::tempdir().unwrap();
+    fs::create_dir(folder.path().join(".env")).unwrap();
+    let done = run(in_folder(folder.path(), &["config"])).await;
+    assert!(done.status.success(), "{}", text(&done.stderr));
+}
