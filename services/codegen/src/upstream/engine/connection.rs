@@ -241,17 +241,15 @@ impl EngineConnection {
                 Ok(None) => {}
                 Err(_) => return Poll::Ready(Err(TransportError::Broken)),
             }
-            match (ready!(received), sent) {
-                (Ok(0), Poll::Ready(Err(error))) | (Err(error), _) => {
-                    return Poll::Ready(Err(TransportError::of_open_connection(&error)));
-                }
+            return Poll::Ready(Err(match (ready!(received), sent) {
+                (Ok(1..), _) => continue,
                 // Only a connection that closes without an answer may have been closed before the request.
-                (Ok(0), _) if self.received.is_empty() => {
-                    return Poll::Ready(Err(TransportError::Closed));
+                _ if !self.received.is_empty() => TransportError::Broken,
+                (Err(error), _) | (Ok(_), Poll::Ready(Err(error))) => {
+                    TransportError::of_open_connection(&error)
                 }
-                (Ok(0), _) => return Poll::Ready(Err(TransportError::Broken)),
-                (Ok(_), _) => {}
-            }
+                (Ok(_), _) => TransportError::Closed,
+            }));
         }
     }
 
